@@ -1,0 +1,46 @@
+"""robustpatch: certified and empirical accuracy of image classifiers under patch attacks, held against each other."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustpatch.ablation import Ablation, Blocks, Columns, Rows, parse_ablation
+    from robustpatch.certificate import Certificate, certify_votes, largest_certified
+    from robustpatch.checks import calibrate_guard
+    from robustpatch.encoding import ComplementChannels, MaskChannel
+    from robustpatch.errors import InvalidInput
+    from robustpatch.smoothing import SmoothedClassifier
+    from robustpatch.threat import AnyOf, PatchThreat, parse_threat
+    from robustpatch.voting import Threshold, TopOne, Votes
+
+_HOME = {
+    "ablation": ("Ablation", "Blocks", "Columns", "Rows", "parse_ablation"),
+    "certificate": ("Certificate", "certify_votes", "largest_certified"),
+    "checks": ("calibrate_guard",),
+    "encoding": ("ComplementChannels", "MaskChannel"),
+    "errors": ("InvalidInput",),
+    "smoothing": ("SmoothedClassifier",),
+    "threat": ("AnyOf", "PatchThreat", "parse_threat"),
+    "voting": ("Threshold", "TopOne", "Votes"),
+}
+
+__all__ = [  # noqa: RUF022  the order of the table above
+    "Ablation", "Blocks", "Columns", "Rows", "parse_ablation",
+    "Certificate", "certify_votes", "largest_certified",
+    "calibrate_guard",
+    "ComplementChannels", "MaskChannel",
+    "InvalidInput",
+    "SmoothedClassifier",
+    "AnyOf", "PatchThreat", "parse_threat",
+    "Threshold", "TopOne", "Votes",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    """Names are imported when asked for, so that `python -m robustpatch.proof` runs without torch."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"robustpatch.{module}"), name)
+    raise AttributeError(f"module 'robustpatch' has no attribute {name!r}")

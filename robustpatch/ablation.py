@@ -1,0 +1,166 @@
+"""Which pixels each ablation keeps: the geometry of derandomized smoothing (Levine & Feizi 2020, Sections 3 and 4)."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from robustpatch.touched import Axis, DenseTouched, Touched, WindowsTouched
+
+_GRAMMAR = re.compile(r"(columns|rows|blocks):(\d+)(?:x(\d+))?(?:/(\d+))?")
+
+
+class Ablation(ABC):
+    """A fixed, finite list of N pixel sets; ablation n keeps the n-th set and hides everything else.
+
+    Subclasses are frozen dataclasses: hashable, comparable, and free of any network. Only `count` and `masks` have to
+    be written for a new kind; `touched` and `affected` then follow from the masks.
+    """
+
+    @abstractmethod
+    def count(self, height: int, width: int) -> int:
+        """N, the number of ablations of an image of `height` × `width`. Raises `InvalidInput` where there are none."""
+
+    @abstractmethod
+    def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
+        """True at the kept pixels: of all N ablations, or of those in `index`, on the device of `index`."""
+
+    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
+        """The sets of ablations that one rectangle of `threat` shares a pixel with, read off the masks."""
+        threat.check_fits(height, width)
+        size, rows = (threat.height, threat.width), []
+        for index in torch.arange(self.count(height, width)).split(max(1, 2**24 // (height * width))):
+            kept = self.masks(height, width, index).to(torch.float32)[:, None]
+            rows.append(torch.nn.functional.max_pool2d(kept, size, stride=1).flatten(1) > 0)
+        return DenseTouched(torch.cat(rows).T)
+
+    def affected(self, threat: PatchThreat, height: int, width: int) -> int:
+        """Δ: the most ablations that one placement of `threat` touches; min(N, count · Δ) for several patches."""
+        most = int(self.touched(threat, height, width).sizes.max())
+        return min(self.count(height, width), threat.count * most)
+
+
+class _Windows(Ablation):
+    """Ablations that are a window of rows times a window of columns, both wrapping around the border."""
+
+    @abstractmethod
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        """The windows along the rows and along the columns; ablation n is (n // columns, n % columns)."""
+
+    def count(self, height: int, width: int) -> int:
+        rows, columns = self.axes(height, width)
+        return rows.count * columns.count
+
+    def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
+        rows, columns = self.axes(height, width)
+        if index is None:
+            index = torch.arange(rows.count * columns.count)
+        row = rows.masks(torch.div(index, columns.count, rounding_mode="floor"))
+        return row[..., :, None] & columns.masks(index % columns.count)[..., None, :]
+
+    def touched(self, threat: PatchThreat, height: int, width: int) -> WindowsTouched:
+        threat.check_fits(height, width)
+        return WindowsTouched(*self.axes(height, width), threat.height, threat.width)
+
+
+def _check(kind: str, name: str, size: int, stride: int) -> None:
+    for what, value in ((name, size), ("stride", stride)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{kind} {what} is {value!r}; it must be a whole number of at least 1")
+
+
+def _axis(kind: str, name: str, size: int, stride: int, length: int) -> Axis:
+    if size > length or stride > length:
+        what, value = (name, size) if size > length else ("stride", stride)
+        raise InvalidInput(f"{kind} {what} is {value}, more than the image's {length} pixels; take at most {length}")
+    return Axis(length, size, stride)
+
+
+@dataclass(frozen=True)
+class Columns(_Windows):
+    """Band n keeps the `size` columns from n·`stride` on, wrapping around; N = ceil(W / stride).
+
+    With stride 1 a patch of width m touches min(W, m + size - 1) bands.
+    """
+
+    size: int
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        _check("columns", "size", self.size, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return Axis(height, height, height), _axis("columns", "size", self.size, self.stride, width)
+
+    def __str__(self) -> str:
+        return f"columns:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class Rows(_Windows):
+    """Band n keeps the `size` rows from n·`stride` on, wrapping around; N = ceil(H / stride).
+
+    With stride 1 a patch of height m touches min(H, m + size - 1) bands.
+    """
+
+    size: int
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        _check("rows", "size", self.size, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return _axis("rows", "size", self.size, self.stride, height), Axis(width, width, width)
+
+    def __str__(self) -> str:
+        return f"rows:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class Blocks(_Windows):
+    """Block (i, j), number i·ceil(W/stride) + j, keeps `height` × `width` pixels from (i·stride, j·stride) on, wrapping.
+
+    `Blocks(8)` is the square of side 8 at every pixel: N = H·W, and an m×m patch touches (m + 7)² of them.
+    """
+
+    height: int
+    width: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.width == 0:
+            object.__setattr__(self, "width", self.height)
+        _check("blocks", "height", self.height, self.stride)
+        _check("blocks", "width", self.width, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return (_axis("blocks", "height", self.height, self.stride, height),
+                _axis("blocks", "width", self.width, self.stride, width))
+
+    def __str__(self) -> str:
+        size = str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+        return f"blocks:{size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+def parse_ablation(text: str) -> Columns | Rows | Blocks:
+    """Read "columns:2", "rows:3", "blocks:8", "blocks:4x6" or, with a stride, "columns:19/10". Raises `InvalidInput`.
+
+    `str(ablation)` is the inverse.
+    """
+    match = _GRAMMAR.fullmatch(text.strip().lower())
+    if match is None or (match[1] != "blocks" and match[3] is not None):
+        raise InvalidInput(
+            f'ablation is {text!r}; use "columns:2", "rows:3" or "blocks:8" (size in pixels), '
+            'with a stride after a slash: "columns:19/10"'
+        )
+    kind, size, other, stride = match[1], int(match[2]), match[3], int(match[4] or 1)
+    if kind == "blocks":
+        return Blocks(size, int(other) if other is not None else size, stride)
+    return Columns(size, stride) if kind == "columns" else Rows(size, stride)

@@ -1,0 +1,182 @@
+"""votes + geometry -> Certificate: integer arithmetic, no network.
+
+n_k are the votes for class k, n_k[A] those cast by the ablations in A, c is the prediction: the class with the most
+votes, the lowest index winning ties. A patch controls the votes of the set A that its placement touches and no others:
+there it can withdraw every vote for c and cast one for a rival j.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch import proof
+from robustpatch.ablation import Ablation
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat, Threat
+from robustpatch.touched import Touched
+from robustpatch.voting import Votes, first_argmax
+
+Method = Literal["exact", "margin"]
+_CELLS = 2**26  # int32 cells of working memory: 256 MiB
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a certificate was computed from; enough for a stranger to check it."""
+
+    votes: Votes
+    ablation: Ablation
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """For every image i with `certified[i]`, no patch within `threat` changes the prediction from `prediction[i]`.
+
+    This holds for every content and placement, provided that no score of an untouched ablation moves by more than
+    `guard` between two evaluations.
+
+    Attributes:
+        prediction: Int[B], the class with the most votes (lowest index on ties); -1 where a defense abstains.
+        certified: Bool[B].
+        margin: Int[B], the worst case over placements and rivals; certified iff ≥ 0.
+        placement_margin: Int[B,L], the same for each placement in row-major order (`AnyOf`: one threat after the
+            other); None for the margin method and for several patches.
+        threat, method: what is certified, and how ("exact" or "margin").
+        guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
+        confidence: None for these deterministic proofs; 1 - α for randomized ones.
+        evidence: votes and geometry, for `save` and `largest_certified`.
+    """
+
+    prediction: Int[Tensor, " B"]
+    certified: Bool[Tensor, " B"]
+    margin: Int[Tensor, " B"]
+    placement_margin: Int[Tensor, "B L"] | None
+    threat: Threat
+    method: Method
+    guard: float
+    close: Int[Tensor, " B"]
+    confidence: float | None = None
+    evidence: Evidence | None = field(default=None, repr=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write votes (bit-packed), close votes, geometry, threat and claim; `robustpatch.proof` verifies the file."""
+        if self.evidence is None:
+            raise InvalidInput("this certificate carries no votes (evidence is None); certify again to save a proof")
+        votes, image_size = self.evidence.votes, self.evidence.image_size
+        proof.write(
+            path, cast=votes.cast.cpu().numpy(), close=votes.close.cpu().numpy(), ablation=str(self.evidence.ablation),
+            image_size=image_size, threats=[(t.height, t.width, t.count) for t in self.threat.threats],
+            prediction=self.prediction.cpu().numpy(), certified=self.certified.cpu().numpy(),
+            margin=self.margin.cpu().numpy(), method=self.method, guard=self.guard,
+        )
+
+
+def certify_votes(
+    votes: Votes, ablation: Ablation, threat: Threat, image_size: tuple[int, int], *,
+    method: Method = "exact", guard: float = 0.0,
+) -> Certificate:
+    """Certify the predictions of B images from their votes [B,N,K] alone.
+
+    - "exact": certified iff for every placement, with touched set A, and every rival j ≠ c:
+      n_c - n_c[A] ≥ n_j - n_j[A] + |A| + [j < c]. Never weaker than "margin", and tight without close votes.
+    - "margin": certified iff for every j ≠ c: n_c - n_j ≥ 2Δ + [j < c], Δ the largest |A| (Levine & Feizi 2020,
+      Algorithms 1 and 2).
+
+    A close vote counts as absent for c and as present for j. Several patches (`threat.count` > 1) cost at most the sum
+    of their damages, n_c[A] - n_j[A] + |A| each; for columns and rows their exact worst union is found.
+    """
+    if method not in ("exact", "margin"):
+        raise InvalidInput(f'method is {method!r}; use "exact" or "margin"')
+    n, k = ablation.count(*image_size), votes.cast.shape[-1]
+    if votes.cast.shape != votes.close.shape or votes.cast.ndim != 3 or votes.cast.shape[1] != n or k < 2:
+        raise InvalidInput(
+            f"votes have shapes {tuple(votes.cast.shape)} (cast) and {tuple(votes.close.shape)} (close); {ablation} on "
+            f"{image_size[0]}x{image_size[1]} needs [B, {n}, K] twice, with at least two classes"
+        )
+    prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
+    margins, maps = [], []
+    for one in threat.threats:
+        one.check_fits(*image_size)
+        if method == "margin":
+            margins.append(_paper_margin(votes, prediction, ablation.affected(one, *image_size)))
+            continue
+        touched = ablation.touched(one, *image_size)
+        worst = _exact_margins(votes, prediction, touched, one.count)
+        margins.append(worst.amin(dim=1))
+        maps.append(worst[:, touched.set_of_placement.to(worst.device)] if one.count == 1 else None)
+    margin = torch.stack(margins).amin(dim=0)
+    known = [m for m in maps if m is not None]
+    return Certificate(
+        prediction=prediction, certified=margin >= 0, margin=margin,
+        placement_margin=torch.cat(known, dim=1) if known and len(known) == len(threat.threats) else None,
+        threat=threat, method=method, guard=guard, close=votes.close.sum(dim=(1, 2)),
+        evidence=Evidence(votes, ablation, image_size),
+    )
+
+
+def largest_certified(votes: Votes, ablation: Ablation, image_size: tuple[int, int]) -> Int[Tensor, " B"]:
+    """The side of the largest square patch against which each image is certified (exact); 0 where there is none.
+
+    A smaller square touches no more at any placement, so the certified sides are exactly 1, …, the one returned; sides
+    are tried upwards, each on the images still certified.
+    """
+    prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
+    side = torch.zeros_like(prediction)
+    alive = torch.arange(len(side), device=side.device)
+    for m in range(1, min(image_size) + 1):
+        touched = ablation.touched(PatchThreat(m, m), *image_size)
+        still = Votes(votes.cast[alive], votes.close[alive])
+        alive = alive[_exact_margins(still, prediction[alive], touched, 1).amin(dim=1) >= 0]
+        if len(alive) == 0:
+            break
+        side[alive] = m
+    return side
+
+
+def _paper_margin(votes: Votes, prediction: Tensor, affected: int) -> Int[Tensor, " B"]:
+    """min over j ≠ c of n_c - n_j - 2Δ - [j < c], close votes against c."""
+    c = prediction[:, None]
+    sure = (votes.cast & ~votes.close).sum(dim=1).gather(1, c)
+    possible = (votes.cast | votes.close).sum(dim=1)
+    rival = torch.arange(possible.shape[1], device=c.device)
+    margins = sure - possible - 2 * affected - (rival < c).long()
+    return margins.masked_fill(rival == c, torch.iinfo(torch.int64).max).amin(dim=1)
+
+
+def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: int) -> Int[Tensor, "B S"]:
+    """min over j ≠ c of n_c - n_j - [j < c] - damage, for each touched set; [B,1] for the worst union of `count`.
+
+    The damage of a set A, Σ over A of v_c - v_j + 1, is what withdrawing the votes for c and casting votes for j gains.
+    """
+    sets = len(touched.sizes) if count == 1 else 1
+    out = torch.full((len(prediction), sets), torch.iinfo(torch.int64).max, device=prediction.device)
+    cells = max(touched.num_ablations, len(touched.sizes))
+    for rows in torch.arange(len(prediction), device=prediction.device).split(max(1, _CELLS // (4 * cells))):
+        sure = votes.cast[rows] & ~votes.close[rows]
+        possible = votes.cast[rows] | votes.close[rows]
+        c = prediction[rows]
+        own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(torch.int32)
+        for rivals in _rivals(possible).split(max(1, _CELLS // (4 * cells * len(rows)))):
+            j = possible[:, :, rivals].to(torch.int32)
+            damage = own - j + 1
+            lost = touched.sums(damage) if count == 1 else touched.worst_union(damage, count)[:, None]
+            before = (own.sum(dim=1) - j.sum(dim=1) - (rivals < c[:, None]).long())[:, None]
+            margins = (before - lost).masked_fill((rivals == c[:, None])[:, None], torch.iinfo(torch.int64).max)
+            out[rows] = torch.minimum(out[rows], margins.amin(dim=2))
+    return out
+
+
+def _rivals(possible: Bool[Tensor, "B N K"]) -> Int[Tensor, " J"]:
+    """The classes that can be worst: those with a vote in some image, and the two lowest without.
+
+    All classes without a vote cost c the same but for ties, so the lowest stands for them, or the next if it is c.
+    """
+    voted = possible.any(dim=1).any(dim=0)
+    return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[:2, 0]])

@@ -1,0 +1,117 @@
+"""What the proofs assume, tested before anything is certified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from robustpatch.smoothing import SmoothedClassifier
+
+_ABLATIONS = 64  # ablations that a check of the base looks at
+
+
+def shape_and_type(x: Tensor) -> None:
+    """Refuse what is no batch of float images."""
+    if not torch.is_floating_point(x):
+        raise InvalidInput(f"images have dtype {x.dtype}; pass floats in [0, 1] (for bytes: x.float() / 255)")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise InvalidInput(f"images have shape {tuple(x.shape)}; pass [batch, channels, height, width]")
+
+
+def image_values(x: Tensor) -> None:
+    """Refuse images that are not finite or not in [0, 1]: nothing is certified about them."""
+    shape_and_type(x)
+    if not bool(torch.isfinite(x).all()):
+        raise InvalidInput("images contain NaN or infinite values; clean the input, nothing is certified about those")
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 1.0)
+    if low < 0 or high > 1:
+        hint = "divide by 255" if high > 2 and low >= 0 else "scale to [0, 1] (normalisation belongs into the base)"
+        raise InvalidInput(f"images range from {low:g} to {high:g}; they must lie in [0, 1]: {hint}")
+
+
+def finite_scores(scores: Tensor) -> None:
+    """Refuse scores that are not numbers: a NaN compares false with every threshold and would look like abstention."""
+    if not bool(torch.isfinite(scores).all()):
+        raise InvalidInput("the base returned NaN or infinite logits; nothing can be certified with it")
+
+
+def evaluation_mode(model: torch.nn.Module) -> None:
+    """Refuse a model in training mode, as a whole or in one of its parts."""
+    training = next((name or type(module).__name__ for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        raise InvalidInput(
+            f"{training} is in training mode, where batch statistics and dropout couple images; call model.eval() first"
+        )
+
+
+def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> float:
+    """The largest change of any score of the images `x` seen over batch sizes, chunks, companions and repetition.
+
+    A lower bound on what `guard` has to be: choose the guard well above it. Raises `InvalidInput` where the deviation
+    measured exceeds the model's guard.
+    """
+    evaluation_mode(model)
+    image_values(x)
+    reference = _scores(model, x)
+    # Coupling hides in company of one's own kind: noise, black and white images are company too.
+    company = torch.cat([_noise(x), torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+    runs = [_scores(model, x), _scores(model, torch.cat([company, x]))[len(company):], _scores(model, x.flip(0)).flip(0)]
+    runs += [torch.cat([_scores(model, some) for some in x.split(size)]) for size in (1, 2, 3)]
+    chunk, n = model.chunk, reference.shape[1]
+    try:
+        for model.chunk in (1, 3, max(1, n - 1), n * len(x)) if not model.one_pass else ():
+            runs.append(_scores(model, x))
+    finally:
+        model.chunk = chunk
+    if model.one_pass:
+        runs.append(_scores(model, x, torch.arange(n, device=x.device)))
+    return _within_guard(model, reference, runs, "batch sizes, chunks and companions")
+
+
+def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> None:
+    """Refuse a base whose scores depend on other images, on chance or, scored in one pass, on pixels it must not see.
+
+    One image, a sample of ablations: a test that finds gross violations, not a proof that there are none.
+    """
+    x = x[:1]
+    n = model.ablation.count(*x.shape[2:])
+    index = torch.linspace(0, n - 1, min(n, _ABLATIONS), device=x.device).round().long()
+    whole = None if n <= _ABLATIONS else index
+    alone = _scores(model, x, whole)
+    company = torch.cat([_noise(x), x, torch.ones_like(x)])
+    others = [_scores(model, company, whole)[1:2], _scores(model, x, whole)]
+    _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
+    if not model.one_pass:
+        return
+    kept = model.ablation.masks(*x.shape[2:], index)[:, None]
+    for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
+        ablated = torch.where(kept, x, fill)
+        own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if n <= _ABLATIONS else None
+        seen = own[torch.arange(n), index][None] if own is not None else _scores(model, ablated, index[:, None])[None, :, 0]
+        _within_guard(model, alone, [seen], f"pixels outside the band replaced by {name}: the base sees more than its band")
+
+
+def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:
+    deviation = max(float((reference - run).abs().max()) for run in runs) if reference.numel() else 0.0
+    if not deviation <= model.guard:
+        raise InvalidInput(
+            f"scores differ by {deviation:.2g} over {what}; the guard is {model.guard:g}. Certificates need scores that "
+            "move by no more than the guard: mend the base, or choose a larger guard if this is rounding"
+        )
+    return deviation
+
+
+@torch.no_grad()
+def _scores(model: SmoothedClassifier, x: Tensor, index: Tensor | None = None) -> Tensor:
+    return model.scores(x, index)
+
+
+def _noise(x: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(x[:1].shape, generator=generator, dtype=torch.float32).to(x)

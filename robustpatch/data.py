@@ -1,0 +1,136 @@
+"""Images and labels by name: the sample in the package, torchvision's datasets, a folder of your own images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10, MNIST, ImageFolder
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from robustpatch.errors import InvalidInput
+
+DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
+SPLITS = ("train", "validation", "test")
+VALIDATION = 5_000  # the last training images: every choice is made on these
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order."""
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    labels: Tensor
+    _bytes: Tensor | None = None
+    _folder: ImageFolder | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 [B,C,H,W] in [0, 1] and labels [B]."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        if self._bytes is not None:
+            return self._bytes[index].to(torch.float32) / 255, self.labels[index]
+        return torch.stack([self._read(int(i)) for i in index]), self.labels[index]
+
+    def _read(self, i: int) -> Tensor:
+        assert self._folder is not None
+        path = self._folder.samples[i][0]
+        image = pil_to_tensor(self._folder.loader(path)).to(torch.float32) / 255
+        if tuple(image.shape) != self.image_shape:
+            raise InvalidInput(
+                f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; resize all to one size"
+            )
+        return image
+
+
+def default_root() -> Path:
+    """$ROBUSTPATCH_DATA, or ~/.cache/robustpatch/data."""
+    return Path(os.environ.get("ROBUSTPATCH_DATA", "~/.cache/robustpatch/data")).expanduser()
+
+
+def load_images(name: str, root: str | Path | None = None, split: str = "test") -> ImageSet:
+    """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them.
+
+    - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
+    - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
+    - "folder": `root`/test/CLASS/IMAGE (and train), in RGB, all of one size; classes in alphabetical order.
+
+    Raises `InvalidInput` for an unknown name or split, and where files are missing.
+    """
+    if split not in SPLITS:
+        raise InvalidInput(f"split is {split!r}; known are {', '.join(SPLITS)}")
+    root = Path(root).expanduser() if root is not None else default_root()
+    if name == "mnist-sample":
+        if split != "test":
+            raise InvalidInput(f'split is {split!r}, but mnist-sample has only "test"; use --dataset mnist')
+        with resources.files("robustpatch").joinpath("sample/mnist.npz").open("rb") as file, np.load(file) as sample:
+            return _of_bytes(name, split, torch.from_numpy(sample["images"])[:, None],
+                             torch.from_numpy(sample["labels"]).long(), tuple("0123456789"))
+    if name == "mnist":
+        mnist = _torchvision(MNIST, root, train=split != "test")
+        return _part(_of_bytes(name, split, mnist.data[:, None], mnist.targets, tuple("0123456789")), split)
+    if name == "cifar10":
+        cifar = _torchvision(CIFAR10, root, train=split != "test")
+        images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
+        return _part(_of_bytes(name, split, images, torch.tensor(cifar.targets), tuple(cifar.classes)), split)
+    if name == "folder":
+        return _folder(root, split)
+    raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
+
+
+def _of_bytes(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
+    channels, height, width = images.shape[1:]
+    return ImageSet(name, split, classes, (channels, height, width), labels, _bytes=images)
+
+
+def _torchvision(dataset, root: Path, train: bool):
+    try:
+        return dataset(root, train=train)
+    except RuntimeError:
+        pass  # not there yet
+    try:
+        return dataset(root, train=train, download=True)
+    except (RuntimeError, URLError, OSError) as error:
+        raise InvalidInput(
+            f"data-root is {root}, which holds no {dataset.__name__}, and downloading it failed ({error}); "
+            "name a folder in torchvision's layout"
+        ) from error
+
+
+def _part(images: ImageSet, split: str) -> ImageSet:
+    if split == "test":
+        return images
+    cut = len(images) - VALIDATION
+    kept = slice(cut, None) if split == "validation" else slice(cut)
+    assert images._bytes is not None
+    return ImageSet(images.name, split, images.class_names, images.image_shape, images.labels[kept],
+                    _bytes=images._bytes[kept])
+
+
+def _folder(root: Path, split: str) -> ImageSet:
+    path = root / ("test" if split == "test" else "train")
+    try:
+        folder = ImageFolder(str(path))
+    except FileNotFoundError as error:
+        raise InvalidInput(f"data-root is {root}, but there are no images in {path}/CLASS/ ({error})") from error
+    labels = torch.tensor(folder.targets)
+    channels, height, width = pil_to_tensor(folder.loader(folder.samples[0][0])).shape
+    # A folder is sorted by class, so its validation images are an even sample and not the last ones.
+    order = torch.arange(len(labels))
+    if split != "test":
+        held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
+        order = order[held] if split == "validation" else order[~held]
+        folder.samples = [folder.samples[int(i)] for i in order]
+    return ImageSet("folder", split, tuple(folder.classes), (channels, height, width), labels[order], _folder=folder)

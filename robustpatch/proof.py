@@ -1,0 +1,111 @@
+"""A certificate on disk, and a verifier that trusts nothing but the masks.
+
+`python -m robustpatch.proof verify FILE` exits 0 when every claim in the file follows from the votes in it, 1 when one
+does not, 2 when the file cannot be read. Verification needs numpy alone and shares no code with the certificates: it
+draws every mask pixel by pixel, slides every patch over them, and checks the inequality for every rival.
+
+The file is a numpy archive: `cast`, `close` (bit-packed [B,N,K]), `shape`, `prediction`, `certified`, `margin` and
+`claim`, a JSON text: ablation, image_size, threats (height, width, count), method, guard.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import combinations_with_replacement
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write(path: str | Path, *, cast: np.ndarray, close: np.ndarray, prediction: np.ndarray, certified: np.ndarray,
+          margin: np.ndarray, **claim: Any) -> None:
+    """Save votes and claims to `path`; see `Certificate.save`."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, cast=np.packbits(cast), close=np.packbits(close), shape=np.array(cast.shape),
+                            prediction=prediction, certified=certified, margin=margin,
+                            claim=np.frombuffer(json.dumps(claim).encode(), np.uint8))
+
+
+def _windows(length: int, size: int, stride: int) -> list[set[int]]:
+    return [{(start + i) % length for i in range(size)} for start in range(0, length, stride)]
+
+
+def masks(ablation: str, height: int, width: int) -> np.ndarray:
+    """The kept pixels [N,H,W] of "columns:2", "rows:3", "blocks:4x6" or, with a stride, "columns:19/10"."""
+    kind, _, rest = ablation.partition(":")
+    size, _, stride = rest.partition("/")
+    sides = [int(side) for side in size.split("x")]
+    step = int(stride or 1)
+    if kind not in ("columns", "rows", "blocks") or min(*sides, step, 1) < 1:
+        raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
+    rows = [set(range(height))] if kind == "columns" else _windows(height, sides[0], step)
+    columns = [set(range(width))] if kind == "rows" else _windows(width, sides[-1], step)
+    kept = np.zeros((len(rows) * len(columns), height, width), bool)
+    for n, (some_rows, some_columns) in enumerate((r, c) for r in rows for c in columns):
+        for row in some_rows:
+            for column in some_columns:
+                kept[n, row, column] = True
+    return kept
+
+
+def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.ndarray:
+    """The distinct sets [S,N] of ablations that `count` rectangles of `height` × `width` can touch together."""
+    rows, columns = kept.shape[1] - height + 1, kept.shape[2] - width + 1
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a {height}x{width} patch does not fit into {kept.shape[1]}x{kept.shape[2]}")
+    single = {tuple(kept[:, r : r + height, c : c + width].any(axis=(1, 2))) for r in range(rows) for c in range(columns)}
+    if comb(len(single) + count - 1, count) > 10**6:
+        raise ValueError(f"{count} patches have more than a million unions: too many for plain loops")
+    return np.array(sorted({tuple(np.any(some, axis=0)) for some in combinations_with_replacement(single, count)}))
+
+
+def worst_margins(cast: np.ndarray, close: np.ndarray, prediction: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """For each image, the least of n_c - n_c[A] - (n_j - n_j[A]) - |A| - [j < c] over sets A and rivals j ≠ c."""
+    images, classes = np.arange(len(cast)), cast.shape[2]
+    sure, possible = cast & ~close, cast | close
+    worst = np.full(len(cast), np.iinfo(np.int64).max)
+    for touched in sets:
+        own = sure[:, ~touched].sum(axis=1)[images, prediction]
+        for j in range(classes):
+            margin = own - possible[:, ~touched, j].sum(axis=1) - touched.sum() - (j < prediction)
+            worst = np.where(j == prediction, worst, np.minimum(worst, margin))
+    return worst
+
+
+def verify(path: str | Path) -> list[str]:
+    """The claims of the file that do not follow from its votes, a line each; empty when all of them hold."""
+    with np.load(path, allow_pickle=False) as file:
+        claim = json.loads(file["claim"].tobytes())
+        shape = tuple(int(side) for side in file["shape"])
+        cast, close = (np.unpackbits(file[name])[: np.prod(shape)].reshape(shape).astype(bool) for name in ("cast", "close"))
+        prediction, certified, margin = file["prediction"], file["certified"], file["margin"]
+    kept = masks(claim["ablation"], *claim["image_size"])
+    if kept.shape[0] != shape[1] or any(len(values) != shape[0] for values in (prediction, certified, margin)):
+        return [f"the votes have shape {shape}, which does not fit {claim['ablation']} on {claim['image_size']}"]
+    wrong = [f"image {i}: prediction {prediction[i]} is not the first class with the most votes"
+             for i in np.nonzero(cast.sum(axis=1).argmax(axis=1) != prediction)[0]]
+    worst = np.minimum.reduce([worst_margins(cast, close, prediction, touched_sets(kept, *threat)) for threat in claim["threats"]])
+    wrong += [f"image {i}: certified, but its worst margin is {worst[i]}" for i in np.nonzero(certified & (worst < 0))[0]]
+    wrong += [f"image {i}: margin {margin[i]} is claimed, but the worst is {worst[i]}" for i in np.nonzero(margin > worst)[0]]
+    wrong += [f"image {i}: certified and margin disagree" for i in np.nonzero(certified != (margin >= 0))[0]]
+    return wrong
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] != "verify":
+        print("usage: python -m robustpatch.proof verify FILE", file=sys.stderr)
+        return 2
+    try:
+        wrong = verify(arguments[1])
+    except Exception as error:  # a damaged file can fail in any way, and each way means: nothing was proved
+        print(f"{arguments[1]} cannot be verified: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(wrong) or "every claim follows from the votes")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

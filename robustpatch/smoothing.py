@@ -1,0 +1,194 @@
+"""SmoothedClassifier: a base classifier, an ablation and a vote, as one `nn.Module` with certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustpatch import checks
+from robustpatch.ablation import Ablation
+from robustpatch.certificate import Certificate, Method, certify_votes, largest_certified
+from robustpatch.encoding import ComplementChannels, Encoding
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import Threat
+from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Threshold, Votes, Voting, first_argmax
+
+_ENCODED_VALUES = 2**22  # values of network input in one chunk, where no chunk is given
+
+
+class SmoothedClassifier(nn.Module):
+    """Predicts the class with the most votes among N ablated views of the image, and proves when no patch changes it.
+
+    Each ablation hides all but a small part of the image, the base classifier scores what is left, and `voting` turns
+    scores into votes. A patch can touch few of the ablations, so it can move few of the votes: when the lead of the
+    winning class is larger, the prediction is certified (Levine & Feizi 2020).
+
+    Args:
+        base: any `nn.Module` that maps encoded images [M,E,H,W] to logits [M,K]; or a one-pass base with an attribute
+            `ablation`, equal to the one given here, and `score_all(x, index=None)`, logits [B,n,K] of the raw image.
+            The proofs assume that the logits of an ablation depend on its kept pixels and its number alone.
+        ablation: which pixels each view keeps. num_classes: K ≥ 2.
+        voting: `Threshold(0.3)` or `TopOne()`. encoding: how hidden pixels are shown to a plain base.
+        chunk: ablated images scored at once; None chooses by image size. It bounds memory, with gradients too.
+
+    Evaluation mode is required by `votes`, `predict` and `certify`; training mode is for `scores`, `soft` and `forward`.
+    """
+
+    def __init__(
+        self, base: nn.Module, ablation: Ablation, *, num_classes: int, voting: Voting = Threshold(0.3),  # noqa: B008  frozen
+        encoding: Encoding = ComplementChannels(), chunk: int | None = None,  # noqa: B008  frozen
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if num_classes < 2:
+            raise InvalidInput(f"num_classes is {num_classes}; a classifier needs at least two")
+        if chunk is not None and chunk < 1:
+            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size")
+        if hasattr(base, "score_all") and getattr(base, "ablation", None) != ablation:
+            raise InvalidInput(
+                f"the base was built for ablation {getattr(base, 'ablation', None)}, but ablation is {ablation}; a base "
+                "that scores all ablations in one pass serves that one alone, so build it for the ablation wanted"
+            )
+        self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
+        self.num_classes, self.chunk = num_classes, chunk
+        self._checked: set[tuple[object, ...]] = set()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
+        """The checkpoint shipped under that name ("mnist-columns2"), or the one in that file, in evaluation mode."""
+        from robustpatch.zoo import load_checkpoint
+
+        return load_checkpoint(name).model
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the base scores all ablations of an image at once."""
+        return hasattr(self.base, "score_all")
+
+    @property
+    def guard(self) -> float:
+        """The change of a score that certificates allow for: the voting's, or the default for this precision."""
+        if self.voting.guard is not None:
+            return self.voting.guard
+        tensor = next(self.parameters(), None)
+        device = "cpu" if tensor is None else tensor.device.type
+        exact = tensor is None or tensor.dtype in (torch.float32, torch.float64)
+        tf32 = device == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return GUARD_FLOAT32 if exact and not tf32 and not torch.is_autocast_enabled(device) else GUARD_REDUCED
+
+    def logits(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
+        """The base's logits in float32, of all ablations or of those in `index`: [n] for all images alike, or [B,n].
+
+        Differentiable. With gradients, a plain base is checkpointed chunk by chunk.
+        """
+        checks.shape_and_type(x)
+        n = self.ablation.count(*x.shape[2:])
+        if self.one_pass:
+            logits = self._run(self.base.score_all, self._match(x), index)  # type: ignore[arg-type]
+            return self._check_logits(logits, (len(x), n if index is None else index.shape[-1]))
+        index = torch.arange(n, device=x.device) if index is None else index
+        index = index.expand(len(x), -1) if index.ndim == 1 else index
+        image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
+        chunks = [self._run(self._score_chunk, x, *pairs) for pairs in self._chunks(x, image, index)]
+        logits = torch.cat(chunks) if chunks else x.new_zeros(0, self.num_classes)
+        return self._check_logits(logits.unflatten(0, index.shape), tuple(index.shape))
+
+    def _chunks(self, x: Tensor, image: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.chunk or max(1, _ENCODED_VALUES // (self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]))
+        yield from zip(image.flatten().split(size), index.flatten().split(size), strict=True)
+
+    def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
+        kept = self.ablation.masks(*x.shape[2:], index)
+        return self.base(self._match(self.encoding(x[image], kept)))
+
+    def _run(self, function, *inputs) -> Tensor:
+        if torch.is_grad_enabled() and not self.one_pass:
+            return checkpoint(function, *inputs, use_reentrant=False).float()
+        return function(*inputs).float()
+
+    def _match(self, x: Tensor) -> Tensor:
+        """The image in the precision of the base."""
+        tensor = next(self.base.parameters(), None)
+        return x if tensor is None or torch.is_autocast_enabled(x.device.type) else x.to(tensor.dtype)
+
+    def _check_logits(self, logits: Tensor, leading: tuple[int, ...]) -> Tensor:
+        if logits.shape != (*leading, self.num_classes):
+            raise InvalidInput(
+                f"the base returned logits of shape {tuple(logits.shape)}, not {(*leading, self.num_classes)}; "
+                f"num_classes is {self.num_classes}: make both agree"
+            )
+        return logits
+
+    def scores(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
+        """float32 softmax of the base's logits."""
+        return self.logits(x, index).softmax(dim=-1)
+
+    @torch.no_grad()
+    def votes(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Votes:
+        """The votes of each ablation, and which of them are too close to call. Raises `InvalidInput`."""
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        scores = self.scores(x, index)
+        checks.finite_scores(scores)
+        return self.voting.votes(scores, self.guard)
+
+    def soft(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """The mean over ablations of the voting's differentiable votes: what attacks climb."""
+        return self.voting.soft(self.logits(x)).mean(dim=1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """The share of votes of each class, float32; its argmax is `predict`, ties included, its gradient `soft`'s."""
+        logits = self.logits(x)
+        cast = self.voting.votes(logits.detach().softmax(dim=-1), self.guard).cast
+        shares = cast.sum(dim=1, dtype=torch.int32).to(torch.float32) / cast.shape[1]
+        if not logits.requires_grad:
+            return shares
+        return _StraightThrough.apply(self.voting.soft(logits).mean(dim=1), shares)  # type: ignore[no-any-return]
+
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class with the most votes, the lowest index winning ties."""
+        return first_argmax(self.votes(x).cast.sum(dim=1, dtype=torch.int32))
+
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat, method: Method = "exact") -> Certificate:
+        """Prove, for each image, that no patch within `threat` changes the prediction; see `Certificate`.
+
+        The first call for a base, precision and image shape also tests the proof's assumptions on one image: the same
+        scores alone, in company and twice, and, for a one-pass base, with everything outside the band replaced.
+        """
+        threat.check_fits(*x.shape[2:])
+        votes = self.votes(x)
+        if len(x):
+            self._check_once(x)
+        return certify_votes(votes, self.ablation, threat, (x.shape[2], x.shape[3]), method=method, guard=self.guard)
+
+    def largest_certified(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The side of the largest square patch against which each image is certified; 0 where there is none."""
+        votes = self.votes(x)
+        if len(x):
+            self._check_once(x)
+        return largest_certified(votes, self.ablation, (x.shape[2], x.shape[3]))
+
+    def _check_once(self, x: Tensor) -> None:
+        dtype = next((p.dtype for p in self.base.parameters()), None)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        key = (id(self.base), tuple(map(id, self.base.modules())), dtype, str(x.device), autocast, self.guard,
+               self.chunk, self.encoding, self.ablation, self.voting, tuple(x.shape[1:]))  # fmt: skip
+        if key not in self._checked:
+            checks.base_is_sound(self, x)
+            self._checked.add(key)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, exactly, with the gradient of the first. (soft + (hard - soft) would round ties apart.)"""
+
+    @staticmethod
+    def forward(ctx, soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None

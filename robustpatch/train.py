@@ -1,0 +1,70 @@
+"""python -m robustpatch.train: train a base classifier on ablated images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from robustpatch.data import load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.training import TrainingConfig, train
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_DEFAULT = TrainingConfig()
+
+
+@app.command()
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
+    dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
+    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,  # noqa: UP045
+    ablation: Annotated[str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10.")] = _DEFAULT.ablation,
+    network: Annotated[str, typer.Option(help="strip (one pass over all bands) or mnist-cnn (the paper's).")] = "strip",
+    encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
+    voting: Annotated[str, typer.Option(help="threshold:0.3 or top1.")] = _DEFAULT.voting,
+    patch: Annotated[str, typer.Option(help="Patch size for the periodic certified accuracy.")] = _DEFAULT.patch,
+    epochs: int = _DEFAULT.epochs,
+    batch_size: int = _DEFAULT.batch_size,
+    lr: Annotated[float, typer.Option(help="Peak of the one-cycle learning rate.")] = _DEFAULT.lr,
+    momentum: float = _DEFAULT.momentum,
+    weight_decay: float = _DEFAULT.weight_decay,
+    ablations: Annotated[int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")] = _DEFAULT.ablations,
+    bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
+    seed: int = _DEFAULT.seed,
+    device: str = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+) -> None:
+    """Train a base classifier on ablated images; validated on the last 5,000 training images, never on test images."""
+    console = Console(stderr=True)
+    try:
+        config = TrainingConfig(ablation=ablation, network={"name": network}, voting=voting, encoding=encoding,
+                                patch=patch, epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum,
+                                weight_decay=weight_decay, ablations=ablations, bfloat16=bfloat16, seed=seed)  # fmt: skip
+        images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(images) // batch_size, epoch=1, loss=float("nan"))
+
+            def on_epoch(row: dict) -> None:
+                progress.console.print(
+                    "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, certified {certified_margin:.2%} "
+                    "(margin) {certified_exact:.2%} (exact), {seconds:.0f} s".format(**row)
+                )
+
+            train(config, images, validation, output, resume=resume, device=device, on_epoch=on_epoch,
+                  on_step=lambda e, s, loss: progress.update(task, completed=s + 1, epoch=e + 1, loss=loss))
+    except InvalidInput as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; the finished epochs are kept, continue with --resume")
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,179 @@
+"""Training of base classifiers on ablated images, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+from robustpatch.data import ImageSet
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import Threat, parse_threat
+from robustpatch.zoo import model_from, save_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the weights, but for the data and the machine.
+
+    `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
+    batch as in the paper, for a base that enumerates. The learning rate follows one cycle up to `lr`.
+    """
+
+    ablation: str = "columns:2"
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
+    voting: str = "threshold:0.3"
+    encoding: str = "complement"
+    patch: str = "5x5"
+    epochs: int = 8
+    batch_size: int = 256
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ablations: int = 0
+    bfloat16: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "momentum", "weight_decay", "ablations"):
+            if not getattr(self, name) >= 0:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of all images: predicted right; right and certified by the margin; right and certified exactly."""
+
+    clean: float
+    certified_margin: float
+    certified_exact: float
+
+
+@torch.no_grad()
+def accuracy(model: SmoothedClassifier, images: ImageSet, threat: Threat, device: str = "cpu") -> Accuracy:
+    """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored."""
+    training = model.training
+    model.eval()
+    hits = torch.zeros(3, dtype=torch.long)
+    try:
+        for index in torch.arange(len(images)).split(500):
+            x, y = (tensor.to(device) for tensor in images.batch(index))
+            for i, method in ((1, "margin"), (2, "exact")):
+                certificate = model.certify(x, threat, method)
+                right = certificate.prediction == y
+                hits[i] += (right & certificate.certified).sum().cpu()
+            hits[0] += right.sum().cpu()
+    finally:
+        model.train(training)
+    return Accuracy(*(hits / len(images)).tolist())
+
+
+def train(
+    config: TrainingConfig, images: ImageSet, validation: ImageSet, output: str | Path, *, resume: bool = False,
+    device: str = "cpu", on_step: Callable[[int, int, float], None] = lambda *_: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda *_: None,
+) -> SmoothedClassifier:  # fmt: skip
+    """Train a base classifier by cross-entropy on the ablations of `images`; returns it in evaluation mode.
+
+    After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
+    `history.json` (clean and certified accuracy on `validation`). A run that was interrupted and resumed ends with the
+    same weights as one that was not, on the same kind of device and thread count. `on_step(epoch, step, loss)` and
+    `on_epoch(history row)` report progress. Raises `InvalidInput`.
+    """
+    output = Path(output)
+    state = output / "state.safetensors"
+    if state.exists() and not resume:
+        raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
+    full = {**asdict(config), "guard": None, "image_shape": list(images.image_shape),
+            "class_names": list(images.class_names), "dataset": images.name, "train_images": len(images)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = model_from(full).to(device)
+    threat = parse_threat(config.patch, images.image_shape[1:])
+    if config.batch_size > len(images):
+        raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
+    steps = len(images) // config.batch_size
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
+                                weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps * config.epochs + 1,
+                                                   pct_start=0.25)
+    history = _restore(state, full, model, optimizer, schedule) if resume and state.exists() else []
+    for epoch in range(len(history), config.epochs):
+        started = time.monotonic()
+        generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
+        order = torch.randperm(len(images), generator=generator)
+        model.train()
+        total = 0.0
+        for step in range(steps):
+            x, y = images.batch(order[step * config.batch_size : (step + 1) * config.batch_size])
+            loss = _loss(model, x.to(device), y.to(device), config, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            value = float(loss.detach())
+            total += value
+            on_step(epoch, step, value)
+        row = {"epoch": epoch + 1, "loss": total / steps, "seconds": round(time.monotonic() - started, 1),
+               **asdict(accuracy(model, validation, threat, device))}
+        history.append(row)
+        _save(state, full, model, optimizer, schedule, history)
+        save_checkpoint(output / "checkpoint.safetensors", model, {**full, "history": history})
+        (output / "history.json").write_text(json.dumps(history, indent=1))
+        on_epoch(row)
+    return model.eval()
+
+
+def _loss(model: SmoothedClassifier, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of the true class in every ablation drawn for this step."""
+    n = model.ablation.count(*x.shape[2:])
+    drawn = config.ablations or (n if model.one_pass else 1)
+    index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+        logits = model.logits(x, index)
+    labels = y[:, None].expand(logits.shape[:2])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule, history) -> None:
+    tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.base.state_dict().items()}
+    saved = optimizer.state_dict()
+    for number, entry in saved["state"].items():
+        tensors[f"momentum.{number}"] = entry["momentum_buffer"].cpu().contiguous()
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
+    meta = {"config": config, "groups": groups, "schedule": schedule.state_dict(), "history": history}
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, part, metadata={"state": json.dumps(meta)})
+    os.replace(part, path)
+
+
+def _restore(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule) -> list[dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        meta = json.loads(file.metadata()["state"])
+    if meta["config"] != json.loads(json.dumps(config)):
+        differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))
+        raise InvalidInput(f"output {path.parent} was trained with another {', '.join(differing)}; "
+                           "resume with the same options, or name another output")
+    tensors = load_file(path)
+    model.base.load_state_dict({k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")})
+    saved = optimizer.state_dict()
+    for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
+        group.update(stored)
+    saved["state"] = {int(k.removeprefix("momentum.")): {"momentum_buffer": v}
+                      for k, v in tensors.items() if k.startswith("momentum.")}
+    optimizer.load_state_dict(saved)
+    schedule.load_state_dict(meta["schedule"])
+    return meta["history"]

@@ -1,0 +1,132 @@
+"""scores -> votes, and which votes are too close to call.
+
+The certificates say that an ablation which the patch does not touch votes as before. In floating point its score can
+move in the last bits (another batch size, chunk, device or kernel), so a vote within `guard` of falling the other way
+is marked close, and every certificate counts close votes against itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from math import isfinite, log
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+
+GUARD_FLOAT32 = 1e-4
+GUARD_REDUCED = 1e-2  # bfloat16, float16 or TF32
+
+
+@dataclass(frozen=True)
+class Votes:
+    """`cast` [B,N,K]: the votes as computed. `close` [B,N,K]: those that rounding could turn over."""
+
+    cast: Bool[Tensor, "B N K"]
+    close: Bool[Tensor, "B N K"]
+
+
+def first_argmax(values: Tensor) -> Tensor:
+    """Index of the largest value along the last axis, the lowest index among equals, on every device."""
+    number = torch.arange(values.shape[-1], device=values.device)
+    return torch.where(values == values.amax(dim=-1, keepdim=True), number, values.shape[-1]).amin(dim=-1)
+
+
+class Voting(ABC):
+    """A rule that turns the scores of each ablation, softmax probabilities, into votes for classes.
+
+    `guard` is the largest change of a score that the certificates allow for; None leaves it to the model: 1e-4 where
+    it computes in float32, 1e-2 in bfloat16, float16 or TF32.
+    """
+
+    guard: float | None
+
+    @abstractmethod
+    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+        """The votes, and which of them a change of each score by at most `guard` could turn over."""
+
+    @abstractmethod
+    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """A differentiable stand-in for the votes, in [0, 1]."""
+
+    def with_guard(self, guard: float | None) -> Voting:
+        return replace(self, guard=guard)  # type: ignore[type-var]  # every concrete rule is a dataclass
+
+    def _check_guard(self) -> None:
+        if self.guard is not None and not (isfinite(self.guard) and 0 <= self.guard < 1):
+            raise InvalidInput(f"guard is {self.guard}; it must lie in [0, 1), or be None for the default")
+
+
+@dataclass(frozen=True)
+class Threshold(Voting):
+    """An ablation votes for every class with score ≥ `theta`: it may name several, or none.
+
+    A vote is close where |score - theta| ≤ guard. (Levine & Feizi 2020, Section 3.)
+    """
+
+    theta: float = 0.3
+    guard: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.theta < 1:
+            raise InvalidInput(f"theta is {self.theta}; the threshold must lie strictly between 0 and 1")
+        self._check_guard()
+
+    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+        return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
+
+    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """sigmoid(logit p_k - logit theta): above one half exactly where the vote is cast."""
+        return torch.sigmoid(log_odds(logits) - log(self.theta / (1 - self.theta)))
+
+
+@dataclass(frozen=True)
+class TopOne(Voting):
+    """An ablation votes for its highest score alone, the lowest index among equals.
+
+    Where at least two classes lie within 2·guard of the highest score, all of those are close.
+    """
+
+    guard: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_guard()
+
+    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+        cast = torch.nn.functional.one_hot(first_argmax(scores), scores.shape[-1]).bool()
+        near = scores >= scores.amax(dim=-1, keepdim=True) - 2 * guard
+        return Votes(cast=cast, close=near & (near.sum(dim=-1, keepdim=True) > 1))
+
+    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """The softmax probabilities."""
+        return logits.softmax(dim=-1)
+
+
+def log_odds(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
+    """log(p_k / (1 - p_k)) of the softmax p of the logits, accurate and with a gradient where p_k rounds to 0 or 1.
+
+    For the largest logit, 1 - p_k is summed from the other classes; for the rest p_k ≤ 1/2 and nothing cancels.
+    """
+    top = logits.argmax(dim=-1, keepdim=True)
+    others = logits.scatter(-1, top, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    log_p = logits.log_softmax(dim=-1)
+    rest = log_p.scatter(-1, top, -1.0)  # keeps log1p finite where the value is not used
+    below = rest - torch.log1p(-rest.exp())
+    return below.scatter(-1, top, logits.gather(-1, top) - others)
+
+
+def parse_voting(text: str, guard: float | None = None) -> Threshold | TopOne:
+    """Read "threshold:0.3" or "top1". Raises `InvalidInput`."""
+    kind, _, value = text.strip().lower().partition(":")
+    if kind == "top1" and not value:
+        return TopOne(guard)
+    try:
+        if kind == "threshold":
+            return Threshold(float(value) if value else 0.3, guard)
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
+    raise InvalidInput(f'voting is {text!r}; use "threshold:0.3" or "top1"')

@@ -1,0 +1,99 @@
+"""Checkpoints: safetensors files with the whole configuration inside, named ones shipped with the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from robustpatch.ablation import Ablation, parse_ablation
+from robustpatch.encoding import encoding_named
+from robustpatch.errors import InvalidInput
+from robustpatch.networks import build
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.voting import Voting, parse_voting
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained classifier in evaluation mode, what it was built from, and the file's SHA-256."""
+
+    model: SmoothedClassifier
+    config: dict[str, Any]
+    path: Path
+    sha256: str
+
+
+def names() -> list[str]:
+    """The checkpoints shipped in the package."""
+    folder = resources.files("robustpatch") / "weights"
+    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir()
+                  if entry.name.endswith(".safetensors"))  # fmt: skip
+
+
+def model_from(config: dict[str, Any], voting: Voting | None = None) -> SmoothedClassifier:
+    """An untrained classifier from a configuration.
+
+    Keys: network (name and options), ablation, voting, guard, encoding, image_shape [C,H,W], class_names.
+    """
+    ablation, encoding = parse_ablation(config["ablation"]), encoding_named(config["encoding"])
+    channels, height, width = config["image_shape"]
+    options = dict(config["network"])
+    base = build(options.pop("name"), ablation=ablation, image_shape=(channels, height, width),
+                 num_classes=len(config["class_names"]), encoding=encoding, options=options)
+    return SmoothedClassifier(base, ablation, num_classes=len(config["class_names"]), encoding=encoding,
+                              voting=voting or parse_voting(config["voting"], config["guard"]))
+
+
+def save_checkpoint(path: str | Path, model: SmoothedClassifier, config: dict[str, Any]) -> None:
+    """Write the weights and their configuration; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.base.state_dict().items()}
+    save_file(tensors, part, metadata={"robustpatch": json.dumps({"format": FORMAT, **config})})
+    os.replace(part, path)
+
+
+def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, voting: Voting | None = None) -> Checkpoint:
+    """A shipped checkpoint by name, or a file by path. `voting` replaces the stored rule; `ablation` must equal it.
+
+    Raises `InvalidInput` for a missing, damaged or foreign file, and when it was trained for another ablation.
+    """
+    path = _find(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("robustpatch", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"checkpoint {path} is damaged or no safetensors file ({error}); fetch it again") from error
+    if config is None or config.get("format") != FORMAT:
+        raise InvalidInput(f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
+                           "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint")
+    if ablation is not None and str(ablation) != config["ablation"]:
+        raise InvalidInput(f"ablation is {ablation}, but checkpoint {path.name} was trained for {config['ablation']}; "
+                           "drop --ablation or name another checkpoint")
+    model = model_from(config, voting)
+    try:
+        model.base.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InvalidInput(f"checkpoint {path}: its weights do not fit its configuration ({error})") from error
+    return Checkpoint(model.eval(), config, path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _find(name: str | Path) -> Path:
+    if str(name) in names():
+        return Path(str(resources.files("robustpatch") / "weights" / f"{name}.safetensors"))
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InvalidInput(f"checkpoint is {str(name)!r}, neither a file nor one of: {', '.join(names())}")
+    return path
