@@ -49,6 +49,10 @@ class Voting(ABC):
         """The votes, and which of them a change of each score by at most `guard` could turn over."""
 
     @abstractmethod
+    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """How far each vote is from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart)."""
+
+    @abstractmethod
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """A differentiable stand-in for the votes, in [0, 1]."""
 
@@ -78,9 +82,13 @@ class Threshold(Voting):
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
 
+    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """logit p_k - logit theta."""
+        return log_odds(logits) - log(self.theta / (1 - self.theta))
+
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """sigmoid(logit p_k - logit theta): above one half exactly where the vote is cast."""
-        return torch.sigmoid(log_odds(logits) - log(self.theta / (1 - self.theta)))
+        return torch.sigmoid(self.margins(logits))
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,12 @@ class TopOne(Voting):
         cast = torch.nn.functional.one_hot(first_argmax(scores), scores.shape[-1]).bool()
         near = scores >= scores.amax(dim=-1, keepdim=True) - 2 * guard
         return Votes(cast=cast, close=near & (near.sum(dim=-1, keepdim=True) > 1))
+
+    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """The logit less the largest of the others."""
+        first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+        best = first_argmax(logits.detach())[..., None]
+        return (logits - first[..., None]).scatter(-1, best, (first - second)[..., None])
 
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The softmax probabilities."""

@@ -16,10 +16,9 @@ class StripNet(nn.Module):
     """Logits of every band of columns (or rows) in one pass; the receptive field of band n is exactly band n.
 
     The image is padded around its border by size - 1 columns, so that band n is the `size` columns from n·stride on
-    without a break, also where it wraps. The first convolutions are valid across the band and together span its whole
-    width (`size` - 1 in all); every other layer works along the band or on channels alone. The number of the band
-    enters as a learned embedding (of each position along it) once the band is spanned. For rows, the image is
-    transposed.
+    without a break, also where it wraps. The first convolution is as wide as the band, and no other looks across: all
+    work along it. The number of the band enters as a learned embedding of each position along it. For rows, the image
+    is transposed.
 
     Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
     neither bands nor images. (A layer or group norm over the feature map would let one band see another.)
@@ -45,21 +44,14 @@ class StripNet(nn.Module):
         rows, columns = ablation.axes(*image_size)
         axis, length = (rows, image_size[1]) if self._transposed else (columns, image_size[0])
         self._axis = axis
-        convolutions, norms = [], []
-        inputs, across = 2 * in_channels, axis.size - 1
+        self.embedding = nn.Parameter(torch.randn(axis.count, widths[0], length) * 0.1)
+        convolutions, inputs = [], 2 * in_channels
         for depth, outputs in enumerate(widths):
-            # What is left of the band's width is shared out evenly among the layers that remain.
-            spanned = -(-across // (len(widths) - depth))
-            across -= spanned
-            stride = 1 if depth == 0 else 2
-            convolutions.append(nn.Conv2d(inputs, outputs, (5, spanned + 1), stride=(stride, 1), padding=(2, 0)))
-            norms.append(nn.BatchNorm2d(outputs))
+            across, stride = (axis.size, 1) if depth == 0 else (1, 2)
+            convolutions.append(nn.Conv2d(inputs, outputs, (5, across), stride=(stride, 1), padding=(2, 0)))
             inputs, length = outputs, -(-length // stride)
-            if depth == 0 or spanned > 0:
-                self._joint = depth  # from here on, a column of the feature map is a band
-                embedding = torch.randn(axis.count, outputs, length) * 0.1
-        self.convolutions, self.norms = nn.ModuleList(convolutions), nn.ModuleList(norms)
-        self.embedding = nn.Parameter(embedding)
+        self.convolutions = nn.ModuleList(convolutions)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths)
         self.head = nn.Sequential(
             nn.Conv2d(inputs, hidden or num_classes, (length, 1)),
             *([nn.ReLU(inplace=True), nn.Conv2d(hidden, num_classes, 1)] if hidden else []),
@@ -74,24 +66,24 @@ class StripNet(nn.Module):
         axis = self._axis
         if index is None and axis.stride == 1:
             image = torch.cat([x, x[..., : axis.size - 1]], dim=3)
-            return self._score(image, self.embedding.permute(1, 2, 0)[None]).transpose(1, 2)
-        if index is None:
-            index = torch.arange(axis.count, device=x.device)
+            return self._score(image, 1, self.embedding.permute(1, 2, 0)[None])
+        index = torch.arange(axis.count, device=x.device) if index is None else index
         index = index.expand(len(x), -1) if index.ndim == 1 else index
-        # Each band on its own: gathered side by side in the batch, never in one row with its neighbours.
+        # The bands side by side: a first convolution that strides by its own width meets each of them alone.
         pixel = (index[..., None] * axis.stride + torch.arange(axis.size, device=x.device)) % axis.length
-        image = torch.arange(len(x), device=x.device)[:, None, None]
-        bands = x.permute(0, 3, 1, 2)[image, pixel].permute(0, 1, 3, 4, 2)  # [B,n,C,length,size]
-        logits = self._score(bands.flatten(0, 1), self.embedding[index.flatten()][..., None])
-        return logits.unflatten(0, index.shape)[..., 0]
+        image = x.gather(3, pixel.flatten(1)[:, None, None].expand(-1, x.shape[1], x.shape[2], -1))
+        return self._score(image, axis.size, self.embedding[index].permute(0, 2, 3, 1))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The same as `score_all`."""
         return self.score_all(x)
 
-    def _score(self, x: Tensor, embedding: Tensor) -> Float[Tensor, "M K n"]:
+    def _score(self, x: Tensor, stride: int, embedding: Tensor) -> Float[Tensor, "B n K"]:
         x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = convolution(x)
-            x = norm(x + embedding if depth == self._joint else x).relu()
-        return self.head(x)[:, :, 0]
+            if depth == 0:
+                first = nn.functional.conv2d(x, convolution.weight, convolution.bias, (1, stride), (2, 0))
+                x = norm(first + embedding).relu()
+            else:
+                x = norm(convolution(x)).relu()
+        return self.head(x)[:, :, 0].transpose(1, 2)

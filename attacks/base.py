@@ -1,0 +1,96 @@
+"""What an attack returns, and the judge who decides whether it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import first_argmax
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Images that an attack believes to be adversarial, and where it put the patch.
+
+    Attributes:
+        x_adv: the attacked images. corners: the top-left corners (row, column) of the `count` rectangles.
+        evaluations: work spent on each image. One evaluation is one ablation (or, for an undefended model, one image)
+            scored forward; a backward pass counts as one more.
+        visited: share of the placements open to the attacker that were tried, 0 to 1.
+    """
+
+    x_adv: Float[Tensor, "B C H W"]
+    corners: Int[Tensor, "B count 2"]
+    evaluations: Int[Tensor, " B"]
+    visited: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The judge's finding on each image: `broken` iff `contained`, `in_range` and the prediction differs from y."""
+
+    broken: Bool[Tensor, " B"]
+    contained: Bool[Tensor, " B"]
+    in_range: Bool[Tensor, " B"]
+    prediction: Int[Tensor, " B"]
+
+
+class PatchAttack(Protocol):
+    """Searches, for each image, a patch within the threat that moves the prediction away from y.
+
+    Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs. `touched_only` says
+    that it re-scores only the ablations which the patch touches, or skips placements that the certificate closes:
+    such an attack must not be used to test that certificate; `unpruned()` is the same attack without both.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def touched_only(self) -> bool: ...
+
+    def unpruned(self) -> PatchAttack: ...
+
+    def __call__(
+        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        generator: torch.Generator,
+    ) -> Proposal: ...  # fmt: skip
+
+
+def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
+    """The model's own `predict`, or the argmax of its output in evaluation mode; -1 where it abstains."""
+    if hasattr(model, "predict"):
+        return model.predict(x)  # type: ignore[operator]
+    if model.training:
+        raise InvalidInput("the model is in training mode; call model.eval() first")
+    with torch.no_grad():
+        return first_argmax(model(x))
+
+
+def judge(
+    model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, proposal: Proposal
+) -> Outcome:
+    """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
+    model's `predict` on the whole attacked image is no longer `y`. An abstention (-1) is not a success.
+    """
+    height, width = x.shape[2:]
+    corners, x_adv = proposal.corners, proposal.x_adv
+    if x_adv.shape != x.shape or corners.shape != (len(x), threat.count, 2):
+        raise InvalidInput(
+            f"the proposal has images {tuple(x_adv.shape)} and corners {tuple(corners.shape)}; "
+            f"{tuple(x.shape)} and {(len(x), threat.count, 2)} are needed"
+        )
+    limit = torch.tensor([height - threat.height, width - threat.width], device=corners.device)
+    inside = ((corners >= 0) & (corners <= limit)).all(dim=2).all(dim=1)
+    changed = (x_adv != x).any(dim=1)  # NaN differs from everything, itself included
+    contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
+    in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
+    valid = contained & in_range
+    prediction = predict(model, torch.where(valid[:, None, None, None], x_adv, x))
+    return Outcome(valid & (prediction != y) & (prediction >= 0), contained, in_range, prediction)

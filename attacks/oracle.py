@@ -1,0 +1,64 @@
+"""The true worst case on tiny images: every content of the patch, every placement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, product
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attacks.base import Proposal, predict
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+
+_LIMIT = 2_000_000
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Tries every patch whose values come from `levels`, at every placement: no attack within those values is stronger.
+
+    levels^(C·h·w·count) contents times all placements; refused above two million images.
+    """
+
+    levels: tuple[float, ...] = (0.0, 1.0)
+    batch: int = 4096
+    touched_only: bool = False
+
+    @property
+    def name(self) -> str:
+        return "oracle"
+
+    def unpruned(self) -> Oracle:
+        return self
+
+    def __call__(
+        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        generator: torch.Generator,
+    ) -> Proposal:  # fmt: skip
+        placements = threat.placements(*x.shape[2:]).to(x.device)
+        sites = list(combinations_with_replacement(range(len(placements)), threat.count))
+        pixels = x.shape[1] * threat.height * threat.width * threat.count
+        total = len(sites) * len(self.levels) ** pixels
+        if total > _LIMIT:
+            raise InvalidInput(f"the oracle would try {total:,} patches an image; take an image or patch so small that "
+                               f"there are at most {_LIMIT:,}")
+        contents = torch.tensor(list(product(self.levels, repeat=pixels)), dtype=x.dtype, device=x.device)
+        contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
+        x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()
+        evaluations = torch.zeros_like(y)
+        for i in range(len(x)):
+            for site in sites:
+                where = placements[list(site)]
+                worlds = x[i].expand(len(contents), -1, -1, -1).clone()
+                for patch, (row, column) in enumerate(where.tolist()):
+                    worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
+                prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
+                evaluations[i] += len(worlds)
+                hits = ((prediction != y[i]) & (prediction >= 0)).nonzero()
+                if len(hits):
+                    x_adv[i], corners[i] = worlds[hits[0, 0]], where
+                    break
+        return Proposal(x_adv, corners, evaluations, torch.ones(len(x), device=x.device))
