@@ -46,7 +46,8 @@ class PatchAttack(Protocol):
 
     Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs. `touched_only` says
     that it re-scores only the ablations which the patch touches, or skips placements that the certificate closes:
-    such an attack must not be used to test that certificate; `unpruned()` is the same attack without both.
+    such an attack must not be used to test that certificate; `unpruned(budget)` is the same attack without both, and
+    with that many evaluations an image (None: no limit).
     """
 
     @property
@@ -55,7 +56,7 @@ class PatchAttack(Protocol):
     @property
     def touched_only(self) -> bool: ...
 
-    def unpruned(self) -> PatchAttack: ...
+    def unpruned(self, budget: int | None) -> PatchAttack: ...
 
     def __call__(
         self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,

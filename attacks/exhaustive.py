@@ -20,7 +20,7 @@ class ExhaustivePGD:
     """PGD at every placement, in the order of the certificate's margin; then again where it came closest.
 
     For a `SmoothedClassifier`, placements that the exact certificate closes are skipped and only touched ablations are
-    scored. `unpruned()` does neither: all placements in random order, all ablations scored at every step. The first
+    scored. `unpruned` does neither: all placements in random order, all ablations scored at every step. The first
     sweep takes `steps` steps at every open placement. Each of `rounds` further sweeps takes twice as many steps as the
     one before from new random content, at the `keep` share of placements with the least objective.
 
@@ -49,8 +49,8 @@ class ExhaustivePGD:
     def name(self) -> str:
         return "exhaustive"
 
-    def unpruned(self) -> ExhaustivePGD:
-        return replace(self, touched_only=False)
+    def unpruned(self, budget: int | None) -> ExhaustivePGD:
+        return replace(self, touched_only=False, budget=budget)
 
     def __call__(
         self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,

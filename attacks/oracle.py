@@ -31,7 +31,7 @@ class Oracle:
     def name(self) -> str:
         return "oracle"
 
-    def unpruned(self) -> Oracle:
+    def unpruned(self, budget: int | None) -> Oracle:
         return self
 
     def __call__(

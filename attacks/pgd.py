@@ -72,7 +72,7 @@ class PatchPGD:
 
     The scheme of Chiang et al. (2020) and Levine & Feizi (2020): `restarts` placements of `steps` steps each, at most
     restarts · (2·steps + 1) · n evaluations an image, n the ablations scored: those touched by the patch for a
-    `SmoothedClassifier`, all of them after `unpruned()`. Placements are drawn without looking at the certificate.
+    `SmoothedClassifier`, all of them after `unpruned`. Placements are drawn without looking at the certificate.
     `budget` (evaluations an image, None: no limit) ends the search of an image. Memory follows `batch`.
     """
 
@@ -94,8 +94,8 @@ class PatchPGD:
     def name(self) -> str:
         return f"pgd-{self.restarts}"
 
-    def unpruned(self) -> PatchPGD:
-        return replace(self, touched_only=False)
+    def unpruned(self, budget: int | None) -> PatchPGD:
+        return replace(self, touched_only=False, budget=budget)
 
     def __call__(
         self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,

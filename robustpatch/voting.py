@@ -74,6 +74,9 @@ class Threshold(Voting):
     theta: float = 0.3
     guard: float | None = None
 
+    def __str__(self) -> str:
+        return f"threshold:{self.theta}"
+
     def __post_init__(self) -> None:
         if not 0 < self.theta < 1:
             raise InvalidInput(f"theta is {self.theta}; the threshold must lie strictly between 0 and 1")
@@ -99,6 +102,9 @@ class TopOne(Voting):
     """
 
     guard: float | None = None
+
+    def __str__(self) -> str:
+        return "top1"
 
     def __post_init__(self) -> None:
         self._check_guard()
@@ -133,7 +139,7 @@ def log_odds(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
 
 
 def parse_voting(text: str, guard: float | None = None) -> Threshold | TopOne:
-    """Read "threshold:0.3" or "top1". Raises `InvalidInput`."""
+    """Read "threshold:0.3" or "top1"; `str(voting)` is the inverse. Raises `InvalidInput`."""
     kind, _, value = text.strip().lower().partition(":")
     if kind == "top1" and not value:
         return TopOne(guard)

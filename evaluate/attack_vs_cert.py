@@ -1,0 +1,209 @@
+"""python -m evaluate.attack_vs_cert: certify, attack, and hold the two against each other."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from attacks import ExhaustivePGD, PatchAttack, PatchPGD
+from evaluate.counterexample import load_counterexample, replay
+from evaluate.metrics import summarise
+from evaluate.runner import Settings, evaluate
+from evaluate.table import summary_table
+from robustpatch.ablation import parse_ablation
+from robustpatch.checks import calibrate_guard
+from robustpatch.data import load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import parse_threat
+from robustpatch.voting import Threshold, parse_voting
+from robustpatch.zoo import Checkpoint, load_checkpoint
+
+HELD, BROKEN, WRONG_CALL, INTERNAL = 0, 1, 2, 3
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    dataset: Annotated[str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")] = "mnist-sample",
+    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,  # noqa: UP045
+    checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a file.")] = "mnist-columns2",
+    ablation: Annotated[Optional[str], typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")] = None,  # noqa: UP045
+    theta: Annotated[Optional[float], typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,  # noqa: UP045
+    guard: Annotated[Optional[float], typer.Option(help="Allowed change of a score; default by precision.")] = None,  # noqa: UP045
+    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
+    attacks: Annotated[str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")] = "pgd,exhaustive",
+    steps: Annotated[Optional[int], typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,  # noqa: UP045
+    budget: Annotated[Optional[int], typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,  # noqa: UP045
+    certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 10_000,
+    num_images: Annotated[int, typer.Option(help="Test images, from the first on.")] = 200,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Images certified and attacked together.")] = 50,
+    seed: int = 0,
+    output: Annotated[Optional[Path], typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")] = None,  # noqa: UP045
+    replay_file: Annotated[Optional[Path], typer.Option("--replay", help="Show a saved counterexample again.")] = None,  # noqa: UP045
+) -> None:
+    """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
+
+    Exit status 0: every certificate held. 1: a certified prediction was changed. 2: wrong call. 3: internal error.
+    """
+    errors = Console(stderr=True)
+    try:
+        if replay_file is not None:
+            status = _replay(replay_file, device)
+        else:
+            status = _run(dataset, data_root, checkpoint, ablation, theta, guard, patch, attacks, steps, budget,
+                          certified_budget, num_images, device, dtype, batch_size, seed, output, errors)  # fmt: skip
+    except InvalidInput as error:
+        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        status = WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("interrupted; the finished batches are kept, and the same command resumes the run")
+        status = 130
+    except Exception:
+        errors.print_exception()
+        errors.print("internal error: please report it with the lines above")
+        status = INTERNAL
+    raise typer.Exit(status)
+
+
+def _run(
+    dataset: str, data_root: Path | None, checkpoint: str, ablation: str | None, theta: float | None,
+    guard: float | None, patch: str, attacks: str, steps: int | None, budget: int | None, certified_budget: int,
+    num_images: int, device: str, dtype: str, batch_size: int, seed: int, output: Path | None, errors: Console,
+) -> int:  # fmt: skip
+    started = time.monotonic()
+    if certified_budget < 0:
+        raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
+    settings = Settings(num_images, batch_size, certified_budget or None, seed, _device(device))
+    chosen = parse_attacks(attacks, steps=steps, budget=budget)
+    loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
+    images = load_images(dataset, data_root)
+    if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != loaded.model.num_classes:
+        raise InvalidInput(f"dataset {dataset} has {images.image_shape} images of {len(images.class_names)} classes, but "
+                           f"checkpoint {checkpoint} was trained for {tuple(loaded.config['image_shape'])} and "
+                           f"{loaded.model.num_classes}; name a checkpoint for this dataset")
+    if num_images > len(images):
+        raise InvalidInput(f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those")
+    threat = parse_threat(patch, images.image_shape[1:])
+    model = loaded.model
+    configuration = {
+        "checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, "ablation": str(model.ablation),
+        "voting": str(model.voting), "guard": model.guard, "encoding": model.encoding.name, "dtype": dtype,
+    }
+    if output is None:
+        what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
+        output = Path("runs") / f"{Path(checkpoint).stem}-{dataset}-{sha256(what.encode()).hexdigest()[:8]}"
+    x, _ = images.batch(range(min(8, num_images)))
+    deviation = calibrate_guard(model, x.to(settings.device))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("", total=num_images)
+        records = evaluate(model, images, threat, chosen, settings, output, configuration=configuration,
+                           on_progress=lambda n, what: progress.update(task, completed=n, description=what))
+    summary = summarise(records)
+    seconds = time.monotonic() - started
+    (output / "summary.json").write_text(json.dumps({
+        **summary.as_dict(), "measured_deviation": deviation, "seconds": seconds,
+        "configuration": json.loads((output / "run.json").read_text()), "command": shlex.join(sys.argv),
+        "versions": {name: version(name) for name in PACKAGES}, "python": sys.version,
+        "threads": torch.get_num_threads(), "device_name": _device_name(settings.device),
+    }, indent=1))  # fmt: skip
+    title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({model.ablation}, {model.voting})"
+    console = Console()
+    console.print(summary_table(summary, title=title, guard=model.guard, deviation=deviation, seconds=seconds))
+    console.print(f"records and summary.json in {output}", highlight=False, soft_wrap=True)
+    if summary.verdict != "broken":
+        return HELD
+    for path in sorted((output / "counterexamples").glob("*.safetensors")):
+        console.print(f"see it again: python -m evaluate.attack_vs_cert --replay {path}", highlight=False, soft_wrap=True)
+    return BROKEN
+
+
+def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
+    """Read "pgd,pgd:1,exhaustive" or "none". Raises `InvalidInput`."""
+    shared: dict[str, Any] = {"budget": budget} | ({} if steps is None else {"steps": steps})
+    found: list[PatchAttack] = []
+    for name in () if text.strip() == "none" else text.split(","):
+        kind, colon, number = name.strip().partition(":")
+        if kind == "pgd" and (not colon or number.isdigit()):
+            found.append(PatchPGD(**shared, **({"restarts": int(number)} if colon else {})))
+        elif kind == "exhaustive" and not colon:
+            found.append(ExhaustivePGD(**shared))
+        else:
+            raise InvalidInput(f'attacks is {text!r}, and {name.strip()!r} is none; known are "pgd", "pgd:NUMBER of '
+                               'placements", "exhaustive", or "none" alone')
+    if len({attack.name for attack in found}) < len(found):
+        raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
+    return found
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"device is {name!r}, which is not to be had here ({reason}); use cpu") from error
+    return name
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _model(
+    name: str, ablation: str | None, theta: float | None, guard: float | None, device: str, dtype: str
+) -> Checkpoint:
+    if dtype not in DTYPES:
+        raise InvalidInput(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
+    loaded = load_checkpoint(name, ablation=None if ablation is None else parse_ablation(ablation))
+    model = loaded.model
+    if theta is not None:
+        model.voting = Threshold(theta)
+    if guard is not None:
+        model.voting = model.voting.with_guard(guard)
+    model.to(device, DTYPES[dtype])
+    model.requires_grad_(False)
+    return loaded
+
+
+def _replay(path: Path, device: str) -> int:
+    """Show a counterexample again with the checkpoint it came from; 1 when it still stands."""
+    example = load_counterexample(path)
+    claim = example.configuration
+    if "checkpoint" not in claim:
+        raise InvalidInput(f"replay is {path}, found with a model of Python's own; use evaluate.counterexample.replay")
+    loaded = load_checkpoint(claim["checkpoint"])
+    if loaded.sha256 != claim["checkpoint_sha256"]:
+        raise InvalidInput(f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file")
+    model = loaded.model.to(_device(device), DTYPES[claim["dtype"]])
+    model.voting = parse_voting(claim["voting"], claim["guard"])
+    outcome, certified = replay(example, model)
+    console = Console()
+    console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
+    for name, image in (("clean", example.x), ("attacked", example.x_adv)):
+        counts = model.votes(image[None]).cast[0].sum(dim=0).tolist()
+        console.print(f"votes {name}: {counts}, prediction {int(model.predict(image[None]))}")
+    stands = certified and bool(outcome.broken[0])
+    console.print(f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
+                  f"prediction changed: {bool(outcome.broken[0])}")
+    console.print("the counterexample stands" if stands else "the counterexample does not stand here")
+    return BROKEN if stands else HELD
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,121 @@
+"""records -> numbers, with exact binomial intervals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from scipy.stats import binomtest
+
+from evaluate.records import Record
+
+Verdict = Literal["held", "broken", "not tested"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """`hits` of `total` images, with the exact (Clopper-Pearson) 95% interval of the underlying share."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        found = binomtest(self.hits, self.total).proportion_ci(0.95, method="exact")
+        return float(found.low), float(found.high)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"hits": self.hits, "total": self.total, "value": self.value, "interval95": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class AttackSummary:
+    """One attack over all images: accuracy left, and the work spent on the images open to it and on certified ones.
+
+    `visited` is the mean share of open placements tried on the images that are not certified.
+    """
+
+    accuracy: Share
+    evaluations: int
+    evaluations_certified: int
+    visited: float | None
+    out_of_threat: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed."""
+
+    images: int
+    clean: Share
+    certified_exact: Share
+    certified_margin: Share | None
+    attacks: dict[str, AttackSummary]
+    under_all: Share
+    gap: float
+    verdict: Verdict
+    certified_images: int
+    certified_attacked: int
+    certified_evaluations: int
+    violations: list[dict[str, Any]]
+    close_votes: int
+    votes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        out = {key: value.as_dict() if isinstance(value, Share) else value for key, value in vars(self).items()}
+        out["attacks"] = {name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()}
+                          for name, attack in self.attacks.items()}  # fmt: skip
+        return out
+
+
+def summarise(records: list[Record]) -> Summary:
+    """Clean, certified and empirical accuracy of the records, and the verdict on the certificates.
+
+    Empirical accuracy counts the images that are classified correctly and that the attack did not break; certified
+    accuracy those classified correctly and certified. The gap is empirical accuracy under all attacks less certified
+    accuracy: what neither proof nor attack has decided.
+    """
+    total = len(records)
+    names = list(dict.fromkeys(attack.attack for record in records for attack in record.attacks))
+    attacks = {}
+    for name in names:
+        own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
+        broken = {record.index for record, attack in own if attack.broken and record.correct}
+        visited = [attack.visited for record, attack in own if not record.certified]
+        attacks[name] = AttackSummary(
+            accuracy=Share(sum(record.correct and record.index not in broken for record in records), total),
+            evaluations=sum(attack.evaluations for record, attack in own if not record.certified),
+            evaluations_certified=sum(attack.evaluations for record, attack in own if record.certified),
+            visited=sum(visited) / len(visited) if visited else None,
+            out_of_threat=sum(not (attack.contained and attack.in_range) for _, attack in own),
+            seconds=sum(attack.seconds for _, attack in own),
+        )
+    standing = sum(record.correct and not any(attack.broken for attack in record.attacks) for record in records)
+    certified = [record for record in records if record.certified]
+    attacked = [record for record in certified if record.attacks and all(a.unpruned for a in record.attacks)]
+    violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
+    exact = Share(sum(record.correct and record.certified_exact for record in records), total)
+    paper = [record.certified_margin for record in records]
+    return Summary(
+        images=total,
+        clean=Share(sum(record.correct for record in records), total),
+        certified_exact=exact,
+        certified_margin=None if None in paper else Share(
+            sum(record.correct and bool(record.certified_margin) for record in records), total),
+        attacks=attacks,
+        under_all=Share(standing, total),
+        gap=standing / total - exact.value,
+        verdict="broken" if violations else "held" if len(attacked) == len(certified) else "not tested",
+        certified_images=len(certified),
+        certified_attacked=len(attacked),
+        certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),
+        violations=violations,
+        close_votes=sum(record.close_votes for record in records),
+        votes=sum(record.votes for record in records),
+    )  # fmt: skip

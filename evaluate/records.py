@@ -1,0 +1,116 @@
+"""The record of one image, and Parquet shards of them, each there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robustpatch.errors import InvalidInput
+
+TIMES = ("seconds",)  # the only fields in which two equal runs may differ
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """One attack under one threat on one image. `unpruned`: every ablation scored, no placement skipped.
+
+    `corners` are the (row, column) of each rectangle, flattened; `visited` the share of the open placements tried;
+    `contained` and `in_range` the judge's finding on the proposal.
+    """
+
+    attack: str
+    threat: str
+    unpruned: bool
+    broken: bool
+    contained: bool
+    in_range: bool
+    prediction: int
+    corners: list[int]
+    evaluations: int
+    visited: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: its prediction, what was proved of it, and how each attack fared.
+
+    Margins are worst cases, certified iff ≥ 0; `largest_certified` is the side of a square. The paper's margin and the
+    largest square are None for classifiers that do not offer them. `close_votes` counts votes within the guard of
+    turning over, of `votes` cells in all. Attacks are those run: none on an image neither certified nor classified
+    correctly, which needs none. `consistent` says that `predict` returned the certified prediction.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    consistent: bool
+    certified_exact: bool
+    margin_exact: float | None
+    certified_margin: bool | None
+    margin_margin: float | None
+    largest_certified: int | None
+    close_votes: int
+    votes: int
+    attacks: list[AttackRecord] = field(default_factory=list)
+
+    @property
+    def correct(self) -> bool:
+        return self.prediction == self.label
+
+    @property
+    def certified(self) -> bool:
+        """Certified by any method, for whatever class."""
+        return self.certified_exact or bool(self.certified_margin)
+
+    @property
+    def violations(self) -> list[str]:
+        """Attacks that changed this certified prediction; "predict" where predict itself contradicts the certificate."""
+        if not self.certified:
+            return []
+        return ([] if self.consistent else ["predict"]) + [a.attack for a in self.attacks if a.broken]
+
+
+_ATTACK = pa.struct([
+    ("attack", pa.string()), ("threat", pa.string()), ("unpruned", pa.bool_()), ("broken", pa.bool_()),
+    ("contained", pa.bool_()), ("in_range", pa.bool_()), ("prediction", pa.int64()), ("corners", pa.list_(pa.int64())),
+    ("evaluations", pa.int64()), ("visited", pa.float64()), ("seconds", pa.float64()),
+])  # fmt: skip
+SCHEMA = pa.schema([
+    ("index", pa.int64()), ("label", pa.int64()), ("prediction", pa.int64()), ("consistent", pa.bool_()),
+    ("certified_exact", pa.bool_()), ("margin_exact", pa.float64()), ("certified_margin", pa.bool_()),
+    ("margin_margin", pa.float64()), ("largest_certified", pa.int64()), ("close_votes", pa.int64()),
+    ("votes", pa.int64()), ("attacks", pa.list_(_ATTACK)),
+])  # fmt: skip
+
+
+def shard_path(output: Path, first: int, stop: int) -> Path:
+    """The shard of images first, …, stop - 1."""
+    return output / "records" / f"{first:08d}-{stop:08d}.parquet"
+
+
+def write_shard(path: Path, records: list[Record]) -> None:
+    """Write the records; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".part-{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA), part)
+    os.replace(part, path)
+
+
+def read_shard(path: Path) -> list[Record]:
+    """The records of one shard. Raises `InvalidInput` when it is damaged."""
+    try:
+        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInput(f"shard {path} is damaged ({error}); delete it, and the run does its images again") from error
+    return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
+
+
+def read_records(output: Path) -> list[Record]:
+    """All records of a run, by index."""
+    shards = sorted((output / "records").glob("*.parquet"))
+    return sorted((record for shard in shards for record in read_shard(shard)), key=lambda record: record.index)

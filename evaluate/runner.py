@@ -1,0 +1,169 @@
+"""images -> records: certify, attack, judge; in batches fixed by index, each written when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.base import PatchAttack, judge, predict
+from evaluate.counterexample import save_counterexample
+from evaluate.records import AttackRecord, Record, read_records, shard_path, write_shard
+from robustpatch.certificate import Certificate
+from robustpatch.data import ImageSet
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat, Threat
+
+Progress = Callable[[int, str], None]  # images finished, what is being done
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the records besides model, images and attacks.
+
+    `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
+    for no limit.
+    """
+
+    num_images: int
+    batch_size: int = 50
+    certified_budget: int | None = 10_000
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@torch.no_grad()
+def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate, Certificate | None]:
+    """The classifier's certificate (exact for ours), and the paper's where it has one."""
+    if isinstance(model, SmoothedClassifier):
+        return model.certify(x, threat, "exact"), model.certify(x, threat, "margin")
+    return model.certify(x, threat), None  # type: ignore[operator]
+
+
+def evaluate(
+    model: torch.nn.Module, images: ImageSet, threat: Threat, attacks: Sequence[PatchAttack], settings: Settings,
+    output: Path, *, configuration: dict[str, Any] | None = None, on_progress: Progress = lambda *_: None,
+) -> list[Record]:  # fmt: skip
+    """Certify and attack every image, and return the records; what `output` already holds is not done again.
+
+    Every image that is certified, for a right or a wrong label, is attacked by `attack.unpruned`: all placements
+    open, all ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that
+    is classified correctly but not certified is attacked as the attack likes. The rest need no attack.
+
+    A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
+    and number of threads. Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is
+    written to `output`/run.json; an output that holds another run is refused with `InvalidInput`.
+    """
+    output = Path(output)
+    threat.check_fits(*images.image_shape[1:])
+    total = min(settings.num_images, len(images))
+    own = {**vars(settings), "num_images": total, "threat": str(threat), "dataset": images.name,
+           "attacks": [repr(attack) for attack in attacks], **(configuration or {})}
+    _claim(output, json.loads(json.dumps(own)))
+    done = {record.index for record in read_records(output)}
+    for first in range(0, total, settings.batch_size):
+        stop = min(first + settings.batch_size, total)
+        if done.issuperset(range(first, stop)):
+            continue
+        on_progress(first, "certifying")
+        x, y = (tensor.to(settings.device) for tensor in images.batch(range(first, stop)))
+        records = _batch(model, x, y, first, threat, attacks, settings, output, own,
+                         lambda what, at=first: on_progress(at, what))
+        write_shard(shard_path(output, first, stop), records)
+    on_progress(total, "done")
+    return read_records(output)
+
+
+def _claim(output: Path, configuration: dict[str, Any]) -> None:
+    """Make `output` this run's, or find that it is already."""
+    path = output / "run.json"
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            stored = None
+        if stored != configuration:
+            differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]
+            raise InvalidInput(f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
+                               "another output, or repeat that run's options to resume it")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(configuration, indent=1))
+    part.replace(path)
+
+
+def _batch(
+    model: torch.nn.Module, x: Tensor, y: Tensor, first: int, threat: Threat, attacks: Sequence[PatchAttack],
+    settings: Settings, output: Path, configuration: dict[str, Any], on_progress: Callable[[str], None],
+) -> list[Record]:  # fmt: skip
+    exact, paper = _certify(model, x, threat)
+    certified = exact.certified | paper.certified if paper is not None else exact.certified
+    consistent = predict(model, x) == exact.prediction
+    if paper is not None:
+        consistent &= paper.prediction == exact.prediction
+    correct = exact.prediction == y
+    found: list[list[AttackRecord]] = [[] for _ in y]
+    for i in (certified & ~consistent).nonzero()[:, 0].tolist():
+        save_counterexample(output, model, x[i], x[i], [], first + i, int(exact.prediction[i]), "predict",
+                            threat.threats[0], configuration)
+    for attack in attacks:
+        for one in threat.threats:
+            for unpruned, chosen in ((False, correct & ~certified), (True, certified)):
+                rows = chosen.nonzero()[:, 0]
+                if len(rows) == 0:
+                    continue
+                on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
+                run = attack.unpruned(settings.certified_budget) if unpruned else attack
+                records = _attack(model, x[rows], exact.prediction[rows], one, run, first, unpruned, settings)
+                for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
+                    found[i].append(record)
+                    if unpruned and record.broken:
+                        save_counterexample(output, model, x[i], x_adv, record.corners, first + i,
+                                            int(exact.prediction[i]), attack.name, one, configuration)
+    margin = exact.margin.tolist() if exact.margin is not None else [None] * len(y)
+    largest = model.largest_certified(x).tolist() if isinstance(model, SmoothedClassifier) else [None] * len(y)
+    votes = exact.evidence.votes.cast[0].numel() if exact.evidence is not None else 0
+    return [Record(
+        index=first + i, label=int(y[i]), prediction=int(exact.prediction[i]), consistent=bool(consistent[i]),
+        certified_exact=bool(exact.certified[i]), margin_exact=margin[i],
+        certified_margin=None if paper is None else bool(paper.certified[i]),
+        margin_margin=None if paper is None else float(paper.margin[i]),
+        largest_certified=largest[i], close_votes=int(exact.close[i]), votes=votes, attacks=found[i],
+    ) for i in range(len(y))]  # fmt: skip
+
+
+def _attack(
+    model: torch.nn.Module, x: Tensor, prediction: Tensor, threat: PatchThreat, attack: PatchAttack, first: int,
+    unpruned: bool, settings: Settings,
+) -> list[tuple[AttackRecord, Tensor]]:  # fmt: skip
+    """Run and judge one attack on images of one batch, all of them against the clean prediction."""
+    generator = torch.Generator().manual_seed(_seed(settings.seed, first, attack.name, str(threat), unpruned))
+    started = time.monotonic()
+    proposal = attack(model, x, prediction, threat, generator=generator)
+    outcome = judge(model, x, prediction, threat, proposal)
+    seconds = (time.monotonic() - started) / len(x)
+    return [(AttackRecord(
+        attack=attack.name, threat=str(threat), unpruned=unpruned, broken=bool(outcome.broken[i]),
+        contained=bool(outcome.contained[i]), in_range=bool(outcome.in_range[i]), prediction=int(outcome.prediction[i]),
+        corners=proposal.corners[i].flatten().tolist(), evaluations=int(proposal.evaluations[i]),
+        visited=float(proposal.visited[i]), seconds=seconds,
+    ), proposal.x_adv[i]) for i in range(len(x))]  # fmt: skip
+
+
+def _seed(*parts: object) -> int:
+    """The seed of one attack on one batch: what was done before, or elsewhere, has no part in it."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,56 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from evaluate.metrics import Share, Summary
+
+
+def summary_table(summary: Summary, *, title: str, guard: float, deviation: float | None, seconds: float) -> Group:
+    """Clean, certified and empirical accuracy with intervals and work spent; the verdict below."""
+    table = Table(title=title, title_justify="left")
+    for name, justify in (("", "left"), ("accuracy", "right"), ("95% interval", "right"), ("evaluations", "right"),
+                          ("on certified", "right"), ("placements tried", "right"), ("time", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_row("clean", *_share(summary.clean))
+    if summary.certified_margin is not None:
+        table.add_row("certified (margin)", *_share(summary.certified_margin))
+    table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
+    for name, attack in summary.attacks.items():
+        visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
+        table.add_row(f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}",
+                      f"{attack.evaluations_certified:,}", visited, f"{attack.seconds:.1f} s")
+    if summary.attacks:
+        table.add_row("under all attacks", *_share(summary.under_all), end_section=True)
+    table.add_row("gap: undecided", f"{summary.gap:.1%}", "", "", "", "", f"{seconds:.1f} s in all")
+    close = summary.close_votes / summary.votes if summary.votes else 0.0
+    measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
+    notes = Text(f"guard {guard:g}{measured}; {summary.close_votes} of {summary.votes:,} votes close ({close:.2e})")
+    for name, attack in summary.attacks.items():
+        if attack.out_of_threat:
+            notes.append(f"\n{name}: {attack.out_of_threat} proposals left the threat model and do not count")
+    return Group(table, notes, _verdict(summary))
+
+
+def _share(share: Share) -> tuple[str, str]:
+    low, high = share.interval
+    return f"{share.value:.1%}", f"{low:.1%} – {high:.1%}"
+
+
+def _verdict(summary: Summary) -> Text:
+    attacked = (f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
+                f"{summary.certified_evaluations:,} evaluations")
+    if summary.verdict == "broken":
+        images = sorted({violation["index"] for violation in summary.violations})
+        return Text(f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
+                    style="bold red")
+    if summary.verdict == "not tested":
+        return Text(f"NOT TESTED: {attacked}", style="bold yellow")
+    return Text(f"HELD: no certified prediction was changed; {attacked}", style="bold green")
+
+
+def _some(numbers: list[int], most: int = 8) -> str:
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
