@@ -96,7 +96,7 @@ class ExhaustivePGD:
             active = [i for i, queue in enumerate(queues) if going[i] and done[i] < len(queue)]
             if not active:
                 return gaps
-            share = max(1, self.batch // len(active))
+            share = search.share(len(active), self.batch, steps, self.budget)
             picks = {i: range(done[i], min(done[i] + share, len(queues[i]))) for i in active}
             image = torch.tensor([i for i in active for _ in picks[i]], device=search.x.device)
             placement = torch.cat([queues[i][picks[i].start : picks[i].stop] for i in active])

@@ -106,7 +106,7 @@ class PatchPGD:
         placement = torch.randint(sites, shape, generator=generator).to(x.device)
         search = Search(model, x, y, threat, touched_only=self.touched_only)
         image = torch.arange(len(x), device=x.device)
-        per_round = max(1, self.batch // max(1, len(x)))
+        per_round = search.share(len(x), self.batch, self.steps, self.budget)
         for some in placement.split(per_round):
             alive = search.going(self.budget)
             if not bool(alive.any()):
@@ -123,11 +123,13 @@ class Search:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._touched, self._cast = None, None
+        self._cost = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
         self.evaluations = torch.zeros_like(y)
         if touched_only and isinstance(model, SmoothedClassifier):
             self._touched = model.ablation.touched(threat, *x.shape[2:])
             self._cast = model.votes(x).cast
             self.evaluations += self._cast.shape[1]
+            self._cost = model.ablation.affected(threat, *x.shape[2:])
         self.broken = torch.zeros_like(y, dtype=torch.bool)
         self._best, self._gap = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
         self._corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
@@ -136,6 +138,11 @@ class Search:
     def going(self, budget: int | None) -> Bool[Tensor, " B"]:
         """The images neither broken nor over their budget."""
         return ~self.broken if budget is None else ~self.broken & (self.evaluations < budget)
+
+    def share(self, images: int, batch: int, steps: int, budget: int | None) -> int:
+        """How many climbs of each of `images` make up one round: within the batch, and within the budget if any do."""
+        affordable = batch if budget is None else budget // (self._cost * (2 * steps + 1))
+        return max(1, min(batch // max(1, images), affordable))
 
     def run(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], batch: int, *, steps: int, step: float,

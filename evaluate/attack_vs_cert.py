@@ -48,7 +48,7 @@ def main(
     attacks: Annotated[str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")] = "pgd,exhaustive",
     steps: Annotated[Optional[int], typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,  # noqa: UP045
     budget: Annotated[Optional[int], typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,  # noqa: UP045
-    certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 10_000,
+    certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
     num_images: Annotated[int, typer.Option(help="Test images, from the first on.")] = 200,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",

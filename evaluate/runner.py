@@ -35,7 +35,7 @@ class Settings:
 
     num_images: int
     batch_size: int = 50
-    certified_budget: int | None = 10_000
+    certified_budget: int | None = 5_000
     seed: int = 0
     device: str = "cpu"
 
