@@ -22,7 +22,8 @@ from robustpatch.voting import Voting, first_argmax
 class Victim(Protocol):
     """P attacked images, one a row. `cost` [P] is the number of evaluations of one forward pass."""
 
-    cost: Int[Tensor, " P"]
+    @property
+    def cost(self) -> Int[Tensor, " P"]: ...
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         """The objective, below zero about when the attack succeeds, with its gradient; and the prediction."""

@@ -136,12 +136,14 @@ def _run(
 
 def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
     """Read "pgd,pgd:1,exhaustive" or "none". Raises `InvalidInput`."""
-    shared: dict[str, Any] = {"budget": budget} | ({} if steps is None else {"steps": steps})
+    shared: dict[str, Any] = {"budget": budget}
+    if steps is not None:
+        shared["steps"] = steps
     found: list[PatchAttack] = []
     for name in () if text.strip() == "none" else text.split(","):
         kind, colon, number = name.strip().partition(":")
         if kind == "pgd" and (not colon or number.isdigit()):
-            found.append(PatchPGD(**shared, **({"restarts": int(number)} if colon else {})))
+            found.append(PatchPGD(restarts=int(number), **shared) if colon else PatchPGD(**shared))
         elif kind == "exhaustive" and not colon:
             found.append(ExhaustivePGD(**shared))
         else:

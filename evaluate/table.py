@@ -13,17 +13,18 @@ from evaluate.metrics import Share, Summary
 def summary_table(summary: Summary, *, title: str, guard: float, deviation: float | None, seconds: float) -> Group:
     """Clean, certified and empirical accuracy with intervals, and the verdict below.
 
-    Evaluations and time of an attack: on the images open to it, and (time) on the certified ones too.
+    An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
+    time includes the certified ones.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "accuracy", "95% interval", "evaluations", "placements", "time"):
+    for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("clean", *_share(summary.clean))
     if summary.certified_margin is not None:
         table.add_row("certified (margin)", *_share(summary.certified_margin))
     table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
     for name, attack in summary.attacks.items():
-        visited = "–" if attack.visited is None else f"{attack.visited:.0%} tried"
+        visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
         table.add_row(f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}", visited,
                       f"{attack.seconds:.1f} s")
     if summary.attacks:

@@ -102,7 +102,7 @@ class SmoothedClassifier(nn.Module):
         yield from zip(image.flatten().split(size), index.flatten().split(size), strict=True)
 
     def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
-        kept = self.ablation.masks(*x.shape[2:], index)
+        kept = self.ablation.masks(x.shape[2], x.shape[3], index)
         return self.base(self._match(self.encoding(x[image], kept)))
 
     def _run(self, function, *inputs) -> Tensor:

@@ -82,6 +82,7 @@ class StripNet(nn.Module):
         x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if depth == 0:
+                assert isinstance(convolution, nn.Conv2d)
                 first = nn.functional.conv2d(x, convolution.weight, convolution.bias, (1, stride), (2, 0))
                 x = norm(first + embedding).relu()
             else:
