@@ -155,7 +155,8 @@ def parse_ablation(text: str) -> Columns | Rows | Blocks:
     `str(ablation)` is the inverse.
     """
     match = _GRAMMAR.fullmatch(text.strip().lower())
-    if match is None or (match[1] != "blocks" and match[3] is not None):
+    # Blocks(4, 0) is the square in Python, but nobody writes 4x0 and means it.
+    if match is None or (match[3] is not None and (match[1] != "blocks" or int(match[3]) == 0)):
         raise InvalidInput(
             f'ablation is {text!r}; use "columns:2", "rows:3" or "blocks:8" (size in pixels), '
             'with a stride after a slash: "columns:19/10"'
