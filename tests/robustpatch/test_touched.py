@@ -1,0 +1,136 @@
+"""PITFALLS 1, 2, 3, 6, 7: the ablations a placement touches, every closed form against pixels compared one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustpatch.ablation import Ablation, Blocks, Columns, Rows, parse_ablation
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from tests import oracles
+
+CASES = [
+    ("columns:2", (1, 3), (4, 9)), ("columns:2", (3, 1), (4, 9)), ("columns:3", (2, 6), (8, 24)),
+    ("columns:3", (6, 2), (8, 24)), ("columns:3", (2, 6), (24, 8)), ("columns:3", (6, 2), (24, 8)),
+    ("rows:3", (2, 6), (8, 24)), ("rows:3", (6, 2), (8, 24)), ("rows:3", (2, 6), (24, 8)), ("rows:3", (6, 2), (24, 8)),
+    ("blocks:2", (2, 6), (6, 10)), ("blocks:2", (6, 2), (10, 6)), ("blocks:2x4", (2, 3), (6, 9)),
+    ("blocks:4x2", (3, 2), (9, 6)), ("blocks:4x2", (2, 5), (6, 9)), ("columns:3/3", (1, 1), (1, 8)),
+    ("rows:3/3", (1, 1), (8, 1)), ("columns:3/4", (2, 2), (2, 10)), ("columns:2/5", (1, 2), (2, 9)),
+    ("blocks:3/3", (1, 1), (8, 8)), ("blocks:3x2/2", (2, 3), (7, 5)), ("columns:4", (2, 6), (3, 6)),
+    ("columns:6", (1, 1), (2, 6)), ("blocks:3", (4, 4), (5, 5)), ("rows:2/3", (7, 2), (7, 4)), ("blocks:3", (2, 2), (3, 7)),
+]  # fmt: skip
+
+
+def agrees_with_the_oracle(text: str, patch: tuple[int, int], size: tuple[int, int]) -> None:
+    ablation, threat = parse_ablation(text), PatchThreat(*patch)
+    truth, n = oracles.touched(text, patch, size), ablation.count(*size)
+    values = torch.randint(-9, 10, (2, n, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    for touched in (ablation.touched(threat, *size), Ablation.touched(ablation, threat, *size)):
+        assert touched.num_ablations == n
+        found = [frozenset(touched.indices(int(s)).tolist()) for s in touched.set_of_placement]
+        assert found == truth
+        assert [int(touched.sizes[s]) for s in touched.set_of_placement] == [len(a) for a in truth]
+        assert len(touched.sizes) <= len(truth)
+        sets = torch.arange(len(touched.sizes))
+        member = touched.member(sets)
+        assert [set(row.nonzero()[:, 0].tolist()) for row in member] == [set(touched.indices(int(s)).tolist()) for s in sets]
+        sums = touched.sums(values)
+        assert sums.dtype == torch.int32
+        assert torch.equal(sums, torch.einsum("sn,bnk->bsk", member.long(), values.long()).int())
+        assert torch.equal(touched.sums(values > 0), touched.sums((values > 0).int()))
+    assert ablation.affected(threat, *size) == max(map(len, truth))
+
+
+@pytest.mark.parametrize(("text", "patch", "size"), CASES)
+def test_closed_form_and_definition_equal_the_oracle(text, patch, size):
+    """Sets, sizes, members and sums of every placement; closed form and `Ablation.touched` alike."""
+    agrees_with_the_oracle(text, patch, size)
+
+
+@st.composite
+def geometries(draw, kinds=("columns", "rows", "blocks"), longest=10):
+    """An ablation, a patch and an image that fit together; strides need not divide anything."""
+    height, width = draw(st.integers(1, longest)), draw(st.integers(1, longest))
+    kind = draw(st.sampled_from(kinds))
+    across = {"columns": width, "rows": height, "blocks": min(height, width)}[kind]
+    size, stride = draw(st.integers(1, across)), draw(st.integers(1, across))
+    patch = draw(st.integers(1, height)), draw(st.integers(1, width))
+    other = f"x{draw(st.integers(1, width))}" if kind == "blocks" else ""
+    return f"{kind}:{size}{other}/{stride}", patch, (height, width)
+
+
+@given(geometries())
+@settings(max_examples=150)
+def test_any_geometry_equals_the_oracle(geometry):
+    """Random sizes, strides, patches and images."""
+    agrees_with_the_oracle(*geometry)
+
+
+@pytest.mark.parametrize(("ablation", "patch", "size", "most"), [
+    (Columns(19, 10), (32, 32), (224, 224), 6),  # five by the published formula ceil((m + s - 1) / stride)
+    (Rows(19, 10), (32, 32), (224, 224), 6),
+    (Columns(3, 3), (1, 1), (1, 8), 2),  # the wrap brings bands 0 and 2 together
+    (Columns(2), (5, 5), (28, 28), 6), (Rows(2), (5, 5), (28, 28), 6), (Blocks(8), (5, 5), (28, 28), 144),
+    (Columns(25), (5, 5), (28, 28), 28), (Columns(19), (42, 42), (224, 224), 60),
+])  # fmt: skip
+def test_affected_in_known_cases(ablation, patch, size, most):
+    """Δ = m + s - 1 at stride 1, and what counting gives where a stride does not divide the size."""
+    assert ablation.affected(PatchThreat(*patch), *size) == most
+
+
+def test_affected_by_several_patches():
+    """count · Δ, and never more than N."""
+    assert Columns(2).affected(PatchThreat(5, 5, count=2), 28, 28) == 12
+    assert Columns(2).affected(PatchThreat(5, 5, count=5), 28, 28) == 28
+
+
+@given(geometries(("columns", "rows"), longest=9), st.integers(2, 3), st.integers(0, 99))
+def test_worst_union_of_bands_is_attained(geometry, count, seed):
+    """Columns and rows, all strides: the dynamic programme equals the worst of all unions."""
+    text, patch, size = geometry
+    touched = parse_ablation(text).touched(PatchThreat(*patch), *size)
+    assert touched.exact_unions
+    damage = torch.randint(0, 3, (2, touched.num_ablations, 3), generator=torch.Generator().manual_seed(seed))
+    found = touched.worst_union(damage.int(), count)
+    assert torch.equal(found.long(), worst(oracles.touched(text, patch, size), damage, count))
+
+
+@given(geometries(longest=5), st.integers(2, 3), st.integers(0, 99))
+def test_worst_union_is_never_less_than_the_worst(geometry, count, seed):
+    """Any kind, closed form and definition: an upper bound, and exact for one patch."""
+    text, patch, size = geometry
+    ablation, threat = parse_ablation(text), PatchThreat(*patch)
+    truth = oracles.touched(text, patch, size)
+    for touched in (ablation.touched(threat, *size), Ablation.touched(ablation, threat, *size)):
+        damage = torch.randint(0, 3, (1, touched.num_ablations, 2), generator=torch.Generator().manual_seed(seed)).int()
+        if len(set(truth)) <= 12:
+            assert (touched.worst_union(damage, count) >= worst(truth, damage, count)).all()
+        assert torch.equal(touched.worst_union(damage, 1).long(), worst(truth, damage, 1))
+
+
+def worst(sets: list[frozenset[int]], damage: torch.Tensor, count: int) -> torch.Tensor:
+    totals = [damage[:, sorted(union)].sum(dim=1) for union in oracles.unions(sets, count)]
+    return torch.stack(totals).amax(dim=0)
+
+
+def test_imagenet_blocks_need_no_matrix():
+    """224×224 blocks and a 42×42 patch: 33,489 placements of 50,176 ablations; [L,N] would be 1.7 GB of booleans."""
+    touched = Blocks(8).touched(PatchThreat(42, 42), 224, 224)
+    assert len(touched.set_of_placement) == 183 * 183
+    assert int(touched.sizes.max()) == 49 * 49
+    votes = torch.zeros(1, 224 * 224, 2, dtype=torch.bool)
+    votes[..., 1] = True
+    sums = touched.sums(votes)
+    assert torch.equal(sums[0, :, 1].long(), touched.sizes)
+    assert not sums[0, :, 0].any()
+    assert len(touched.indices(0)) == int(touched.sizes[0])
+
+
+def test_a_patch_larger_than_the_image_is_refused():
+    """PITFALLS 9: by the closed form and by the definition."""
+    for touched in (Columns(2).touched, lambda *a: Ablation.touched(Columns(2), *a), Columns(2).affected):
+        with pytest.raises(InvalidInput, match="larger than the image, 4x8; take at most 4x8"):
+            touched(PatchThreat(5, 2), 4, 8)
