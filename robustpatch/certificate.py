@@ -163,7 +163,7 @@ def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: in
         possible = votes.cast[rows] | votes.close[rows]
         c = prediction[rows]
         own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(torch.int32)
-        for rivals in _rivals(possible).split(max(1, _CELLS // (4 * cells * len(rows)))):
+        for rivals in _rivals(possible).split(max(1, _CELLS // (4 * cells * max(1, len(rows))))):
             j = possible[:, :, rivals].to(torch.int32)
             damage = own - j + 1
             lost = touched.sums(damage) if count == 1 else touched.worst_union(damage, count)[:, None]
