@@ -48,7 +48,8 @@ def test_masks_are_distinct_and_equally_large_at_stride_1(data):
     """PITFALLS 8: no ablation is listed twice, none is wider than the others."""
     height, width = data.draw(st.integers(2, 9)), data.draw(st.integers(2, 9))
     a, b = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
-    for ablation, distinct in ((Columns(b), b < width), (Rows(a), a < height), (Blocks(a, b), a < height and b < width)):
+    cases = ((Columns(b), b < width), (Rows(a), a < height), (Blocks(a, b), a < height and b < width))
+    for ablation, distinct in cases:
         masks = ablation.masks(height, width).flatten(1)
         assert len(masks.sum(dim=1).unique()) == 1
         if distinct:  # a band as wide as the image is the whole image, wherever it starts
@@ -80,8 +81,10 @@ def test_parse_understands_the_parts():
     assert Columns(2) != Rows(2)
 
 
-@pytest.mark.parametrize("text", ["", "columns", "columns:", "columns:2x3", "rows:1x1", "stripes:2", "columns:-2",
-                                  "columns:0", "blocks:0", "blocks:4x0", "columns:2/0", "columns:2.5", "blocks:4x6x8"])  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "", "columns", "columns:", "columns:2x3", "rows:1x1", "stripes:2", "columns:-2", "columns:0", "blocks:0",
+    "blocks:4x0", "columns:2/0", "columns:2.5", "blocks:4x6x8",
+])  # fmt: skip
 def test_parse_refuses(text):
     """Every text that names no ablation, with the text in the message."""
     with pytest.raises(InvalidInput):

@@ -20,7 +20,8 @@ CASES = [
     ("blocks:4x2", (3, 2), (9, 6)), ("blocks:4x2", (2, 5), (6, 9)), ("columns:3/3", (1, 1), (1, 8)),
     ("rows:3/3", (1, 1), (8, 1)), ("columns:3/4", (2, 2), (2, 10)), ("columns:2/5", (1, 2), (2, 9)),
     ("blocks:3/3", (1, 1), (8, 8)), ("blocks:3x2/2", (2, 3), (7, 5)), ("columns:4", (2, 6), (3, 6)),
-    ("columns:6", (1, 1), (2, 6)), ("blocks:3", (4, 4), (5, 5)), ("rows:2/3", (7, 2), (7, 4)), ("blocks:3", (2, 2), (3, 7)),
+    ("columns:6", (1, 1), (2, 6)), ("blocks:3", (4, 4), (5, 5)), ("rows:2/3", (7, 2), (7, 4)),
+    ("blocks:3", (2, 2), (3, 7)),
 ]  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def agrees_with_the_oracle(text: str, patch: tuple[int, int], size: tuple[int, i
         assert len(touched.sizes) <= len(truth)
         sets = torch.arange(len(touched.sizes))
         member = touched.member(sets)
-        assert [set(row.nonzero()[:, 0].tolist()) for row in member] == [set(touched.indices(int(s)).tolist()) for s in sets]
+        assert [row.nonzero()[:, 0].tolist() for row in member] == [touched.indices(int(s)).tolist() for s in sets]
         sums = touched.sums(values)
         assert sums.dtype == torch.int32
         assert torch.equal(sums, torch.einsum("sn,bnk->bsk", member.long(), values.long()).int())

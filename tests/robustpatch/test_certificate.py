@@ -1,0 +1,175 @@
+"""PITFALLS 4, 5, 9, 10: both methods against every corruption of the votes that the attacker can reach."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustpatch.ablation import parse_ablation
+from robustpatch.certificate import certify_votes, largest_certified
+from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.voting import TopOne, Votes
+from tests import oracles
+
+GEOMETRIES = [  # ablation, patch, image
+    ("columns:1", (1, 1), (2, 5)), ("columns:2", (1, 1), (1, 6)), ("columns:1", (2, 2), (2, 6)),
+    ("columns:3/2", (1, 1), (1, 9)), ("rows:1", (2, 1), (6, 2)), ("rows:2", (1, 2), (5, 3)),
+    ("blocks:1", (1, 1), (2, 3)), ("blocks:1x2", (2, 1), (2, 3)), ("columns:2/3", (1, 1), (1, 12)), ("columns:4", (1, 2), (1, 4)),
+]  # fmt: skip
+
+
+@st.composite
+def elections(draw, geometries=GEOMETRIES, classes=(2, 5), close=False):
+    """A geometry and random votes [1,N,K], with any number of classes in a vote, many ties, sometimes close votes."""
+    text, patch, size = draw(st.sampled_from(geometries))
+    k = draw(st.integers(*classes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    density = torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), min_size=k, max_size=k)))
+    n = parse_ablation(text).count(*size)
+    cast = torch.rand(1, n, k, generator=generator) < density
+    near = torch.rand(1, n, k, generator=generator) < (draw(st.sampled_from([0.05, 0.3])) if close else 0.0)
+    return text, patch, size, Votes(cast, near)
+
+
+def certify(election, method="exact", count=1, patch=None):
+    text, own, size, votes = election
+    threat = PatchThreat(*(patch or own), count=count)
+    return certify_votes(votes, parse_ablation(text), threat, size, method=method)
+
+
+@given(elections())
+@settings(max_examples=200)
+def test_the_exact_certificate_is_the_truth(election):
+    """certified ⇔ no corruption flips; the margin, of every placement, is the least lead over all corruptions."""
+    text, patch, size, votes = election
+    certificate, lists = certify(election), votes.cast[0].tolist()
+    leads = [oracles.worst_lead(lists, touched) for touched in oracles.touched(text, patch, size)]
+    assert int(certificate.prediction) == oracles.winner(votes.cast[0].sum(dim=0).tolist())
+    assert certificate.placement_margin is not None
+    assert certificate.placement_margin[0].tolist() == leads
+    assert int(certificate.margin) == min(leads)
+    assert bool(certificate.certified) == (min(leads) >= 0)
+
+
+@given(elections())
+@settings(max_examples=100)
+def test_the_paper_margin_implies_the_exact_certificate(election):
+    """Never above the exact margin, hence sound; its value is the paper's, with every rival looked at."""
+    margin, exact = certify(election, "margin"), certify(election)
+    assert int(margin.margin) <= int(exact.margin)
+    assert bool(exact.certified) or not bool(margin.certified)
+    assert margin.placement_margin is None
+    text, patch, size, votes = election
+    counts, affected = votes.cast[0].sum(dim=0).tolist(), max(map(len, oracles.touched(text, patch, size)))
+    assert int(margin.margin) == oracles.lead(counts, oracles.winner(counts)) - 2 * affected
+
+
+@given(elections(close=True))
+@settings(max_examples=150)
+def test_close_votes_count_against_the_certificate(election):
+    """certified ⇔ no corruption flips under any turning-over of close votes besides, with or without a patch."""
+    text, patch, size, votes = election
+    lists, close = votes.cast[0].tolist(), votes.close[0].tolist()
+    sets = oracles.touched(text, patch, size)
+    leads = [oracles.worst_lead(lists, touched, close) for touched in sets]
+    certificate = certify(election)
+    assert certificate.placement_margin is not None
+    assert certificate.placement_margin[0].tolist() == leads
+    assert int(certificate.close) == int(votes.close.sum())
+    assert int(certify(election, "margin").margin) <= min(leads)
+    if bool(certificate.certified):
+        assert oracles.worst_lead(lists, frozenset(), close) >= 0
+
+
+@given(elections())
+@settings(max_examples=100)
+def test_every_refusal_has_a_corruption_that_flips(election):
+    """Withdraw all votes for c and cast all votes for one rival j in one touched set: a recount elects another class."""
+    text, patch, size, votes = election
+    certificate, c = certify(election), int(certify(election).prediction)
+    flipped = False
+    for touched in oracles.touched(text, patch, size):
+        for j in set(range(votes.cast.shape[2])) - {c}:
+            corrupted = votes.cast[0].clone()
+            corrupted[sorted(touched), c] = False
+            corrupted[sorted(touched), j] = True
+            flipped |= oracles.winner(corrupted.sum(dim=0).tolist()) != c
+    assert flipped != bool(certificate.certified)
+
+
+@given(elections(geometries=GEOMETRIES[:7]), st.integers(2, 3))
+def test_several_patches_against_every_union(election, count):
+    """Bands: the margin is the least lead over all unions. Blocks: never above it. No placement map."""
+    text, patch, size, votes = election
+    certificate = certify(election, count=count)
+    unions = oracles.unions(oracles.touched(text, patch, size), count)
+    worst = min(oracles.worst_lead(votes.cast[0].tolist(), union) for union in unions)
+    assert certificate.placement_margin is None
+    if text.startswith("blocks"):
+        assert int(certificate.margin) <= worst
+    else:
+        assert int(certificate.margin) == worst
+    assert int(certify(election, "margin", count).margin) <= int(certificate.margin)
+
+
+@given(elections(geometries=GEOMETRIES[:7], close=True))
+def test_several_patches_with_close_votes_are_sound(election):
+    """Turned-over close votes and a union of two placements together: never above the truth."""
+    text, patch, size, votes = election
+    lists, close = votes.cast[0].tolist(), votes.close[0].tolist()
+    unions = oracles.unions(oracles.touched(text, patch, size), 2)
+    assert int(certify(election, count=2).margin) <= min(oracles.worst_lead(lists, u, close) for u in unions)
+
+
+@given(st.integers(0, 2**20))
+def test_the_oracle_of_counts_is_the_oracle_of_subsets(seed):
+    """The enumeration class by class reaches what casting every subset of votes in every touched ablation reaches."""
+    generator = torch.Generator().manual_seed(seed)
+    votes = (torch.rand(4, 3, generator=generator) < 0.5).tolist()
+    assert set(oracles.corruptions(votes, frozenset({1, 3}))) == oracles.subset_corruptions(votes, frozenset({1, 3}))
+
+
+@given(st.lists(st.integers(0, 3), min_size=5, max_size=5), st.integers(1, 2))
+def test_top_one_votes_flip_only_where_refused(voters, width):
+    """One vote an ablation: every recast of the touched votes, enumerated, against the exact certificate."""
+    scores = torch.nn.functional.one_hot(torch.tensor(voters), 4)[None].float()
+    votes = TopOne().votes(scores, 0.0)
+    certificate = certify(("columns:1", (1, width), (1, 5), votes))
+    flips = False
+    for touched in oracles.touched("columns:1", (1, width), (1, 5)):
+        for recast in torch.cartesian_prod(*[torch.arange(4)] * len(touched)).reshape(-1, len(touched)).tolist():
+            now = list(voters)
+            for n, k in zip(sorted(touched), recast, strict=True):
+                now[n] = k
+            flips |= oracles.winner([now.count(k) for k in range(4)]) != int(certificate.prediction)
+    assert flips != bool(certificate.certified)
+
+
+@given(elections(geometries=[("columns:1", (1, 1), (3, 6)), ("blocks:1", (1, 1), (2, 3)), ("rows:2", (1, 1), (6, 4))]))
+def test_largest_certified_is_the_last_size_that_certifies(election):
+    """At every side: certified up to the one returned, and not beyond (monotone)."""
+    text, _, size, votes = election
+    largest = int(largest_certified(votes, parse_ablation(text), size))
+    certified = [bool(certify(election, patch=(m, m)).certified) for m in range(1, min(size) + 1)]
+    assert certified == [m <= largest for m in range(1, min(size) + 1)]
+
+
+@given(elections(geometries=GEOMETRIES[:5]))
+def test_any_of_has_the_least_margin(election):
+    """A 1×2 or a 2×1 patch: the minimum of both, and the maps one after the other."""
+    text, _, (height, width), votes = election
+    height, width = max(2, height), max(2, width)
+    n = parse_ablation(text).count(height, width)
+    votes = Votes(votes.cast[:, :1].expand(-1, n, -1), votes.close[:, :1].expand(-1, n, -1))
+    alone = [certify((text, patch, (height, width), votes)) for patch in ((1, 2), (2, 1))]
+    for method in ("exact", "margin"):
+        both = certify_votes(votes, parse_ablation(text), AnyOf([PatchThreat(1, 2), PatchThreat(2, 1)]), (height, width),
+                             method=method)  # fmt: skip
+        one = [certify((text, patch, (height, width), votes), method) for patch in ((1, 2), (2, 1))]
+        assert torch.equal(both.margin, torch.minimum(one[0].margin, one[1].margin))
+        assert torch.equal(both.certified, one[0].certified & one[1].certified)
+        if method == "exact":
+            maps = [c.placement_margin for c in alone if c.placement_margin is not None]
+            assert both.placement_margin is not None
+            assert torch.equal(both.placement_margin, torch.cat(maps, dim=1))
