@@ -77,7 +77,7 @@ def worst_margins(cast: np.ndarray, close: np.ndarray, prediction: np.ndarray, s
 
 def verify(path: str | Path) -> list[str]:
     """The claims of the file that do not follow from its votes, a line each; empty when all of them hold."""
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         claim = json.loads(file["claim"].tobytes())
         shape = tuple(int(side) for side in file["shape"])
         cast, close = (np.unpackbits(file[name])[: np.prod(shape)].reshape(shape).astype(bool) for name in ("cast", "close"))
