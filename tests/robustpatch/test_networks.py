@@ -1,0 +1,109 @@
+"""PITFALLS 21: a one-pass base sees exactly its band, and scores what it would score band by band."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.encoding import ComplementChannels
+from robustpatch.errors import InvalidInput
+from robustpatch.networks import MnistCNN, StripNet, build
+from tests import toys
+
+CASES = [
+    (kind(size, stride), image)
+    for kind in (Columns, Rows) for size, stride in ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1), (2, 3), (5, 2))
+    for image in ((9, 13), (13, 9))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ablation", "size"), CASES)
+def test_the_receptive_field_is_the_band(ablation, size):
+    """The gradient of band n's logits is zero off the band and not zero on each of its rows and columns; 3 channels."""
+    net = toys.strip(ablation, size, in_channels=3)
+    x = toys.images(1, 3, size).requires_grad_()
+    logits, masks = net.score_all(x)[0], ablation.masks(*size)
+    for n, mask in enumerate(masks):
+        (gradient,) = torch.autograd.grad(logits[n, 0] + 2 * logits[n, 1], x, retain_graph=True)
+        seen = gradient[0].abs().sum(dim=0)
+        assert not seen[~mask].any()
+        assert (seen.sum(dim=0) > 0).tolist() == mask.any(dim=0).tolist()
+        assert (seen.sum(dim=1) > 0).tolist() == mask.any(dim=1).tolist()
+
+
+@pytest.mark.parametrize(("ablation", "size"), CASES)
+def test_one_pass_equals_its_enumeration(ablation, size):
+    """`score_all(where(mask_n, x, fill))[:, n]` for fills 0, 1 and noise, and scores by index in both shapes."""
+    net = toys.strip(ablation, size)
+    x, masks = toys.images(2, 1, size), ablation.masks(*size)
+    n = len(masks)
+    with torch.no_grad():
+        one_pass = net.score_all(x)
+        for fill in (torch.zeros(()), torch.ones(()), toys.images(1, 1, size, seed=9)):
+            ablated = torch.where(masks[:, None, None], x, fill).flatten(0, 1)  # [N·B,1,H,W]
+            seen = net.score_all(ablated).unflatten(0, (n, 2))[torch.arange(n), :, torch.arange(n)].transpose(0, 1)
+            torch.testing.assert_close(seen, one_pass, atol=1e-5, rtol=0)
+        back = torch.arange(n).flip(0)
+        torch.testing.assert_close(net.score_all(x, back), one_pass.flip(1), atol=1e-5, rtol=0)
+        pairs = torch.stack([back, torch.arange(n)])[:, :3]
+        own = torch.stack([one_pass[b, pairs[b]] for b in range(2)])
+        torch.testing.assert_close(net.score_all(x, pairs), own, atol=1e-5, rtol=0)
+        assert torch.equal(net(x), one_pass)
+
+
+@pytest.mark.parametrize("kind", [Columns, Rows])
+@pytest.mark.parametrize("bad", [float("nan"), 1e30])
+def test_pixels_off_the_band_do_not_reach_it_by_index(kind, bad):
+    """NaN and 1e30 off the band: bands asked for by index are bitwise equal, since they are cut out first."""
+    net, size = toys.strip(kind(2), (7, 7)), (7, 7)
+    x = toys.images(1, 1, size)
+    for n, mask in enumerate(kind(2).masks(*size)):
+        index = torch.tensor([n])
+        assert torch.equal(net.score_all(torch.where(mask, x, bad), index), net.score_all(x, index))
+
+
+@pytest.mark.parametrize("kind", [Columns, Rows])
+def test_the_wrap_is_seen_in_order(kind):
+    """The last band is [W-1, 0]: it scores as the first band of the image rolled by one, with its own embedding."""
+    net, size = toys.strip(kind(2), (7, 7)), (7, 7)
+    x, along = toys.images(1, 1, size), 3 if kind is Columns else 2
+    with torch.no_grad():
+        net.embedding[0] = net.embedding[6]
+    rolled = x.roll(1, dims=along)  # its first two lines are the old last and first
+    torch.testing.assert_close(net.score_all(rolled)[0, 0], net.score_all(x)[0, 6], atol=1e-5, rtol=0)
+    swapped = x.clone()
+    swapped.narrow(along, 0, 1).copy_(x.narrow(along, 6, 1))
+    swapped.narrow(along, 6, 1).copy_(x.narrow(along, 0, 1))
+    assert (net.score_all(swapped)[0, 6] - net.score_all(x)[0, 6]).abs().max() > 1e-3
+
+
+def test_the_embedding_tells_equal_bands_apart():
+    """On a constant image all bands look alike; their numbers do not."""
+    logits = toys.strip(Columns(2)).score_all(torch.full((1, 1, *toys.SIZE), 0.5))[0]
+    assert len(logits.unique(dim=0)) == len(logits)
+
+
+def test_a_strip_network_refuses_what_it_cannot_see():
+    """Blocks, no layers, a band wider than the image."""
+    with pytest.raises(Exception, match=r"columns or rows|type") as caught:
+        StripNet(Blocks(2))  # type: ignore[arg-type]
+    assert "ablation" in str(caught.value)
+    with pytest.raises(InvalidInput, match="widths is"):
+        StripNet(Columns(2), widths=[])
+    with pytest.raises(InvalidInput, match="take at most 28"):
+        StripNet(Columns(29))
+
+
+def test_build_by_name():
+    """Both networks with the channels of the encoding; unknown names and sizes are refused."""
+    common = {"ablation": Columns(2), "num_classes": 5, "encoding": ComplementChannels()}
+    strip = build("strip", image_shape=(3, 6, 8), options={"widths": [4]}, **common)
+    assert strip(toys.images(2, 3)).shape == (2, 8, 5)
+    cnn = build("mnist-cnn", image_shape=(1, 28, 28), options={}, **common)
+    assert isinstance(cnn, MnistCNN)
+    assert cnn(torch.zeros(2, 2, 28, 28)).shape == (2, 5)
+    with pytest.raises(InvalidInput, match="28x28"):
+        build("mnist-cnn", image_shape=(1, 32, 32), options={}, **common)
+    with pytest.raises(InvalidInput, match="known are"):
+        build("resnet", image_shape=(1, 28, 28), options={}, **common)

@@ -1,0 +1,149 @@
+"""A certificate on disk: what is saved verifies, what is tampered with does not, and no torch is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import robustpatch
+from robustpatch import proof
+from robustpatch.ablation import parse_ablation
+from robustpatch.certificate import Certificate, certify_votes
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.voting import Votes
+from tests import oracles
+
+CASES = [
+    ("columns:2", "1x2", (3, 9)), ("columns:3/2", "2x1", (3, 9)), ("rows:2", "2x3", (9, 3)),
+    ("rows:3/3", "1x1", (8, 2)),
+    ("blocks:2", "1x1", (4, 5)), ("blocks:2x3/2", "2x1", (5, 6)), ("columns:1", "2*1x1", (2, 9)),
+    ("blocks:1", "2*1x1", (3, 4)), ("columns:2", "1x2,2x1", (3, 9)), ("rows:1", "2*1x1,2x2", (9, 3)),
+]  # fmt: skip
+
+
+def certificate(text: str, threat: str, size: tuple[int, int], method: str = "exact") -> Certificate:
+    """Eight images, from contested to unanimous, some votes close."""
+    ablation = parse_ablation(text)
+    generator = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.5, 0.3, 0.1]) + torch.linspace(0, 0.5, 8)[:, None] * torch.tensor([1.0, -0.5, -0.2])
+    shape = (8, ablation.count(*size), 3)
+    cast = torch.rand(shape, generator=generator) < share[:, None]
+    votes = Votes(cast, torch.rand(shape, generator=generator) < 0.02)
+    threats = robustpatch.parse_threat(threat, size)
+    return certify_votes(votes, ablation, threats, size, method=method, guard=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["exact", "margin"])
+@pytest.mark.parametrize(("text", "threat", "size"), CASES)
+def test_what_is_saved_verifies(tmp_path, text, threat, size, method):
+    """All kinds, strides, several patches, alternatives: the verifier agrees with the certificate."""
+    made = certificate(text, threat, size, method)
+    made.save(tmp_path / "proof.npz")
+    assert proof.verify(tmp_path / "proof.npz") == []
+    assert proof.main(["verify", str(tmp_path / "proof.npz")]) == 0
+
+
+@pytest.mark.parametrize(("text", "threat", "size"), CASES)
+def test_the_verifier_draws_the_masks_of_the_oracle(text, threat, size):
+    """Its masks and its touched sets, pixel by pixel."""
+    masks = proof.masks(text, *size)
+    assert [{(int(r), int(c)) for r, c in np.argwhere(mask)} for mask in masks] == oracles.kept(text, *size)
+    for one in robustpatch.parse_threat(threat, size).threats:
+        sets = proof.touched_sets(masks, one.height, one.width, 1)
+        found = {frozenset(np.nonzero(row)[0].tolist()) for row in sets}
+        assert found == set(oracles.touched(text, (one.height, one.width), size))
+
+
+def tampered(path: Path, **changes) -> int:
+    """The verifier's exit status after some arrays, or entries of the claim, are replaced."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    claim = json.loads(arrays["claim"].tobytes())
+    for name, change in changes.items():
+        if name in claim:
+            claim[name] = change
+        else:
+            arrays[name] = change(arrays[name].copy())
+    arrays["claim"] = np.frombuffer(json.dumps(claim).encode(), np.uint8)
+    other = path.with_name("tampered.npz")
+    np.savez(other, **arrays)
+    return proof.main(["verify", str(other)])
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    made = certificate("columns:2", "1x2", (3, 12))
+    assert 0 < int(made.certified.sum()) < 8
+    made.save(tmp_path / "proof.npz")
+    return tmp_path / "proof.npz"
+
+
+def turned(array: np.ndarray, i: int, value) -> np.ndarray:
+    array[i] = value
+    return array
+
+
+def test_tampering_is_caught(saved):
+    """Prediction, certified, margin, threat, ablation, image size, votes, close votes: each lie is found."""
+    assert tampered(saved) == 0
+    for i in range(8):
+        assert tampered(saved, prediction=lambda a, i=i: turned(a, i, (a[i] + 1) % 3)) == 1
+        assert tampered(saved, prediction=lambda a, i=i: turned(a, i, -1)) == 1
+        assert tampered(saved, certified=lambda a, i=i: turned(a, i, not a[i])) == 1
+        assert tampered(saved, margin=lambda a, i=i: turned(a, i, a[i] + 1)) == 1
+        assert tampered(saved, margin=lambda a, i=i: turned(a, i, -1 - a[i])) == 1
+    assert tampered(saved, threats=[[1, 3, 1]]) == 1
+    assert tampered(saved, threats=[[1, 2, 1], [1, 5, 1]]) == 1
+    assert tampered(saved, threats=[[1, 2, 2]]) == 1
+    assert tampered(saved, ablation="columns:3") == 1
+    assert tampered(saved, ablation="columns:2/2") == 1
+    assert tampered(saved, image_size=[3, 13]) == 1
+    assert tampered(saved, cast=lambda a: a * 0) == 1
+    assert tampered(saved, cast=lambda a: ~a) == 1
+    assert tampered(saved, close=lambda a: ~a) == 1
+
+
+def test_what_cannot_be_read_is_no_proof(saved, tmp_path, capsys):
+    """Exit status 2: garbage, a missing file, a truncated one, a foreign ablation, a patch that does not fit."""
+    (tmp_path / "garbage").write_bytes(b"not a proof")
+    (tmp_path / "short").write_bytes(saved.read_bytes()[:-40])
+    for name in ("garbage", "short", "missing"):
+        assert proof.main(["verify", str(tmp_path / name)]) == 2
+    for change in ({"ablation": "stripes:2"}, {"ablation": "columns:0"}, {"threats": [[4, 1, 1]]}, {"threats": []}):
+        assert tampered(saved, **change) == 2
+    assert tampered(saved, shape=lambda a: a[:2]) == 2
+    assert proof.main([]) == proof.main(["verify"]) == proof.main(["check", str(saved)]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_a_certificate_without_votes_cannot_be_saved(tmp_path):
+    """The message says what to do."""
+    made = certificate("columns:2", "1x2", (3, 9))
+    bare = Certificate(made.prediction, made.certified, made.margin, None, made.threat, "exact", 0.0, made.close)
+    with pytest.raises(InvalidInput, match="certify again"):
+        bare.save(tmp_path / "proof.npz")
+
+
+def test_verification_needs_no_torch(saved):
+    """`python -m robustpatch.proof` with torch and jaxtyping unimportable: the same verdicts."""
+    code = ("import sys, runpy\nfor name in ('torch', 'jaxtyping', 'scipy'): sys.modules[name] = None\n"
+            "runpy.run_module('robustpatch.proof', run_name='__main__')")  # fmt: skip
+    root = Path(robustpatch.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, "verify", str(saved)], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "every claim follows from the votes"), done.stderr
+
+
+def test_a_wrong_certificate_does_not_verify(tmp_path):
+    """The verifier is no rubber stamp: a certificate for a smaller patch, relabelled, is refused."""
+    made = certificate("columns:2", "1x1", (3, 12))
+    lie = Certificate(made.prediction, made.certified, made.margin, None, AnyOf([PatchThreat(1, 6)]), "exact", 0.0,
+                      made.close, evidence=made.evidence)  # fmt: skip
+    lie.save(tmp_path / "lie.npz")
+    assert proof.main(["verify", str(tmp_path / "lie.npz")]) == 1

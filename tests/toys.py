@@ -1,0 +1,102 @@
+"""Small base classifiers: honest ones, and each kind that a certifier must refuse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustpatch.ablation import Columns
+from robustpatch.networks import StripNet
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.voting import Threshold
+
+SIZE = (6, 8)  # of the toy images: height × width
+CLASSES = 4
+
+
+def images(batch: int = 3, channels: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
+    return torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(build, seed: int = 0) -> nn.Module:
+    """A module with the same weights every time, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def linear(channels: int = 2, size: tuple[int, int] = SIZE, classes: int = CLASSES, scale: float = 2.0) -> nn.Module:
+    """A plain base: one linear map of the encoded image, with logits far enough apart to vote."""
+    base = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(channels * size[0] * size[1], classes)))
+    with torch.no_grad():
+        base[1].weight *= scale
+    return base
+
+
+def strip(ablation=None, size: tuple[int, int] = SIZE, classes: int = CLASSES, kind: type[StripNet] | None = None,
+          in_channels: int = 1) -> StripNet:
+    """A small one-pass base whose norms and embedding do something."""
+    ablation = ablation or Columns(2)
+    net = seeded(lambda: (kind or StripNet)(ablation, image_size=size, num_classes=classes, widths=[4, 4], hidden=8,
+                                            in_channels=in_channels))  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    for norm in net.norms:
+        norm.running_mean.copy_(0.2 * torch.randn(norm.num_features, generator=generator))
+        norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
+        norm.bias.data.fill_(2.0)  # keeps the rectifiers open: a closed one would hide what the network sees
+    return net
+
+
+def smoothed(
+    base: nn.Module | None = None, ablation=None, voting=None, classes: int = CLASSES, **options
+) -> SmoothedClassifier:
+    """The toy classifier, in evaluation mode."""
+    return SmoothedClassifier(base or linear(), ablation or Columns(2), num_classes=classes,
+                              voting=voting or Threshold(0.3), **options).eval()  # fmt: skip
+
+
+class Fixed(nn.Module):
+    """The same logits whatever it sees: exact ties at will."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values.expand(len(x), -1) + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+
+class Coupled(nn.Module):
+    """Batch norm without running statistics: images in one chunk see each other, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.base = nn.BatchNorm2d(2, track_running_stats=False), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(self.norm(x))
+
+
+class Dropped(nn.Module):
+    """Functional dropout that forgets `training`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(nn.functional.dropout(x, 0.5, training=True))
+
+
+class WideStrip(StripNet):
+    """Claims its band and blurs across it first: sees one column more on either side."""
+
+    def score_all(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        return super().score_all((x + x.roll(1, dims=3) + x.roll(-1, dims=3)) / 3, index)
+
+
+class WideInOnePass(StripNet):
+    """Honest where asked for single bands, too wide in the one pass that the votes come from."""
+
+    def score_all(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        return super().score_all((x + x.roll(1, dims=3)) / 2 if index is None else x, index)
