@@ -175,11 +175,12 @@ class SmoothedClassifier(nn.Module):
     def _check_once(self, x: Tensor) -> None:
         dtype = next((p.dtype for p in self.base.parameters()), None)
         autocast = torch.is_autocast_enabled(x.device.type)
-        key = (id(self.base), tuple(map(id, self.base.modules())), dtype, str(x.device), autocast, self.guard,
+        # The modules themselves, not their ids: those of a deleted base are given to the next one.
+        key = (tuple(self.base.modules()), dtype, str(x.device), autocast, self.guard,
                self.chunk, self.encoding, self.ablation, self.voting, tuple(x.shape[1:]))  # fmt: skip
         if key not in self._checked:
             checks.base_is_sound(self, x)
-            self._checked.add(key)
+            self._checked = {known for known in self._checked if known[0] == key[0]} | {key}
 
 
 class _StraightThrough(torch.autograd.Function):
