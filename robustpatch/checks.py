@@ -82,10 +82,14 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Non
     x = x[:1]
     n = model.ablation.count(*x.shape[2:])
     index = torch.linspace(0, n - 1, min(n, _ABLATIONS), device=x.device).round().long()
-    whole = None if n <= _ABLATIONS else index
-    alone = _scores(model, x, whole)
+
+    def sampled(images: Tensor) -> Tensor:
+        """The sample's scores, from the pass that votes are taken from: of a one-pass base, the one over all bands."""
+        return _scores(model, images)[:, index] if model.one_pass else _scores(model, images, index)
+
+    alone = sampled(x)
     company = torch.cat([_noise(x), x, torch.ones_like(x)])
-    others = [_scores(model, company, whole)[1:2], _scores(model, x, whole)]
+    others = [sampled(company)[1:2], sampled(x)]
     _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
     if not model.one_pass:
         return
@@ -98,7 +102,8 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Non
 
 
 def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:
-    deviation = max(float((reference - run).abs().max()) for run in runs) if reference.numel() else 0.0
+    # torch's max keeps a NaN, Python's loses it.
+    deviation = float(torch.stack([(reference - run).abs().max() for run in runs]).max()) if reference.numel() else 0.0
     if not deviation <= model.guard:
         raise InvalidInput(
             f"scores differ by {deviation:.2g} over {what}; the guard is {model.guard:g}. Certificates need scores that "
