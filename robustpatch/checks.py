@@ -92,6 +92,10 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Non
     others = [sampled(company)[1:2], sampled(x)]
     _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
     if not model.one_pass:
+        # Where the chunk divides N, every chunk above held the same ablations of the same image: shift them by one.
+        for part in (slice(0, 1), slice(1, None)) if len(index) > 1 else ():
+            seen = _scores(model, x, index[part])
+            _within_guard(model, alone[:, part], [seen], "other ablations beside the same one: the base couples them")
         return
     kept = model.ablation.masks(*x.shape[2:], index)[:, None]
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
