@@ -36,6 +36,8 @@ class Checkpoint:
 def names() -> list[str]:
     """The checkpoints shipped in the package."""
     folder = resources.files("robustpatch") / "weights"
+    if not folder.is_dir():
+        return []
     return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir()
                   if entry.name.endswith(".safetensors"))  # fmt: skip
 
