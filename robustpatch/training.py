@@ -108,15 +108,17 @@ def train(
     steps = len(images) // config.batch_size
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
                                 weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps * config.epochs + 1,
-                                                   pct_start=0.25)
+    total = steps * config.epochs + 1
+    # The rise takes a quarter of the run, and at least one step: torch divides by its length.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total,
+                                                   pct_start=max(0.25, 2 / total))
     history = _restore(state, full, model, optimizer, schedule) if resume and state.exists() else []
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
         order = torch.randperm(len(images), generator=generator)
         model.train()
-        total = 0.0
+        losses = 0.0
         for step in range(steps):
             x, y = images.batch(order[step * config.batch_size : (step + 1) * config.batch_size])
             loss = _loss(model, x.to(device), y.to(device), config, generator)
@@ -125,9 +127,9 @@ def train(
             optimizer.step()
             schedule.step()
             value = float(loss.detach())
-            total += value
+            losses += value
             on_step(epoch, step, value)
-        row = {"epoch": epoch + 1, "loss": total / steps, "seconds": round(time.monotonic() - started, 1),
+        row = {"epoch": epoch + 1, "loss": losses / steps, "seconds": round(time.monotonic() - started, 1),
                **asdict(accuracy(model, validation, threat, device))}
         history.append(row)
         _save(state, full, model, optimizer, schedule, history)
