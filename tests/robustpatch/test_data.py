@@ -1,0 +1,94 @@
+"""Images and labels by name: the sample, a folder, and clear errors without the network."""
+
+from __future__ import annotations
+
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+
+from robustpatch.data import default_root, load_images
+from robustpatch.errors import InvalidInput
+
+
+def test_the_sample():
+    """500 MNIST test images in [0, 1], in order, with labels; batches by any index."""
+    sample = load_images("mnist-sample")
+    assert (len(sample), sample.image_shape, sample.split) == (500, (1, 28, 28), "test")
+    assert sample.class_names == tuple("0123456789")
+    x, y = sample.batch(range(500))
+    assert (x.dtype, x.shape, y.shape) == (torch.float32, (500, 1, 28, 28), (500,))
+    assert (float(x.min()), float(x.max())) == (0.0, 1.0)
+    assert y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # MNIST's test set begins so
+    some, labels = sample.batch(torch.tensor([3, 1]))
+    assert torch.equal(some, x[[3, 1]])
+    assert torch.equal(labels, y[[3, 1]])
+
+
+@pytest.mark.parametrize(("name", "split", "message"), [
+    ("imagenet", "test", "dataset is 'imagenet'; known are mnist-sample"),
+    ("mnist", "dev", "split is 'dev'; known are"),
+    ("mnist-sample", "train", "use --dataset mnist"),
+])  # fmt: skip
+def test_unknown_names(tmp_path, name, split, message):
+    """The message lists what is known."""
+    with pytest.raises(InvalidInput, match=message):
+        load_images(name, tmp_path, split)
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("mnist", MNIST), ("cifar10", CIFAR10)])
+def test_a_failed_download(tmp_path, monkeypatch, name, dataset):
+    """No files and no network: the parameter, the folder and the remedy; nothing else is raised."""
+
+    def download(self):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr(dataset, "download", download)
+    with pytest.raises(InvalidInput, match=rf"data-root is {tmp_path}.*no network in tests.*torchvision's layout"):
+        load_images(name, tmp_path)
+
+
+def test_the_default_root(monkeypatch, tmp_path):
+    """The environment names it."""
+    monkeypatch.setenv("ROBUSTPATCH_DATA", str(tmp_path))
+    assert default_root() == tmp_path
+
+
+def folder(root, split: str, count: int, size=(6, 8)) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((*size, 3), 20 * i + 100 * number, np.uint8)
+            Image.fromarray(pixels).save(root / split / name / f"{i:03d}.png")
+
+
+def test_a_folder(tmp_path):
+    """Classes by name, images in order; train and validation are disjoint and together everything."""
+    folder(tmp_path, "train", 5)
+    folder(tmp_path, "test", 2)
+    test = load_images("folder", tmp_path)
+    assert (test.class_names, test.image_shape, test.labels.tolist()) == (("cat", "dog"), (3, 6, 8), [0, 0, 1, 1])
+    x, _ = test.batch([1, 2])
+    assert x[:, 0, 0, 0].tolist() == pytest.approx([20 / 255, 100 / 255])
+    parts = [load_images("folder", tmp_path, split) for split in ("train", "validation")]
+    shades = []
+    for part in parts:
+        x, y = part.batch(range(len(part)))
+        shades.append({(int(label), round(float(image.mean()) * 255)) for image, label in zip(x, y, strict=True)})
+    assert len(shades[0] | shades[1]) == 10
+    assert not shades[0] & shades[1]
+    assert shades[1]
+
+
+def test_folders_that_are_none(tmp_path):
+    """A missing folder, and images of several sizes."""
+    with pytest.raises(InvalidInput, match="there are no images in"):
+        load_images("folder", tmp_path)
+    folder(tmp_path, "test", 1)
+    Image.fromarray(np.zeros((5, 8, 3), np.uint8)).save(tmp_path / "test" / "dog" / "999.png")
+    images = load_images("folder", tmp_path)
+    with pytest.raises(InvalidInput, match="resize all to one size"):
+        images.batch(range(len(images)))

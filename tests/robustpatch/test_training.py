@@ -1,0 +1,127 @@
+"""Training: interrupted and resumed to the bit, reproducible, and refused where options differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from robustpatch.ablation import Columns
+from robustpatch.data import ImageSet, load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from robustpatch.train import app
+from robustpatch.training import TrainingConfig, accuracy, train
+from robustpatch.zoo import load_checkpoint
+from tests import toys
+
+NETWORK = {"name": "strip", "widths": [4, 4], "hidden": 8}
+STRIP = TrainingConfig(network=NETWORK, epochs=2, batch_size=40, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    """The first 120 images of the sample, at half their size."""
+    x, y = load_images("mnist-sample").batch(range(120))
+    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
+    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+
+
+class Interrupted(Exception):
+    """Thrown from a progress callback, as a killed process would stop."""
+
+
+@pytest.mark.parametrize("options", [{}, {"bfloat16": True}, {"ablations": 3}, {"seed": 7, "ablation": "rows:3/2"}])
+def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path, options):
+    """Stopped in the middle of the second epoch and resumed: bitwise the weights of the run left alone."""
+    config = replace(STRIP, **options)
+    alone = train(config, images, images, tmp_path / "alone")
+
+    def stop(epoch: int, step: int, loss: float) -> None:
+        if (epoch, step) == (1, 1):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(config, images, images, tmp_path / "stopped", on_step=stop)
+    assert len(json.loads((tmp_path / "stopped" / "history.json").read_text())) == 1
+    rows: list = []
+    resumed = train(config, images, images, tmp_path / "stopped", resume=True, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [2]
+    for name, weights in alone.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weights), name
+    histories = [json.loads((tmp_path / run / "history.json").read_text()) for run in ("alone", "stopped")]
+    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in history] for history in histories]
+    assert timeless[0] == timeless[1]
+    loaded = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors").model
+    x, _ = images.batch(range(5))
+    assert torch.equal(loaded.scores(x), alone.scores(x))
+
+
+def test_training_learns_and_leaves_the_random_state_alone(images, tmp_path):
+    """The loss falls; another seed gives other weights; the caller's generator is where it was."""
+    state = torch.get_rng_state()
+    rows: list = []
+    model = train(replace(STRIP, epochs=4), images, images, tmp_path / "a", on_epoch=rows.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(row["certified_margin"] <= row["certified_exact"] <= row["clean"] for row in rows)
+    assert not any(module.training for module in model.modules())
+    other = train(replace(STRIP, epochs=4, seed=1), images, images, tmp_path / "b")
+    assert not torch.equal(model.base.embedding, other.base.embedding)
+
+
+def test_what_is_resumed_must_be_the_same_run(images, tmp_path):
+    """A used folder without resume, and other options with it, are refused and named."""
+    train(replace(STRIP, epochs=1), images, images, tmp_path)
+    with pytest.raises(InvalidInput, match="already holds a training run; continue it with --resume"):
+        train(replace(STRIP, epochs=1), images, images, tmp_path)
+    for options in ({"lr": 0.2}, {"epochs": 2}, {"seed": 1}, {"weight_decay": 0.0}):
+        with pytest.raises(InvalidInput, match=f"trained with another {next(iter(options))};"):
+            train(replace(STRIP, **{"epochs": 1, **options}), images, images, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("batch_size", [120, 60, 40, 30])
+def test_very_short_runs(images, tmp_path, batch_size):
+    """One to four steps in all: the learning rate has a cycle to go through."""
+    rows: list = []
+    train(replace(STRIP, epochs=1, batch_size=batch_size), images, images, tmp_path, on_epoch=rows.append)
+    assert len(rows) == 1
+
+
+def test_options_that_are_none(images, tmp_path):
+    """Epochs, batch size, rates: the parameter and its value."""
+    for options in ({"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ablations": -1}):
+        with pytest.raises(InvalidInput, match=f"{next(iter(options))} is"):
+            replace(STRIP, **options)
+    with pytest.raises(InvalidInput, match="more than the 120 training images"):
+        train(replace(STRIP, batch_size=121), images, images, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_counts_right_and_certified(images):
+    """Against one image at a time; the mode of the model is restored."""
+    model = toys.smoothed(toys.strip(Columns(2), (14, 14), classes=10), classes=10)
+    model.train()
+    found = accuracy(model, images, PatchThreat(1, 1))
+    assert model.training
+    model.eval()
+    hits = [0, 0, 0]
+    for i in range(len(images)):
+        x, y = images.batch([i])
+        right = bool(model.predict(x) == y)
+        hits[0] += right
+        hits[1] += right and bool(model.certify(x, PatchThreat(1, 1), "margin").certified)
+        hits[2] += right and bool(model.certify(x, PatchThreat(1, 1)).certified)
+    assert [found.clean, found.certified_margin, found.certified_exact] == pytest.approx([h / 120 for h in hits])
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path):
+    """Exit status 2 and "error: ...", for options and for data alike."""
+    common = ["--output", str(tmp_path / "run"), "--data-root", str(tmp_path), "--dataset", "mnist-sample"]
+    for options in (["--epochs", "0"], ["--dataset", "none"], ["--ablation", "stripes:2"], []):
+        done = CliRunner().invoke(app, [*common, *options])
+        assert done.exit_code == 2, done.output
+        assert "error: " in done.output

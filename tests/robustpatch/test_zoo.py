@@ -1,0 +1,86 @@
+"""Checkpoints carry the whole configuration; what does not fit is refused."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from robustpatch.ablation import Columns
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.voting import Threshold, TopOne
+from robustpatch.zoo import load_checkpoint, model_from, names, save_checkpoint
+from tests import toys
+
+CONFIG = {
+    "network": {"name": "strip", "widths": [4, 4], "hidden": 8}, "ablation": "rows:3/2", "voting": "threshold:0.4",
+    "guard": 0.001, "encoding": "mask", "image_shape": [1, 6, 8], "class_names": ["a", "b", "c", "d"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = model_from(CONFIG).eval()
+    path = tmp_path / "deep" / "model.safetensors"
+    save_checkpoint(path, model, CONFIG)
+    return model, path
+
+
+def test_round_trip(saved):
+    """Equal scores, and everything a state dict does not carry: ablation, voting, guard, encoding, classes."""
+    model, path = saved
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded.model.scores(toys.images()), model.scores(toys.images()))
+    assert loaded.model.ablation == model.ablation == loaded.model.base.ablation
+    assert loaded.model.voting == Threshold(0.4, 0.001)
+    assert (loaded.model.encoding.name, loaded.model.num_classes, loaded.model.guard) == ("mask", 4, 0.001)
+    assert not any(module.training for module in loaded.model.modules())
+    assert {key: loaded.config[key] for key in CONFIG} == CONFIG
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
+    assert torch.equal(SmoothedClassifier.from_pretrained(path).predict(toys.images()), model.predict(toys.images()))
+    assert load_checkpoint(str(path), voting=TopOne()).model.voting == TopOne()
+
+
+def test_another_ablation_is_refused(saved):
+    """PITFALLS 21: the stored ablation is the only one; naming it is fine."""
+    _, path = saved
+    with pytest.raises(InvalidInput, match=r"ablation is columns:3.*was trained for rows:3/2"):
+        load_checkpoint(path, ablation=Columns(3))
+    assert load_checkpoint(path, ablation=load_checkpoint(path).model.ablation).path == path
+
+
+def test_damaged_and_foreign_files_are_refused(saved, tmp_path):
+    """Truncated, empty, text, weights without a configuration, another format, weights of another network."""
+    model, path = saved
+    whole = path.read_bytes()
+    for name, data in (("short", whole[:-10]), ("shorter", whole[:100]), ("empty", b""), ("text", b"hello, world" * 9)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InvalidInput, match="damaged or no safetensors"):
+            load_checkpoint(tmp_path / name)
+    for name, metadata in (("foreign", None), ("other", {"robustpatch": '{"format": 99}'})):
+        save_file({"weight": torch.zeros(2)}, tmp_path / name, metadata=metadata)
+        with pytest.raises(InvalidInput, match="no robustpatch configuration of format 1"):
+            load_checkpoint(tmp_path / name)
+    save_checkpoint(tmp_path / "wider", model, {**CONFIG, "network": {"name": "strip", "widths": [8, 4], "hidden": 8}})
+    with pytest.raises(InvalidInput, match="weights do not fit"):
+        load_checkpoint(tmp_path / "wider")
+
+
+def test_a_missing_checkpoint(tmp_path):
+    """The message lists the names that exist."""
+    with pytest.raises(InvalidInput, match="neither a file nor one of"):
+        load_checkpoint(tmp_path / "none")
+
+
+def test_shipped_checkpoints_load():
+    """Each name in the package gives a model that fits its own configuration."""
+    for name in names():
+        checkpoint = load_checkpoint(name)
+        channels, height, width = checkpoint.config["image_shape"]
+        assert checkpoint.model.predict(torch.zeros(1, channels, height, width)).shape == (1,)
