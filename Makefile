@@ -19,7 +19,7 @@ lint: .venv/installed  ## style and types
 	$(BIN)/pyright
 
 bench: .venv/installed  ## speed, as ratios within one run
-	$(BIN)/python -m pytest benchmarks -m "" --benchmark-columns=median,min,max,rounds
+	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-columns=median,min,max,rounds
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "robustpatch needs Python 3.11 or newer; set PYTHON=")'

@@ -9,7 +9,7 @@ import time
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -39,23 +39,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     dataset: Annotated[str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")] = "mnist-sample",
-    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,  # noqa: UP045
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a file.")] = "mnist-columns2",
-    ablation: Annotated[Optional[str], typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")] = None,  # noqa: UP045
-    theta: Annotated[Optional[float], typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,  # noqa: UP045
-    guard: Annotated[Optional[float], typer.Option(help="Allowed change of a score; default by precision.")] = None,  # noqa: UP045
+    ablation: Annotated[str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")] = None,
+    theta: Annotated[float | None, typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,
+    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
     patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
     attacks: Annotated[str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")] = "pgd,exhaustive",
-    steps: Annotated[Optional[int], typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,  # noqa: UP045
-    budget: Annotated[Optional[int], typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,  # noqa: UP045
+    steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,
     certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
     num_images: Annotated[int, typer.Option(help="Test images, from the first on.")] = 200,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Images certified and attacked together.")] = 50,
     seed: int = 0,
-    output: Annotated[Optional[Path], typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")] = None,  # noqa: UP045
-    replay_file: Annotated[Optional[Path], typer.Option("--replay", help="Show a saved counterexample again.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")] = None,
+    replay_file: Annotated[Path | None, typer.Option("--replay", help="Show a saved counterexample again.")] = None,
 ) -> None:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 

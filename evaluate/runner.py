@@ -19,7 +19,6 @@ from evaluate.records import AttackRecord, Record, read_records, shard_path, wri
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
@@ -47,10 +46,9 @@ class Settings:
 
 @torch.no_grad()
 def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate, Certificate | None]:
-    """The classifier's certificate (exact for ours), and the paper's where it has one."""
-    if isinstance(model, SmoothedClassifier):
-        return model.certify(x, threat, "exact"), model.certify(x, threat, "margin")
-    return model.certify(x, threat), None  # type: ignore[operator]
+    """The classifier's certificate (exact for ours), and the paper's where the certificate shows its votes."""
+    certificate: Certificate = model.certify(x, threat)  # type: ignore[operator]
+    return certificate, None if certificate.evidence is None else certificate.by("margin")
 
 
 def evaluate(
@@ -113,8 +111,6 @@ def _batch(
     exact, paper = _certify(model, x, threat)
     certified = exact.certified | paper.certified if paper is not None else exact.certified
     consistent = predict(model, x) == exact.prediction
-    if paper is not None:
-        consistent &= paper.prediction == exact.prediction
     correct = exact.prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
@@ -135,7 +131,7 @@ def _batch(
                         save_counterexample(output, model, x[i], x_adv, record.corners, first + i,
                                             int(exact.prediction[i]), attack.name, one, configuration)
     margin = exact.margin.tolist() if exact.margin is not None else [None] * len(y)
-    largest = model.largest_certified(x).tolist() if isinstance(model, SmoothedClassifier) else [None] * len(y)
+    largest = exact.largest_certified().tolist() if exact.evidence is not None else [None] * len(y)
     votes = exact.evidence.votes.cast[0].numel() if exact.evidence is not None else 0
     return [Record(
         index=first + i, label=int(y[i]), prediction=int(exact.prediction[i]), consistent=bool(consistent[i]),

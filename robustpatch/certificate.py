@@ -65,14 +65,29 @@ class Certificate:
     confidence: float | None = None
     evidence: Evidence | None = field(default=None, repr=False)
 
+    def by(self, method: Method) -> Certificate:
+        """The certificate that the same votes give by another method."""
+        evidence = self._votes()
+        return certify_votes(evidence.votes, evidence.ablation, self.threat, evidence.image_size, method=method,
+                             guard=self.guard)
+
+    def largest_certified(self) -> Int[Tensor, " B"]:
+        """The side of the largest square patch that the same votes certify each image against; see the function."""
+        evidence = self._votes()
+        return largest_certified(evidence.votes, evidence.ablation, evidence.image_size)
+
+    def _votes(self) -> Evidence:
+        if self.evidence is None:
+            raise InvalidInput("this certificate carries no votes (evidence is None); certify the images again")
+        return self.evidence
+
     def save(self, path: str | Path) -> None:
         """Write votes (bit-packed), close votes, geometry, threat and claim; `robustpatch.proof` verifies the file."""
-        if self.evidence is None:
-            raise InvalidInput("this certificate carries no votes (evidence is None); certify again to save a proof")
-        votes, image_size = self.evidence.votes, self.evidence.image_size
+        evidence = self._votes()
+        votes = evidence.votes
         proof.write(
-            path, cast=votes.cast.cpu().numpy(), close=votes.close.cpu().numpy(), ablation=str(self.evidence.ablation),
-            image_size=image_size, threats=[(t.height, t.width, t.count) for t in self.threat.threats],
+            path, cast=votes.cast.cpu().numpy(), close=votes.close.cpu().numpy(), ablation=str(evidence.ablation),
+            image_size=evidence.image_size, threats=[(t.height, t.width, t.count) for t in self.threat.threats],
             prediction=self.prediction.cpu().numpy(), certified=self.certified.cpu().numpy(),
             margin=self.margin.cpu().numpy(), method=self.method, guard=self.guard,
         )

@@ -51,7 +51,8 @@ def evaluation_mode(model: torch.nn.Module) -> None:
 
 
 def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> float:
-    """The largest change of any score of the images `x` seen over batch sizes, chunks, companions and repetition.
+    """The largest change of any score of the images `x` seen over batch sizes, chunks, companions and repetition, and,
+    for a one-pass base, against enumeration: the scores of band n of the image in which all but band n is replaced.
 
     A lower bound on what `guard` has to be: choose the guard well above it. Raises `InvalidInput` where the deviation
     measured exceeds the model's guard.
@@ -71,13 +72,15 @@ def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> f
         model.chunk = chunk
     if model.one_pass:
         runs.append(_scores(model, x, torch.arange(n, device=x.device)))
-    return _within_guard(model, reference, runs, "batch sizes, chunks and companions")
+    deviation = _within_guard(model, reference, runs, "batch sizes, chunks and companions")
+    return max([deviation, *(base_is_sound(model, image[None]) for image in x)])
 
 
-def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> None:
+def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> float:
     """Refuse a base whose scores depend on other images, on chance or, scored in one pass, on pixels it must not see.
 
-    One image, a sample of ablations: a test that finds gross violations, not a proof that there are none.
+    One image, a sample of ablations: a test that finds gross violations, not a proof that there are none. Returns the
+    largest change of a score seen.
     """
     x = x[:1]
     n = model.ablation.count(*x.shape[2:])
@@ -90,19 +93,22 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Non
     alone = sampled(x)
     company = torch.cat([_noise(x), x, torch.ones_like(x)])
     others = [sampled(company)[1:2], sampled(x)]
-    _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
+    deviation = _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
     if not model.one_pass:
         # Where the chunk divides N, every chunk above held the same ablations of the same image: shift them by one.
         for part in (slice(0, 1), slice(1, None)) if len(index) > 1 else ():
             seen = _scores(model, x, index[part])
-            _within_guard(model, alone[:, part], [seen], "other ablations beside the same one: the base couples them")
-        return
-    kept = model.ablation.masks(*x.shape[2:], index)[:, None]
+            what = "other ablations beside the same one: the base couples them"
+            deviation = max(deviation, _within_guard(model, alone[:, part], [seen], what))
+        return deviation
+    kept = model.ablation.masks(x.shape[2], x.shape[3], index)[:, None]
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
         ablated = torch.where(kept, x, fill)
         own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if n <= _ABLATIONS else None
         seen = own[torch.arange(n), index][None] if own is not None else _scores(model, ablated, index[:, None])[None, :, 0]
-        _within_guard(model, alone, [seen], f"pixels outside the band replaced by {name}: the base sees more than its band")
+        what = f"pixels outside the band replaced by {name}: the base sees more than its band"
+        deviation = max(deviation, _within_guard(model, alone, [seen], what))
+    return deviation
 
 
 def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:

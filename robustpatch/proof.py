@@ -56,7 +56,8 @@ def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.nd
     rows, columns = kept.shape[1] - height + 1, kept.shape[2] - width + 1
     if rows < 1 or columns < 1:
         raise ValueError(f"a {height}x{width} patch does not fit into {kept.shape[1]}x{kept.shape[2]}")
-    single = {tuple(kept[:, r : r + height, c : c + width].any(axis=(1, 2))) for r in range(rows) for c in range(columns)}
+    single = {tuple(bool(mask[r : r + height, c : c + width].any()) for mask in kept)
+              for r in range(rows) for c in range(columns)}
     if comb(len(single) + count - 1, count) > 10**6:
         raise ValueError(f"{count} patches have more than a million unions: too many for plain loops")
     return np.array(sorted({tuple(np.any(some, axis=0)) for some in combinations_with_replacement(single, count)}))

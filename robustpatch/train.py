@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,7 +21,7 @@ _DEFAULT = TrainingConfig()
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
-    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,  # noqa: UP045
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     ablation: Annotated[str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10.")] = _DEFAULT.ablation,
     network: Annotated[str, typer.Option(help="strip (one pass over all bands) or mnist-cnn (the paper's).")] = "strip",
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
