@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +41,7 @@ class Outcome:
     prediction: Int[Tensor, " B"]
 
 
+@runtime_checkable
 class PatchAttack(Protocol):
     """Searches, for each image, a patch within the threat that moves the prediction away from y.
 

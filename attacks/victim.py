@@ -7,7 +7,7 @@ no geometry, and serves any other classifier too; `TouchedVictim` re-scores only
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from robustpatch.touched import Touched
 from robustpatch.voting import Voting, first_argmax
 
 
+@runtime_checkable
 class Victim(Protocol):
     """P attacked images, one a row. `cost` [P] is the number of evaluations of one forward pass."""
 

@@ -78,7 +78,7 @@ class Certificate:
 
     def _votes(self) -> Evidence:
         if self.evidence is None:
-            raise InvalidInput("this certificate carries no votes (evidence is None); certify the images again")
+            raise InvalidInput("this certificate carries no votes (evidence is None); certify again to have them")
         return self.evidence
 
     def save(self, path: str | Path) -> None:
