@@ -110,6 +110,16 @@ def test_tampering_is_caught(saved):
     assert tampered(saved, close=lambda a: ~a) == 1
 
 
+@pytest.mark.parametrize("prediction", [1, 2, -1])
+def test_a_prediction_is_checked_even_where_nothing_is_certified(tmp_path, prediction):
+    """Three classes tie; only the first is the prediction, however little is claimed about another."""
+    votes = Votes(torch.ones(1, 9, 3, dtype=torch.bool), torch.zeros(1, 9, 3, dtype=torch.bool))
+    certify_votes(votes, parse_ablation("columns:2"), PatchThreat(1, 1), (3, 9)).save(tmp_path / "proof.npz")
+    modest = {"margin": lambda a: a - 100}
+    assert tampered(tmp_path / "proof.npz", **modest) == 0
+    assert tampered(tmp_path / "proof.npz", prediction=lambda a: turned(a, 0, prediction), **modest) == 1
+
+
 def test_what_cannot_be_read_is_no_proof(saved, tmp_path, capsys):
     """Exit status 2: garbage, a missing file, a truncated one, a foreign ablation, a patch that does not fit."""
     (tmp_path / "garbage").write_bytes(b"not a proof")
