@@ -1,0 +1,163 @@
+"""The judge counts nothing but a changed prediction by one patch inside the threat."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attacks import Proposal, judge
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+
+THREAT = PatchThreat(2, 3)
+SIZE = (6, 8)
+
+
+class Sum(torch.nn.Module):
+    """Class 1 for any pixel that is not black, -1 (abstained) for a pixel of exactly one quarter."""
+
+    def predict(self, x):
+        changed = (x != 0).flatten(1).any(dim=1).long()
+        return torch.where((x == 0.25).flatten(1).any(dim=1), -1, changed)
+
+
+def verdict(corners, pixels, *, value=1.0, threat=THREAT, channels=1, size=SIZE, model=None):
+    """Judge a black image of class 0 on which `pixels` (channel, row, column) were changed to `value`."""
+    x = torch.zeros(1, channels, *size)
+    x_adv = x.clone()
+    for pixel in pixels:
+        x_adv[0][pixel] = value
+    corners = torch.tensor(corners).reshape(1, threat.count, 2)
+    proposal = Proposal(x_adv, corners, torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    return judge(model or Sum().eval(), x, torch.zeros(1, dtype=torch.long), threat, proposal)
+
+
+@pytest.mark.parametrize("pixel", [(0, 1, 2), (0, 1, 4), (0, 2, 2), (0, 2, 4)])
+def test_every_corner_of_the_rectangle_counts(pixel):
+    """A change anywhere inside the claimed rectangle is a success."""
+    outcome = verdict([1, 2], [pixel])
+    assert outcome.broken.all()
+    assert outcome.contained.all()
+    assert outcome.in_range.all()
+    assert int(outcome.prediction) == 1
+
+
+@pytest.mark.parametrize("pixel", [(0, 0, 2), (0, 3, 2), (0, 1, 1), (0, 1, 5), (0, 2, 5), (0, 5, 7), (0, 0, 0)])
+def test_one_pixel_outside_is_no_success(pixel):
+    """One changed pixel next to the claimed rectangle, on any side, or far away."""
+    outcome = verdict([1, 2], [(0, 1, 2), pixel])
+    assert not outcome.contained.any()
+    assert not outcome.broken.any()
+
+
+def test_another_rectangle_than_the_claimed():
+    """A patch of the right size elsewhere does not count."""
+    assert not verdict([0, 0], [(0, r, c) for r in (3, 4) for c in (2, 3, 4)]).broken.any()
+
+
+@pytest.mark.parametrize("corner", [[-1, 0], [0, -1], [5, 0], [0, 6], [100, 100]])
+def test_corners_outside_the_image(corner):
+    """A rectangle that leaves the image is not contained, even where the changed pixel lies in both."""
+    row, column = min(max(corner[0], 0), 5), min(max(corner[1], 0), 7)
+    outcome = verdict(corner, [(0, row, column)])
+    assert not outcome.contained.any()
+    assert not outcome.broken.any()
+
+
+@pytest.mark.parametrize("corner", [[4, 5], [0, 0], [4, 0], [0, 5]])
+def test_rectangles_at_the_border_are_allowed(corner):
+    """The outermost placements lie inside."""
+    assert verdict(corner, [(0, *corner)]).broken.all()
+
+
+@pytest.mark.parametrize("value", [1.0001, -0.0001, float("nan"), float("inf"), -float("inf")])
+def test_values_outside_the_range(value):
+    """Values above 1, below 0 and NaN are no images."""
+    outcome = verdict([1, 2], [(0, 1, 2)], value=value)
+    assert not outcome.in_range.any()
+    assert not outcome.broken.any()
+    assert int(outcome.prediction) == 0
+
+
+def test_nan_outside_the_rectangle_is_a_change():
+    """NaN differs from what was there."""
+    assert not verdict([1, 2], [(0, 5, 7)], value=float("nan")).contained.any()
+
+
+def test_one_channel_changed_is_a_change_of_the_pixel():
+    """Inside it counts as a success, outside as a violation, whichever channel it is."""
+    for channel in range(3):
+        assert verdict([1, 2], [(channel, 1, 2)], channels=3).broken.all()
+        assert not verdict([1, 2], [(channel, 0, 2)], channels=3).contained.any()
+
+
+def test_height_and_width_are_not_swapped():
+    """A 2×6 threat allows two rows of six columns and refuses six rows of two, and the reverse."""
+    flat = [(0, r, c) for r in range(2) for c in range(6)]
+    tall = [(0, c, r) for _, r, c in flat]
+    for threat, inside, outside in ((PatchThreat(2, 6), flat, tall), (PatchThreat(6, 2), tall, flat)):
+        assert verdict([0, 0], inside, threat=threat, size=(8, 8)).broken.all()
+        assert not verdict([0, 0], outside, threat=threat, size=(8, 8)).broken.any()
+
+
+def test_two_rectangles():
+    """With count = 2 the union of both rectangles may change, and nothing else."""
+    threat = PatchThreat(2, 3, 2)
+    assert verdict([[0, 0], [4, 5]], [(0, 1, 2), (0, 5, 7)], threat=threat).broken.all()
+    assert verdict([[0, 0], [0, 0]], [(0, 1, 2)], threat=threat).broken.all()
+    assert not verdict([[0, 0], [0, 0]], [(0, 1, 2), (0, 5, 7)], threat=threat).broken.any()
+    assert not verdict([[0, 0], [0, 6]], [(0, 1, 2)], threat=threat).contained.any()
+
+
+def test_an_unchanged_image():
+    """No change: contained, in range, not broken; unless the prediction was never y."""
+    outcome = verdict([0, 0], [])
+    assert outcome.contained.all()
+    assert outcome.in_range.all()
+    assert not outcome.broken.any()
+
+
+def test_an_abstention_is_no_success():
+    """-1 is not another class."""
+    outcome = verdict([1, 2], [(0, 1, 2)], value=0.25)
+    assert outcome.contained.all()
+    assert int(outcome.prediction) == -1
+    assert not outcome.broken.any()
+
+
+def test_rows_are_judged_apart():
+    """One image that leaves its rectangle does not spoil, or borrow from, its neighbours."""
+    x = torch.zeros(3, 1, *SIZE)
+    x_adv = x.clone()
+    x_adv[0, 0, 0, 0], x_adv[1, 0, 5, 7], x_adv[2, 0, 0, 1] = 1, 1, 2
+    proposal = Proposal(x_adv, torch.zeros(3, 1, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long), torch.zeros(3))
+    outcome = judge(Sum().eval(), x, torch.zeros(3, dtype=torch.long), THREAT, proposal)
+    assert outcome.broken.tolist() == [True, False, False]
+    assert outcome.contained.tolist() == [True, False, True]
+    assert outcome.in_range.tolist() == [True, True, False]
+    assert outcome.prediction.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("images", "corners"), [((1, 1, 6, 7), (1, 1, 2)), ((2, 1, 6, 8), (2, 1, 2)), ((1, 1, 6, 8), (1, 2, 2))])
+def test_wrong_shapes_are_refused(images, corners):
+    """A proposal for other images, or with too many rectangles."""
+    proposal = Proposal(torch.zeros(images), torch.zeros(corners, dtype=torch.long),
+                        torch.zeros(images[0], dtype=torch.long), torch.zeros(images[0]))  # fmt: skip
+    with pytest.raises(InvalidInput, match="proposal has images"):
+        judge(Sum().eval(), torch.zeros(1, 1, *SIZE), torch.zeros(1, dtype=torch.long), THREAT, proposal)
+
+
+def test_a_plain_model_in_training_mode_is_refused():
+    """Its answer would depend on the batch."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    with pytest.raises(InvalidInput, match=r"model\.eval"):
+        verdict([0, 0], [], model=model.train())
+
+
+def test_a_plain_model_is_judged_by_its_argmax():
+    """Without `predict`, the first largest output decides."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(48), torch.ones(48)]))
+    assert not verdict([0, 0], [], model=model).broken.any()
+    assert verdict([0, 0], [(0, 0, 0)], model=model).broken.all()
