@@ -86,8 +86,8 @@ class ExhaustivePGD:
         return queues
 
     def _sweep(
-        self, search: Search, queues: list[Int[Tensor, " Q"]], steps: int, generator: torch.Generator
-    ) -> list[Float[Tensor, " Q"]]:
+        self, search: Search, queues: list[Int[Tensor, "_"]], steps: int, generator: torch.Generator
+    ) -> list[Float[Tensor, "_"]]:
         """One climb at every placement queued, a few of each image still standing at a time; the objectives."""
         gaps = [torch.full((len(queue),), torch.inf, device=queue.device) for queue in queues]
         done = [0] * len(queues)
