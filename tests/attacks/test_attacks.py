@@ -1,0 +1,204 @@
+"""What every attack owes: patches within the threat, untouched inputs, the same answer twice, honest accounts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, judge
+from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold
+from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip, worlds
+
+PGD = PatchPGD(steps=2, restarts=3)
+EXHAUSTIVE = ExhaustivePGD(steps=1, rounds=1)
+SIZE = (5, 6)
+MODELS = {
+    "enumerated": lambda: smoothed(Level(3), Columns(2), 3),
+    "blocks": lambda: smoothed(Level(3), Blocks(2, 3, 2), 3, Threshold(0.3)),
+    "one pass": lambda: strip(SIZE),
+    "plain": lambda: Plain(30).eval(),
+}
+
+
+def run(attack, model, x, threat=PatchThreat(2, 3), y=None, seed=0):
+    y = model.predict(x) if y is None and hasattr(model, "predict") else y
+    y = model(x).argmax(dim=1) if y is None else y
+    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@settings(deadline=None, database=None, derandomize=True, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_proposals_are_within_the_threat(kind, data):
+    """Any rectangle, one or two of them, on any classifier, pruned or not: contained and in range."""
+    count = data.draw(st.integers(1, 2))
+    threat = PatchThreat(data.draw(st.integers(1, SIZE[0])), data.draw(st.integers(1, SIZE[1])), count)
+    attack = data.draw(st.sampled_from([PGD, replace(PGD, touched_only=False), replace(PGD, step=3.0)]))
+    if count == 1:
+        attack = data.draw(st.sampled_from([attack, EXHAUSTIVE, EXHAUSTIVE.unpruned(300)]))
+    model, x = MODELS[kind](), images(2, SIZE, seed=data.draw(st.integers(0, 99)), binary=data.draw(st.booleans()))
+    proposal = run(attack, model, x, threat)
+    outcome = judge(model, x, torch.zeros(2, dtype=torch.long), threat, proposal)
+    assert outcome.contained.all()
+    assert outcome.in_range.all()
+    assert ((proposal.visited >= 0) & (proposal.visited <= 1)).all()
+    assert (proposal.evaluations >= 0).all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("attack", [PGD, EXHAUSTIVE, PGD.unpruned(None), EXHAUSTIVE.unpruned(500), Oracle()])
+def test_inputs_are_not_written_to(kind, attack):
+    """Images and labels are the same bytes afterwards, and the attack takes no gradient in the model's weights."""
+    model, x = MODELS[kind](), images(2, SIZE)
+    y = torch.tensor([0, 1])
+    before = (x.numpy().tobytes(), y.numpy().tobytes())
+    run(attack, model, x, PatchThreat(1, 2), y)
+    assert before == (x.numpy().tobytes(), y.numpy().tobytes())
+    assert not x.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("attack", [PGD, EXHAUSTIVE, PGD.unpruned(None), EXHAUSTIVE.unpruned(500)])
+def test_the_generator_decides(kind, attack):
+    """The same seed gives the same proposal, whatever torch's own generator did; another seed another one."""
+    model, x = MODELS[kind](), images(3, SIZE)
+    first = run(attack, model, x, seed=1)
+    torch.rand(5)
+    again, other = run(attack, model, x, seed=1), run(attack, model, x, seed=2)
+    for name in ("x_adv", "corners", "evaluations", "visited"):
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
+    assert not torch.equal(first.x_adv, other.x_adv)
+
+
+@pytest.mark.parametrize("attack", [PGD, replace(PGD, touched_only=False), EXHAUSTIVE, EXHAUSTIVE.unpruned(None)])
+def test_evaluations_are_counted(attack):
+    """On an enumerating base one evaluation is one row scored: what checkpointing scores again stands for the backward."""
+    model, x = smoothed(Level(3), Columns(2), 3), images(3, SIZE)
+    model.certify(x, PatchThreat(2, 3))  # has its soundness checked before the counting starts
+    y, rows = model.predict(x), []
+    model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    proposal = run(attack, model, x, y=y)
+    asked = len(x) * 6 if isinstance(attack, ExhaustivePGD) and attack.touched_only else 0  # its own certificate
+    assert int(proposal.evaluations.sum()) == sum(rows) - asked
+
+
+def test_an_unpruned_attack_scores_all_ablations():
+    """Every forward pass of `unpruned` asks for all N ablations; a pruned one asks for no more than it touches."""
+    model, x, threat = smoothed(Level(2), Columns(1), 2), torch.zeros(1, 1, *SIZE), PatchThreat(2, 2)
+    rows: list[int] = []
+    model.certify(x, threat)
+    y = model.predict(x)
+    model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    for attack in (PatchPGD(steps=3, restarts=1, batch=1), ExhaustivePGD(steps=3, rounds=0, batch=1)):
+        rows.clear()
+        run(attack.unpruned(None), model, x, threat, y)
+        assert set(rows) == {6}
+    rows.clear()
+    run(PatchPGD(steps=3, restarts=1, batch=1), model, x, threat, y)
+    assert rows == [6, 2, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("budget", [1, 50, 200, 1000])
+@pytest.mark.parametrize("attack", [PGD, EXHAUSTIVE, PGD.unpruned(None), EXHAUSTIVE.unpruned(None)])
+def test_the_budget_is_kept(attack, budget):
+    """An image gets no new climb once its budget is spent, so at most one climb runs over it."""
+    model, x = smoothed(Lookup(0, 2 * 30, 3, favour=9.0), Columns(2), 3), images(2, SIZE)
+    attack = replace(attack, budget=budget, steps=2, **({"restarts": 60} if isinstance(attack, PatchPGD) else {}))
+    spent = run(attack, model, x).evaluations
+    sweeps = attack.rounds if isinstance(attack, ExhaustivePGD) else 0
+    climb = 6 * (2 * 2 * 2**sweeps + 1)
+    assert (spent < budget + climb).all(), spent
+    assert (spent > 0).all()
+
+
+@pytest.mark.parametrize("attack", [PGD, PGD.unpruned(None), EXHAUSTIVE, EXHAUSTIVE.unpruned(None)])
+def test_attacks_see_a_budget_of_none_as_no_limit(attack):
+    """Without a budget, each attack spends what its own numbers say."""
+    model, x = smoothed(Lookup(0, 2 * 30, 3, favour=9.0), Columns(2), 3), images(2, SIZE)
+    pruned = attack.touched_only
+    n = 4 if pruned else 6
+    threat = PatchThreat(2, 3)
+    proposal = run(attack, model, x, threat)
+    assert not judge(model, x, model.predict(x), threat, proposal).broken.any()
+    if isinstance(attack, PatchPGD):
+        assert (proposal.evaluations == 3 * (2 * 2 + 1) * n + 6 * pruned).all()
+    elif not pruned:
+        assert (proposal.evaluations == 6 * (16 * 3 + 4 * 5)).all()
+
+
+def test_plain_classifiers_are_attacked():
+    """An undefended classifier is broken by both attacks, at one evaluation for each image scored."""
+    model, x = Plain(30).eval(), images(6, SIZE)
+    y, threat = model(x).argmax(dim=1), PatchThreat(4, 5)
+    for attack in (PatchPGD(steps=8, restarts=4), ExhaustivePGD(steps=8, rounds=0)):
+        proposal = run(attack, model, x, threat)
+        outcome = judge(model, x, y, threat, proposal)
+        assert outcome.broken.float().mean() > 0.6
+        assert (proposal.evaluations <= (2 * 8 + 1) * 4).all()
+
+
+def test_gradients_find_what_chance_does_not():
+    """A wide patch of narrow aim: raising the pixels of every strip at once takes the gradient, not luck."""
+    model = smoothed(Level(2), Columns(1), 2)
+    x, threat = torch.zeros(4, 1, 1, 9), PatchThreat(1, 9)
+    attack = PatchPGD(steps=10, restarts=1)
+    assert judge(model, x, torch.zeros(4, dtype=torch.long), threat, run(attack, model, x, threat)).broken.all()
+    y = torch.ones(4, dtype=torch.long)
+    ones = torch.ones_like(x)
+    assert judge(model, ones, y, threat, run(attack, model, ones, threat)).broken.all()
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: PatchPGD(steps=0), "steps is 0"), (lambda: PatchPGD(restarts=0), "restarts is 0"),
+    (lambda: PatchPGD(batch=0), "batch is 0"), (lambda: PatchPGD(step=0.0), "step and budget are 0.0"),
+    (lambda: PatchPGD(step=float("nan")), "step and budget are nan"), (lambda: PatchPGD(budget=0), "None, 0|0.25, 0"),
+    (lambda: ExhaustivePGD(steps=0), "steps is 0"), (lambda: ExhaustivePGD(rounds=-1), "rounds is -1"),
+    (lambda: ExhaustivePGD(keep=0.0), "keep is 0.0"), (lambda: ExhaustivePGD(keep=1.5), "keep is 1.5"),
+    (lambda: ExhaustivePGD(budget=-3), "0.25, -3"),
+])  # fmt: skip
+def test_impossible_settings_are_refused(make, message):
+    """The message names the setting and its value."""
+    with pytest.raises(InvalidInput, match=message):
+        make()
+
+
+def test_refusals_of_the_searches():
+    """The exhaustive search takes one patch, and the oracle no more patches than it can try."""
+    model, x = smoothed(Level(2), Columns(2), 2), images(1, SIZE)
+    with pytest.raises(InvalidInput, match="use pgd"):
+        run(EXHAUSTIVE, model, x, PatchThreat(1, 1, 2))
+    with pytest.raises(InvalidInput, match="oracle would try"):
+        run(Oracle(), model, x, PatchThreat(5, 5))
+
+
+def test_every_attack_is_one():
+    """Name, `touched_only` and `unpruned` as the evaluator needs them; unpruned attacks are not pruned."""
+    for attack in (PGD, EXHAUSTIVE, Oracle()):
+        assert isinstance(attack, PatchAttack)
+        unpruned = attack.unpruned(77)
+        assert unpruned.name == attack.name
+        assert not unpruned.touched_only
+    assert (PGD.unpruned(77).budget, PGD.unpruned(77).restarts, PGD.name) == (77, 3, "pgd-3")
+    assert PGD.touched_only
+    assert EXHAUSTIVE.touched_only
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_oracle_tries_every_patch(count):
+    """As many images as zeros and ones make, and the hit it reports is a hit."""
+    model, x, threat = smoothed(Lookup(4, 2 * 9, 3, favour=0.0), Columns(1), 3), images(3, (3, 3), binary=True), PatchThreat(1, 2, count)
+    y = model.predict(x)
+    proposal = run(Oracle(), model, x, threat, y)
+    broken = judge(model, x, y, threat, proposal).broken
+    truth = torch.stack([(model.predict(worlds(image, threat)) != y[i]).any() for i, image in enumerate(x)])
+    assert torch.equal(broken, truth)
+    sites = 6 if count == 1 else 21
+    assert (proposal.evaluations[~broken] == sites * 4**count).all()
