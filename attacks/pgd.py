@@ -106,11 +106,9 @@ class PatchPGD:
         placement = torch.randint(sites, shape, generator=generator).to(x.device)
         search = Search(model, x, y, threat, touched_only=self.touched_only)
         image = torch.arange(len(x), device=x.device)
-        per_round = search.share(len(x), self.batch, self.steps, self.budget)
-        for some in placement.split(per_round):
-            alive = search.going(self.budget)
-            if not bool(alive.any()):
-                break
+        while len(placement) and bool((alive := search.going(self.budget)).any()):
+            share = search.share(int(alive.sum()), self.batch, self.steps, self.budget)
+            some, placement = placement[:share], placement[share:]
             search.run(image[alive].repeat(len(some)), some[:, alive].flatten(0, 1), self.batch,
                        steps=self.steps, step=self.step, generator=generator)  # fmt: skip
         return search.proposal()
@@ -140,8 +138,12 @@ class Search:
         return ~self.broken if budget is None else ~self.broken & (self.evaluations < budget)
 
     def share(self, images: int, batch: int, steps: int, budget: int | None) -> int:
-        """How many climbs of each of `images` make up one round: within the batch, and within the budget if any do."""
-        affordable = batch if budget is None else budget // (self._cost * (2 * steps + 1))
+        """How many climbs of each of `images` make up one round: within the batch, and within what is left of the budget
+        to all images still going; one where that is less, so that an image spends at most one climb too many.
+        """
+        affordable = batch
+        if budget is not None:
+            affordable = (budget - int(self.evaluations[self.going(budget)].max())) // (self._cost * (2 * steps + 1))
         return max(1, min(batch // max(1, images), affordable))
 
     def run(
