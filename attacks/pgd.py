@@ -131,7 +131,7 @@ class Search:
         self.broken = torch.zeros_like(y, dtype=torch.bool)
         self._best, self._gap = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
         self._corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
-        self._tried: dict[int, set[tuple[int, ...]]] = {i: set() for i in range(len(x))}
+        self._tried: dict[int, set[int]] = {i: set() for i in range(len(x))}
 
     def going(self, budget: int | None) -> Bool[Tensor, " B"]:
         """The images neither broken nor over their budget."""
@@ -170,7 +170,7 @@ class Search:
             gaps[pairs] = found.gap
             self._keep_best(i, corners, found)
             for image_number, sites in zip(i.tolist(), where.tolist(), strict=True):
-                self._tried[image_number].add(tuple(sites))
+                self._tried[image_number].update(sites)
         return gaps
 
     def _keep_best(self, image: Tensor, corners: Tensor, found: Climb) -> None:
