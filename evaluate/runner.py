@@ -130,7 +130,7 @@ def _batch(
                     if unpruned and record.broken:
                         save_counterexample(output, model, x[i], x_adv, record.corners, first + i,
                                             int(exact.prediction[i]), attack.name, one, configuration)
-    margin = exact.margin.tolist() if exact.margin is not None else [None] * len(y)
+    margin = exact.margin.double().tolist() if exact.margin is not None else [None] * len(y)
     largest = exact.largest_certified().tolist() if exact.evidence is not None else [None] * len(y)
     votes = exact.evidence.votes.cast[0].numel() if exact.evidence is not None else 0
     return [Record(
