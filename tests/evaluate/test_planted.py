@@ -1,0 +1,181 @@
+"""The evaluator is not blind: each planted bug ends in a counterexample or a refusal, and a sound certifier in neither."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import ExhaustivePGD, PatchPGD
+from evaluate import Settings, evaluate, summarise
+from evaluate.counterexample import load_counterexample, replay
+from robustpatch.ablation import Columns
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.voting import TopOne
+from tests.attacks.toys import Level, flipped, smoothed
+from tests.evaluate.planted import PLANTS, Noisy, WideView, image_set
+
+ATTACKS = [ExhaustivePGD(steps=6, rounds=1)]
+
+
+def run(model, x, threat, output, attacks=ATTACKS, labels=None, **settings):
+    labels = torch.zeros(len(x), dtype=torch.long) if labels is None else labels
+    settings = Settings(len(x), **{"batch_size": 4, "certified_budget": None, **settings})
+    records = evaluate(model, image_set(x, labels, model.num_classes), threat, attacks, settings, output)
+    return records, summarise(records)
+
+
+def exposing(plant):
+    """Images that the bug certifies and a patch really flips."""
+    sound, x = plant.sound(), plant.candidates()
+    wrong = x[plant.broken().certify(x, plant.threat).certified & ~sound.certify(x, plant.threat).certified]
+    assert len(wrong) > 0
+    if plant.threat.height * plant.threat.width > 4:  # too many patches to try: black images, where all can flip
+        return wrong[:1]
+    return wrong[flipped(sound, wrong[:50], plant.threat).nonzero()[:3, 0]]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_caught(name, tmp_path):
+    """The verdict is "broken" for every wrong claim, and every counterexample saved stands when replayed."""
+    plant = PLANTS[name]
+    wrong, model = exposing(plant), plant.broken()
+    assert len(wrong) > 0
+    records, summary = run(model, wrong, plant.threat, tmp_path)
+    assert summary.verdict == "broken"
+    assert summary.certified_attacked == summary.certified_images == len(wrong)
+    files = sorted((tmp_path / "counterexamples").iterdir())
+    assert {load_counterexample(file).index for file in files} == {r.index for r in records if r.violations}
+    for file in files:
+        outcome, certified = replay(load_counterexample(file), model)
+        assert outcome.broken.all()
+        assert certified
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_sound_certifier_never_is(name, tmp_path):
+    """The same images without the bug, and black ones at the very edge of what is certified: "held"."""
+    plant = PLANTS[name]
+    _, summary = run(plant.sound(), exposing(plant), plant.threat, tmp_path / "same")
+    assert summary.verdict == "held"
+    assert summary.certified_images == 0
+    _, summary = run(plant.sound(), torch.zeros(2, 1, *plant.room), plant.threat, tmp_path / "edge")
+    assert summary.verdict == "held"
+    assert summary.certified_images == summary.certified_attacked == 2
+    assert summary.certified_evaluations > 0
+    assert not list(tmp_path.glob("*/counterexamples"))
+
+
+@pytest.mark.parametrize("name", ["delta one less", "stride gap", "height and width swapped"])
+def test_patch_pgd_catches_bugs_too(name, tmp_path):
+    """Random placements suffice where most placements are dangerous."""
+    plant = PLANTS[name]
+    _, summary = run(plant.broken(), exposing(plant), plant.threat, tmp_path, [PatchPGD(steps=6, restarts=30)])
+    assert summary.verdict == "broken"
+
+
+def test_predict_that_contradicts_certify(tmp_path):
+    """A `predict` of its own on certified images is a broken promise without any patch."""
+
+    class TwoMinds(SmoothedClassifier):
+        def predict(self, x):
+            return 1 - super().predict(x)
+
+    model = TwoMinds(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
+    _, summary = run(model, torch.zeros(2, 1, 2, 9), PatchThreat(1, 1), tmp_path)
+    assert summary.verdict == "broken"
+    assert {"index": 0, "attack": "predict"} in summary.violations
+    file = tmp_path / "counterexamples" / "image-00000000-predict-1x1.safetensors"
+    outcome, certified = replay(load_counterexample(file), model)
+    assert outcome.broken.all()
+    assert certified
+
+
+def test_a_bug_in_the_margin_method_alone(tmp_path):
+    """What only the paper's certificate claims is attacked as well, and its counterexample stands when replayed."""
+
+    class Bold(SmoothedClassifier):
+        def certify(self, x, threat, method="exact"):
+            if method == "exact":
+                return super().certify(x, threat)
+            return PLANTS["delta one less, margin"].proof(self, x, threat)
+
+    plant = PLANTS["delta one less, margin"]
+    model = Bold(Level(2), plant.ablation, num_classes=2, voting=TopOne(1e-6)).eval()
+    wrong = exposing(plant)
+    assert not model.certify(wrong, plant.threat).certified.any()
+    _, summary = run(model, wrong, plant.threat, tmp_path)
+    assert summary.verdict == "broken"
+    for file in (tmp_path / "counterexamples").iterdir():
+        outcome, certified = replay(load_counterexample(file), model)
+        assert outcome.broken.all()
+        assert certified
+
+
+def test_one_of_several_threats_is_wrong(tmp_path):
+    """Under "either", every member is attacked: a bug that shows for one shape alone is found."""
+    plant = PLANTS["height and width swapped"]
+
+    class Turned(SmoothedClassifier):
+        def certify(self, x, threat, method="exact"):
+            return super().certify(x, PatchThreat(6, 2), method)
+
+    model = Turned(Level(2), plant.ablation, num_classes=2, voting=TopOne(1e-6)).eval()
+    either = AnyOf([PatchThreat(6, 2), PatchThreat(2, 6)])
+    records, summary = run(model, torch.zeros(1, 1, *plant.size), either, tmp_path)
+    assert summary.verdict == "broken"
+    assert [(a.threat, a.broken) for a in records[0].attacks] == [("6x2", False), ("2x6", True)]
+
+
+def wide(reach=1):
+    ablation = Columns(2)
+    return SmoothedClassifier(WideView(ablation, reach), ablation, num_classes=2, voting=TopOne(1e-6)).eval()
+
+
+def nearly_black():
+    """Two bright columns of ten: a band that looks beside itself votes otherwise than it should."""
+    x = torch.zeros(2, 1, 2, 10)
+    x[0, :, :, 4] = 1
+    return x
+
+
+def test_too_wide_a_view_is_refused(tmp_path):
+    """A one-pass base that sees beyond its band is found out before it certifies; its honest twin is not."""
+    with pytest.raises(InvalidInput, match="the base sees more than its band"):
+        run(wide(), nearly_black(), PatchThreat(2, 2), tmp_path / "wide")
+    assert run(wide(0), nearly_black(), PatchThreat(2, 2), tmp_path / "exact")[1].verdict == "held"
+
+
+def test_too_wide_a_view_is_broken_by_the_attacks(tmp_path, monkeypatch):
+    """Even if the check of the base were blind, the attacks on certified images are not."""
+    monkeypatch.setattr("robustpatch.checks.base_is_sound", lambda model, x: None)
+    x = torch.zeros(1, 1, 2, 7)
+    assert run(wide(), x, PatchThreat(2, 2), tmp_path / "wide")[1].verdict == "broken"
+    assert run(wide(0), x, PatchThreat(2, 2), tmp_path / "exact")[1].verdict == "held"
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(2)])
+def test_a_base_in_training_mode_is_refused(layer, tmp_path):
+    """In training mode there is no one function to certify; in evaluation mode the same base holds."""
+    model = smoothed(Noisy(layer), Columns(1), 2)
+    model.base.layer.train()
+    with pytest.raises(InvalidInput, match="training mode"):
+        run(model, torch.zeros(2, 1, 2, 9), PatchThreat(1, 2), tmp_path / "training")
+    assert run(model.eval(), torch.zeros(2, 1, 2, 9), PatchThreat(1, 2), tmp_path / "evaluation")[1].verdict == "held"
+
+
+class Forgetful(nn.Module):
+    """Dropout that never looks at the mode."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize("layer", [Forgetful(), nn.BatchNorm2d(2, track_running_stats=False)])
+def test_a_base_that_is_no_function_of_one_image_is_refused(layer, tmp_path):
+    """Random in evaluation mode, or coupled to the other images of the batch."""
+    x = torch.rand(2, 1, 2, 9, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InvalidInput, match="couples images or is random"):
+        run(smoothed(Noisy(layer), Columns(1), 2), x, PatchThreat(1, 2), tmp_path)
