@@ -31,7 +31,7 @@ class ExhaustivePGD:
     steps: int = 10
     rounds: int = 2
     keep: float = 0.25
-    step: float = 0.25
+    step: float = 0.5
     budget: int | None = None
     touched_only: bool = True
     batch: int = 512

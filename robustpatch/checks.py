@@ -105,7 +105,7 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> flo
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
         ablated = torch.where(kept, x, fill)
         own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if n <= _ABLATIONS else None
-        seen = own[torch.arange(n), index][None] if own is not None else _scores(model, ablated, index[:, None])[None, :, 0]
+        seen = own[torch.arange(n, device=index.device), index][None] if own is not None else _scores(model, ablated, index[:, None])[None, :, 0]
         what = f"pixels outside the band replaced by {name}: the base sees more than its band"
         deviation = max(deviation, _within_guard(model, alone, [seen], what))
     return deviation
