@@ -69,7 +69,7 @@ def evaluate(
     threat.check_fits(*images.image_shape[1:])
     total = min(settings.num_images, len(images))
     own = {**vars(settings), "num_images": total, "threat": str(threat), "dataset": images.name,
-           "attacks": [repr(attack) for attack in attacks], **(configuration or {})}
+           "model_sha256": _fingerprint(model), "attacks": [repr(attack) for attack in attacks], **(configuration or {})}
     _claim(output, json.loads(json.dumps(own)))
     done = {record.index for record in read_records(output)}
     for first in range(0, total, settings.batch_size):
@@ -85,6 +85,18 @@ def evaluate(
     return read_records(output)
 
 
+def _fingerprint(model: torch.nn.Module) -> str:
+    """What tells models apart: their kind, their weights, and how a smoothed one ablates and votes."""
+    parts: list[object] = [type(model).__qualname__]
+    if isinstance(model, SmoothedClassifier):
+        parts += [type(model.base).__qualname__, str(model.ablation), str(model.voting), model.guard, model.encoding.name]
+    digest = hashlib.sha256(repr(parts).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _claim(output: Path, configuration: dict[str, Any]) -> None:
     """Make `output` this run's, or find that it is already."""
     path = output / "run.json"
@@ -98,10 +110,13 @@ def _claim(output: Path, configuration: dict[str, Any]) -> None:
             raise InvalidInput(f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
                                "another output, or repeat that run's options to resume it")
         return
-    output.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(configuration, indent=1))
-    part.replace(path)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(configuration, indent=1))
+        part.replace(path)
+    except OSError as error:
+        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
 
 
 def _batch(
