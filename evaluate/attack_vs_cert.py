@@ -175,7 +175,7 @@ def _model(
     loaded = load_checkpoint(name, ablation=None if ablation is None else parse_ablation(ablation))
     model = loaded.model
     if theta is not None:
-        model.voting = Threshold(theta)
+        model.voting = Threshold(theta, model.voting.guard)
     if guard is not None:
         model.voting = model.voting.with_guard(guard)
     model.to(device, DTYPES[dtype])
@@ -198,8 +198,9 @@ def _replay(path: Path, device: str) -> int:
     console = Console()
     console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
-        counts = model.votes(image[None]).cast[0].sum(dim=0).tolist()
-        console.print(f"votes {name}: {counts}, prediction {int(model.predict(image[None]))}")
+        image = image[None].to(device)
+        counts = model.votes(image).cast[0].sum(dim=0).tolist()
+        console.print(f"votes {name}: {counts}, prediction {int(model.predict(image))}")
     stands = certified and bool(outcome.broken[0])
     console.print(f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
                   f"prediction changed: {bool(outcome.broken[0])}")
