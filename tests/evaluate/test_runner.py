@@ -1,0 +1,221 @@
+"""images -> records: what is attacked and how, resume, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks import ExhaustivePGD, PatchPGD
+from evaluate import Settings, evaluate, summarise
+from evaluate import runner as module
+from evaluate.records import Record, read_records, read_shard, shard_path, write_shard
+from robustpatch.ablation import Columns
+from robustpatch.data import ImageSet
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import AnyOf, PatchThreat
+from tests.attacks.toys import Level, images, smoothed, strip
+from tests.evaluate.planted import image_set
+
+THREAT = PatchThreat(2, 2)
+ATTACKS = (PatchPGD(steps=2, restarts=2), ExhaustivePGD(steps=1, rounds=0))
+SIZE = (4, 10)
+
+
+def scene(number=10):
+    """Black, grey and white images with any labels: certified and not, classified rightly and wrongly."""
+    x = images(number, SIZE)
+    x[0::3], x[1::3, :, :, 4:8] = 0, 0
+    return image_set(x, torch.arange(number) % 2 * 2, 3)
+
+
+def classifier():
+    return smoothed(Level(3), Columns(1), 3)
+
+
+def run(output, model=None, data=None, threat=THREAT, attacks=ATTACKS, **settings):
+    data = data or scene()
+    settings = Settings(**{"num_images": len(data), "batch_size": 4, "certified_budget": 500, **settings})
+    return evaluate(model or classifier(), data, threat, attacks, settings, output)
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    return [replace(r, attacks=[replace(a, seconds=0.0) for a in r.attacks]) for r in records]
+
+
+def test_the_right_images_are_attacked(tmp_path):
+    """Certified images without pruning, for a right or a wrong label; the rest if classified correctly."""
+    records = run(tmp_path)
+    kinds = {(r.certified, r.correct) for r in records}
+    assert {(True, True), (True, False), (False, True), (False, False)} <= kinds
+    for r in records:
+        assert [a.attack for a in r.attacks] == (["pgd-2", "exhaustive"] if r.certified or r.correct else [])
+        assert all(a.unpruned == r.certified for a in r.attacks)
+        assert all(a.threat == "2x2" and a.contained and a.in_range for a in r.attacks)
+        assert all(a.prediction != r.prediction for a in r.attacks if a.broken)
+    assert [r.index for r in records] == list(range(10))
+    assert [r.label for r in records] == [i % 2 * 2 for i in range(10)]
+    assert summarise(records).verdict == "held"
+
+
+def test_records_agree_with_the_classifier(tmp_path):
+    """Predictions, margins, the largest patch and the votes are those of the model, image by image."""
+    model, data = classifier(), scene()
+    records = run(tmp_path, model, data)
+    x, _ = data.batch(range(len(data)))
+    exact, paper = model.certify(x, THREAT), model.certify(x, THREAT, "margin")
+    assert [r.prediction for r in records] == model.predict(x).tolist()
+    assert [r.margin_exact for r in records] == exact.margin.tolist()
+    assert [r.margin_margin for r in records] == paper.margin.tolist()
+    assert [r.certified_exact for r in records] == exact.certified.tolist()
+    assert [r.certified_margin for r in records] == paper.certified.tolist()
+    assert [r.largest_certified for r in records] == model.largest_certified(x).tolist()
+    assert all(r.votes == 30 and r.consistent for r in records)
+
+
+def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
+    """On certified images no call asks for some ablations only, every placement is visited, and the account says N."""
+    asked, original = [], SmoothedClassifier.logits
+    monkeypatch.setattr(SmoothedClassifier, "logits", lambda self, x, index=None: asked.append(index) or original(self, x, index))
+    data = image_set(torch.zeros(3, 1, *SIZE), torch.tensor([0, 1, 0]), 3)
+    records = run(tmp_path, data=data, certified_budget=None)
+    assert all(index is None for index in asked)
+    for r in records:
+        assert r.certified
+        pgd, exhaustive = r.attacks
+        assert (pgd.evaluations, exhaustive.evaluations) == (10 * 2 * 5, 10 * 27 * 3)
+        assert exhaustive.visited == 1
+    summary = summarise(records)
+    assert summary.certified_evaluations == 3 * (100 + 810)
+    assert (summary.certified_attacked, summary.verdict) == (3, "held")
+
+
+def test_without_attacks_nothing_is_held(tmp_path):
+    """Certificates that nobody attacked are "not tested"."""
+    summary = summarise(run(tmp_path, attacks=()))
+    assert summary.verdict == "not tested"
+    assert summary.certified_attacked == 0 < summary.certified_images
+
+
+@pytest.mark.parametrize("threat", [PatchThreat(1, 1, 2), AnyOf([PatchThreat(1, 3), PatchThreat(3, 1)])], ids=str)
+@pytest.mark.parametrize("model", [classifier, lambda: strip(SIZE)])
+def test_other_threats_run(threat, model, tmp_path):
+    """Two patches and either of two shapes: each member is attacked, and the certificates hold."""
+    records = run(tmp_path, model(), threat=threat, attacks=ATTACKS[:1])
+    for r in records:
+        assert [a.threat for a in r.attacks] in ([], [str(one) for one in threat.threats])
+        assert all(len(a.corners) == 2 * threat.threats[0].count for a in r.attacks)
+    assert summarise(records).verdict == "held"
+
+
+def test_records_do_not_depend_on_what_was_done_before(tmp_path):
+    """Two runs of the same call give the same records, times apart, and so does one that lost a shard."""
+    first = run(tmp_path / "a")
+    assert timeless(first) == timeless(run(tmp_path / "b"))
+    shard_path(tmp_path / "b", 4, 8).unlink()
+    assert timeless(first) == timeless(run(tmp_path / "b"))
+    assert timeless(first) != timeless(run(tmp_path / "c", seed=1))
+
+
+def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
+    """A run started again does what is missing and no more."""
+    before = run(tmp_path)
+    done, original = [], module._batch
+    monkeypatch.setattr(module, "_batch", lambda model, x, y, first, *rest: done.append(first) or original(model, x, y, first, *rest))
+    assert run(tmp_path) == before
+    assert done == []
+    shard_path(tmp_path, 4, 8).unlink()
+    assert timeless(run(tmp_path)) == timeless(before)
+    assert done == [4]
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"num_images": 5}, {"batch_size": 3}, {"certified_budget": 7}, {"threat": PatchThreat(2, 1)},
+    {"attacks": ATTACKS[:1]}, {"attacks": (replace(ATTACKS[0], steps=3), ATTACKS[1])},
+    {"model": smoothed(Level(3), Columns(2), 3)}, {"model": strip(SIZE)},
+], ids=lambda change: next(iter(change)))  # fmt: skip
+def test_another_run_in_the_same_folder_is_refused(change, tmp_path):
+    """Records are never taken for those of another configuration or model."""
+    run(tmp_path)
+    before = [file.read_bytes() for file in sorted((tmp_path / "records").iterdir())]
+    with pytest.raises(InvalidInput, match=r"holds another run \(other .+\); name another output"):
+        run(tmp_path, **change)
+    assert before == [file.read_bytes() for file in sorted((tmp_path / "records").iterdir())]
+
+
+def test_other_weights_are_another_run(tmp_path):
+    """The same network with one weight changed does not resume the first one's records."""
+    model = strip(SIZE)
+    run(tmp_path, model)
+    with torch.no_grad():
+        model.base.embedding[0, 0, 0] += 1
+    with pytest.raises(InvalidInput, match="model_sha256"):
+        run(tmp_path, model)
+
+
+def test_a_damaged_claim_is_another_run(tmp_path):
+    """A run.json that is no JSON is not overwritten."""
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InvalidInput, match="holds another run"):
+        run(tmp_path)
+
+
+def test_an_output_that_is_no_folder(tmp_path):
+    """A file in the way is a wrong call."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidInput, match="cannot be written to"):
+        run(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_records_survive_parquet(tmp_path):
+    """What is written is read again, None and empty lists included; half-written files are not seen."""
+    records = run(tmp_path / "run")
+    odd = replace(records[0], margin_exact=None, certified_margin=None, margin_margin=None, largest_certified=None, attacks=[])
+    path = shard_path(tmp_path / "again", 0, 10)
+    write_shard(path, [odd, *records[1:]])
+    assert read_shard(path) == [odd, *records[1:]]
+    (path.parent / "00000010-00000020.part-1").write_bytes(b"PAR1")
+    assert read_records(tmp_path / "again") == [odd, *records[1:]]
+    assert not list((tmp_path / "run" / "records").glob("*.part*"))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_shard_is_refused(keep, tmp_path):
+    """With its name and what to do about it."""
+    run(tmp_path)
+    path = shard_path(tmp_path, 4, 8)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InvalidInput, match=r"00000004-00000008\.parquet is damaged.*delete it"):
+        run(tmp_path)
+
+
+def test_progress_reaches_the_end(tmp_path):
+    """The numbers reported rise to the number of images."""
+    seen: list[int] = []
+    evaluate(classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path, on_progress=lambda n, what: seen.append(n))
+    assert seen == sorted(seen)
+    assert seen[-1] == 10
+
+
+class Bytes(ImageSet):
+    """An image set that forgets to divide by 255."""
+
+    def batch(self, index):
+        x, y = super().batch(index)
+        return x * 255, y
+
+
+def test_bad_calls_of_the_library(tmp_path):
+    """Images in 0..255, patches larger than the image, and impossible settings name value and remedy."""
+    data = scene()
+    fields = {name: getattr(data, name) for name in ("name", "split", "class_names", "image_shape", "labels", "_bytes")}
+    with pytest.raises(InvalidInput, match="images range from 0 to .*divide by 255"):
+        run(tmp_path / "bytes", data=Bytes(**fields))
+    with pytest.raises(InvalidInput, match="patch 5x2 .* is larger than the image, 4x10"):
+        run(tmp_path / "large", threat=PatchThreat(5, 2))
+    for name in ("num_images", "batch_size"):
+        with pytest.raises(InvalidInput, match=f"{name} is 0"):
+            Settings(**{"num_images": 5, name: 0})
