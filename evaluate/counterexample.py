@@ -66,7 +66,7 @@ def load_counterexample(path: str | Path) -> Counterexample:
 
 
 def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bool]:
-    """Judge the patch once more: the outcome, and whether the model still certifies the clean image by any method."""
+    """Judge the patch once more: the outcome, and whether the model still certifies that prediction of the clean image."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
     none = torch.zeros(1, device=device)
@@ -76,4 +76,4 @@ def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bo
     if isinstance(model, SmoothedClassifier):
         methods = ({"method": "exact"}, {"method": "margin"})
     claims = [model.certify(x, example.threat, **method) for method in methods]  # type: ignore[operator]
-    return outcome, any(bool(claim.certified[0]) for claim in claims)
+    return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)
