@@ -138,8 +138,8 @@ class Search:
         return ~self.broken if budget is None else ~self.broken & (self.evaluations < budget)
 
     def share(self, images: int, batch: int, steps: int, budget: int | None) -> int:
-        """How many climbs of each of `images` make up one round: within the batch, and within what is left of the budget
-        to all images still going; one where that is less, so that an image spends at most one climb too many.
+        """How many climbs of each of `images` make up one round: within the batch, and within what is left of the
+        budget to every image still going; at least one, so that an image spends at most one climb too many.
         """
         affordable = batch
         if budget is not None:

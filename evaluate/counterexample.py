@@ -66,7 +66,7 @@ def load_counterexample(path: str | Path) -> Counterexample:
 
 
 def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bool]:
-    """Judge the patch once more: the outcome, and whether the model still certifies that prediction of the clean image."""
+    """Judge the patch once more: the outcome, and whether the model still certifies the clean prediction."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
     none = torch.zeros(1, device=device)

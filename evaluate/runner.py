@@ -69,7 +69,8 @@ def evaluate(
     threat.check_fits(*images.image_shape[1:])
     total = min(settings.num_images, len(images))
     own = {**vars(settings), "num_images": total, "threat": str(threat), "dataset": images.name,
-           "model_sha256": _fingerprint(model), "attacks": [repr(attack) for attack in attacks], **(configuration or {})}
+           "model_sha256": _fingerprint(model), "attacks": [repr(attack) for attack in attacks],
+           **(configuration or {})}
     _claim(output, json.loads(json.dumps(own)))
     done = {record.index for record in read_records(output)}
     for first in range(0, total, settings.batch_size):
@@ -89,7 +90,8 @@ def _fingerprint(model: torch.nn.Module) -> str:
     """What tells models apart: their kind, their weights, and how a smoothed one ablates and votes."""
     parts: list[object] = [type(model).__qualname__]
     if isinstance(model, SmoothedClassifier):
-        parts += [type(model.base).__qualname__, str(model.ablation), str(model.voting), model.guard, model.encoding.name]
+        parts += [type(model.base).__qualname__, str(model.ablation), str(model.voting), model.guard,
+                  model.encoding.name]
     digest = hashlib.sha256(repr(parts).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, judge
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablation import Blocks, Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold
@@ -19,6 +19,7 @@ from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip, wo
 PGD = PatchPGD(steps=2, restarts=3)
 EXHAUSTIVE = ExhaustivePGD(steps=1, rounds=1)
 SIZE = (5, 6)
+THREAT = PatchThreat(2, 3)
 MODELS = {
     "enumerated": lambda: smoothed(Level(3), Columns(2), 3),
     "blocks": lambda: smoothed(Level(3), Blocks(2, 3, 2), 3, Threshold(0.3)),
@@ -27,7 +28,7 @@ MODELS = {
 }
 
 
-def run(attack, model, x, threat=PatchThreat(2, 3), y=None, seed=0):
+def run(attack, model, x, threat=THREAT, y=None, seed=0):
     y = model.predict(x) if y is None and hasattr(model, "predict") else y
     y = model(x).argmax(dim=1) if y is None else y
     return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
@@ -80,7 +81,7 @@ def test_the_generator_decides(kind, attack):
 
 @pytest.mark.parametrize("attack", [PGD, replace(PGD, touched_only=False), EXHAUSTIVE, EXHAUSTIVE.unpruned(None)])
 def test_evaluations_are_counted(attack):
-    """On an enumerating base one evaluation is one row scored: what checkpointing scores again stands for the backward."""
+    """On an enumerating base one evaluation is one row scored; what checkpointing scores again is the backward."""
     model, x = smoothed(Level(3), Columns(2), 3), images(3, SIZE)
     model.certify(x, PatchThreat(2, 3))  # has its soundness checked before the counting starts
     y, rows = model.predict(x), []
@@ -194,7 +195,8 @@ def test_every_attack_is_one():
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_oracle_tries_every_patch(count):
     """As many images as zeros and ones make, and the hit it reports is a hit."""
-    model, x, threat = smoothed(Lookup(4, 2 * 9, 3, favour=0.0), Columns(1), 3), images(3, (3, 3), binary=True), PatchThreat(1, 2, count)
+    model, x = smoothed(Lookup(4, 2 * 9, 3, favour=0.0), Columns(1), 3), images(3, (3, 3), binary=True)
+    threat = PatchThreat(1, 2, count)
     y = model.predict(x)
     proposal = run(Oracle(), model, x, threat, y)
     broken = judge(model, x, y, threat, proposal).broken

@@ -138,7 +138,9 @@ def test_rows_are_judged_apart():
     assert outcome.prediction.tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("images", "corners"), [((1, 1, 6, 7), (1, 1, 2)), ((2, 1, 6, 8), (2, 1, 2)), ((1, 1, 6, 8), (1, 2, 2))])
+@pytest.mark.parametrize(("images", "corners"), [
+    ((1, 1, 6, 7), (1, 1, 2)), ((2, 1, 6, 8), (2, 1, 2)), ((1, 1, 6, 8), (1, 2, 2)),
+])  # fmt: skip
 def test_wrong_shapes_are_refused(images, corners):
     """A proposal for other images, or with too many rectangles."""
     proposal = Proposal(torch.zeros(images), torch.zeros(corners, dtype=torch.long),

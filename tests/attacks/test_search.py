@@ -49,11 +49,12 @@ def agree(model, threat):
 
 
 @pytest.mark.parametrize("voting", [Threshold(0.3), TopOne()])
-@pytest.mark.parametrize("threat", [PatchThreat(2, 3), PatchThreat(1, 8), PatchThreat(2, 2, 2), *EITHER.threats], ids=str)
+@pytest.mark.parametrize("threat", [PatchThreat(1, 8), PatchThreat(2, 2, 2), *EITHER.threats], ids=str)
 def test_both_views_agree_by_enumeration(threat, voting):
     """Re-scoring only the touched ablations gives the votes of the whole, for every geometry."""
     models = [smoothed(Lookup(1, 2 * 48, 3, favour=0.0), ablation, 3, voting) for ablation in ABLATIONS]
-    assert any([agree(model, threat) for model in models])
+    moved = [agree(model, threat) for model in models]
+    assert any(moved)
 
 
 @pytest.mark.parametrize("threat", [PatchThreat(2, 3), PatchThreat(3, 2, 2)], ids=str)
@@ -161,7 +162,7 @@ def tried(monkeypatch):
 
 
 def test_the_exhaustive_search_visits_what_is_open(tried):
-    """Pruned, it climbs at the placements which the exact certificate leaves open, in order of margin, and no others."""
+    """Pruned, it climbs at the placements that the exact certificate leaves open, by margin, and no others."""
     model, threat = smoothed(Lookup(2, 2 * 48, 3, favour=2.0), Columns(1), 3), PatchThreat(2, 2)
     x = images(12, SIZE, binary=True)
     margins = model.certify(x, threat).placement_margin
@@ -186,7 +187,8 @@ def test_unpruned_it_visits_every_placement(tried):
     model, threat = smoothed(Level(2), Columns(1), 2), PatchThreat(2, 2)
     x = torch.zeros(2, 1, *SIZE)
     assert model.certify(x, threat).certified.all()
-    proposal = ExhaustivePGD(steps=1, rounds=0).unpruned(None)(model, x, model.predict(x), threat, generator=torch.Generator())
+    attack = ExhaustivePGD(steps=1, rounds=0).unpruned(None)
+    proposal = attack(model, x, model.predict(x), threat, generator=torch.Generator())
     assert all(sorted(tried[i]) == list(range(5 * 7)) for i in range(2))
     assert (proposal.visited == 1).all()
     assert (proposal.evaluations == 35 * 3 * 8).all()

@@ -60,7 +60,9 @@ class Plain(nn.Module):
         return x.flatten(1) @ self.weight.T
 
 
-def smoothed(base: nn.Module, ablation: Ablation, classes: int, voting: Voting | None = None, **options) -> SmoothedClassifier:
+def smoothed(
+    base: nn.Module, ablation: Ablation, classes: int, voting: Voting | None = None, **options
+) -> SmoothedClassifier:  # fmt: skip
     """In evaluation mode; scores equal between runs but for rounding, hence the small guard."""
     return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting or TopOne(1e-6), **options).eval()
 

@@ -63,7 +63,7 @@ def _by_geometry(wrong: Callable[[Ablation], Ablation]):
 
 
 def _by_margin(affected: Callable[[Ablation, PatchThreat, Tensor], int], runner_up: str = "all"):
-    """n_c - n_j ≥ 2Δ + [j < c], with a Δ of one's own; `runner_up` "last" compares with one rival, the last of the best."""
+    """n_c - n_j ≥ 2Δ + [j < c], with a Δ of one's own; `runner_up` "last": with one rival, the last of the best."""
 
     def proof(model, x, threat):
         votes = model.votes(x)
@@ -79,7 +79,8 @@ def _by_margin(affected: Callable[[Ablation, PatchThreat, Tensor], int], runner_
             margin = margins.gather(1, last[:, None])[:, 0]
         else:
             margin = margins.masked_fill(own, 10**6).amin(dim=1)
-        return Certificate(prediction, margin >= 0, margin, None, threat, "margin", model.guard, votes.close.sum(dim=(1, 2)))
+        close = votes.close.sum(dim=(1, 2))
+        return Certificate(prediction, margin >= 0, margin, None, threat, "margin", model.guard, close)
 
     return proof
 

@@ -31,8 +31,8 @@ CONFIG = {
     "network": {"name": "strip", "widths": [4, 4], "hidden": 0}, "ablation": "columns:2", "voting": "threshold:0.3",
     "guard": None, "encoding": "complement", "image_shape": [1, 28, 28], "class_names": list("0123456789"),
 }  # fmt: skip
-QUICK = ["--patch", "5x5", "--attacks", "pgd:1,exhaustive", "--steps", "1", "--budget", "150", "--certified-budget", "300",
-         "--num-images", "8", "--batch-size", "4"]  # fmt: skip
+QUICK = ["--patch", "5x5", "--attacks", "pgd:1,exhaustive", "--steps", "1", "--budget", "150", "--certified-budget",
+         "300", "--num-images", "8", "--batch-size", "4"]  # fmt: skip
 
 PROGRESS = re.compile(r"\d+/\d+ \d+:\d\d:\d\d$")
 
@@ -73,8 +73,9 @@ def test_an_ordinary_run(checkpoint, tmp_path):
     configuration = summary["configuration"]
     assert configuration["checkpoint_sha256"] == sha256(checkpoint.read_bytes()).hexdigest()
     assert configuration == json.loads((tmp_path / "run.json").read_text())
-    expected = {"seed": 3, "threat": "5x5", "dataset": "mnist-sample", "num_images": 8, "batch_size": 4, "dtype": "float32",
-                "ablation": "columns:2", "voting": "threshold:0.3", "guard": 1e-4, "device": "cpu"}  # fmt: skip
+    expected = {"seed": 3, "threat": "5x5", "dataset": "mnist-sample", "num_images": 8, "batch_size": 4,
+                "dtype": "float32", "ablation": "columns:2",
+                "voting": "threshold:0.3", "guard": 1e-4, "device": "cpu"}  # fmt: skip
     assert {key: configuration[key] for key in expected} == expected
     assert "PatchPGD(steps=1" in configuration["attacks"][0]
     assert set(summary["versions"]) == set(command.PACKAGES)
@@ -86,8 +87,9 @@ def test_an_ordinary_run(checkpoint, tmp_path):
 
 def test_options_reach_the_run(checkpoint, tmp_path):
     """Threshold, guard, precision and patch, as given."""
-    result = call("--checkpoint", checkpoint, "--theta", "0.4", "--guard", "0.03", "--dtype", "bfloat16", "--attacks", "none",
-                  "--patch", "2x3,3x2", "--num-images", 2, "--ablation", "columns:2", "--output", tmp_path)  # fmt: skip
+    result = call("--checkpoint", checkpoint, "--theta", "0.4", "--guard", "0.03", "--dtype", "bfloat16",
+                  "--attacks", "none", "--patch", "2x3,3x2", "--num-images", 2,
+                  "--ablation", "columns:2", "--output", tmp_path)  # fmt: skip
     assert result.exit_code == 0, result.output
     configuration = json.loads((tmp_path / "run.json").read_text())
     found = {key: configuration[key] for key in ("voting", "guard", "dtype", "threat", "attacks")}
@@ -102,7 +104,7 @@ WRONG = {
     "patch text": (["--patch", "5by5"], "patch is '5by5', which is no patch size; use"),
     "patch of nothing": (["--patch", "0x5"], "patch height is 0; it must be"),
     "missing file": (["--checkpoint", "nowhere.safetensors"], "checkpoint is 'nowhere.safetensors', neither a file"),
-    "other ablation": (["--ablation", "columns:3"], "ablation is columns:3, but checkpoint toy.safetensors was trained for"),
+    "other ablation": (["--ablation", "columns:3"], "ablation is columns:3, but checkpoint toy.safetensors was"),
     "ablation text": (["--ablation", "stripes"], "ablation is 'stripes'; use"),
     "attack": (["--attacks", "pgd,magic"], "'magic' is none; known are"),
     "attack twice": (["--attacks", "pgd:2,pgd:2"], "names one attack twice; drop one"),
@@ -113,7 +115,7 @@ WRONG = {
     "theta nan": (["--theta", "nan"], "theta is nan; the threshold must lie"),
     "guard": (["--guard", "-1"], "guard is -1.0; it must lie in [0, 1)"),
     "no images": (["--num-images", "0"], "num_images is 0; it must be at least 1"),
-    "too many images": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take at most"),
+    "too many images": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
     "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; give"),
     "budget": (["--budget", "0"], "0.25, 0; both must be positive"),
@@ -191,7 +193,8 @@ def _everything(model, x, threat):
     """A proof that certifies whatever comes."""
     votes = model.votes(x)
     sure = torch.ones(len(x), dtype=torch.long)
-    return Certificate(model.predict(x), sure > 0, sure, None, threat, "margin", model.guard, votes.close.sum(dim=(1, 2)))
+    close = votes.close.sum(dim=(1, 2))
+    return Certificate(model.predict(x), sure > 0, sure, None, threat, "margin", model.guard, close)
 
 
 def planted(checkpoint) -> Checkpoint:

@@ -13,8 +13,9 @@ from evaluate.table import summary_table
 
 
 def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.5, contained=True):
-    return AttackRecord(attack=name, threat="1x1", unpruned=unpruned, broken=broken, contained=contained, in_range=True,
-                        prediction=1, corners=[0, 0], evaluations=evaluations, visited=visited, seconds=1.0)  # fmt: skip
+    return AttackRecord(attack=name, threat="1x1", unpruned=unpruned, broken=broken, contained=contained,
+                        in_range=True, prediction=1, corners=[0, 0], evaluations=evaluations, visited=visited,
+                        seconds=1.0)  # fmt: skip
 
 
 def record(index=0, *, correct=True, exact=False, margin: bool | None = False, attacks=(), consistent=True):
@@ -100,7 +101,8 @@ def test_certifiers_without_the_papers_method():
 def test_the_summary_is_json():
     """Every number of the summary survives JSON, intervals included."""
     out = json.loads(json.dumps(summarise(RECORDS).as_dict()))
-    assert out["clean"] == {"hits": 5, "total": 7, "value": 5 / 7, "interval95": pytest.approx(list(Share(5, 7).interval))}
+    interval = pytest.approx(list(Share(5, 7).interval))
+    assert out["clean"] == {"hits": 5, "total": 7, "value": 5 / 7, "interval95": interval}
     assert out["attacks"]["b"]["accuracy"]["hits"] == 4
     assert (out["verdict"], out["certified_attacked"], out["certified_evaluations"]) == ("held", 3, 57)
 

@@ -1,4 +1,4 @@
-"""The evaluator is not blind: each planted bug ends in a counterexample or a refusal, and a sound certifier in neither."""
+"""The evaluator is not blind: each planted bug ends in a counterexample or a refusal, a sound certifier in neither."""
 
 from __future__ import annotations
 

@@ -78,7 +78,12 @@ def test_records_agree_with_the_classifier(tmp_path):
 def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
     """On certified images no call asks for some ablations only, every placement is visited, and the account says N."""
     asked, original = [], SmoothedClassifier.logits
-    monkeypatch.setattr(SmoothedClassifier, "logits", lambda self, x, index=None: asked.append(index) or original(self, x, index))
+
+    def logits(self, x, index=None):
+        asked.append(index)
+        return original(self, x, index)
+
+    monkeypatch.setattr(SmoothedClassifier, "logits", logits)
     data = image_set(torch.zeros(3, 1, *SIZE), torch.tensor([0, 1, 0]), 3)
     records = run(tmp_path, data=data, certified_budget=None)
     assert all(index is None for index in asked)
@@ -123,7 +128,12 @@ def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
     """A run started again does what is missing and no more."""
     before = run(tmp_path)
     done, original = [], module._batch
-    monkeypatch.setattr(module, "_batch", lambda model, x, y, first, *rest: done.append(first) or original(model, x, y, first, *rest))
+
+    def batch(model, x, y, first, *rest):
+        done.append(first)
+        return original(model, x, y, first, *rest)
+
+    monkeypatch.setattr(module, "_batch", batch)
     assert run(tmp_path) == before
     assert done == []
     shard_path(tmp_path, 4, 8).unlink()
@@ -173,7 +183,8 @@ def test_an_output_that_is_no_folder(tmp_path):
 def test_records_survive_parquet(tmp_path):
     """What is written is read again, None and empty lists included; half-written files are not seen."""
     records = run(tmp_path / "run")
-    odd = replace(records[0], margin_exact=None, certified_margin=None, margin_margin=None, largest_certified=None, attacks=[])
+    nothing = dict.fromkeys(("margin_exact", "certified_margin", "margin_margin", "largest_certified"))
+    odd = replace(records[0], attacks=[], **nothing)
     path = shard_path(tmp_path / "again", 0, 10)
     write_shard(path, [odd, *records[1:]])
     assert read_shard(path) == [odd, *records[1:]]
@@ -195,7 +206,8 @@ def test_a_truncated_shard_is_refused(keep, tmp_path):
 def test_progress_reaches_the_end(tmp_path):
     """The numbers reported rise to the number of images."""
     seen: list[int] = []
-    evaluate(classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path, on_progress=lambda n, what: seen.append(n))
+    evaluate(classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path,
+             on_progress=lambda n, what: seen.append(n))  # fmt: skip
     assert seen == sorted(seen)
     assert seen[-1] == 10
 
@@ -212,9 +224,9 @@ def test_bad_calls_of_the_library(tmp_path):
     """Images in 0..255, patches larger than the image, and impossible settings name value and remedy."""
     data = scene()
     fields = {name: getattr(data, name) for name in ("name", "split", "class_names", "image_shape", "labels", "_bytes")}
-    with pytest.raises(InvalidInput, match="images range from 0 to .*divide by 255"):
+    with pytest.raises(InvalidInput, match=r"images range from 0 to .*divide by 255"):
         run(tmp_path / "bytes", data=Bytes(**fields))
-    with pytest.raises(InvalidInput, match="patch 5x2 .* is larger than the image, 4x10"):
+    with pytest.raises(InvalidInput, match=r"patch 5x2 .* is larger than the image, 4x10"):
         run(tmp_path / "large", threat=PatchThreat(5, 2))
     for name in ("num_images", "batch_size"):
         with pytest.raises(InvalidInput, match=f"{name} is 0"):
