@@ -60,9 +60,14 @@ class PatchAttack(Protocol):
     def unpruned(self, budget: int | None) -> PatchAttack: ...
 
     def __call__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        self,
+        model: torch.nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int[Tensor, " B"],
+        threat: PatchThreat,
+        *,
         generator: torch.Generator,
-    ) -> Proposal: ...  # fmt: skip
+    ) -> Proposal: ...
 
 
 def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:

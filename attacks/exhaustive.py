@@ -53,11 +53,18 @@ class ExhaustivePGD:
         return replace(self, touched_only=False, budget=budget)
 
     def __call__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        self,
+        model: torch.nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int[Tensor, " B"],
+        threat: PatchThreat,
+        *,
         generator: torch.Generator,
-    ) -> Proposal:  # fmt: skip
+    ) -> Proposal:
         if threat.count != 1:
-            raise InvalidInput(f"patch is {threat}; the exhaustive search visits single placements, use pgd for several")
+            raise InvalidInput(
+                f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"
+            )
         search = Search(model, x, y, threat, touched_only=self.touched_only)
         queues = self._open(model, x, threat, generator)
         opened = torch.tensor([len(queue) for queue in queues], device=x.device)
@@ -67,8 +74,10 @@ class ExhaustivePGD:
             if sweep == self.rounds or bool(search.broken.all()):
                 break
             # Placements that the budget left unvisited have gap inf and stay behind those that came close.
-            queues = [queue[gaps.argsort(stable=True)[: max(1, int(self.keep * len(queue)))]]
-                      for queue, gaps in zip(queues, found, strict=True)]
+            queues = [
+                queue[gaps.argsort(stable=True)[: max(1, int(self.keep * len(queue)))]]
+                for queue, gaps in zip(queues, found, strict=True)
+            ]
             steps *= 2
         return search.proposal(opened)
 

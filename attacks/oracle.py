@@ -35,16 +35,23 @@ class Oracle:
         return self
 
     def __call__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        self,
+        model: torch.nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int[Tensor, " B"],
+        threat: PatchThreat,
+        *,
         generator: torch.Generator,
-    ) -> Proposal:  # fmt: skip
+    ) -> Proposal:
         placements = threat.placements(*x.shape[2:]).to(x.device)
         sites = list(combinations_with_replacement(range(len(placements)), threat.count))
         pixels = x.shape[1] * threat.height * threat.width * threat.count
         total = len(sites) * len(self.levels) ** pixels
         if total > _LIMIT:
-            raise InvalidInput(f"the oracle would try {total:,} patches an image; take an image or patch so small that "
-                               f"there are at most {_LIMIT:,}")
+            raise InvalidInput(
+                f"the oracle would try {total:,} patches an image; take an image or patch so small that "
+                f"there are at most {_LIMIT:,}"
+            )
         contents = torch.tensor(list(product(self.levels, repeat=pixels)), dtype=x.dtype, device=x.device)
         contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
         x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()

@@ -27,9 +27,16 @@ class Climb:
 
 
 def climb(
-    victim: Victim, x: Float[Tensor, "P C H W"], footprint: Bool[Tensor, "P H W"], y: Int[Tensor, " P"],
-    group: Int[Tensor, " P"], *, steps: int, step: float, generator: torch.Generator,
-) -> Climb:  # fmt: skip
+    victim: Victim,
+    x: Float[Tensor, "P C H W"],
+    footprint: Bool[Tensor, "P H W"],
+    y: Int[Tensor, " P"],
+    group: Int[Tensor, " P"],
+    *,
+    steps: int,
+    step: float,
+    generator: torch.Generator,
+) -> Climb:
     """Sign-gradient descent of the victim's objective inside the footprints, from uniformly random content.
 
     Every iterate, the first and the last too, is judged by the votes it gets; a row stops at the first success, and so
@@ -39,8 +46,12 @@ def climb(
     inside = footprint[:, None]
     noise = torch.rand(x.shape, generator=generator, dtype=torch.float32).to(x)
     adv = torch.where(inside, noise, x)
-    out = Climb(adv.clone(), torch.zeros_like(y, dtype=torch.bool), torch.full((len(x),), torch.inf, device=x.device),
-                torch.zeros_like(y))  # fmt: skip
+    out = Climb(
+        adv.clone(),
+        torch.zeros_like(y, dtype=torch.bool),
+        torch.full((len(x),), torch.inf, device=x.device),
+        torch.zeros_like(y),
+    )
     rows = torch.arange(len(x), device=x.device)
     for t in range(steps + 1):
         last = t == steps
@@ -98,9 +109,14 @@ class PatchPGD:
         return replace(self, touched_only=False, budget=budget)
 
     def __call__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, *,
+        self,
+        model: torch.nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int[Tensor, " B"],
+        threat: PatchThreat,
+        *,
         generator: torch.Generator,
-    ) -> Proposal:  # fmt: skip
+    ) -> Proposal:
         sites = len(threat.placements(*x.shape[2:]))
         shape = (self.restarts, len(x), threat.count)
         placement = torch.randint(sites, shape, generator=generator).to(x.device)
@@ -109,15 +125,23 @@ class PatchPGD:
         while len(placement) and bool((alive := search.going(self.budget)).any()):
             share = search.share(int(alive.sum()), self.batch, self.steps, self.budget)
             some, placement = placement[:share], placement[share:]
-            search.run(image[alive].repeat(len(some)), some[:, alive].flatten(0, 1), self.batch,
-                       steps=self.steps, step=self.step, generator=generator)  # fmt: skip
+            search.run(
+                image[alive].repeat(len(some)),
+                some[:, alive].flatten(0, 1),
+                self.batch,
+                steps=self.steps,
+                step=self.step,
+                generator=generator,
+            )
         return search.proposal()
 
 
 class Search:
     """The best patch found so far for each of B images, over any number of climbs at chosen placements."""
 
-    def __init__(self, model: torch.nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, *, touched_only: bool) -> None:
+    def __init__(
+        self, model: torch.nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, *, touched_only: bool
+    ) -> None:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._touched, self._cast = None, None
@@ -147,9 +171,15 @@ class Search:
         return max(1, min(batch // max(1, images), affordable))
 
     def run(
-        self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], batch: int, *, steps: int, step: float,
+        self,
+        image: Int[Tensor, " P"],
+        placement: Int[Tensor, "P count"],
+        batch: int,
+        *,
+        steps: int,
+        step: float,
         generator: torch.Generator,
-    ) -> Float[Tensor, " P"]:  # fmt: skip
+    ) -> Float[Tensor, " P"]:
         """Climb once for each pair of an image and placements, `batch` pairs at a time; returns the objectives."""
         gaps = torch.full((len(image),), torch.inf, device=image.device)
         for pairs in torch.arange(len(image), device=image.device).split(batch):
@@ -164,8 +194,16 @@ class Search:
                 assert isinstance(self.model, SmoothedClassifier)
                 victim = TouchedVictim.of(self.model, y, self._cast[i], self._touched, where)
             corners = self.placements[where]
-            found = climb(victim, x, self.threat.footprint(corners, *x.shape[2:]), y, i, steps=steps, step=step,
-                          generator=generator)  # fmt: skip
+            found = climb(
+                victim,
+                x,
+                self.threat.footprint(corners, *x.shape[2:]),
+                y,
+                i,
+                steps=steps,
+                step=step,
+                generator=generator,
+            )
             self.evaluations.index_add_(0, i, found.evaluations)
             gaps[pairs] = found.gap
             self._keep_best(i, corners, found)

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
 from robustpatch.voting import Voting, first_argmax
 
@@ -61,7 +60,7 @@ class WholeVictim:
 
 @dataclass(frozen=True)
 class TouchedVictim:
-    """A smoothed classifier of which only the touched ablations are scored again; the other votes are the clean ones."""
+    """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes."""
 
     model: SmoothedClassifier
     y: Int[Tensor, " P"]
@@ -71,9 +70,13 @@ class TouchedVictim:
 
     @classmethod
     def of(
-        cls, model: SmoothedClassifier, y: Tensor, cast: Bool[Tensor, "P N K"], touched: Touched,
+        cls,
+        model: SmoothedClassifier,
+        y: Tensor,
+        cast: Bool[Tensor, "P N K"],
+        touched: Touched,
         placement: Int[Tensor, "P count"],
-    ) -> TouchedVictim:  # fmt: skip
+    ) -> TouchedVictim:
         """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements."""
         member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
         valid, index = member.sort(dim=1, descending=True, stable=True)

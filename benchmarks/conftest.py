@@ -15,8 +15,15 @@ _RATIOS: list[tuple[str, float, str]] = []
 def against(benchmark) -> Callable[..., float]:
     """Time `subject` and `reference` alternately; the median of the ratios goes into the report at the end."""
 
-    def run(name: str, subject: Callable[[], object], reference: Callable[[], object], *, rounds: int, target: str,
-            inverse: bool = False) -> float:
+    def run(
+        name: str,
+        subject: Callable[[], object],
+        reference: Callable[[], object],
+        *,
+        rounds: int,
+        target: str,
+        inverse: bool = False,
+    ) -> float:
         times: list[float] = []
 
         def timed_reference() -> None:

@@ -35,8 +35,13 @@ def test_certify_against_bare_forward(against, enumerated, images) -> None:
     x = images[:64]
     masks = enumerated.ablation.masks(28, 28)
     inputs = enumerated.encoding(x.repeat_interleave(len(masks), 0), masks.repeat(len(x), 1, 1))
-    against("certify by enumeration / bare forward", lambda: enumerated.certify(x, THREAT),
-            lambda: [enumerated.base(some) for some in inputs.split(2674)], rounds=9, target="at most 1.10")
+    against(
+        "certify by enumeration / bare forward",
+        lambda: enumerated.certify(x, THREAT),
+        lambda: [enumerated.base(some) for some in inputs.split(2674)],
+        rounds=9,
+        target="at most 1.10",
+    )
 
 
 @torch.no_grad()
@@ -49,24 +54,41 @@ def test_one_pass_against_own_enumeration(against, strips, images) -> None:
         return torch.stack([strips.scores(torch.where(mask, x, 0))[:, n] for n, mask in enumerate(masks)], dim=1)
 
     assert (enumeration() - strips.scores(x)).abs().max() <= strips.guard
-    against("enumeration of the same weights / one pass", lambda: strips.scores(x), enumeration, rounds=5,
-            target="at least 10", inverse=True)
+    against(
+        "enumeration of the same weights / one pass",
+        lambda: strips.scores(x),
+        enumeration,
+        rounds=5,
+        target="at least 10",
+        inverse=True,
+    )
 
 
 @torch.no_grad()
 def test_one_pass_against_paper_network(against, strips, enumerated, images) -> None:
     """Certifying with the strip network against certifying with the paper's network by enumeration."""
     x = images[:64]
-    against("certify by the paper's CNN / by one pass", lambda: strips.certify(x, THREAT),
-            lambda: enumerated.certify(x, THREAT), rounds=5, target="none set", inverse=True)
+    against(
+        "certify by the paper's CNN / by one pass",
+        lambda: strips.certify(x, THREAT),
+        lambda: enumerated.certify(x, THREAT),
+        rounds=5,
+        target="none set",
+        inverse=True,
+    )
 
 
 @torch.no_grad()
 def test_exact_certificate_against_network(against, strips, images) -> None:
     """The exact certificate, from votes, against the forward pass that the votes come from."""
     votes = strips.votes(images)
-    against("exact certificate / network forward", lambda: certify_votes(votes, strips.ablation, THREAT, (28, 28)),
-            lambda: strips.scores(images), rounds=9, target="under 0.05")
+    against(
+        "exact certificate / network forward",
+        lambda: certify_votes(votes, strips.ablation, THREAT, (28, 28)),
+        lambda: strips.scores(images),
+        rounds=9,
+        target="under 0.05",
+    )
 
 
 def test_incremental_against_full_scoring(against, strips, images) -> None:
@@ -80,5 +102,11 @@ def test_incremental_against_full_scoring(against, strips, images) -> None:
         x = images.clone().requires_grad_()
         return torch.autograd.grad(victim(x)[0].sum(), x)[0]
 
-    against("full re-scoring / incremental, one attack step", lambda: step(some), lambda: step(whole), rounds=9,
-            target="at least 3", inverse=True)
+    against(
+        "full re-scoring / incremental, one attack step",
+        lambda: step(some),
+        lambda: step(whole),
+        rounds=9,
+        target="at least 3",
+        inverse=True,
+    )

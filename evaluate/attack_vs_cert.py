@@ -38,14 +38,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    dataset: Annotated[str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")] = "mnist-sample",
+    dataset: Annotated[
+        str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")
+    ] = "mnist-sample",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a file.")] = "mnist-columns2",
-    ablation: Annotated[str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")] = None,
+    ablation: Annotated[
+        str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")
+    ] = None,
     theta: Annotated[float | None, typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
     patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
-    attacks: Annotated[str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")] = "pgd,exhaustive",
+    attacks: Annotated[
+        str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")
+    ] = "pgd,exhaustive",
     steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
     budget: Annotated[int | None, typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,
     certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
@@ -54,7 +60,9 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Images certified and attacked together.")] = 50,
     seed: int = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")
+    ] = None,
     replay_file: Annotated[Path | None, typer.Option("--replay", help="Show a saved counterexample again.")] = None,
 ) -> None:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
@@ -66,8 +74,26 @@ def main(
         if replay_file is not None:
             status = _replay(replay_file, device)
         else:
-            status = _run(dataset, data_root, checkpoint, ablation, theta, guard, patch, attacks, steps, budget,
-                          certified_budget, num_images, device, dtype, batch_size, seed, output, errors)  # fmt: skip
+            status = _run(
+                dataset,
+                data_root,
+                checkpoint,
+                ablation,
+                theta,
+                guard,
+                patch,
+                attacks,
+                steps,
+                budget,
+                certified_budget,
+                num_images,
+                device,
+                dtype,
+                batch_size,
+                seed,
+                output,
+                errors,
+            )
     except InvalidInput as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         status = WRONG_CALL
@@ -82,10 +108,25 @@ def main(
 
 
 def _run(
-    dataset: str, data_root: Path | None, checkpoint: str, ablation: str | None, theta: float | None,
-    guard: float | None, patch: str, attacks: str, steps: int | None, budget: int | None, certified_budget: int,
-    num_images: int, device: str, dtype: str, batch_size: int, seed: int, output: Path | None, errors: Console,
-) -> int:  # fmt: skip
+    dataset: str,
+    data_root: Path | None,
+    checkpoint: str,
+    ablation: str | None,
+    theta: float | None,
+    guard: float | None,
+    patch: str,
+    attacks: str,
+    steps: int | None,
+    budget: int | None,
+    certified_budget: int,
+    num_images: int,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    seed: int,
+    output: Path | None,
+    errors: Console,
+) -> int:
     started = time.monotonic()
     if certified_budget < 0:
         raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
@@ -94,16 +135,25 @@ def _run(
     loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
     images = load_images(dataset, data_root)
     if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != loaded.model.num_classes:
-        raise InvalidInput(f"dataset {dataset} has {images.image_shape} images of {len(images.class_names)} classes, but "
-                           f"checkpoint {checkpoint} was trained for {tuple(loaded.config['image_shape'])} and "
-                           f"{loaded.model.num_classes}; name a checkpoint for this dataset")
+        raise InvalidInput(
+            f"dataset {dataset} has {images.image_shape} images of {len(images.class_names)} classes, but "
+            f"checkpoint {checkpoint} was trained for {tuple(loaded.config['image_shape'])} and "
+            f"{loaded.model.num_classes}; name a checkpoint for this dataset"
+        )
     if num_images > len(images):
-        raise InvalidInput(f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those")
+        raise InvalidInput(
+            f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those"
+        )
     threat = parse_threat(patch, images.image_shape[1:])
     model = loaded.model
     configuration = {
-        "checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, "ablation": str(model.ablation),
-        "voting": str(model.voting), "guard": model.guard, "encoding": model.encoding.name, "dtype": dtype,
+        "checkpoint": checkpoint,
+        "checkpoint_sha256": loaded.sha256,
+        "ablation": str(model.ablation),
+        "voting": str(model.voting),
+        "guard": model.guard,
+        "encoding": model.encoding.name,
+        "dtype": dtype,
     }
     if output is None:
         what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
@@ -113,16 +163,34 @@ def _run(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("", total=num_images)
-        records = evaluate(model, images, threat, chosen, settings, output, configuration=configuration,
-                           on_progress=lambda n, what: progress.update(task, completed=n, description=what))
+        records = evaluate(
+            model,
+            images,
+            threat,
+            chosen,
+            settings,
+            output,
+            configuration=configuration,
+            on_progress=lambda n, what: progress.update(task, completed=n, description=what),
+        )
     summary = summarise(records)
     seconds = time.monotonic() - started
-    (output / "summary.json").write_text(json.dumps({
-        **summary.as_dict(), "measured_deviation": deviation, "seconds": seconds,
-        "configuration": json.loads((output / "run.json").read_text()), "command": shlex.join(sys.argv),
-        "versions": {name: version(name) for name in PACKAGES}, "python": sys.version,
-        "threads": torch.get_num_threads(), "device_name": _device_name(settings.device),
-    }, indent=1))  # fmt: skip
+    (output / "summary.json").write_text(
+        json.dumps(
+            {
+                **summary.as_dict(),
+                "measured_deviation": deviation,
+                "seconds": seconds,
+                "configuration": json.loads((output / "run.json").read_text()),
+                "command": shlex.join(sys.argv),
+                "versions": {name: version(name) for name in PACKAGES},
+                "python": sys.version,
+                "threads": torch.get_num_threads(),
+                "device_name": _device_name(settings.device),
+            },
+            indent=1,
+        )
+    )
     title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({model.ablation}, {model.voting})"
     console = Console()
     console.print(summary_table(summary, title=title, guard=model.guard, deviation=deviation, seconds=seconds))
@@ -130,7 +198,9 @@ def _run(
     if summary.verdict != "broken":
         return HELD
     for path in sorted((output / "counterexamples").glob("*.safetensors")):
-        console.print(f"see it again: python -m evaluate.attack_vs_cert --replay {path}", highlight=False, soft_wrap=True)
+        console.print(
+            f"see it again: python -m evaluate.attack_vs_cert --replay {path}", highlight=False, soft_wrap=True
+        )
     return BROKEN
 
 
@@ -147,8 +217,10 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
         elif kind == "exhaustive" and not colon:
             found.append(ExhaustivePGD(**shared))
         else:
-            raise InvalidInput(f'attacks is {text!r}, and {name.strip()!r} is none; known are "pgd", "pgd:NUMBER of '
-                               'placements", "exhaustive", or "none" alone')
+            raise InvalidInput(
+                f'attacks is {text!r}, and {name.strip()!r} is none; known are "pgd", "pgd:NUMBER of '
+                'placements", "exhaustive", or "none" alone'
+            )
     if len({attack.name for attack in found}) < len(found):
         raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
     return found
@@ -202,8 +274,10 @@ def _replay(path: Path, device: str) -> int:
         counts = model.votes(image).cast[0].sum(dim=0).tolist()
         console.print(f"votes {name}: {counts}, prediction {int(model.predict(image))}")
     stands = certified and bool(outcome.broken[0])
-    console.print(f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
-                  f"prediction changed: {bool(outcome.broken[0])}")
+    console.print(
+        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
+        f"prediction changed: {bool(outcome.broken[0])}"
+    )
     console.print("the counterexample stands" if stands else "the counterexample does not stand here")
     return BROKEN if stands else HELD
 

@@ -36,9 +36,17 @@ class Counterexample:
 
 
 def save_counterexample(
-    output: Path, model: torch.nn.Module, x: Tensor, x_adv: Tensor, corners: list[int], index: int, prediction: int,
-    attack: str, threat: PatchThreat, configuration: dict[str, Any],
-) -> Path:  # fmt: skip
+    output: Path,
+    model: torch.nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    corners: list[int],
+    index: int,
+    prediction: int,
+    attack: str,
+    threat: PatchThreat,
+    configuration: dict[str, Any],
+) -> Path:
     """Write `output`/counterexamples/image-INDEX-ATTACK-PATCH.safetensors and return its path."""
     patch = str(threat).replace("*", "of")
     path = Path(output) / "counterexamples" / f"image-{index:08d}-{attack}-{patch}.safetensors"
@@ -48,8 +56,13 @@ def save_counterexample(
     if isinstance(model, SmoothedClassifier):
         for name, image in (("votes_before", x), ("votes_after", x_adv)):
             tensors[name] = model.votes(image[None]).cast[0].to(torch.uint8).cpu()
-    claim = {"index": index, "prediction": prediction, "attack": attack, "configuration": configuration,
-             "threat": [threat.height, threat.width, threat.count]}
+    claim = {
+        "index": index,
+        "prediction": prediction,
+        "attack": attack,
+        "configuration": configuration,
+        "threat": [threat.height, threat.width, threat.count],
+    }
     save_file(tensors, path, metadata={"counterexample": json.dumps(claim)})
     return path
 

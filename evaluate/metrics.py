@@ -69,8 +69,9 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
         out = {key: value.as_dict() if isinstance(value, Share) else value for key, value in vars(self).items()}
-        out["attacks"] = {name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()}
-                          for name, attack in self.attacks.items()}  # fmt: skip
+        out["attacks"] = {
+            name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()} for name, attack in self.attacks.items()
+        }
         return out
 
 
@@ -106,8 +107,9 @@ def summarise(records: list[Record]) -> Summary:
         images=total,
         clean=Share(sum(record.correct for record in records), total),
         certified_exact=exact,
-        certified_margin=None if None in paper else Share(
-            sum(record.correct and bool(record.certified_margin) for record in records), total),
+        certified_margin=None
+        if None in paper
+        else Share(sum(record.correct and bool(record.certified_margin) for record in records), total),
         attacks=attacks,
         under_all=Share(standing, total),
         gap=standing / total - exact.value,
@@ -118,4 +120,4 @@ def summarise(records: list[Record]) -> Summary:
         violations=violations,
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
-    )  # fmt: skip
+    )

@@ -69,23 +69,43 @@ class Record:
 
     @property
     def violations(self) -> list[str]:
-        """Attacks that changed this certified prediction; "predict" where predict itself contradicts the certificate."""
+        """Attacks that changed this certified prediction; "predict" where predict contradicts the certificate."""
         if not self.certified:
             return []
         return ([] if self.consistent else ["predict"]) + [a.attack for a in self.attacks if a.broken]
 
 
-_ATTACK = pa.struct([
-    ("attack", pa.string()), ("threat", pa.string()), ("unpruned", pa.bool_()), ("broken", pa.bool_()),
-    ("contained", pa.bool_()), ("in_range", pa.bool_()), ("prediction", pa.int64()), ("corners", pa.list_(pa.int64())),
-    ("evaluations", pa.int64()), ("visited", pa.float64()), ("seconds", pa.float64()),
-])  # fmt: skip
-SCHEMA = pa.schema([
-    ("index", pa.int64()), ("label", pa.int64()), ("prediction", pa.int64()), ("consistent", pa.bool_()),
-    ("certified_exact", pa.bool_()), ("margin_exact", pa.float64()), ("certified_margin", pa.bool_()),
-    ("margin_margin", pa.float64()), ("largest_certified", pa.int64()), ("close_votes", pa.int64()),
-    ("votes", pa.int64()), ("attacks", pa.list_(_ATTACK)),
-])  # fmt: skip
+_ATTACK = pa.struct(
+    [
+        ("attack", pa.string()),
+        ("threat", pa.string()),
+        ("unpruned", pa.bool_()),
+        ("broken", pa.bool_()),
+        ("contained", pa.bool_()),
+        ("in_range", pa.bool_()),
+        ("prediction", pa.int64()),
+        ("corners", pa.list_(pa.int64())),
+        ("evaluations", pa.int64()),
+        ("visited", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("label", pa.int64()),
+        ("prediction", pa.int64()),
+        ("consistent", pa.bool_()),
+        ("certified_exact", pa.bool_()),
+        ("margin_exact", pa.float64()),
+        ("certified_margin", pa.bool_()),
+        ("margin_margin", pa.float64()),
+        ("largest_certified", pa.int64()),
+        ("close_votes", pa.int64()),
+        ("votes", pa.int64()),
+        ("attacks", pa.list_(_ATTACK)),
+    ]
+)
 
 
 def shard_path(output: Path, first: int, stop: int) -> Path:
@@ -106,7 +126,9 @@ def read_shard(path: Path) -> list[Record]:
     try:
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(f"shard {path} is damaged ({error}); delete it, and the run does its images again") from error
+        raise InvalidInput(
+            f"shard {path} is damaged ({error}); delete it, and the run does its images again"
+        ) from error
     return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
 
 

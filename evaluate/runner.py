@@ -19,6 +19,7 @@ from evaluate.records import AttackRecord, Record, read_records, shard_path, wri
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
@@ -52,9 +53,16 @@ def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certifi
 
 
 def evaluate(
-    model: torch.nn.Module, images: ImageSet, threat: Threat, attacks: Sequence[PatchAttack], settings: Settings,
-    output: Path, *, configuration: dict[str, Any] | None = None, on_progress: Progress = lambda *_: None,
-) -> list[Record]:  # fmt: skip
+    model: torch.nn.Module,
+    images: ImageSet,
+    threat: Threat,
+    attacks: Sequence[PatchAttack],
+    settings: Settings,
+    output: Path,
+    *,
+    configuration: dict[str, Any] | None = None,
+    on_progress: Progress = lambda *_: None,
+) -> list[Record]:
     """Certify and attack every image, and return the records; what `output` already holds is not done again.
 
     Every image that is certified, for a right or a wrong label, is attacked by `attack.unpruned`: all placements
@@ -68,9 +76,15 @@ def evaluate(
     output = Path(output)
     threat.check_fits(*images.image_shape[1:])
     total = min(settings.num_images, len(images))
-    own = {**vars(settings), "num_images": total, "threat": str(threat), "dataset": images.name,
-           "model_sha256": _fingerprint(model), "attacks": [repr(attack) for attack in attacks],
-           **(configuration or {})}
+    own = {
+        **vars(settings),
+        "num_images": total,
+        "threat": str(threat),
+        "dataset": images.name,
+        "model_sha256": _fingerprint(model),
+        "attacks": [repr(attack) for attack in attacks],
+        **(configuration or {}),
+    }
     _claim(output, json.loads(json.dumps(own)))
     done = {record.index for record in read_records(output)}
     for first in range(0, total, settings.batch_size):
@@ -79,8 +93,9 @@ def evaluate(
             continue
         on_progress(first, "certifying")
         x, y = (tensor.to(settings.device) for tensor in images.batch(range(first, stop)))
-        records = _batch(model, x, y, first, threat, attacks, settings, output, own,
-                         lambda what, at=first: on_progress(at, what))
+        records = _batch(
+            model, x, y, first, threat, attacks, settings, output, own, lambda what, at=first: on_progress(at, what)
+        )
         write_shard(shard_path(output, first, stop), records)
     on_progress(total, "done")
     return read_records(output)
@@ -90,8 +105,13 @@ def _fingerprint(model: torch.nn.Module) -> str:
     """What tells models apart: their kind, their weights, and how a smoothed one ablates and votes."""
     parts: list[object] = [type(model).__qualname__]
     if isinstance(model, SmoothedClassifier):
-        parts += [type(model.base).__qualname__, str(model.ablation), str(model.voting), model.guard,
-                  model.encoding.name]
+        parts += [
+            type(model.base).__qualname__,
+            str(model.ablation),
+            str(model.voting),
+            model.guard,
+            model.encoding.name,
+        ]
     digest = hashlib.sha256(repr(parts).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -109,8 +129,10 @@ def _claim(output: Path, configuration: dict[str, Any]) -> None:
             stored = None
         if stored != configuration:
             differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]
-            raise InvalidInput(f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
-                               "another output, or repeat that run's options to resume it")
+            raise InvalidInput(
+                f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
+                "another output, or repeat that run's options to resume it"
+            )
         return
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -122,17 +144,35 @@ def _claim(output: Path, configuration: dict[str, Any]) -> None:
 
 
 def _batch(
-    model: torch.nn.Module, x: Tensor, y: Tensor, first: int, threat: Threat, attacks: Sequence[PatchAttack],
-    settings: Settings, output: Path, configuration: dict[str, Any], on_progress: Callable[[str], None],
-) -> list[Record]:  # fmt: skip
+    model: torch.nn.Module,
+    x: Tensor,
+    y: Tensor,
+    first: int,
+    threat: Threat,
+    attacks: Sequence[PatchAttack],
+    settings: Settings,
+    output: Path,
+    configuration: dict[str, Any],
+    on_progress: Callable[[str], None],
+) -> list[Record]:
     exact, paper = _certify(model, x, threat)
     certified = exact.certified | paper.certified if paper is not None else exact.certified
     consistent = predict(model, x) == exact.prediction
     correct = exact.prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
-        save_counterexample(output, model, x[i], x[i], [], first + i, int(exact.prediction[i]), "predict",
-                            threat.threats[0], configuration)
+        save_counterexample(
+            output,
+            model,
+            x[i],
+            x[i],
+            [],
+            first + i,
+            int(exact.prediction[i]),
+            "predict",
+            threat.threats[0],
+            configuration,
+        )
     for attack in attacks:
         for one in threat.threats:
             for unpruned, chosen in ((False, correct & ~certified), (True, certified)):
@@ -145,36 +185,75 @@ def _batch(
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     if unpruned and record.broken:
-                        save_counterexample(output, model, x[i], x_adv, record.corners, first + i,
-                                            int(exact.prediction[i]), attack.name, one, configuration)
+                        save_counterexample(
+                            output,
+                            model,
+                            x[i],
+                            x_adv,
+                            record.corners,
+                            first + i,
+                            int(exact.prediction[i]),
+                            attack.name,
+                            one,
+                            configuration,
+                        )
     margin = exact.margin.double().tolist() if exact.margin is not None else [None] * len(y)
     largest = exact.largest_certified().tolist() if exact.evidence is not None else [None] * len(y)
     votes = exact.evidence.votes.cast[0].numel() if exact.evidence is not None else 0
-    return [Record(
-        index=first + i, label=int(y[i]), prediction=int(exact.prediction[i]), consistent=bool(consistent[i]),
-        certified_exact=bool(exact.certified[i]), margin_exact=margin[i],
-        certified_margin=None if paper is None else bool(paper.certified[i]),
-        margin_margin=None if paper is None else float(paper.margin[i]),
-        largest_certified=largest[i], close_votes=int(exact.close[i]), votes=votes, attacks=found[i],
-    ) for i in range(len(y))]  # fmt: skip
+    return [
+        Record(
+            index=first + i,
+            label=int(y[i]),
+            prediction=int(exact.prediction[i]),
+            consistent=bool(consistent[i]),
+            certified_exact=bool(exact.certified[i]),
+            margin_exact=margin[i],
+            certified_margin=None if paper is None else bool(paper.certified[i]),
+            margin_margin=None if paper is None else float(paper.margin[i]),
+            largest_certified=largest[i],
+            close_votes=int(exact.close[i]),
+            votes=votes,
+            attacks=found[i],
+        )
+        for i in range(len(y))
+    ]
 
 
 def _attack(
-    model: torch.nn.Module, x: Tensor, prediction: Tensor, threat: PatchThreat, attack: PatchAttack, first: int,
-    unpruned: bool, settings: Settings,
-) -> list[tuple[AttackRecord, Tensor]]:  # fmt: skip
+    model: torch.nn.Module,
+    x: Tensor,
+    prediction: Tensor,
+    threat: PatchThreat,
+    attack: PatchAttack,
+    first: int,
+    unpruned: bool,
+    settings: Settings,
+) -> list[tuple[AttackRecord, Tensor]]:
     """Run and judge one attack on images of one batch, all of them against the clean prediction."""
     generator = torch.Generator().manual_seed(_seed(settings.seed, first, attack.name, str(threat), unpruned))
     started = time.monotonic()
     proposal = attack(model, x, prediction, threat, generator=generator)
     outcome = judge(model, x, prediction, threat, proposal)
     seconds = (time.monotonic() - started) / len(x)
-    return [(AttackRecord(
-        attack=attack.name, threat=str(threat), unpruned=unpruned, broken=bool(outcome.broken[i]),
-        contained=bool(outcome.contained[i]), in_range=bool(outcome.in_range[i]), prediction=int(outcome.prediction[i]),
-        corners=proposal.corners[i].flatten().tolist(), evaluations=int(proposal.evaluations[i]),
-        visited=float(proposal.visited[i]), seconds=seconds,
-    ), proposal.x_adv[i]) for i in range(len(x))]  # fmt: skip
+    return [
+        (
+            AttackRecord(
+                attack=attack.name,
+                threat=str(threat),
+                unpruned=unpruned,
+                broken=bool(outcome.broken[i]),
+                contained=bool(outcome.contained[i]),
+                in_range=bool(outcome.in_range[i]),
+                prediction=int(outcome.prediction[i]),
+                corners=proposal.corners[i].flatten().tolist(),
+                evaluations=int(proposal.evaluations[i]),
+                visited=float(proposal.visited[i]),
+                seconds=seconds,
+            ),
+            proposal.x_adv[i],
+        )
+        for i in range(len(x))
+    ]
 
 
 def _seed(*parts: object) -> int:

@@ -25,8 +25,9 @@ def summary_table(summary: Summary, *, title: str, guard: float, deviation: floa
     table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
     for name, attack in summary.attacks.items():
         visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
-        table.add_row(f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}", visited,
-                      f"{attack.seconds:.1f} s")
+        table.add_row(
+            f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}", visited, f"{attack.seconds:.1f} s"
+        )
     if summary.attacks:
         table.add_row("under all attacks", *_share(summary.under_all), end_section=True)
     table.add_row("gap, undecided", f"{summary.gap:.1%}", "", "", "", f"{seconds:.1f} s")
@@ -45,12 +46,16 @@ def _share(share: Share) -> tuple[str, str]:
 
 
 def _verdict(summary: Summary) -> Text:
-    attacked = (f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
-                f"{summary.certified_evaluations:,} evaluations")
+    attacked = (
+        f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
+        f"{summary.certified_evaluations:,} evaluations"
+    )
     if summary.verdict == "broken":
         images = sorted({violation["index"] for violation in summary.violations})
-        return Text(f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
-                    style="bold red")
+        return Text(
+            f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
+            style="bold red",
+        )
     if summary.verdict == "not tested":
         return Text(f"NOT TESTED: {attacked}", style="bold yellow")
     return Text(f"HELD: no certified prediction was changed; {attacked}", style="bold green")

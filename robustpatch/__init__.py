@@ -27,15 +27,26 @@ _HOME = {
 }
 
 __all__ = [  # noqa: RUF022  the order of the table above
-    "Ablation", "Blocks", "Columns", "Rows", "parse_ablation",
-    "Certificate", "certify_votes", "largest_certified",
+    "Ablation",
+    "Blocks",
+    "Columns",
+    "Rows",
+    "parse_ablation",
+    "Certificate",
+    "certify_votes",
+    "largest_certified",
     "calibrate_guard",
-    "ComplementChannels", "MaskChannel",
+    "ComplementChannels",
+    "MaskChannel",
     "InvalidInput",
     "SmoothedClassifier",
-    "AnyOf", "PatchThreat", "parse_threat",
-    "Threshold", "TopOne", "Votes",
-]  # fmt: skip
+    "AnyOf",
+    "PatchThreat",
+    "parse_threat",
+    "Threshold",
+    "TopOne",
+    "Votes",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -125,7 +125,7 @@ class Rows(_Windows):
 
 @dataclass(frozen=True)
 class Blocks(_Windows):
-    """Block (i, j), number i·ceil(W/stride) + j, keeps `height` × `width` pixels from (i·stride, j·stride) on, wrapping.
+    """Block (i, j), number i·ceil(W/stride) + j, keeps `height` × `width` pixels from (i, j)·`stride` on, wrapping.
 
     `Blocks(8)` is the square of side 8 at every pixel: N = H·W, and an m×m patch touches (m + 7)² of them.
     """
@@ -141,8 +141,10 @@ class Blocks(_Windows):
         _check("blocks", "width", self.width, self.stride)
 
     def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
-        return (_axis("blocks", "height", self.height, self.stride, height),
-                _axis("blocks", "width", self.width, self.stride, width))
+        return (
+            _axis("blocks", "height", self.height, self.stride, height),
+            _axis("blocks", "width", self.width, self.stride, width),
+        )
 
     def __str__(self) -> str:
         size = str(self.height) if self.height == self.width else f"{self.height}x{self.width}"

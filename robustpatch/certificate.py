@@ -68,8 +68,9 @@ class Certificate:
     def by(self, method: Method) -> Certificate:
         """The certificate that the same votes give by another method."""
         evidence = self._votes()
-        return certify_votes(evidence.votes, evidence.ablation, self.threat, evidence.image_size, method=method,
-                             guard=self.guard)
+        return certify_votes(
+            evidence.votes, evidence.ablation, self.threat, evidence.image_size, method=method, guard=self.guard
+        )
 
     def largest_certified(self) -> Int[Tensor, " B"]:
         """The side of the largest square patch that the same votes certify each image against; see the function."""
@@ -86,16 +87,28 @@ class Certificate:
         evidence = self._votes()
         votes = evidence.votes
         proof.write(
-            path, cast=votes.cast.cpu().numpy(), close=votes.close.cpu().numpy(), ablation=str(evidence.ablation),
-            image_size=evidence.image_size, threats=[(t.height, t.width, t.count) for t in self.threat.threats],
-            prediction=self.prediction.cpu().numpy(), certified=self.certified.cpu().numpy(),
-            margin=self.margin.cpu().numpy(), method=self.method, guard=self.guard,
+            path,
+            cast=votes.cast.cpu().numpy(),
+            close=votes.close.cpu().numpy(),
+            ablation=str(evidence.ablation),
+            image_size=evidence.image_size,
+            threats=[(t.height, t.width, t.count) for t in self.threat.threats],
+            prediction=self.prediction.cpu().numpy(),
+            certified=self.certified.cpu().numpy(),
+            margin=self.margin.cpu().numpy(),
+            method=self.method,
+            guard=self.guard,
         )
 
 
 def certify_votes(
-    votes: Votes, ablation: Ablation, threat: Threat, image_size: tuple[int, int], *,
-    method: Method = "exact", guard: float = 0.0,
+    votes: Votes,
+    ablation: Ablation,
+    threat: Threat,
+    image_size: tuple[int, int],
+    *,
+    method: Method = "exact",
+    guard: float = 0.0,
 ) -> Certificate:
     """Certify the predictions of B images from their votes [B,N,K] alone.
 
@@ -129,9 +142,14 @@ def certify_votes(
     margin = torch.stack(margins).amin(dim=0)
     known = [m for m in maps if m is not None]
     return Certificate(
-        prediction=prediction, certified=margin >= 0, margin=margin,
+        prediction=prediction,
+        certified=margin >= 0,
+        margin=margin,
         placement_margin=torch.cat(known, dim=1) if known and len(known) == len(threat.threats) else None,
-        threat=threat, method=method, guard=guard, close=votes.close.sum(dim=(1, 2)),
+        threat=threat,
+        method=method,
+        guard=guard,
+        close=votes.close.sum(dim=(1, 2)),
         evidence=Evidence(votes, ablation, image_size),
     )
 

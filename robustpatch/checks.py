@@ -62,11 +62,16 @@ def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> f
     reference = _scores(model, x)
     # Coupling hides in company of one's own kind: noise, black and white images are company too.
     company = torch.cat([_noise(x), torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
-    runs = [_scores(model, x), _scores(model, torch.cat([company, x]))[len(company):], _scores(model, x.flip(0)).flip(0)]
+    runs = [
+        _scores(model, x),
+        _scores(model, torch.cat([company, x]))[len(company) :],
+        _scores(model, x.flip(0)).flip(0),
+    ]
     runs += [torch.cat([_scores(model, some) for some in x.split(size)]) for size in (1, 2, 3)]
     chunk, n = model.chunk, reference.shape[1]
     try:
-        for model.chunk in (1, 3, max(1, n - 1), n * len(x)) if not model.one_pass else ():
+        for size in (1, 3, max(1, n - 1), n * len(x)) if not model.one_pass else ():
+            model.chunk = size
             runs.append(_scores(model, x))
     finally:
         model.chunk = chunk
@@ -93,7 +98,9 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> flo
     alone = sampled(x)
     company = torch.cat([_noise(x), x, torch.ones_like(x)])
     others = [sampled(company)[1:2], sampled(x)]
-    deviation = _within_guard(model, alone, others, "the same image alone, in company and twice: the base couples images or is random")
+    deviation = _within_guard(
+        model, alone, others, "the same image alone, in company and twice: the base couples images or is random"
+    )
     if not model.one_pass:
         # Where the chunk divides N, every chunk above held the same ablations of the same image: shift them by one.
         for part in (slice(0, 1), slice(1, None)) if len(index) > 1 else ():
@@ -105,7 +112,11 @@ def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> flo
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
         ablated = torch.where(kept, x, fill)
         own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if n <= _ABLATIONS else None
-        seen = own[torch.arange(n, device=index.device), index][None] if own is not None else _scores(model, ablated, index[:, None])[None, :, 0]
+        seen = (
+            own[torch.arange(n, device=index.device), index][None]
+            if own is not None
+            else _scores(model, ablated, index[:, None])[None, :, 0]
+        )
         what = f"pixels outside the band replaced by {name}: the base sees more than its band"
         deviation = max(deviation, _within_guard(model, alone, [seen], what))
     return deviation
@@ -116,8 +127,8 @@ def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tenso
     deviation = float(torch.stack([(reference - run).abs().max() for run in runs]).max()) if reference.numel() else 0.0
     if not deviation <= model.guard:
         raise InvalidInput(
-            f"scores differ by {deviation:.2g} over {what}; the guard is {model.guard:g}. Certificates need scores that "
-            "move by no more than the guard: mend the base, or choose a larger guard if this is rounding"
+            f"scores differ by {deviation:.2g} over {what}; the guard is {model.guard:g}. Certificates need scores "
+            "that move by no more than the guard: mend the base, or choose a larger guard if this is rounding"
         )
     return deviation
 

@@ -76,8 +76,13 @@ def load_images(name: str, root: str | Path | None = None, split: str = "test") 
         if split != "test":
             raise InvalidInput(f'split is {split!r}, but mnist-sample has only "test"; use --dataset mnist')
         with resources.files("robustpatch").joinpath("sample/mnist.npz").open("rb") as file, np.load(file) as sample:
-            return _of_bytes(name, split, torch.from_numpy(sample["images"])[:, None],
-                             torch.from_numpy(sample["labels"]).long(), tuple("0123456789"))
+            return _of_bytes(
+                name,
+                split,
+                torch.from_numpy(sample["images"])[:, None],
+                torch.from_numpy(sample["labels"]).long(),
+                tuple("0123456789"),
+            )
     if name == "mnist":
         mnist = _torchvision(MNIST, root, train=split != "test")
         return _part(_of_bytes(name, split, mnist.data[:, None], mnist.targets, tuple("0123456789")), split)
@@ -115,8 +120,9 @@ def _part(images: ImageSet, split: str) -> ImageSet:
     cut = len(images) - VALIDATION
     kept = slice(cut, None) if split == "validation" else slice(cut)
     assert images._bytes is not None
-    return ImageSet(images.name, split, images.class_names, images.image_shape, images.labels[kept],
-                    _bytes=images._bytes[kept])
+    return ImageSet(
+        images.name, split, images.class_names, images.image_shape, images.labels[kept], _bytes=images._bytes[kept]
+    )
 
 
 def _folder(root: Path, split: str) -> ImageSet:

@@ -20,13 +20,28 @@ from typing import Any
 import numpy as np
 
 
-def write(path: str | Path, *, cast: np.ndarray, close: np.ndarray, prediction: np.ndarray, certified: np.ndarray,
-          margin: np.ndarray, **claim: Any) -> None:
+def write(
+    path: str | Path,
+    *,
+    cast: np.ndarray,
+    close: np.ndarray,
+    prediction: np.ndarray,
+    certified: np.ndarray,
+    margin: np.ndarray,
+    **claim: Any,
+) -> None:
     """Save votes and claims to `path`; see `Certificate.save`."""
     with open(path, "wb") as file:
-        np.savez_compressed(file, cast=np.packbits(cast), close=np.packbits(close), shape=np.array(cast.shape),
-                            prediction=prediction, certified=certified, margin=margin,
-                            claim=np.frombuffer(json.dumps(claim).encode(), np.uint8))
+        np.savez_compressed(
+            file,
+            cast=np.packbits(cast),
+            close=np.packbits(close),
+            shape=np.array(cast.shape),
+            prediction=prediction,
+            certified=certified,
+            margin=margin,
+            claim=np.frombuffer(json.dumps(claim).encode(), np.uint8),
+        )
 
 
 def _windows(length: int, size: int, stride: int) -> list[set[int]]:
@@ -56,8 +71,11 @@ def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.nd
     rows, columns = kept.shape[1] - height + 1, kept.shape[2] - width + 1
     if rows < 1 or columns < 1:
         raise ValueError(f"a {height}x{width} patch does not fit into {kept.shape[1]}x{kept.shape[2]}")
-    single = {tuple(bool(mask[r : r + height, c : c + width].any()) for mask in kept)
-              for r in range(rows) for c in range(columns)}
+    single = {
+        tuple(bool(mask[r : r + height, c : c + width].any()) for mask in kept)
+        for r in range(rows)
+        for c in range(columns)
+    }
     if comb(len(single) + count - 1, count) > 10**6:
         raise ValueError(f"{count} patches have more than a million unions: too many for plain loops")
     return np.array(sorted({tuple(np.any(some, axis=0)) for some in combinations_with_replacement(single, count)}))
@@ -81,16 +99,26 @@ def verify(path: str | Path) -> list[str]:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         claim = json.loads(file["claim"].tobytes())
         shape = tuple(int(side) for side in file["shape"])
-        cast, close = (np.unpackbits(file[name])[: np.prod(shape)].reshape(shape).astype(bool) for name in ("cast", "close"))
+        cast, close = (
+            np.unpackbits(file[name])[: np.prod(shape)].reshape(shape).astype(bool) for name in ("cast", "close")
+        )
         prediction, certified, margin = file["prediction"], file["certified"], file["margin"]
     kept = masks(claim["ablation"], *claim["image_size"])
     if kept.shape[0] != shape[1] or any(len(values) != shape[0] for values in (prediction, certified, margin)):
         return [f"the votes have shape {shape}, which does not fit {claim['ablation']} on {claim['image_size']}"]
-    wrong = [f"image {i}: prediction {prediction[i]} is not the first class with the most votes"
-             for i in np.nonzero(cast.sum(axis=1).argmax(axis=1) != prediction)[0]]
-    worst = np.minimum.reduce([worst_margins(cast, close, prediction, touched_sets(kept, *threat)) for threat in claim["threats"]])
-    wrong += [f"image {i}: certified, but its worst margin is {worst[i]}" for i in np.nonzero(certified & (worst < 0))[0]]
-    wrong += [f"image {i}: margin {margin[i]} is claimed, but the worst is {worst[i]}" for i in np.nonzero(margin > worst)[0]]
+    wrong = [
+        f"image {i}: prediction {prediction[i]} is not the first class with the most votes"
+        for i in np.nonzero(cast.sum(axis=1).argmax(axis=1) != prediction)[0]
+    ]
+    worst = np.minimum.reduce(
+        [worst_margins(cast, close, prediction, touched_sets(kept, *threat)) for threat in claim["threats"]]
+    )
+    wrong += [
+        f"image {i}: certified, but its worst margin is {worst[i]}" for i in np.nonzero(certified & (worst < 0))[0]
+    ]
+    wrong += [
+        f"image {i}: margin {margin[i]} is claimed, but the worst is {worst[i]}" for i in np.nonzero(margin > worst)[0]
+    ]
     wrong += [f"image {i}: certified and margin disagree" for i in np.nonzero(certified != (margin >= 0))[0]]
     return wrong
 

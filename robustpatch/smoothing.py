@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,13 +36,19 @@ class SmoothedClassifier(nn.Module):
         voting: `Threshold(0.3)` or `TopOne()`. encoding: how hidden pixels are shown to a plain base.
         chunk: ablated images scored at once; None chooses by image size. It bounds memory, with gradients too.
 
-    Evaluation mode is required by `votes`, `predict` and `certify`; training mode is for `scores`, `soft` and `forward`.
+    `votes`, `predict` and `certify` need evaluation mode; `scores`, `soft` and `forward` allow training mode.
     """
 
     def __init__(
-        self, base: nn.Module, ablation: Ablation, *, num_classes: int, voting: Voting = Threshold(0.3),  # noqa: B008  frozen
-        encoding: Encoding = ComplementChannels(), chunk: int | None = None,  # noqa: B008  frozen
-    ) -> None:  # fmt: skip
+        self,
+        base: nn.Module,
+        ablation: Ablation,
+        *,
+        num_classes: int,
+        voting: Voting = Threshold(0.3),
+        encoding: Encoding = ComplementChannels(),
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
         if num_classes < 2:
             raise InvalidInput(f"num_classes is {num_classes}; a classifier needs at least two")
@@ -50,7 +56,7 @@ class SmoothedClassifier(nn.Module):
             raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size")
         if hasattr(base, "score_all") and getattr(base, "ablation", None) != ablation:
             raise InvalidInput(
-                f"the base was built for ablation {getattr(base, 'ablation', None)}, but ablation is {ablation}; a base "
+                f"the base was built for ablation {getattr(base, 'ablation', None)}, but ablation is {ablation}; one "
                 "that scores all ablations in one pass serves that one alone, so build it for the ablation wanted"
             )
         self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
@@ -178,8 +184,18 @@ class SmoothedClassifier(nn.Module):
         dtype = next((p.dtype for p in self.base.parameters()), None)
         autocast = torch.is_autocast_enabled(x.device.type)
         # The modules themselves, not their ids: those of a deleted base are given to the next one.
-        key = (tuple(self.base.modules()), dtype, str(x.device), autocast, self.guard,
-               self.chunk, self.encoding, self.ablation, self.voting, tuple(x.shape[1:]))  # fmt: skip
+        key = (
+            tuple(self.base.modules()),
+            dtype,
+            str(x.device),
+            autocast,
+            self.guard,
+            self.chunk,
+            self.encoding,
+            self.ablation,
+            self.voting,
+            tuple(x.shape[1:]),
+        )
         if key not in self._checked:
             checks.base_is_sound(self, x)
             self._checked = {known for known in self._checked if known[0] == key[0]} | {key}

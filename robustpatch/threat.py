@@ -115,9 +115,7 @@ class AnyOf:
         """All rectangles of at most `area` pixels that fit the image, given by the maximal ones."""
         height, width = image_size
         widest = [(h, min(area // h, width)) for h in range(1, min(area, height) + 1)]
-        maximal = [
-            (h, w) for i, (h, w) in enumerate(widest) if i + 1 == len(widest) or widest[i + 1][1] < w
-        ]
+        maximal = [(h, w) for i, (h, w) in enumerate(widest) if i + 1 == len(widest) or widest[i + 1][1] < w]
         return cls(PatchThreat(h, w) for h, w in maximal)
 
     def check_fits(self, height: int, width: int) -> None:

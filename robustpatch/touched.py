@@ -125,8 +125,10 @@ class WindowsTouched(Touched):
         self.sizes = torch.outer(row_length, column_length).flatten()
         self.set_of_placement = (of_placement[0][:, None] * len(column_length) + of_placement[1]).flatten()
         # Unions of several patches: solved exactly where only one axis has more than one window.
-        self._line = next((axis.runs(p) for axis, p, other in
-                           ((columns, width, rows), (rows, height, columns)) if other.count == 1), None)
+        self._line = next(
+            (axis.runs(p) for axis, p, other in ((columns, width, rows), (rows, height, columns)) if other.count == 1),
+            None,
+        )
         self.exact_unions = self._line is not None
 
     def member(self, sets: Int[Tensor, "..."]) -> Bool[Tensor, "... N"]:
@@ -157,8 +159,9 @@ class WindowsTouched(Touched):
             return super().worst_union(damage, count)
         begin, end = (ends.to(damage.device) for ends in torch.unique(torch.stack(self._line), dim=1))
         n = self.num_ablations
-        prefix = torch.nn.functional.pad(damage.to(torch.int32).repeat(1, 3, 1).cumsum(1, dtype=torch.int32),
-                                         (0, 0, 1, 0))  # prefix[x + n] sums the line over [-n, x)
+        prefix = torch.nn.functional.pad(
+            damage.to(torch.int32).repeat(1, 3, 1).cumsum(1, dtype=torch.int32), (0, 0, 1, 0)
+        )  # prefix[x + n] sums the line over [-n, x)
         best = damage.new_zeros(damage.shape[0], damage.shape[2], dtype=torch.int32)
         for f in range(len(begin)):
             stop = torch.clamp(end[f:], max=int(begin[f]) + n)
@@ -176,7 +179,7 @@ class WindowsTouched(Touched):
 
 
 def _circular_run_sums(values: Tensor, dim: int, first: Tensor, length: Tensor) -> Tensor:
-    """Σ of `values` over the circular runs of `length` entries from `first` on along `dim`: a running sum, twice read."""
+    """Σ of `values` over circular runs of `length` entries from `first` on along `dim`: a running sum, read twice."""
     longest = int(length.max())
     line = torch.cat([values, values.narrow(dim, 0, longest)], dim=dim).cumsum(dim, dtype=torch.int32)
     line = torch.cat([torch.zeros_like(line.narrow(dim, 0, 1)), line], dim=dim)

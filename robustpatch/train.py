@@ -22,7 +22,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
-    ablation: Annotated[str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10.")] = _DEFAULT.ablation,
+    ablation: Annotated[
+        str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10.")
+    ] = _DEFAULT.ablation,
     network: Annotated[str, typer.Option(help="strip (one pass over all bands) or mnist-cnn (the paper's).")] = "strip",
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
     voting: Annotated[str, typer.Option(help="threshold:0.3 or top1.")] = _DEFAULT.voting,
@@ -32,7 +34,9 @@ def main(
     lr: Annotated[float, typer.Option(help="Peak of the one-cycle learning rate.")] = _DEFAULT.lr,
     momentum: float = _DEFAULT.momentum,
     weight_decay: float = _DEFAULT.weight_decay,
-    ablations: Annotated[int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")] = _DEFAULT.ablations,
+    ablations: Annotated[
+        int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")
+    ] = _DEFAULT.ablations,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
     device: str = "cpu",
@@ -41,12 +45,29 @@ def main(
     """Train a base classifier on ablated images; validated on the last 5,000 training images, never on test images."""
     console = Console(stderr=True)
     try:
-        config = TrainingConfig(ablation=ablation, network={"name": network}, voting=voting, encoding=encoding,
-                                patch=patch, epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum,
-                                weight_decay=weight_decay, ablations=ablations, bfloat16=bfloat16, seed=seed)  # fmt: skip
+        config = TrainingConfig(
+            ablation=ablation,
+            network={"name": network},
+            voting=voting,
+            encoding=encoding,
+            patch=patch,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            ablations=ablations,
+            bfloat16=bfloat16,
+            seed=seed,
+        )
         images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
-        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
-                   TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(images) // batch_size, epoch=1, loss=float("nan"))
 
@@ -56,8 +77,16 @@ def main(
                     "(margin) {certified_exact:.2%} (exact), {seconds:.0f} s".format(**row)
                 )
 
-            train(config, images, validation, output, resume=resume, device=device, on_epoch=on_epoch,
-                  on_step=lambda e, s, loss: progress.update(task, completed=s + 1, epoch=e + 1, loss=loss))
+            train(
+                config,
+                images,
+                validation,
+                output,
+                resume=resume,
+                device=device,
+                on_epoch=on_epoch,
+                on_step=lambda e, s, loss: progress.update(task, completed=s + 1, epoch=e + 1, loss=loss),
+            )
     except InvalidInput as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

@@ -80,10 +80,16 @@ def accuracy(model: SmoothedClassifier, images: ImageSet, threat: Threat, device
 
 
 def train(
-    config: TrainingConfig, images: ImageSet, validation: ImageSet, output: str | Path, *, resume: bool = False,
-    device: str = "cpu", on_step: Callable[[int, int, float], None] = lambda *_: None,
+    config: TrainingConfig,
+    images: ImageSet,
+    validation: ImageSet,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    on_step: Callable[[int, int, float], None] = lambda *_: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda *_: None,
-) -> SmoothedClassifier:  # fmt: skip
+) -> SmoothedClassifier:
     """Train a base classifier by cross-entropy on the ablations of `images`; returns it in evaluation mode.
 
     After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
@@ -95,8 +101,14 @@ def train(
     state = output / "state.safetensors"
     if state.exists() and not resume:
         raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
-    full = {**asdict(config), "guard": None, "image_shape": list(images.image_shape),
-            "class_names": list(images.class_names), "dataset": images.name, "train_images": len(images)}
+    full = {
+        **asdict(config),
+        "guard": None,
+        "image_shape": list(images.image_shape),
+        "class_names": list(images.class_names),
+        "dataset": images.name,
+        "train_images": len(images),
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_from(full).to(device)
@@ -104,12 +116,14 @@ def train(
     if config.batch_size > len(images):
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
-                                weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
+    )
     total = steps * config.epochs + 1
     # The rise takes a quarter of the run, and at least one step: torch divides by its length.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total,
-                                                   pct_start=max(0.25, 2 / total))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total)
+    )
     history = _restore(state, full, model, optimizer, schedule) if resume and state.exists() else []
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
@@ -127,8 +141,12 @@ def train(
             value = float(loss.detach())
             losses += value
             on_step(epoch, step, value)
-        row = {"epoch": epoch + 1, "loss": losses / steps, "seconds": round(time.monotonic() - started, 1),
-               **asdict(accuracy(model, validation, threat, device))}
+        row = {
+            "epoch": epoch + 1,
+            "loss": losses / steps,
+            "seconds": round(time.monotonic() - started, 1),
+            **asdict(accuracy(model, validation, threat, device)),
+        }
         history.append(row)
         _save(state, full, model, optimizer, schedule, history)
         save_checkpoint(output / "checkpoint.safetensors", model, {**full, "history": history})
@@ -137,7 +155,9 @@ def train(
     return model.eval()
 
 
-def _loss(model: SmoothedClassifier, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def _loss(
+    model: SmoothedClassifier, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator
+) -> Tensor:
     """Cross-entropy of the true class in every ablation drawn for this step."""
     n = model.ablation.count(*x.shape[2:])
     drawn = config.ablations or (n if model.one_pass else 1)
@@ -161,20 +181,27 @@ def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimiz
     os.replace(part, path)
 
 
-def _restore(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule) -> list[dict[str, Any]]:
+def _restore(
+    path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule
+) -> list[dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         meta = json.loads(file.metadata()["state"])
     if meta["config"] != json.loads(json.dumps(config)):
         differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))
-        raise InvalidInput(f"output {path.parent} was trained with another {', '.join(differing)}; "
-                           "resume with the same options, or name another output")
+        raise InvalidInput(
+            f"output {path.parent} was trained with another {', '.join(differing)}; "
+            "resume with the same options, or name another output"
+        )
     tensors = load_file(path)
     model.base.load_state_dict({k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")})
     saved = optimizer.state_dict()
     for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
         group.update(stored)
-    saved["state"] = {int(k.removeprefix("momentum.")): {"momentum_buffer": v}
-                      for k, v in tensors.items() if k.startswith("momentum.")}
+    saved["state"] = {
+        int(k.removeprefix("momentum.")): {"momentum_buffer": v}
+        for k, v in tensors.items()
+        if k.startswith("momentum.")
+    }
     optimizer.load_state_dict(saved)
     schedule.load_state_dict(meta["schedule"])
     return meta["history"]

@@ -38,8 +38,9 @@ def names() -> list[str]:
     folder = resources.files("robustpatch") / "weights"
     if not folder.is_dir():
         return []
-    return sorted(entry.name.removesuffix(".safetensors") for entry in folder.iterdir()
-                  if entry.name.endswith(".safetensors"))  # fmt: skip
+    return sorted(
+        entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if entry.name.endswith(".safetensors")
+    )
 
 
 def model_from(config: dict[str, Any], voting: Voting | None = None) -> SmoothedClassifier:
@@ -50,10 +51,21 @@ def model_from(config: dict[str, Any], voting: Voting | None = None) -> Smoothed
     ablation, encoding = parse_ablation(config["ablation"]), encoding_named(config["encoding"])
     channels, height, width = config["image_shape"]
     options = dict(config["network"])
-    base = build(options.pop("name"), ablation=ablation, image_shape=(channels, height, width),
-                 num_classes=len(config["class_names"]), encoding=encoding, options=options)
-    return SmoothedClassifier(base, ablation, num_classes=len(config["class_names"]), encoding=encoding,
-                              voting=voting or parse_voting(config["voting"], config["guard"]))
+    base = build(
+        options.pop("name"),
+        ablation=ablation,
+        image_shape=(channels, height, width),
+        num_classes=len(config["class_names"]),
+        encoding=encoding,
+        options=options,
+    )
+    return SmoothedClassifier(
+        base,
+        ablation,
+        num_classes=len(config["class_names"]),
+        encoding=encoding,
+        voting=voting or parse_voting(config["voting"], config["guard"]),
+    )
 
 
 def save_checkpoint(path: str | Path, model: SmoothedClassifier, config: dict[str, Any]) -> None:
@@ -79,11 +91,15 @@ def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, votin
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged or no safetensors file ({error}); fetch it again") from error
     if config is None or config.get("format") != FORMAT:
-        raise InvalidInput(f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
-                           "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint")
+        raise InvalidInput(
+            f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
+            "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint"
+        )
     if ablation is not None and str(ablation) != config["ablation"]:
-        raise InvalidInput(f"ablation is {ablation}, but checkpoint {path.name} was trained for {config['ablation']}; "
-                           "drop --ablation or name another checkpoint")
+        raise InvalidInput(
+            f"ablation is {ablation}, but checkpoint {path.name} was trained for {config['ablation']}; "
+            "drop --ablation or name another checkpoint"
+        )
     model = model_from(config, voting)
     try:
         model.base.load_state_dict(tensors)

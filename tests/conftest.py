@@ -6,8 +6,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "robustpatch", deadline=None, database=None, derandomize=True, max_examples=60,
+    "robustpatch",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+)
 settings.load_profile("robustpatch")
 torch.set_num_threads(1)

@@ -63,8 +63,10 @@ def subset_corruptions(votes: list[list[bool]], controlled: frozenset[int]) -> s
     classes = len(votes[0])
     fixed = [sum(votes[n][k] for n in range(len(votes)) if n not in controlled) for k in range(classes)]
     subsets = list(product((0, 1), repeat=classes))
-    return {tuple(fixed[k] + sum(cast[k] for cast in casts) for k in range(classes))
-            for casts in product(subsets, repeat=len(controlled))}  # fmt: skip
+    return {
+        tuple(fixed[k] + sum(cast[k] for cast in casts) for k in range(classes))
+        for casts in product(subsets, repeat=len(controlled))
+    }
 
 
 def corruptions(votes, controlled: frozenset[int], close=None) -> list[tuple[int, ...]]:

@@ -33,12 +33,20 @@ def linear(channels: int = 2, size: tuple[int, int] = SIZE, classes: int = CLASS
     return base
 
 
-def strip(ablation=None, size: tuple[int, int] = SIZE, classes: int = CLASSES, kind: type[StripNet] | None = None,
-          in_channels: int = 1) -> StripNet:
+def strip(
+    ablation=None,
+    size: tuple[int, int] = SIZE,
+    classes: int = CLASSES,
+    kind: type[StripNet] | None = None,
+    in_channels: int = 1,
+) -> StripNet:
     """A small one-pass base whose norms and embedding do something."""
     ablation = ablation or Columns(2)
-    net = seeded(lambda: (kind or StripNet)(ablation, image_size=size, num_classes=classes, widths=[4, 4], hidden=8,
-                                            in_channels=in_channels))  # fmt: skip
+    net = seeded(
+        lambda: (kind or StripNet)(
+            ablation, image_size=size, num_classes=classes, widths=[4, 4], hidden=8, in_channels=in_channels
+        )
+    )
     generator = torch.Generator().manual_seed(1)
     for norm in net.norms:
         norm.running_mean.copy_(0.2 * torch.randn(norm.num_features, generator=generator))
@@ -54,8 +62,9 @@ def smoothed(
     base: nn.Module | None = None, ablation=None, voting=None, classes: int = CLASSES, **options
 ) -> SmoothedClassifier:
     """The toy classifier, in evaluation mode."""
-    return SmoothedClassifier(base or linear(), ablation or Columns(2), num_classes=classes,
-                              voting=voting or Threshold(0.3), **options).eval()  # fmt: skip
+    return SmoothedClassifier(
+        base or linear(), ablation or Columns(2), num_classes=classes, voting=voting or Threshold(0.3), **options
+    ).eval()
 
 
 class Fixed(nn.Module):

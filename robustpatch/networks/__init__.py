@@ -16,18 +16,21 @@ __all__ = ["MnistCNN", "StripNet", "build"]
 
 
 def build(
-    name: str, *, ablation: Ablation, image_shape: tuple[int, int, int], num_classes: int, encoding: Encoding,
+    name: str,
+    *,
+    ablation: Ablation,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    encoding: Encoding,
     options: dict[str, Any],
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """An untrained base classifier by `name`, for images [C,H,W]; `options` are its own arguments.
 
     "strip": `StripNet`, one pass. "mnist-cnn": the paper's, by enumeration. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     if name == "strip":
-        return StripNet(
-            ablation, image_size=(height, width), num_classes=num_classes, in_channels=channels, **options  # type: ignore[arg-type]  # StripNet refuses others itself
-        )
+        return StripNet(ablation, image_size=(height, width), num_classes=num_classes, in_channels=channels, **options)
     if name == "mnist-cnn":
         if (height, width) != (28, 28):
             raise InvalidInput(f"network mnist-cnn takes 28x28 images, not {height}x{width}; choose another network")

@@ -15,11 +15,17 @@ class MnistCNN(nn.Sequential):
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 2) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, 64, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(128 * 7 * 7, 500), nn.ReLU(),
-            nn.Linear(500, 100), nn.ReLU(), nn.Linear(100, num_classes),
-        )  # fmt: skip
+            nn.Conv2d(in_channels, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128 * 7 * 7, 500),
+            nn.ReLU(),
+            nn.Linear(500, 100),
+            nn.ReLU(),
+            nn.Linear(100, num_classes),
+        )
 
     def forward(self, input: Float[Tensor, "M E 28 28"]) -> Float[Tensor, "M K"]:
         return super().forward(input)

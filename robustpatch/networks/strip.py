@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch.ablation import Columns, Rows
+from robustpatch.ablation import Ablation, Columns, Rows
 from robustpatch.errors import InvalidInput
 
 
@@ -31,9 +31,15 @@ class StripNet(nn.Module):
     """
 
     def __init__(
-        self, ablation: Columns | Rows, *, image_size: tuple[int, int] = (28, 28), num_classes: int = 10,
-        in_channels: int = 1, widths: Sequence[int] = (64, 128, 128), hidden: int = 128,
-    ) -> None:  # fmt: skip
+        self,
+        ablation: Ablation,
+        *,
+        image_size: tuple[int, int] = (28, 28),
+        num_classes: int = 10,
+        in_channels: int = 1,
+        widths: Sequence[int] = (64, 128, 128),
+        hidden: int = 128,
+    ) -> None:
         super().__init__()
         if not isinstance(ablation, Columns | Rows):
             raise InvalidInput(f"ablation is {ablation}; a strip network sees columns or rows")
@@ -57,9 +63,7 @@ class StripNet(nn.Module):
             *([nn.ReLU(inplace=True), nn.Conv2d(hidden, num_classes, 1)] if hidden else []),
         )
 
-    def score_all(
-        self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "B n K"]:
+    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
         """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
         if self._transposed:
             x = x.transpose(2, 3)

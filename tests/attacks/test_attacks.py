@@ -157,14 +157,22 @@ def test_gradients_find_what_chance_does_not():
     assert judge(model, ones, y, threat, run(attack, model, ones, threat)).broken.all()
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: PatchPGD(steps=0), "steps is 0"), (lambda: PatchPGD(restarts=0), "restarts is 0"),
-    (lambda: PatchPGD(batch=0), "batch is 0"), (lambda: PatchPGD(step=0.0), "step and budget are 0.0"),
-    (lambda: PatchPGD(step=float("nan")), "step and budget are nan"), (lambda: PatchPGD(budget=0), "None, 0|0.25, 0"),
-    (lambda: ExhaustivePGD(steps=0), "steps is 0"), (lambda: ExhaustivePGD(rounds=-1), "rounds is -1"),
-    (lambda: ExhaustivePGD(keep=0.0), "keep is 0.0"), (lambda: ExhaustivePGD(keep=1.5), "keep is 1.5"),
-    (lambda: ExhaustivePGD(budget=-3), "0.25, -3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PatchPGD(steps=0), "steps is 0"),
+        (lambda: PatchPGD(restarts=0), "restarts is 0"),
+        (lambda: PatchPGD(batch=0), "batch is 0"),
+        (lambda: PatchPGD(step=0.0), "step and budget are 0.0"),
+        (lambda: PatchPGD(step=float("nan")), "step and budget are nan"),
+        (lambda: PatchPGD(budget=0), "None, 0|0.25, 0"),
+        (lambda: ExhaustivePGD(steps=0), "steps is 0"),
+        (lambda: ExhaustivePGD(rounds=-1), "rounds is -1"),
+        (lambda: ExhaustivePGD(keep=0.0), "keep is 0.0"),
+        (lambda: ExhaustivePGD(keep=1.5), "keep is 1.5"),
+        (lambda: ExhaustivePGD(budget=-3), "0.25, -3"),
+    ],
+)
 def test_impossible_settings_are_refused(make, message):
     """The message names the setting and its value."""
     with pytest.raises(InvalidInput, match=message):

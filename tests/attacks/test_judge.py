@@ -138,13 +138,17 @@ def test_rows_are_judged_apart():
     assert outcome.prediction.tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("images", "corners"), [
-    ((1, 1, 6, 7), (1, 1, 2)), ((2, 1, 6, 8), (2, 1, 2)), ((1, 1, 6, 8), (1, 2, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "corners"), [((1, 1, 6, 7), (1, 1, 2)), ((2, 1, 6, 8), (2, 1, 2)), ((1, 1, 6, 8), (1, 2, 2))]
+)
 def test_wrong_shapes_are_refused(images, corners):
     """A proposal for other images, or with too many rectangles."""
-    proposal = Proposal(torch.zeros(images), torch.zeros(corners, dtype=torch.long),
-                        torch.zeros(images[0], dtype=torch.long), torch.zeros(images[0]))  # fmt: skip
+    proposal = Proposal(
+        torch.zeros(images),
+        torch.zeros(corners, dtype=torch.long),
+        torch.zeros(images[0], dtype=torch.long),
+        torch.zeros(images[0]),
+    )
     with pytest.raises(InvalidInput, match="proposal has images"):
         judge(Sum().eval(), torch.zeros(1, 1, *SIZE), torch.zeros(1, dtype=torch.long), THREAT, proposal)
 

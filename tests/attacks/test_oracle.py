@@ -14,13 +14,24 @@ from tests.attacks.toys import Lookup, flipped, images, smoothed
 P = PatchThreat
 EITHER = AnyOf([P(1, 2), P(2, 1)])
 CASES = [
-    (Columns(1), (4, 5), P(2, 1), 3), (Columns(2), (4, 7), P(1, 1), 4), (Columns(1, 2), (4, 5), P(1, 1), 3),
-    (Columns(2, 2), (2, 7), P(1, 1), 3), (Rows(1), (5, 4), P(1, 2), 4), (Rows(2), (7, 3), P(1, 1), 3),
-    (Rows(2, 2), (7, 3), P(1, 1), 2), (Blocks(1), (4, 4), P(2, 1), 3), (Blocks(1), (4, 5), P(2, 2), 4),
-    (Blocks(2), (5, 4), P(1, 2), 3), (Blocks(2), (5, 5), P(1, 1), 4), (Blocks(1, 2), (4, 5), P(2, 1), 3),
-    (Blocks(2, 1, 2), (5, 5), P(1, 1), 3), (Blocks(1), (4, 4), P(1, 1, 2), 3), (Columns(1), (2, 6), P(1, 1, 2), 3),
-    (Blocks(1), (4, 4), EITHER, 3), (Columns(1), (3, 6), EITHER, 4),
-]  # fmt: skip
+    (Columns(1), (4, 5), P(2, 1), 3),
+    (Columns(2), (4, 7), P(1, 1), 4),
+    (Columns(1, 2), (4, 5), P(1, 1), 3),
+    (Columns(2, 2), (2, 7), P(1, 1), 3),
+    (Rows(1), (5, 4), P(1, 2), 4),
+    (Rows(2), (7, 3), P(1, 1), 3),
+    (Rows(2, 2), (7, 3), P(1, 1), 2),
+    (Blocks(1), (4, 4), P(2, 1), 3),
+    (Blocks(1), (4, 5), P(2, 2), 4),
+    (Blocks(2), (5, 4), P(1, 2), 3),
+    (Blocks(2), (5, 5), P(1, 1), 4),
+    (Blocks(1, 2), (4, 5), P(2, 1), 3),
+    (Blocks(2, 1, 2), (5, 5), P(1, 1), 3),
+    (Blocks(1), (4, 4), P(1, 1, 2), 3),
+    (Columns(1), (2, 6), P(1, 1, 2), 3),
+    (Blocks(1), (4, 4), EITHER, 3),
+    (Columns(1), (3, 6), EITHER, 4),
+]
 
 
 def classifier(ablation, size, classes, seed, voting):

@@ -103,8 +103,16 @@ def scripted(answers, group, steps=3):
     x = torch.full((len(answers), 1, 2, 3), 0.5)
     footprint = torch.zeros(len(answers), 2, 3, dtype=torch.bool)
     footprint[:, 0] = True
-    found = climb(Script(answers, y, shown), x, footprint, y, torch.tensor(group), steps=steps, step=0.1,
-                  generator=torch.Generator().manual_seed(0))  # fmt: skip
+    found = climb(
+        Script(answers, y, shown),
+        x,
+        footprint,
+        y,
+        torch.tensor(group),
+        steps=steps,
+        step=0.1,
+        generator=torch.Generator().manual_seed(0),
+    )
     return found, shown
 
 

@@ -62,7 +62,7 @@ class Plain(nn.Module):
 
 def smoothed(
     base: nn.Module, ablation: Ablation, classes: int, voting: Voting | None = None, **options
-) -> SmoothedClassifier:  # fmt: skip
+) -> SmoothedClassifier:
     """In evaluation mode; scores equal between runs but for rounding, hence the small guard."""
     return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting or TopOne(1e-6), **options).eval()
 
@@ -88,8 +88,15 @@ def worlds(x: Tensor, threat: PatchThreat) -> Tensor:
     corners = list(product(range(height - threat.height + 1), range(width - threat.width + 1)))
     found = []
     for site in combinations_with_replacement(corners, threat.count):
-        pixels = sorted({(c, r + i, k + j) for r, k in site for c in range(channels)
-                         for i in range(threat.height) for j in range(threat.width)})  # fmt: skip
+        pixels = sorted(
+            {
+                (c, r + i, k + j)
+                for r, k in site
+                for c in range(channels)
+                for i in range(threat.height)
+                for j in range(threat.width)
+            }
+        )
         channel, row, column = torch.tensor(pixels).T
         contents = torch.tensor(list(product((0.0, 1.0), repeat=len(pixels))))
         images = x.expand(len(contents), -1, -1, -1).clone()

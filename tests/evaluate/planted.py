@@ -131,17 +131,20 @@ class Plant:
 
 PLANTS = {
     "delta one less": Plant(
-        _by_geometry(lambda a: replace(a, size=a.size - 1)), Columns(2), PatchThreat(2, 2), (2, 8), (2, 6)),
+        _by_geometry(lambda a: replace(a, size=a.size - 1)), Columns(2), PatchThreat(2, 2), (2, 8), (2, 6)
+    ),
     "delta one less, rows": Plant(
-        _by_geometry(lambda a: replace(a, size=a.size - 1)), Rows(2), PatchThreat(2, 2), (8, 2), (6, 2)),
+        _by_geometry(lambda a: replace(a, size=a.size - 1)), Rows(2), PatchThreat(2, 2), (8, 2), (6, 2)
+    ),
     "delta one less, margin": Plant(_by_margin(_one_less), Columns(2), PatchThreat(2, 2), (2, 5), (2, 6)),
     "no wrap": Plant(
-        _by_geometry(lambda a: NoWrap(a.size, a.stride)), Columns(4, 4), PatchThreat(1, 1), (1, 10), (1, 14)),
+        _by_geometry(lambda a: NoWrap(a.size, a.stride)), Columns(4, 4), PatchThreat(1, 1), (1, 10), (1, 14)
+    ),
     "runner-up tie": Plant(_by_margin(_true_delta, "last"), Columns(1), PatchThreat(1, 1), (1, 5), (1, 2), 4),
     "height and width swapped": Plant(_swapped, Columns(1), PatchThreat(2, 6), (6, 9), (6, 12)),
     "width and height swapped": Plant(_swapped, Rows(1), PatchThreat(6, 2), (9, 6), (12, 6)),
     "stride gap": Plant(_by_margin(_no_gap), Columns(3, 3), PatchThreat(2, 1), (2, 8), (2, 11)),
-}  # fmt: skip
+}
 
 
 class WideView(nn.Module):

@@ -28,11 +28,30 @@ from tests.attacks.toys import Level
 from tests.evaluate.planted import WrongCertify
 
 CONFIG = {
-    "network": {"name": "strip", "widths": [4, 4], "hidden": 0}, "ablation": "columns:2", "voting": "threshold:0.3",
-    "guard": None, "encoding": "complement", "image_shape": [1, 28, 28], "class_names": list("0123456789"),
-}  # fmt: skip
-QUICK = ["--patch", "5x5", "--attacks", "pgd:1,exhaustive", "--steps", "1", "--budget", "150", "--certified-budget",
-         "300", "--num-images", "8", "--batch-size", "4"]  # fmt: skip
+    "network": {"name": "strip", "widths": [4, 4], "hidden": 0},
+    "ablation": "columns:2",
+    "voting": "threshold:0.3",
+    "guard": None,
+    "encoding": "complement",
+    "image_shape": [1, 28, 28],
+    "class_names": list("0123456789"),
+}
+QUICK = [
+    "--patch",
+    "5x5",
+    "--attacks",
+    "pgd:1,exhaustive",
+    "--steps",
+    "1",
+    "--budget",
+    "150",
+    "--certified-budget",
+    "300",
+    "--num-images",
+    "8",
+    "--batch-size",
+    "4",
+]
 
 PROGRESS = re.compile(r"\d+/\d+ \d+:\d\d:\d\d$")
 
@@ -73,9 +92,18 @@ def test_an_ordinary_run(checkpoint, tmp_path):
     configuration = summary["configuration"]
     assert configuration["checkpoint_sha256"] == sha256(checkpoint.read_bytes()).hexdigest()
     assert configuration == json.loads((tmp_path / "run.json").read_text())
-    expected = {"seed": 3, "threat": "5x5", "dataset": "mnist-sample", "num_images": 8, "batch_size": 4,
-                "dtype": "float32", "ablation": "columns:2",
-                "voting": "threshold:0.3", "guard": 1e-4, "device": "cpu"}  # fmt: skip
+    expected = {
+        "seed": 3,
+        "threat": "5x5",
+        "dataset": "mnist-sample",
+        "num_images": 8,
+        "batch_size": 4,
+        "dtype": "float32",
+        "ablation": "columns:2",
+        "voting": "threshold:0.3",
+        "guard": 1e-4,
+        "device": "cpu",
+    }
     assert {key: configuration[key] for key in expected} == expected
     assert "PatchPGD(steps=1" in configuration["attacks"][0]
     assert set(summary["versions"]) == set(command.PACKAGES)
@@ -87,9 +115,26 @@ def test_an_ordinary_run(checkpoint, tmp_path):
 
 def test_options_reach_the_run(checkpoint, tmp_path):
     """Threshold, guard, precision and patch, as given."""
-    result = call("--checkpoint", checkpoint, "--theta", "0.4", "--guard", "0.03", "--dtype", "bfloat16",
-                  "--attacks", "none", "--patch", "2x3,3x2", "--num-images", 2,
-                  "--ablation", "columns:2", "--output", tmp_path)  # fmt: skip
+    result = call(
+        "--checkpoint",
+        checkpoint,
+        "--theta",
+        "0.4",
+        "--guard",
+        "0.03",
+        "--dtype",
+        "bfloat16",
+        "--attacks",
+        "none",
+        "--patch",
+        "2x3,3x2",
+        "--num-images",
+        2,
+        "--ablation",
+        "columns:2",
+        "--output",
+        tmp_path,
+    )
     assert result.exit_code == 0, result.output
     configuration = json.loads((tmp_path / "run.json").read_text())
     found = {key: configuration[key] for key in ("voting", "guard", "dtype", "threat", "attacks")}
@@ -179,6 +224,7 @@ def test_a_damaged_counterexample(text, tmp_path):
 
 def test_an_internal_error_has_its_own_status(checkpoint, tmp_path, monkeypatch):
     """A defect is neither a wrong call nor a broken certificate: status 3, with the traceback."""
+
     def burst(*_, **__):
         raise RuntimeError("a defect")
 
@@ -241,8 +287,11 @@ def test_a_killed_run_resumes(checkpoint, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "evaluate.attack_vs_cert", *given, "--output", str(tmp_path / "killed")],
-        cwd=Path(evaluate.__file__).parents[1], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=Path(evaluate.__file__).parents[1],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not list((tmp_path / "killed").glob("records/*.parquet")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -13,15 +13,36 @@ from evaluate.table import summary_table
 
 
 def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.5, contained=True):
-    return AttackRecord(attack=name, threat="1x1", unpruned=unpruned, broken=broken, contained=contained,
-                        in_range=True, prediction=1, corners=[0, 0], evaluations=evaluations, visited=visited,
-                        seconds=1.0)  # fmt: skip
+    return AttackRecord(
+        attack=name,
+        threat="1x1",
+        unpruned=unpruned,
+        broken=broken,
+        contained=contained,
+        in_range=True,
+        prediction=1,
+        corners=[0, 0],
+        evaluations=evaluations,
+        visited=visited,
+        seconds=1.0,
+    )
 
 
 def record(index=0, *, correct=True, exact=False, margin: bool | None = False, attacks=(), consistent=True):
-    return Record(index=index, label=0, prediction=0 if correct else 1, consistent=consistent, certified_exact=exact,
-                  margin_exact=0.0, certified_margin=margin, margin_margin=None if margin is None else 0.0,
-                  largest_certified=1, close_votes=2, votes=20, attacks=list(attacks))  # fmt: skip
+    return Record(
+        index=index,
+        label=0,
+        prediction=0 if correct else 1,
+        consistent=consistent,
+        certified_exact=exact,
+        margin_exact=0.0,
+        certified_margin=margin,
+        margin_margin=None if margin is None else 0.0,
+        largest_certified=1,
+        close_votes=2,
+        votes=20,
+        attacks=list(attacks),
+    )
 
 
 RECORDS = [
@@ -54,11 +75,16 @@ def test_the_counts():
     assert summary.verdict == "held"
 
 
-@pytest.mark.parametrize("spoiled", [
-    record(0, exact=True), record(0, margin=True), record(0, exact=True, correct=False),
-    record(0, exact=True, attacks=[attack(unpruned=False)]),
-    record(0, exact=True, attacks=[attack(unpruned=True), attack("b", unpruned=False)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        record(0, exact=True),
+        record(0, margin=True),
+        record(0, exact=True, correct=False),
+        record(0, exact=True, attacks=[attack(unpruned=False)]),
+        record(0, exact=True, attacks=[attack(unpruned=True), attack("b", unpruned=False)]),
+    ],
+)
 def test_not_held_unless_every_certified_image_was_attacked(spoiled):
     """One certified image without an unpruned attack, whatever its label or method: "not tested"."""
     summary = summarise([spoiled, *RECORDS[1:]])
@@ -66,12 +92,15 @@ def test_not_held_unless_every_certified_image_was_attacked(spoiled):
     assert summary.certified_attacked == summary.certified_images - 1
 
 
-@pytest.mark.parametrize("spoiled", [
-    record(0, exact=True, attacks=[attack(unpruned=True, broken=True)]),
-    record(0, margin=True, attacks=[attack(unpruned=True, broken=True)]),
-    record(0, exact=True, correct=False, attacks=[attack(unpruned=True, broken=True)]),
-    record(0, exact=True, consistent=False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        record(0, exact=True, attacks=[attack(unpruned=True, broken=True)]),
+        record(0, margin=True, attacks=[attack(unpruned=True, broken=True)]),
+        record(0, exact=True, correct=False, attacks=[attack(unpruned=True, broken=True)]),
+        record(0, exact=True, consistent=False),
+    ],
+)
 def test_one_violation_breaks_the_verdict(spoiled):
     """A certified prediction changed, for a right or a wrong label, or contradicted by predict: "broken"."""
     summary = summarise([spoiled, *RECORDS[1:]])
@@ -107,12 +136,16 @@ def test_the_summary_is_json():
     assert (out["verdict"], out["certified_attacked"], out["certified_evaluations"]) == ("held", 3, 57)
 
 
-@pytest.mark.parametrize(("records", "word"), [
-    (RECORDS, "HELD"), ([record(0, exact=True)], "NOT TESTED"),
-    ([record(0, exact=True, attacks=[attack(unpruned=True, broken=True)])], "BROKEN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("records", "word"),
+    [
+        (RECORDS, "HELD"),
+        ([record(0, exact=True)], "NOT TESTED"),
+        ([record(0, exact=True, attacks=[attack(unpruned=True, broken=True)])], "BROKEN"),
+    ],
+)
 def test_the_table_ends_with_the_verdict(records, word):
-    """"held" is printed for that verdict alone."""
+    """ "held" is printed for that verdict alone."""
     group = summary_table(summarise(records), title="t", guard=1e-4, deviation=1e-8, seconds=1.0)
     verdict = str(group.renderables[-1])
     assert verdict.startswith(word + ":")

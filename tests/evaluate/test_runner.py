@@ -141,11 +141,21 @@ def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
     assert done == [4]
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"num_images": 5}, {"batch_size": 3}, {"certified_budget": 7}, {"threat": PatchThreat(2, 1)},
-    {"attacks": ATTACKS[:1]}, {"attacks": (replace(ATTACKS[0], steps=3), ATTACKS[1])},
-    {"model": smoothed(Level(3), Columns(2), 3)}, {"model": strip(SIZE)},
-], ids=lambda change: next(iter(change)))  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"num_images": 5},
+        {"batch_size": 3},
+        {"certified_budget": 7},
+        {"threat": PatchThreat(2, 1)},
+        {"attacks": ATTACKS[:1]},
+        {"attacks": (replace(ATTACKS[0], steps=3), ATTACKS[1])},
+        {"model": smoothed(Level(3), Columns(2), 3)},
+        {"model": strip(SIZE)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_another_run_in_the_same_folder_is_refused(change, tmp_path):
     """Records are never taken for those of another configuration or model."""
     run(tmp_path)
@@ -206,8 +216,9 @@ def test_a_truncated_shard_is_refused(keep, tmp_path):
 def test_progress_reaches_the_end(tmp_path):
     """The numbers reported rise to the number of images."""
     seen: list[int] = []
-    evaluate(classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path,
-             on_progress=lambda n, what: seen.append(n))  # fmt: skip
+    evaluate(
+        classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path, on_progress=lambda n, what: seen.append(n)
+    )
     assert seen == sorted(seen)
     assert seen[-1] == 10
 

@@ -12,11 +12,26 @@ from robustpatch.errors import InvalidInput
 from tests import oracles
 
 CASES = [
-    ("columns:1", 4, 6), ("columns:3", 8, 24), ("columns:3", 24, 8), ("columns:6", 2, 6), ("columns:3/3", 2, 8),
-    ("columns:2/5", 3, 9), ("columns:4/2", 3, 7), ("rows:1", 6, 4), ("rows:5", 8, 24), ("rows:5", 24, 8),
-    ("rows:3/3", 8, 2), ("rows:2/4", 7, 3), ("blocks:2", 5, 5), ("blocks:2x4", 5, 7), ("blocks:4x2", 7, 5),
-    ("blocks:3", 4, 12), ("blocks:3", 12, 4), ("blocks:3/2", 5, 7), ("blocks:2x3/4", 6, 9),
-]  # fmt: skip
+    ("columns:1", 4, 6),
+    ("columns:3", 8, 24),
+    ("columns:3", 24, 8),
+    ("columns:6", 2, 6),
+    ("columns:3/3", 2, 8),
+    ("columns:2/5", 3, 9),
+    ("columns:4/2", 3, 7),
+    ("rows:1", 6, 4),
+    ("rows:5", 8, 24),
+    ("rows:5", 24, 8),
+    ("rows:3/3", 8, 2),
+    ("rows:2/4", 7, 3),
+    ("blocks:2", 5, 5),
+    ("blocks:2x4", 5, 7),
+    ("blocks:4x2", 7, 5),
+    ("blocks:3", 4, 12),
+    ("blocks:3", 12, 4),
+    ("blocks:3/2", 5, 7),
+    ("blocks:2x3/4", 6, 9),
+]
 
 
 def pixels(masks: torch.Tensor) -> list[set[tuple[int, int]]]:
@@ -81,28 +96,60 @@ def test_parse_understands_the_parts():
     assert Columns(2) != Rows(2)
 
 
-@pytest.mark.parametrize("text", [
-    "", "columns", "columns:", "columns:2x3", "rows:1x1", "stripes:2", "columns:-2", "columns:0", "blocks:0",
-    "blocks:4x0", "columns:2/0", "columns:2.5", "blocks:4x6x8",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "columns",
+        "columns:",
+        "columns:2x3",
+        "rows:1x1",
+        "stripes:2",
+        "columns:-2",
+        "columns:0",
+        "blocks:0",
+        "blocks:4x0",
+        "columns:2/0",
+        "columns:2.5",
+        "blocks:4x6x8",
+    ],
+)
 def test_parse_refuses(text):
     """Every text that names no ablation, with the text in the message."""
     with pytest.raises(InvalidInput):
         parse_ablation(text)
 
 
-@pytest.mark.parametrize("build", [lambda: Columns(0), lambda: Columns(-1), lambda: Rows(2, 0), lambda: Blocks(0, 3),
-                                   lambda: Blocks(3, -1), lambda: Blocks(2, 2, 0), lambda: Columns(True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Columns(0),
+        lambda: Columns(-1),
+        lambda: Rows(2, 0),
+        lambda: Blocks(0, 3),
+        lambda: Blocks(3, -1),
+        lambda: Blocks(2, 2, 0),
+        lambda: Columns(True),
+    ],
+)
 def test_sizes_and_strides_are_whole_numbers_above_zero(build):
     """PITFALLS 9: the message names the parameter and what it must be."""
     with pytest.raises(InvalidInput, match=r"(size|height|width|stride) is .*; it must be a whole number"):
         build()
 
 
-@pytest.mark.parametrize(("ablation", "size"), [
-    (Columns(7), (9, 6)), (Rows(7), (6, 9)), (Blocks(3, 7), (9, 6)), (Blocks(7, 3), (6, 9)), (Columns(2, 7), (9, 6)),
-    (Rows(2, 7), (6, 9)), (Blocks(2, 2, 7), (9, 6)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ablation", "size"),
+    [
+        (Columns(7), (9, 6)),
+        (Rows(7), (6, 9)),
+        (Blocks(3, 7), (9, 6)),
+        (Blocks(7, 3), (6, 9)),
+        (Columns(2, 7), (9, 6)),
+        (Rows(2, 7), (6, 9)),
+        (Blocks(2, 2, 7), (9, 6)),
+    ],
+)
 def test_a_band_or_stride_beyond_the_image_is_refused(ablation, size):
     """PITFALLS 9: in `count` and in `masks`; the same ablation is fine on the transposed image where it fits."""
     for call in (ablation.count, ablation.masks):

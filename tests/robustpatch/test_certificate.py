@@ -13,11 +13,17 @@ from robustpatch.voting import TopOne, Votes
 from tests import oracles
 
 GEOMETRIES = [  # ablation, patch, image
-    ("columns:1", (1, 1), (2, 5)), ("columns:2", (1, 1), (1, 6)), ("columns:1", (2, 2), (2, 6)),
-    ("columns:3/2", (1, 1), (1, 9)), ("rows:1", (2, 1), (6, 2)), ("rows:2", (1, 2), (5, 3)),
-    ("blocks:1", (1, 1), (2, 3)), ("blocks:1x2", (2, 1), (2, 3)), ("columns:2/3", (1, 1), (1, 12)),
+    ("columns:1", (1, 1), (2, 5)),
+    ("columns:2", (1, 1), (1, 6)),
+    ("columns:1", (2, 2), (2, 6)),
+    ("columns:3/2", (1, 1), (1, 9)),
+    ("rows:1", (2, 1), (6, 2)),
+    ("rows:2", (1, 2), (5, 3)),
+    ("blocks:1", (1, 1), (2, 3)),
+    ("blocks:1x2", (2, 1), (2, 3)),
+    ("columns:2/3", (1, 1), (1, 12)),
     ("columns:4", (1, 2), (1, 4)),
-]  # fmt: skip
+]
 
 
 @st.composite

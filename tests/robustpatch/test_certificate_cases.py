@@ -73,9 +73,15 @@ def test_three_hundred_votes_do_not_wrap():
 
 
 @pytest.mark.parametrize("method", ["exact", "margin"])
-@pytest.mark.parametrize(("ablation", "patch", "size"), [
-    (Columns(4), (1, 3), (2, 6)), (Rows(3), (3, 1), (5, 2)), (Blocks(2), (3, 3), (4, 4)), (Columns(2), (2, 6), (2, 6)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ablation", "patch", "size"),
+    [
+        (Columns(4), (1, 3), (2, 6)),
+        (Rows(3), (3, 1), (5, 2)),
+        (Blocks(2), (3, 3), (4, 4)),
+        (Columns(2), (2, 6), (2, 6)),
+    ],
+)
 def test_an_attacker_who_touches_everything_is_never_certified_against(method, ablation, patch, size):
     """PITFALLS 9: affected = N is a valid question with the answer no, even for unanimous votes."""
     n = ablation.count(*size)
@@ -89,7 +95,7 @@ def test_classes_without_votes_are_rivals_too(seed, k, count):
     """Most classes get no votes, sometimes all, sometimes the prediction itself: batches equal a recount."""
     generator = torch.Generator().manual_seed(seed)
     cast = torch.rand(5, 6, k, generator=generator) < 0.5
-    cast &= (torch.rand(5, 1, k, generator=generator) < 0.25)
+    cast &= torch.rand(5, 1, k, generator=generator) < 0.25
     votes = Votes(cast, torch.zeros_like(cast))
     certificate = certify_votes(votes, Columns(1), PatchThreat(1, 1, count), (1, 6))
     unions = oracles.unions(oracles.touched("columns:1", (1, 1), (1, 6)), count)
@@ -135,9 +141,12 @@ def test_what_cannot_be_certified_is_refused():
     """Another number of ablations, one class, a patch that does not fit: with the shapes in the message."""
     votes = counted([3, 1], 6)
     for bad, ablation, patch, size in (
-        (votes, Columns(2), (1, 1), (1, 7)), (counted([3], 6), Columns(2), (1, 1), (1, 6)),
-        (votes, Columns(2), (1, 7), (1, 6)), (votes, Columns(2), (2, 1), (1, 6)), (votes, Columns(7), (1, 1), (1, 6)),
-    ):  # fmt: skip
+        (votes, Columns(2), (1, 1), (1, 7)),
+        (counted([3], 6), Columns(2), (1, 1), (1, 6)),
+        (votes, Columns(2), (1, 7), (1, 6)),
+        (votes, Columns(2), (2, 1), (1, 6)),
+        (votes, Columns(7), (1, 1), (1, 6)),
+    ):
         for method in ("exact", "margin"):
             with pytest.raises(InvalidInput):
                 certify_votes(bad, ablation, PatchThreat(*patch), size, method=method)

@@ -28,11 +28,14 @@ def test_the_sample():
     assert torch.equal(labels, y[[3, 1]])
 
 
-@pytest.mark.parametrize(("name", "split", "message"), [
-    ("imagenet", "test", "dataset is 'imagenet'; known are mnist-sample"),
-    ("mnist", "dev", "split is 'dev'; known are"),
-    ("mnist-sample", "train", "use --dataset mnist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("imagenet", "test", "dataset is 'imagenet'; known are mnist-sample"),
+        ("mnist", "dev", "split is 'dev'; known are"),
+        ("mnist-sample", "train", "use --dataset mnist"),
+    ],
+)
 def test_unknown_names(tmp_path, name, split, message):
     """The message lists what is known."""
     with pytest.raises(InvalidInput, match=message):

@@ -13,9 +13,10 @@ from tests import toys
 
 CASES = [
     (kind(size, stride), image)
-    for kind in (Columns, Rows) for size, stride in ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1), (2, 3), (5, 2))
+    for kind in (Columns, Rows)
+    for size, stride in ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1), (2, 3), (5, 2))
     for image in ((9, 13), (13, 9))
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("ablation", "size"), CASES)

@@ -21,11 +21,17 @@ from robustpatch.voting import Votes
 from tests import oracles
 
 CASES = [
-    ("columns:2", "1x2", (3, 9)), ("columns:3/2", "2x1", (3, 9)), ("rows:2", "2x3", (9, 3)),
+    ("columns:2", "1x2", (3, 9)),
+    ("columns:3/2", "2x1", (3, 9)),
+    ("rows:2", "2x3", (9, 3)),
     ("rows:3/3", "1x1", (8, 2)),
-    ("blocks:2", "1x1", (4, 5)), ("blocks:2x3/2", "2x1", (5, 6)), ("columns:1", "2*1x1", (2, 9)),
-    ("blocks:1", "2*1x1", (3, 4)), ("columns:2", "1x2,2x1", (3, 9)), ("rows:1", "2*1x1,2x2", (9, 3)),
-]  # fmt: skip
+    ("blocks:2", "1x1", (4, 5)),
+    ("blocks:2x3/2", "2x1", (5, 6)),
+    ("columns:1", "2*1x1", (2, 9)),
+    ("blocks:1", "2*1x1", (3, 4)),
+    ("columns:2", "1x2,2x1", (3, 9)),
+    ("rows:1", "2*1x1,2x2", (9, 3)),
+]
 
 
 def certificate(text: str, threat: str, size: tuple[int, int], method: str = "exact") -> Certificate:
@@ -143,8 +149,10 @@ def test_a_certificate_without_votes_cannot_be_saved(tmp_path):
 
 def test_verification_needs_no_torch(saved):
     """`python -m robustpatch.proof` with torch and jaxtyping unimportable: the same verdicts."""
-    code = ("import sys, runpy\nfor name in ('torch', 'jaxtyping', 'scipy'): sys.modules[name] = None\n"
-            "runpy.run_module('robustpatch.proof', run_name='__main__')")  # fmt: skip
+    code = (
+        "import sys, runpy\nfor name in ('torch', 'jaxtyping', 'scipy'): sys.modules[name] = None\n"
+        "runpy.run_module('robustpatch.proof', run_name='__main__')"
+    )
     root = Path(robustpatch.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, "verify", str(saved)], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "every claim follows from the votes"), done.stderr
@@ -153,7 +161,16 @@ def test_verification_needs_no_torch(saved):
 def test_a_wrong_certificate_does_not_verify(tmp_path):
     """The verifier is no rubber stamp: a certificate for a smaller patch, relabelled, is refused."""
     made = certificate("columns:2", "1x1", (3, 12))
-    lie = Certificate(made.prediction, made.certified, made.margin, None, AnyOf([PatchThreat(1, 6)]), "exact", 0.0,
-                      made.close, evidence=made.evidence)  # fmt: skip
+    lie = Certificate(
+        made.prediction,
+        made.certified,
+        made.margin,
+        None,
+        AnyOf([PatchThreat(1, 6)]),
+        "exact",
+        0.0,
+        made.close,
+        evidence=made.evidence,
+    )
     lie.save(tmp_path / "lie.npz")
     assert proof.main(["verify", str(tmp_path / "lie.npz")]) == 1

@@ -23,10 +23,15 @@ def answers(model):
     return (model.votes, model.predict, lambda x: model.certify(x, ONE), model.largest_certified)
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda x: x * 255, "divide by 255"), (lambda x: x * 2 - 1, "must lie in"), (lambda x: x + 0.5, "must lie in"),
-    (lambda x: x[..., :0], r"shape \(3, 1, 6, 0\); pass|larger than the image, 6x0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x * 255, "divide by 255"),
+        (lambda x: x * 2 - 1, "must lie in"),
+        (lambda x: x + 0.5, "must lie in"),
+        (lambda x: x[..., :0], r"shape \(3, 1, 6, 0\); pass|larger than the image, 6x0"),
+    ],
+)
 def test_values_that_are_none(spoil, message):
     """0..255, normalised, shifted, empty: each with its remedy."""
     for call in answers(toys.smoothed()):
@@ -34,10 +39,17 @@ def test_values_that_are_none(spoil, message):
             call(spoil(toys.images(3)))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda x: (x * 255).to(torch.uint8), r"dtype torch.uint8; pass floats in \[0, 1\] \(for bytes: x.float\(\) / 255"),
-    (lambda x: x[0], r"shape \(1, 6, 8\); pass \[batch"), (lambda x: x[:, 0], r"shape \(3, 6, 8\); pass \[batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda x: (x * 255).to(torch.uint8),
+            r"dtype torch.uint8; pass floats in \[0, 1\] \(for bytes: x.float\(\) / 255",
+        ),
+        (lambda x: x[0], r"shape \(1, 6, 8\); pass \[batch"),
+        (lambda x: x[:, 0], r"shape \(3, 6, 8\); pass \[batch"),
+    ],
+)
 def test_tensors_that_are_no_images(spoil, message):
     """Bytes and missing axes. (The suite's type checks come first in the model's methods, users have none.)"""
     for check in (image_values, shape_and_type):

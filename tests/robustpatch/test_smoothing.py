@@ -33,11 +33,17 @@ def model(request):
     return models()[request.param]
 
 
-@pytest.mark.parametrize(("logits", "voting", "expected"), [
-    ([-9.0, 5.0, 5.0, -9.0], Threshold(0.3), 1), ([0.0, 0.0, 0.0, 0.0], Threshold(0.3), 0),
-    ([0.0, 0.0, 0.0, 0.0], Threshold(0.25), 0), ([-9.0, -9.0, 5.0, 5.0], Threshold(0.3), 2),
-    ([-9.0, 5.0, 5.0, 5.0], TopOne(), 1), ([0.0, 0.0, 0.0, 9.0], TopOne(), 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("logits", "voting", "expected"),
+    [
+        ([-9.0, 5.0, 5.0, -9.0], Threshold(0.3), 1),
+        ([0.0, 0.0, 0.0, 0.0], Threshold(0.3), 0),
+        ([0.0, 0.0, 0.0, 0.0], Threshold(0.25), 0),
+        ([-9.0, -9.0, 5.0, 5.0], Threshold(0.3), 2),
+        ([-9.0, 5.0, 5.0, 5.0], TopOne(), 1),
+        ([0.0, 0.0, 0.0, 9.0], TopOne(), 3),
+    ],
+)
 def test_ties_go_to_the_lowest_index_everywhere(logits, voting, expected):
     """`predict`, the argmax of `forward` and the certificate's prediction, on exact ties."""
     model, x = toys.smoothed(toys.Fixed(logits), voting=voting), toys.images(2)
@@ -175,8 +181,16 @@ def test_inputs_are_never_written(model):
 
     x = toys.images(3)
     image, weights = x.clone(), copy.deepcopy(model.state_dict())
-    for call in (model, model.soft, model.scores, model.votes, model.predict, model.largest_certified,
-                 lambda z: model.certify(z, PatchThreat(2, 1)), lambda z: calibrate_guard(model, z)):  # fmt: skip
+    for call in (
+        model,
+        model.soft,
+        model.scores,
+        model.votes,
+        model.predict,
+        model.largest_certified,
+        lambda z: model.certify(z, PatchThreat(2, 1)),
+        lambda z: calibrate_guard(model, z),
+    ):
         call(x)
         assert torch.equal(x, image)
     assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)

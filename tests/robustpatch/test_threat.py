@@ -12,12 +12,24 @@ from robustpatch.threat import AnyOf, PatchThreat, parse_threat
 from tests import oracles
 
 
-@pytest.mark.parametrize(("text", "height", "width", "count"), [
-    ("5x5", 5, 5, 1), ("5", 5, 5, 1), ("2x10", 2, 10, 1), (" 2 X 10 ", 2, 10, 1),
-    ("2*5x5", 5, 5, 2), ("3 * 4", 4, 4, 3),
-    ("1%", 23, 23, 1), ("2%", 32, 32, 1), ("3%", 39, 39, 1), ("2*2%", 32, 32, 2), ("0.5%", 16, 16, 1),
-    ("100%", 224, 224, 1), ("224x1", 224, 1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "height", "width", "count"),
+    [
+        ("5x5", 5, 5, 1),
+        ("5", 5, 5, 1),
+        ("2x10", 2, 10, 1),
+        (" 2 X 10 ", 2, 10, 1),
+        ("2*5x5", 5, 5, 2),
+        ("3 * 4", 4, 4, 3),
+        ("1%", 23, 23, 1),
+        ("2%", 32, 32, 1),
+        ("3%", 39, 39, 1),
+        ("2*2%", 32, 32, 2),
+        ("0.5%", 16, 16, 1),
+        ("100%", 224, 224, 1),
+        ("224x1", 224, 1, 1),
+    ],
+)
 def test_parse(text, height, width, count):
     """Every form, height before width, on 224×224."""
     assert PatchThreat.parse(text, (224, 224)) == PatchThreat(height, width, count)
@@ -36,8 +48,31 @@ def test_percent_is_the_smallest_square_of_at_least_that_area(hundredths, height
             PatchThreat.parse(text, (height, width))
 
 
-@pytest.mark.parametrize("text", ["", "x", "5x", "x5", "5x5x5", "-3", "2.5", "5 5", "2**5", "%", "-1%", "1e1%", "5x5%",
-                                  "2*", "0", "0x4", "4x0", "0*5x5", "0%", "five"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "5x",
+        "x5",
+        "5x5x5",
+        "-3",
+        "2.5",
+        "5 5",
+        "2**5",
+        "%",
+        "-1%",
+        "1e1%",
+        "5x5%",
+        "2*",
+        "0",
+        "0x4",
+        "4x0",
+        "0*5x5",
+        "0%",
+        "five",
+    ],
+)
 def test_parse_refuses_what_is_no_patch(text):
     """Nothing is guessed: the text or the wrong number is in the message."""
     with pytest.raises(InvalidInput, match="patch"):
@@ -72,8 +107,13 @@ def test_footprint_is_the_union_of_the_rectangles(data):
     """Pixel by pixel, for one to three patches with height and width apart."""
     height, width = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
     h, w, count = data.draw(st.integers(1, height)), data.draw(st.integers(1, width)), data.draw(st.integers(1, 3))
-    corners = data.draw(st.lists(st.lists(st.tuples(st.integers(0, height - h), st.integers(0, width - w)),
-                                          min_size=count, max_size=count), min_size=1, max_size=3))  # fmt: skip
+    corners = data.draw(
+        st.lists(
+            st.lists(st.tuples(st.integers(0, height - h), st.integers(0, width - w)), min_size=count, max_size=count),
+            min_size=1,
+            max_size=3,
+        )
+    )
     masks = PatchThreat(h, w, count).footprint(torch.tensor(corners), height, width)
     for mask, some in zip(masks, corners, strict=True):
         truth = set().union(*(oracles.rectangle(*corner, h, w) for corner in some))

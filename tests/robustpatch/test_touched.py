@@ -13,16 +13,33 @@ from robustpatch.threat import PatchThreat
 from tests import oracles
 
 CASES = [
-    ("columns:2", (1, 3), (4, 9)), ("columns:2", (3, 1), (4, 9)), ("columns:3", (2, 6), (8, 24)),
-    ("columns:3", (6, 2), (8, 24)), ("columns:3", (2, 6), (24, 8)), ("columns:3", (6, 2), (24, 8)),
-    ("rows:3", (2, 6), (8, 24)), ("rows:3", (6, 2), (8, 24)), ("rows:3", (2, 6), (24, 8)), ("rows:3", (6, 2), (24, 8)),
-    ("blocks:2", (2, 6), (6, 10)), ("blocks:2", (6, 2), (10, 6)), ("blocks:2x4", (2, 3), (6, 9)),
-    ("blocks:4x2", (3, 2), (9, 6)), ("blocks:4x2", (2, 5), (6, 9)), ("columns:3/3", (1, 1), (1, 8)),
-    ("rows:3/3", (1, 1), (8, 1)), ("columns:3/4", (2, 2), (2, 10)), ("columns:2/5", (1, 2), (2, 9)),
-    ("blocks:3/3", (1, 1), (8, 8)), ("blocks:3x2/2", (2, 3), (7, 5)), ("columns:4", (2, 6), (3, 6)),
-    ("columns:6", (1, 1), (2, 6)), ("blocks:3", (4, 4), (5, 5)), ("rows:2/3", (7, 2), (7, 4)),
+    ("columns:2", (1, 3), (4, 9)),
+    ("columns:2", (3, 1), (4, 9)),
+    ("columns:3", (2, 6), (8, 24)),
+    ("columns:3", (6, 2), (8, 24)),
+    ("columns:3", (2, 6), (24, 8)),
+    ("columns:3", (6, 2), (24, 8)),
+    ("rows:3", (2, 6), (8, 24)),
+    ("rows:3", (6, 2), (8, 24)),
+    ("rows:3", (2, 6), (24, 8)),
+    ("rows:3", (6, 2), (24, 8)),
+    ("blocks:2", (2, 6), (6, 10)),
+    ("blocks:2", (6, 2), (10, 6)),
+    ("blocks:2x4", (2, 3), (6, 9)),
+    ("blocks:4x2", (3, 2), (9, 6)),
+    ("blocks:4x2", (2, 5), (6, 9)),
+    ("columns:3/3", (1, 1), (1, 8)),
+    ("rows:3/3", (1, 1), (8, 1)),
+    ("columns:3/4", (2, 2), (2, 10)),
+    ("columns:2/5", (1, 2), (2, 9)),
+    ("blocks:3/3", (1, 1), (8, 8)),
+    ("blocks:3x2/2", (2, 3), (7, 5)),
+    ("columns:4", (2, 6), (3, 6)),
+    ("columns:6", (1, 1), (2, 6)),
+    ("blocks:3", (4, 4), (5, 5)),
+    ("rows:2/3", (7, 2), (7, 4)),
     ("blocks:3", (2, 2), (3, 7)),
-]  # fmt: skip
+]
 
 
 def agrees_with_the_oracle(text: str, patch: tuple[int, int], size: tuple[int, int]) -> None:
@@ -70,13 +87,19 @@ def test_any_geometry_equals_the_oracle(geometry):
     agrees_with_the_oracle(*geometry)
 
 
-@pytest.mark.parametrize(("ablation", "patch", "size", "most"), [
-    (Columns(19, 10), (32, 32), (224, 224), 6),  # five by the published formula ceil((m + s - 1) / stride)
-    (Rows(19, 10), (32, 32), (224, 224), 6),
-    (Columns(3, 3), (1, 1), (1, 8), 2),  # the wrap brings bands 0 and 2 together
-    (Columns(2), (5, 5), (28, 28), 6), (Rows(2), (5, 5), (28, 28), 6), (Blocks(8), (5, 5), (28, 28), 144),
-    (Columns(25), (5, 5), (28, 28), 28), (Columns(19), (42, 42), (224, 224), 60),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ablation", "patch", "size", "most"),
+    [
+        (Columns(19, 10), (32, 32), (224, 224), 6),  # five by the published formula ceil((m + s - 1) / stride)
+        (Rows(19, 10), (32, 32), (224, 224), 6),
+        (Columns(3, 3), (1, 1), (1, 8), 2),  # the wrap brings bands 0 and 2 together
+        (Columns(2), (5, 5), (28, 28), 6),
+        (Rows(2), (5, 5), (28, 28), 6),
+        (Blocks(8), (5, 5), (28, 28), 144),
+        (Columns(25), (5, 5), (28, 28), 28),
+        (Columns(19), (42, 42), (224, 224), 60),
+    ],
+)
 def test_affected_in_known_cases(ablation, patch, size, most):
     """Δ = m + s - 1 at stride 1, and what counting gives where a stride does not divide the size."""
     assert ablation.affected(PatchThreat(*patch), *size) == most

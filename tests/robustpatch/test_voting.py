@@ -74,8 +74,18 @@ def test_log_odds_equals_the_formula_in_float64(seed, scale):
     torch.testing.assert_close(log_odds(logits).double(), p.log() - (1 - p).log(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("logits", [[100.0, -100.0, 0.0], [-100.0, 100.0], [0.0, 0.0, 0.0], [100.0, 100.0, -100.0],
-                                    [30.0, 0.0, 1.0], [88.0, 87.0, -100.0], [0.0, 0.0]])  # fmt: skip
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [100.0, -100.0, 0.0],
+        [-100.0, 100.0],
+        [0.0, 0.0, 0.0],
+        [100.0, 100.0, -100.0],
+        [30.0, 0.0, 1.0],
+        [88.0, 87.0, -100.0],
+        [0.0, 0.0],
+    ],
+)
 def test_log_odds_is_finite_with_a_gradient_in_saturation(logits):
     """PITFALLS 23: where p rounds to 0 or 1, d log_odds_k / d logit_k is still 1, and no value or gradient is NaN."""
     z = torch.tensor(logits, requires_grad=True)

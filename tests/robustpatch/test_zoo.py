@@ -16,9 +16,14 @@ from robustpatch.zoo import load_checkpoint, model_from, names, save_checkpoint
 from tests import toys
 
 CONFIG = {
-    "network": {"name": "strip", "widths": [4, 4], "hidden": 8}, "ablation": "rows:3/2", "voting": "threshold:0.4",
-    "guard": 0.001, "encoding": "mask", "image_shape": [1, 6, 8], "class_names": ["a", "b", "c", "d"],
-}  # fmt: skip
+    "network": {"name": "strip", "widths": [4, 4], "hidden": 8},
+    "ablation": "rows:3/2",
+    "voting": "threshold:0.4",
+    "guard": 0.001,
+    "encoding": "mask",
+    "image_shape": [1, 6, 8],
+    "class_names": ["a", "b", "c", "d"],
+}
 
 
 @pytest.fixture
