@@ -59,6 +59,10 @@ class PatchAttack(Protocol):
 
     def unpruned(self, budget: int | None) -> PatchAttack: ...
 
+    def check(self, threat: PatchThreat) -> None:
+        """Raise `InvalidInput` where the attack cannot search this threat: before any work is done."""
+        ...
+
     def __call__(
         self,
         model: torch.nn.Module,

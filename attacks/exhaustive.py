@@ -49,6 +49,12 @@ class ExhaustivePGD:
     def name(self) -> str:
         return "exhaustive"
 
+    def check(self, threat: PatchThreat) -> None:
+        if threat.count != 1:
+            raise InvalidInput(
+                f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"
+            )
+
     def unpruned(self, budget: int | None) -> ExhaustivePGD:
         return replace(self, touched_only=False, budget=budget)
 
@@ -61,12 +67,9 @@ class ExhaustivePGD:
         *,
         generator: torch.Generator,
     ) -> Proposal:
-        if threat.count != 1:
-            raise InvalidInput(
-                f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"
-            )
+        self.check(threat)
         search = Search(model, x, y, threat, touched_only=self.touched_only)
-        queues = self._open(model, x, threat, generator)
+        queues = self._open(search, model, x, threat, generator)
         opened = torch.tensor([len(queue) for queue in queues], device=x.device)
         steps = self.steps
         for sweep in range(self.rounds + 1):
@@ -81,11 +84,14 @@ class ExhaustivePGD:
             steps *= 2
         return search.proposal(opened)
 
-    def _open(self, model: torch.nn.Module, x: Tensor, threat: PatchThreat, generator: torch.Generator) -> list[Tensor]:
+    def _open(
+        self, search: Search, model: torch.nn.Module, x: Tensor, threat: PatchThreat, generator: torch.Generator
+    ) -> list[Tensor]:
         """For each image the placements to visit, in order."""
         shuffled = torch.randperm(len(threat.placements(*x.shape[2:])), generator=generator).to(x.device)
         if not (self.touched_only and isinstance(model, SmoothedClassifier)):
             return [shuffled] * len(x)
+        search.evaluations += search.num_ablations  # the certificate scores them all once more
         margins = model.certify(x, threat).placement_margin
         assert margins is not None  # one patch, exact
         queues = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.base import Proposal, predict
 from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
 _LIMIT = 2_000_000
@@ -30,6 +31,9 @@ class Oracle:
     @property
     def name(self) -> str:
         return "oracle"
+
+    def check(self, threat: PatchThreat) -> None:
+        """What it cannot enumerate depends on the image too, and is refused when it meets it."""
 
     def unpruned(self, budget: int | None) -> Oracle:
         return self
@@ -56,6 +60,7 @@ class Oracle:
         contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
         x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()
         evaluations = torch.zeros_like(y)
+        each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
         for i in range(len(x)):
             for site in sites:
                 where = placements[list(site)]
@@ -63,7 +68,7 @@ class Oracle:
                 for patch, (row, column) in enumerate(where.tolist()):
                     worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
                 prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
-                evaluations[i] += len(worlds)
+                evaluations[i] += len(worlds) * each
                 hits = ((prediction != y[i]) & (prediction >= 0)).nonzero()
                 if len(hits):
                     x_adv[i], corners[i] = worlds[hits[0, 0]], where

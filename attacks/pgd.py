@@ -105,6 +105,9 @@ class PatchPGD:
     def name(self) -> str:
         return f"pgd-{self.restarts}"
 
+    def check(self, threat: PatchThreat) -> None:
+        """It searches every threat."""
+
     def unpruned(self, budget: int | None) -> PatchPGD:
         return replace(self, touched_only=False, budget=budget)
 
@@ -145,7 +148,8 @@ class Search:
         self.model, self.x, self.y, self.threat = model, x, y, threat
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._touched, self._cast = None, None
-        self._cost = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        self.num_ablations = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        self._cost = self.num_ablations
         self.evaluations = torch.zeros_like(y)
         if touched_only and isinstance(model, SmoothedClassifier):
             self._touched = model.ablation.touched(threat, *x.shape[2:])

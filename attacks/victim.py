@@ -80,7 +80,7 @@ class TouchedVictim:
         """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements."""
         member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
         valid, index = member.sort(dim=1, descending=True, stable=True)
-        most = int(member.sum(dim=1).max())
+        most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
         untouched = (cast & ~member[:, :, None]).sum(dim=1, dtype=torch.int32)
         return cls(model, y, index[:, :most], valid[:, :most], untouched)
 

@@ -25,6 +25,7 @@ from robustpatch.ablation import parse_ablation
 from robustpatch.checks import calibrate_guard
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
 from robustpatch.threat import parse_threat
 from robustpatch.voting import Threshold, parse_voting
 from robustpatch.zoo import Checkpoint, load_checkpoint
@@ -50,8 +51,12 @@ def main(
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
     patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
     attacks: Annotated[
-        str, typer.Option(help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none.")
-    ] = "pgd,exhaustive",
+        str | None,
+        typer.Option(
+            help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none. "
+            "Default: both, and pgd alone against several patches."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
     budget: Annotated[int | None, typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,
     certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
@@ -67,7 +72,8 @@ def main(
 ) -> None:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 
-    Exit status 0: every certificate held. 1: a certified prediction was changed. 2: wrong call. 3: internal error.
+    Exit status 0: no certificate was broken; the verdict says whether all were tested. 1: a certified prediction was
+    changed. 2: wrong call. 3: internal error.
     """
     errors = Console(stderr=True)
     try:
@@ -115,7 +121,7 @@ def _run(
     theta: float | None,
     guard: float | None,
     patch: str,
-    attacks: str,
+    attacks: str | None,
     steps: int | None,
     budget: int | None,
     certified_budget: int,
@@ -130,8 +136,8 @@ def _run(
     started = time.monotonic()
     if certified_budget < 0:
         raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
-    settings = Settings(num_images, batch_size, certified_budget or None, seed, _device(device))
-    chosen = parse_attacks(attacks, steps=steps, budget=budget)
+    settings = Settings(num_images, batch_size, certified_budget or None, seed, check_device(device))
+    versions = {name: version(name) for name in PACKAGES}
     loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
     images = load_images(dataset, data_root)
     if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != loaded.model.num_classes:
@@ -145,6 +151,8 @@ def _run(
             f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those"
         )
     threat = parse_threat(patch, images.image_shape[1:])
+    single = all(one.count == 1 for one in threat.threats)
+    chosen = parse_attacks(attacks or ("pgd,exhaustive" if single else "pgd"), steps=steps, budget=budget)
     model = loaded.model
     configuration = {
         "checkpoint": checkpoint,
@@ -183,7 +191,7 @@ def _run(
                 "seconds": seconds,
                 "configuration": json.loads((output / "run.json").read_text()),
                 "command": shlex.join(sys.argv),
-                "versions": {name: version(name) for name in PACKAGES},
+                "versions": versions,
                 "python": sys.version,
                 "threads": torch.get_num_threads(),
                 "device_name": _device_name(settings.device),
@@ -194,7 +202,7 @@ def _run(
     title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({model.ablation}, {model.voting})"
     console = Console()
     console.print(summary_table(summary, title=title, guard=model.guard, deviation=deviation, seconds=seconds))
-    console.print(f"records and summary.json in {output}", highlight=False, soft_wrap=True)
+    console.print(f"records and summary.json in {output}", highlight=False, soft_wrap=True, markup=False)
     if summary.verdict != "broken":
         return HELD
     for path in sorted((output / "counterexamples").glob("*.safetensors")):
@@ -212,7 +220,7 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     found: list[PatchAttack] = []
     for name in () if text.strip() == "none" else text.split(","):
         kind, colon, number = name.strip().partition(":")
-        if kind == "pgd" and (not colon or number.isdigit()):
+        if kind == "pgd" and (not colon or number.isdecimal()):
             found.append(PatchPGD(restarts=int(number), **shared) if colon else PatchPGD(**shared))
         elif kind == "exhaustive" and not colon:
             found.append(ExhaustivePGD(**shared))
@@ -224,15 +232,6 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     if len({attack.name for attack in found}) < len(found):
         raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
     return found
-
-
-def _device(name: str) -> str:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(f"device is {name!r}, which is not to be had here ({reason}); use cpu") from error
-    return name
 
 
 def _device_name(device: str) -> str:
@@ -264,7 +263,7 @@ def _replay(path: Path, device: str) -> int:
     loaded = load_checkpoint(claim["checkpoint"])
     if loaded.sha256 != claim["checkpoint_sha256"]:
         raise InvalidInput(f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file")
-    model = loaded.model.to(_device(device), DTYPES[claim["dtype"]])
+    model = loaded.model.to(check_device(device), DTYPES[claim["dtype"]])
     model.voting = parse_voting(claim["voting"], claim["guard"])
     outcome, certified = replay(example, model)
     console = Console()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attacks.base import Outcome, Proposal, judge
+from attacks.base import Outcome, Proposal, judge, predict
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -85,6 +85,8 @@ def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bo
     none = torch.zeros(1, device=device)
     proposal = Proposal(x_adv, corners, none.long(), none)
     outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal)
+    if example.attack == "predict":  # no patch: predict itself contradicted the certificate, or abstained
+        outcome = replace(outcome, broken=predict(model, x) != example.prediction)
     methods: tuple[dict[str, Any], ...] = ({},)
     if isinstance(model, SmoothedClassifier):
         methods = ({"method": "exact"}, {"method": "margin"})

@@ -49,7 +49,11 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed."""
+    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
+
+    An image counts as attacked if, for each threat, some attack that scored it whole, with no placement closed, spent
+    evaluations on it and proposed a patch within the threat.
+    """
 
     images: int
     clean: Share
@@ -99,7 +103,8 @@ def summarise(records: list[Record]) -> Summary:
         )
     standing = sum(record.correct and not any(attack.broken for attack in record.attacks) for record in records)
     certified = [record for record in records if record.certified]
-    attacked = [record for record in certified if record.attacks and all(a.unpruned for a in record.attacks)]
+    threats = {attack.threat for record in records for attack in record.attacks}
+    attacked = [record for record in certified if threats and threats <= record.threats_tested]
     violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
     exact = Share(sum(record.correct and record.certified_exact for record in records), total)
     paper = [record.certified_margin for record in records]
@@ -113,7 +118,7 @@ def summarise(records: list[Record]) -> Summary:
         attacks=attacks,
         under_all=Share(standing, total),
         gap=standing / total - exact.value,
-        verdict="broken" if violations else "held" if len(attacked) == len(certified) else "not tested",
+        verdict="broken" if violations else "held" if attacked and len(attacked) == len(certified) else "not tested",
         certified_images=len(certified),
         certified_attacked=len(attacked),
         certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),

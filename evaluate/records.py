@@ -68,6 +68,11 @@ class Record:
         return self.certified_exact or bool(self.certified_margin)
 
     @property
+    def threats_tested(self) -> set[str]:
+        """Threats under which some attack leaned on nothing it tests, did work and stayed within the threat."""
+        return {a.threat for a in self.attacks if a.unpruned and a.evaluations > 0 and a.contained and a.in_range}
+
+    @property
     def violations(self) -> list[str]:
         """Attacks that changed this certified prediction; "predict" where predict contradicts the certificate."""
         if not self.certified:

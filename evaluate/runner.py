@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ class Settings:
 
 @torch.no_grad()
 def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate, Certificate | None]:
-    """The classifier's certificate (exact for ours), and the paper's where the certificate shows its votes."""
-    certificate: Certificate = model.certify(x, threat)  # type: ignore[operator]
-    return certificate, None if certificate.evidence is None else certificate.by("margin")
+    """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier."""
+    if isinstance(model, SmoothedClassifier):
+        return model.certify(x, threat, "exact"), model.certify(x, threat, "margin")
+    return model.certify(x, threat), None  # type: ignore[operator]
 
 
 def evaluate(
@@ -75,12 +77,19 @@ def evaluate(
     """
     output = Path(output)
     threat.check_fits(*images.image_shape[1:])
+    for attack in attacks:
+        for one in threat.threats:
+            attack.check(one)
+    if len({attack.name for attack in attacks}) < len(attacks):
+        raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
     total = min(settings.num_images, len(images))
     own = {
         **vars(settings),
         "num_images": total,
         "threat": str(threat),
         "dataset": images.name,
+        "images_sha256": _images_fingerprint(images, total),
+        "robustpatch": version("robustpatch"),
         "model_sha256": _fingerprint(model),
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
@@ -117,6 +126,12 @@ def _fingerprint(model: torch.nn.Module) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _images_fingerprint(images: ImageSet, total: int) -> str:
+    """What tells data sets of one name apart: all labels, and the first and the last image."""
+    x, _ = images.batch([0, total - 1])
+    return hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes()).hexdigest()
 
 
 def _claim(output: Path, configuration: dict[str, Any]) -> None:
@@ -181,7 +196,8 @@ def _batch(
                     continue
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
-                records = _attack(model, x[rows], exact.prediction[rows], one, run, first, unpruned, settings)
+                scored_whole = unpruned and not run.touched_only
+                records = _attack(model, x[rows], exact.prediction[rows], one, run, first, scored_whole, settings)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     if unpruned and record.broken:
@@ -230,6 +246,7 @@ def _attack(
     settings: Settings,
 ) -> list[tuple[AttackRecord, Tensor]]:
     """Run and judge one attack on images of one batch, all of them against the clean prediction."""
+    # Seeded by batch and not by image, since an attack works on a batch at once; batches are fixed by index.
     generator = torch.Generator().manual_seed(_seed(settings.seed, first, attack.name, str(threat), unpruned))
     started = time.monotonic()
     proposal = attack(model, x, prediction, threat, generator=generator)

@@ -16,7 +16,7 @@ def summary_table(summary: Summary, *, title: str, guard: float, deviation: floa
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
     time includes the certified ones.
     """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("clean", *_share(summary.clean))
@@ -56,6 +56,8 @@ def _verdict(summary: Summary) -> Text:
             f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
             style="bold red",
         )
+    if summary.certified_images == 0:
+        return Text("NOT TESTED: no image was certified", style="bold yellow")
     if summary.verdict == "not tested":
         return Text(f"NOT TESTED: {attacked}", style="bold yellow")
     return Text(f"HELD: no certified prediction was changed; {attacked}", style="bold green")

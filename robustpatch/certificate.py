@@ -190,7 +190,7 @@ def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: in
     """
     sets = len(touched.sizes) if count == 1 else 1
     out = torch.full((len(prediction), sets), torch.iinfo(torch.int64).max, device=prediction.device)
-    cells = max(touched.num_ablations, len(touched.sizes))
+    cells = max(touched.num_ablations, len(touched.sizes) ** (2 if count > 1 and touched.exact_unions else 1))
     for rows in torch.arange(len(prediction), device=prediction.device).split(max(1, _CELLS // (4 * cells))):
         sure = votes.cast[rows] & ~votes.close[rows]
         possible = votes.cast[rows] | votes.close[rows]

@@ -18,6 +18,8 @@ _ABLATIONS = 64  # ablations that a check of the base looks at
 
 def shape_and_type(x: Tensor) -> None:
     """Refuse what is no batch of float images."""
+    if not isinstance(x, Tensor):
+        raise InvalidInput(f"images are a {type(x).__name__}; pass a torch tensor of floats in [0, 1]")
     if not torch.is_floating_point(x):
         raise InvalidInput(f"images have dtype {x.dtype}; pass floats in [0, 1] (for bytes: x.float() / 255)")
     if x.ndim != 4 or 0 in x.shape[1:]:
@@ -70,7 +72,7 @@ def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> f
     runs += [torch.cat([_scores(model, some) for some in x.split(size)]) for size in (1, 2, 3)]
     chunk, n = model.chunk, reference.shape[1]
     try:
-        for size in (1, 3, max(1, n - 1), n * len(x)) if not model.one_pass else ():
+        for size in (1, 3, max(1, n - 1), n * len(x)):
             model.chunk = size
             runs.append(_scores(model, x))
     finally:
@@ -78,16 +80,20 @@ def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> f
     if model.one_pass:
         runs.append(_scores(model, x, torch.arange(n, device=x.device)))
     deviation = _within_guard(model, reference, runs, "batch sizes, chunks and companions")
-    return max([deviation, *(base_is_sound(model, image[None]) for image in x)])
+    return max([deviation, *(_base_is_sound(model, image[None]) for image in x)])
 
 
 def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> float:
     """Refuse a base whose scores depend on other images, on chance or, scored in one pass, on pixels it must not see.
 
-    One image, a sample of ablations: a test that finds gross violations, not a proof that there are none. Returns the
-    largest change of a score seen.
+    The first image, black, white and noise, a sample of ablations: a test that finds gross violations, not a proof that
+    there are none. Returns the largest change of a score seen.
     """
-    x = x[:1]
+    tested = torch.cat([x[:1], torch.zeros_like(x[:1]), torch.ones_like(x[:1]), _noise(x, 1)])
+    return max(_base_is_sound(model, image[None]) for image in tested)
+
+
+def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> float:
     n = model.ablation.count(*x.shape[2:])
     index = torch.linspace(0, n - 1, min(n, _ABLATIONS), device=x.device).round().long()
 
@@ -138,6 +144,6 @@ def _scores(model: SmoothedClassifier, x: Tensor, index: Tensor | None = None) -
     return model.scores(x, index)
 
 
-def _noise(x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _noise(x: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.rand(x[:1].shape, generator=generator, dtype=torch.float32).to(x)

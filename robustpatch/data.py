@@ -47,7 +47,10 @@ class ImageSet:
     def _read(self, i: int) -> Tensor:
         assert self._folder is not None
         path = self._folder.samples[i][0]
-        image = pil_to_tensor(self._folder.loader(path)).to(torch.float32) / 255
+        try:
+            image = pil_to_tensor(self._folder.loader(path)).to(torch.float32) / 255
+        except OSError as error:  # PIL's UnidentifiedImageError is one
+            raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error
         if tuple(image.shape) != self.image_shape:
             raise InvalidInput(
                 f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; resize all to one size"
@@ -61,7 +64,8 @@ def default_root() -> Path:
 
 
 def load_images(name: str, root: str | Path | None = None, split: str = "test") -> ImageSet:
-    """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them.
+    """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
+    folder, validation is an even sample of at most a tenth.
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
     - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
@@ -108,8 +112,9 @@ def _torchvision(dataset, root: Path, train: bool):
     try:
         return dataset(root, train=train, download=True)
     except (RuntimeError, URLError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInput(
-            f"data-root is {root}, which holds no {dataset.__name__}, and downloading it failed ({error}); "
+            f"data-root is {root}, which holds no {dataset.__name__}, and downloading it failed ({reason}); "
             "name a folder in torchvision's layout"
         ) from error
 

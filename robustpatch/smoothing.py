@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustpatch import checks
+from robustpatch import checks, precision
 from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate, Method, certify_votes, largest_certified
 from robustpatch.encoding import ComplementChannels, Encoding
@@ -80,43 +81,51 @@ class SmoothedClassifier(nn.Module):
         """The change of a score that certificates allow for: the voting's, or the default for this precision."""
         if self.voting.guard is not None:
             return self.voting.guard
-        tensor = next(self.parameters(), None)
-        device = "cpu" if tensor is None else tensor.device.type
-        exact = tensor is None or tensor.dtype in (torch.float32, torch.float64)
-        tf32 = device == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-        return GUARD_FLOAT32 if exact and not tf32 and not torch.is_autocast_enabled(device) else GUARD_REDUCED
+        tensors = [*self.parameters(), *self.buffers()]
+        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
+        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
+        return GUARD_REDUCED if reduced else GUARD_FLOAT32
 
     def logits(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
         """The base's logits in float32, of all ablations or of those in `index`: [n] for all images alike, or [B,n].
 
-        Differentiable. With gradients, a plain base is checkpointed chunk by chunk.
+        Differentiable. More than one chunk is checkpointed chunk by chunk. A one-pass base is given whole images, as
+        many as make up a chunk; in training mode all of them at once, since batch statistics are of the whole batch.
         """
         checks.shape_and_type(x)
         n = self.ablation.count(*x.shape[2:])
         if index is not None and index.shape[-1] == 0:  # a patch between the bands of a wide stride touches none
             return torch.zeros(len(x), 0, self.num_classes, device=x.device)
         if self.one_pass:
-            logits = self._run(self.base.score_all, self._match(x), index)  # type: ignore[arg-type]
-            return self._check_logits(logits, (len(x), n if index is None else index.shape[-1]))
+            asked = n if index is None else index.shape[-1]
+            size = len(x) if self.base.training else self._chunk(x) // asked
+            images = torch.arange(len(x), device=x.device).split(max(1, size))
+            each = [(x[i], index[i] if index is not None and index.ndim == 2 else index) for i in images]
+            return self._check_logits(self._run(self._score_all, each, x), (len(x), asked))
         index = torch.arange(n, device=x.device) if index is None else index
         index = index.expand(len(x), -1) if index.ndim == 1 else index
         image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
-        chunks = [self._run(self._score_chunk, x, *pairs) for pairs in self._chunks(x, image, index)]
-        logits = torch.cat(chunks) if chunks else x.new_zeros(0, self.num_classes)
+        pairs = zip(*(ids.flatten().split(self._chunk(x)) for ids in (image, index)), strict=True)
+        logits = self._run(self._score_chunk, [(x, *some) for some in pairs], x)
         return self._check_logits(logits.unflatten(0, index.shape), tuple(index.shape))
 
-    def _chunks(self, x: Tensor, image: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.chunk or max(1, _ENCODED_VALUES // (self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]))
-        yield from zip(image.flatten().split(size), index.flatten().split(size), strict=True)
+    def _chunk(self, x: Tensor) -> int:
+        return self.chunk or max(1, _ENCODED_VALUES // (self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]))
+
+    def _score_all(self, x: Tensor, index: Tensor | None) -> Tensor:
+        return self.base.score_all(self._match(x), index)  # type: ignore[operator]
 
     def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
         kept = self.ablation.masks(x.shape[2], x.shape[3], index)
         return self.base(self._match(self.encoding(x[image], kept)))
 
-    def _run(self, function, *inputs) -> Tensor:
-        if torch.is_grad_enabled() and not self.one_pass:
-            return checkpoint(function, *inputs, use_reentrant=False).float()
-        return function(*inputs).float()
+    def _run(self, function: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], x: Tensor) -> Tensor:
+        """The chunks' logits one after the other; with gradients, computed again in the backward pass."""
+        if not chunks:
+            return torch.zeros(0, self.num_classes, device=x.device)
+        if torch.is_grad_enabled() and len(chunks) > 1:
+            return torch.cat([checkpoint(function, *chunk, use_reentrant=False).float() for chunk in chunks])
+        return torch.cat([function(*chunk).float() for chunk in chunks])
 
     def _match(self, x: Tensor) -> Tensor:
         """The image in the precision of the base."""
@@ -151,6 +160,7 @@ class SmoothedClassifier(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The share of votes of each class, float32; its argmax is `predict`, ties included, its gradient `soft`'s."""
         logits = self.logits(x)
+        checks.finite_scores(logits)
         cast = self.voting.votes(logits.detach().softmax(dim=-1), self.guard).cast
         shares = cast.sum(dim=1, dtype=torch.int32).to(torch.float32) / cast.shape[1]
         if not logits.requires_grad:
@@ -167,7 +177,8 @@ class SmoothedClassifier(nn.Module):
         The first call for a base, precision and image shape also tests the proof's assumptions on one image: the same
         scores alone, in company and twice, and, for a one-pass base, with everything outside the band replaced.
         """
-        threat.check_fits(*x.shape[2:])
+        checks.image_values(x)
+        threat.check_fits(x.shape[2], x.shape[3])
         votes = self.votes(x)
         if len(x):
             self._check_once(x)
@@ -181,24 +192,18 @@ class SmoothedClassifier(nn.Module):
         return largest_certified(votes, self.ablation, (x.shape[2], x.shape[3]))
 
     def _check_once(self, x: Tensor) -> None:
-        dtype = next((p.dtype for p in self.base.parameters()), None)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        # The modules themselves, not their ids: those of a deleted base are given to the next one.
+        # The modules and weights themselves, not their ids: those of a deleted base are given to the next one. A weight
+        # that is loaded, trained or edited in place has another version.
+        tensors = (*self.base.parameters(), *self.base.buffers())
         key = (
             tuple(self.base.modules()),
-            dtype,
-            str(x.device),
-            autocast,
-            self.guard,
-            self.chunk,
-            self.encoding,
-            self.ablation,
-            self.voting,
-            tuple(x.shape[1:]),
+            tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors),
+            (str(x.device), precision.settings(x.device.type), tuple(x.shape[1:])),
+            (self.guard, self.chunk, self.encoding, self.ablation, self.voting),
         )
         if key not in self._checked:
             checks.base_is_sound(self, x)
-            self._checked = {known for known in self._checked if known[0] == key[0]} | {key}
+            self._checked = {known for known in self._checked if known[:2] == key[:2]} | {key}
 
 
 class _StraightThrough(torch.autograd.Function):

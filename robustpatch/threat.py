@@ -66,11 +66,15 @@ class PatchThreat:
         return (self,)
 
     def check_fits(self, height: int, width: int) -> None:
-        """Raise `InvalidInput` when the patch is larger than an image of `height` × `width`."""
+        """Raise `InvalidInput` when the patch is larger than an image of `height` × `width`, or there are too many."""
         if self.height > height or self.width > width:
             raise InvalidInput(
                 f"patch {self} (height x width) is larger than the image, {height}x{width}; "
                 f"take at most {height}x{width}"
+            )
+        if self.count > height * width:
+            raise InvalidInput(
+                f"patch count is {self.count}, more than the {height * width} pixels of the image; take fewer patches"
             )
 
     def placements(self, height: int, width: int) -> Int[Tensor, "L 2"]:

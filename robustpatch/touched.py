@@ -44,8 +44,11 @@ class Touched(ABC):
         The damage of a union is at most the sum of the damages, so `count` times the worst set bounds it, and so does
         the damage of all ablations together. Exact for `count` = 1, and where `exact_unions` is True.
         """
+        count = min(count, self.num_ablations)  # N sets already cover all that any number of them can
         worst = self.sums(damage).amax(dim=1)
-        return worst if count == 1 else torch.minimum(count * worst, damage.sum(dim=1, dtype=torch.int32))
+        if count == 1:
+            return worst
+        return torch.minimum(count * worst.long(), damage.sum(dim=1, dtype=torch.int64)).to(torch.int32)
 
 
 class DenseTouched(Touched):
@@ -157,8 +160,9 @@ class WindowsTouched(Touched):
         """
         if self._line is None or count == 1:
             return super().worst_union(damage, count)
-        begin, end = (ends.to(damage.device) for ends in torch.unique(torch.stack(self._line), dim=1))
+        begin, end = (ends.to(damage.device) for ends in _maximal(*self._line))
         n = self.num_ablations
+        count = min(count, n)
         prefix = torch.nn.functional.pad(
             damage.to(torch.int32).repeat(1, 3, 1).cumsum(1, dtype=torch.int32), (0, 0, 1, 0)
         )  # prefix[x + n] sums the line over [-n, x)
@@ -171,11 +175,19 @@ class WindowsTouched(Touched):
             for _ in range(count - 1):
                 low = torch.maximum(begin[f:, None], last)  # [q, p]
                 gain = (prefix[:, stop + n][:, :, None] - prefix[:, low + n]).clamp(min=0)  # [B, q, p, J]
-                ascending = begin[f:, None] >= begin[f : f + last.shape[0]]
-                total = torch.where(ascending[None, :, :, None], union[:, None] + gain, -1)
+                ascending = (end[f:, None] >= last)[None, :, :, None]
+                total = torch.where(ascending, union[:, None] + gain, -1)
                 union, last = total.amax(dim=2), end[f:]
             best = torch.maximum(best, union.amax(dim=1))
         return best
+
+
+def _maximal(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Of runs with both ends ascending, those that lie in no other: both ends then ascend strictly."""
+    longest = torch.cat([begin[1:] != begin[:-1], torch.ones_like(begin[:1], dtype=torch.bool)])
+    begin, end = begin[longest], end[longest]
+    earliest = torch.cat([torch.ones_like(end[:1], dtype=torch.bool), end[1:] != end[:-1]])
+    return begin[earliest], end[earliest]
 
 
 def _circular_run_sums(values: Tensor, dim: int, first: Tensor, length: Tensor) -> Tensor:

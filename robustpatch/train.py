@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
 from robustpatch.training import TrainingConfig, train
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,6 +46,7 @@ def main(
     """Train a base classifier on ablated images; validated on the last 5,000 training images, never on test images."""
     console = Console(stderr=True)
     try:
+        check_device(device)
         config = TrainingConfig(
             ablation=ablation,
             network={"name": network},
@@ -88,7 +90,7 @@ def main(
                 on_step=lambda e, s, loss: progress.update(task, completed=s + 1, epoch=e + 1, loss=loss),
             )
     except InvalidInput as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         console.print("interrupted; the finished epochs are kept, continue with --resume")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -71,7 +71,8 @@ def accuracy(model: SmoothedClassifier, images: ImageSet, threat: Threat, device
     try:
         for index in torch.arange(len(images)).split(500):
             x, y = (tensor.to(device) for tensor in images.batch(index))
-            margin, exact = model.certify(x, threat, "margin"), model.certify(x, threat, "exact")
+            exact = model.certify(x, threat)
+            margin = exact.by("margin")
             right = exact.prediction == y
             hits += torch.stack([(right & which).sum() for which in (right, margin.certified, exact.certified)]).cpu()
     finally:
@@ -117,7 +118,11 @@ def train(
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
     )
     total = steps * config.epochs + 1
     # The rise takes a quarter of the run, and at least one step: torch divides by its length.
@@ -172,7 +177,8 @@ def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimiz
     tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.base.state_dict().items()}
     saved = optimizer.state_dict()
     for number, entry in saved["state"].items():
-        tensors[f"momentum.{number}"] = entry["momentum_buffer"].cpu().contiguous()
+        if entry.get("momentum_buffer") is not None:  # none without momentum
+            tensors[f"momentum.{number}"] = entry["momentum_buffer"].cpu().contiguous()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
     meta = {"config": config, "groups": groups, "schedule": schedule.state_dict(), "history": history}
     part = path.with_suffix(".part")
@@ -184,8 +190,11 @@ def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimiz
 def _restore(
     path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule
 ) -> list[dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        meta = json.loads(file.metadata()["state"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["state"])
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{path} is damaged ({error}); delete it to train from the start") from error
     if meta["config"] != json.loads(json.dumps(config)):
         differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))
         raise InvalidInput(

@@ -90,21 +90,26 @@ def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, votin
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged or no safetensors file ({error}); fetch it again") from error
-    if config is None or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InvalidInput(
             f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
             "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint"
         )
-    if ablation is not None and str(ablation) != config["ablation"]:
+    if ablation is not None and str(ablation) != config.get("ablation"):
         raise InvalidInput(
-            f"ablation is {ablation}, but checkpoint {path.name} was trained for {config['ablation']}; "
+            f"ablation is {ablation}, but checkpoint {path.name} was trained for {config.get('ablation')}; "
             "drop --ablation or name another checkpoint"
         )
-    model = model_from(config, voting)
     try:
+        model = model_from(config, voting)
         model.base.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InvalidInput(f"checkpoint {path}: its weights do not fit its configuration ({error})") from error
+    except InvalidInput:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(
+            f"checkpoint {path}: its configuration is incomplete or does not fit its weights "
+            f"({type(error).__name__}: {error}); train it again with python -m robustpatch.train"
+        ) from error
     return Checkpoint(model.eval(), config, path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

@@ -45,7 +45,7 @@ class StripNet(nn.Module):
             raise InvalidInput(f"ablation is {ablation}; a strip network sees columns or rows")
         if len(widths) < 1:
             raise InvalidInput(f"widths is {widths}; give at least one number of channels")
-        self.ablation, self.image_size = ablation, image_size
+        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
         self._transposed = isinstance(ablation, Rows)
         rows, columns = ablation.axes(*image_size)
         axis, length = (rows, image_size[1]) if self._transposed else (columns, image_size[0])
@@ -65,6 +65,11 @@ class StripNet(nn.Module):
 
     def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
         """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
+        if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
+            raise InvalidInput(
+                f"images have shape {tuple(x.shape)}; this network was built for {self.in_channels} channels of "
+                f"{self.image_size[0]}x{self.image_size[1]} pixels: resize the images, or build it for theirs"
+            )
         if self._transposed:
             x = x.transpose(2, 3)
         axis = self._axis

@@ -170,7 +170,7 @@ def test_gradients_find_what_chance_does_not():
         (lambda: ExhaustivePGD(rounds=-1), "rounds is -1"),
         (lambda: ExhaustivePGD(keep=0.0), "keep is 0.0"),
         (lambda: ExhaustivePGD(keep=1.5), "keep is 1.5"),
-        (lambda: ExhaustivePGD(budget=-3), "0.25, -3"),
+        (lambda: ExhaustivePGD(budget=-3), "0.5, -3"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):
