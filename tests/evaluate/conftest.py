@@ -1,0 +1,33 @@
+"""A checkpoint of its own, so that the command line is tested without what the package ships."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustpatch.zoo import model_from, save_checkpoint
+
+CONFIG = {
+    "network": {"name": "strip", "widths": [4, 4], "hidden": 0},
+    "ablation": "columns:2",
+    "voting": "threshold:0.3",
+    "guard": None,
+    "encoding": "complement",
+    "image_shape": [1, 28, 28],
+    "class_names": list("0123456789"),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A classifier of untrained features whose bias makes 7 likely: some images certified, most for a wrong label."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_from(CONFIG)
+    with torch.no_grad():
+        model.base.head[0].weight *= 3
+        model.base.head[0].bias[7] += 2
+    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
+    save_checkpoint(path, model, CONFIG)
+    return path
