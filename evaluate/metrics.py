@@ -51,8 +51,8 @@ class AttackSummary:
 class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
 
-    An image counts as attacked if, for each threat, some attack that scored it whole, with no placement closed, spent
-    evaluations on it and proposed a patch within the threat.
+    An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
+    one spent evaluations and proposed a patch within the threat.
     """
 
     images: int
@@ -104,7 +104,11 @@ def summarise(records: list[Record]) -> Summary:
     standing = sum(record.correct and not any(attack.broken for attack in record.attacks) for record in records)
     certified = [record for record in records if record.certified]
     threats = {attack.threat for record in records for attack in record.attacks}
-    attacked = [record for record in certified if threats and threats <= record.threats_tested]
+    attacked = [
+        record
+        for record in certified
+        if threats and threats <= record.threats_tested and all(attack.unpruned for attack in record.attacks)
+    ]
     violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
     exact = Share(sum(record.correct and record.certified_exact for record in records), total)
     paper = [record.certified_margin for record in records]
@@ -118,7 +122,7 @@ def summarise(records: list[Record]) -> Summary:
         attacks=attacks,
         under_all=Share(standing, total),
         gap=standing / total - exact.value,
-        verdict="broken" if violations else "held" if attacked and len(attacked) == len(certified) else "not tested",
+        verdict="broken" if violations else "held" if len(attacked) == len(certified) else "not tested",
         certified_images=len(certified),
         certified_attacked=len(attacked),
         certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),

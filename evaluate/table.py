@@ -57,7 +57,7 @@ def _verdict(summary: Summary) -> Text:
             style="bold red",
         )
     if summary.certified_images == 0:
-        return Text("NOT TESTED: no image was certified", style="bold yellow")
+        return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
     if summary.verdict == "not tested":
         return Text(f"NOT TESTED: {attacked}", style="bold yellow")
     return Text(f"HELD: no certified prediction was changed; {attacked}", style="bold green")

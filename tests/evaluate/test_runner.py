@@ -85,9 +85,10 @@ def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SmoothedClassifier, "logits", logits)
     data = image_set(torch.zeros(3, 1, *SIZE), torch.tensor([0, 1, 0]), 3)
-    run(tmp_path / "checked", data=data, certified_budget=None)  # the model is tested once, in parts too
+    model = classifier()
+    run(tmp_path / "checked", model, data, certified_budget=None)  # the model is tested once, in parts too
     asked.clear()
-    records = run(tmp_path / "counted", data=data, certified_budget=None)
+    records = run(tmp_path / "counted", model, data, certified_budget=None)
     assert all(index is None for index in asked)
     for r in records:
         assert r.certified

@@ -73,7 +73,7 @@ def test_damaged_and_foreign_files_are_refused(saved, tmp_path):
         with pytest.raises(InvalidInput, match="no robustpatch configuration of format 1"):
             load_checkpoint(tmp_path / name)
     save_checkpoint(tmp_path / "wider", model, {**CONFIG, "network": {"name": "strip", "widths": [8, 4], "hidden": 8}})
-    with pytest.raises(InvalidInput, match="weights do not fit"):
+    with pytest.raises(InvalidInput, match="does not fit its weights"):
         load_checkpoint(tmp_path / "wider")
 
 
