@@ -30,7 +30,8 @@ def summary_table(summary: Summary, *, title: str, guard: float, deviation: floa
         )
     if summary.attacks:
         table.add_row("under all attacks", *_share(summary.under_all), end_section=True)
-    table.add_row("gap, undecided", f"{summary.gap:.1%}", "", "", "", f"{seconds:.1f} s")
+    gap = ("gap, undecided", f"{summary.gap:.1%}") if summary.attacks else ("all", "")
+    table.add_row(*gap, "", "", "", f"{seconds:.1f} s")
     close = summary.close_votes / summary.votes if summary.votes else 0.0
     measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
     notes = Text(f"guard {guard:g}{measured}; {summary.close_votes} of {summary.votes:,} votes close ({close:.2e})")

@@ -38,6 +38,10 @@ def main(
     ablations: Annotated[
         int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")
     ] = _DEFAULT.ablations,
+    certificate: Annotated[
+        float, typer.Option(help="Weight of the certificate's own loss beside cross-entropy; 0: none.")
+    ] = _DEFAULT.certificate,
+    start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
     device: str = "cpu",
@@ -59,6 +63,8 @@ def main(
             momentum=momentum,
             weight_decay=weight_decay,
             ablations=ablations,
+            certificate=certificate,
+            start=start,
             bfloat16=bfloat16,
             seed=seed,
         )

@@ -242,3 +242,13 @@ def test_batches_only_bound_memory(batch):
     for attack in (PatchPGD(steps=4, restarts=4, batch=batch), ExhaustivePGD(steps=4, batch=batch)):
         proposal = attack(model, x, y, threat, generator=torch.Generator())
         assert judge(model, x, y, threat, proposal).broken.all()
+
+
+@pytest.mark.parametrize("voting", [Threshold(0.3), TopOne()])
+def test_a_patch_between_the_bands_touches_nothing(voting):
+    """Bands with gaps: a climb that no ablation sees ends without success and without an error."""
+    model = smoothed(Level(2), Columns(1, 4), 2, voting)
+    x = images(2, (5, 8))
+    attack = ExhaustivePGD(steps=2, rounds=0)
+    proposal = attack(model, x, model.predict(x), PatchThreat(1, 1), generator=torch.Generator().manual_seed(0))
+    assert proposal.x_adv.shape == x.shape

@@ -76,3 +76,18 @@ def test_a_damaged_counterexample(text, tmp_path):
     tensors = {name: torch.zeros(1, 4, 4) for name in ("x", "x_adv", "corners")}
     save_file(tensors, tmp_path / "odd", metadata=None if text is None else {"counterexample": json.dumps(text)})
     refused(call("--replay", tmp_path / "odd"), "which is no counterexample")
+
+
+def test_several_patches_are_attacked_by_default_and_refused_where_asked_too_much(checkpoint, tmp_path):
+    """The default attacks follow the threat; naming the exhaustive search is refused before anything is scored."""
+    shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 2)
+    assert call(*shared, "--output", tmp_path / "default").exit_code == 0
+    refused(call(*shared, "--attacks", "pgd,exhaustive", "--output", tmp_path / "asked"), "use pgd for several")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_text_that_looks_like_markup_or_digits(checkpoint, tmp_path):
+    """Brackets in a path and superscripts in a number end in the message, not in an internal error."""
+    refused(call("--dataset", "folder", "--data-root", "[/x]", "--checkpoint", checkpoint), "data-root is [/x]")
+    refused(call("--checkpoint", checkpoint, "--attacks", "pgd:²"), "attacks is 'pgd:²'")
+    assert call("--checkpoint", checkpoint, "--num-images", 1, "--steps", 1, "--output", tmp_path / "[b]").exit_code == 0

@@ -158,3 +158,19 @@ def test_a_patch_larger_than_the_image_is_refused():
     for touched in (Columns(2).touched, lambda *a: Ablation.touched(Columns(2), *a), Columns(2).affected):
         with pytest.raises(InvalidInput, match="larger than the image, 4x8; take at most 4x8"):
             touched(PatchThreat(5, 2), 4, 8)
+
+
+@pytest.mark.parametrize("text", ["blocks:1", "columns:1", "rows:2/3"])
+@pytest.mark.parametrize("count", [9, 2**28, 2**31 + 1])
+def test_any_number_of_patches_does_all_damage_and_no_more(text, count):
+    """More patches than ablations: no counter overflows into a certificate, and no loop runs over the patches."""
+    touched = parse_ablation(text).touched(PatchThreat(2, 2), 6, 6)
+    damage = torch.randint(0, 3, (2, touched.num_ablations, 2), generator=torch.Generator().manual_seed(0)).int()
+    assert torch.equal(touched.worst_union(damage, 36 * count), damage.sum(dim=1).int())
+
+
+def test_shorter_runs_do_not_count_twice():
+    """W = 3, stride 2, one pixel, four patches: a run inside another adds nothing after it."""
+    touched = Columns(1, 2).touched(PatchThreat(1, 1), 1, 3)
+    damage = torch.tensor([[[0], [2]]], dtype=torch.int32)
+    assert int(touched.worst_union(damage, 4)) == 2

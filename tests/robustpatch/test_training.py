@@ -10,11 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from robustpatch.ablation import Columns
+from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
-from robustpatch.training import TrainingConfig, accuracy, train
+from robustpatch.training import TrainingConfig, accuracy, certificate_loss, train
+from robustpatch.voting import Votes
 from robustpatch.zoo import load_checkpoint
 from tests import toys
 
@@ -125,3 +127,40 @@ def test_the_command_line_refuses_in_one_line(tmp_path):
         done = CliRunner().invoke(app, [*common, *options])
         assert done.exit_code == 2, done.output
         assert "error: " in done.output
+
+
+def test_the_certificate_loss_is_the_exact_certificate_of_soft_votes():
+    """With votes of 0 and 1 its margin is the certificate's for the true class, but for ties and a wrong prediction."""
+    votes = torch.rand(50, 9, 3, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.9, 0.3, 0.1])
+    ablation, threat = Columns(1), PatchThreat(1, 2)
+    touched = ablation.touched(threat, 4, 9)
+    sets = touched.member(torch.arange(len(touched.sizes)))
+    found = certify_votes(Votes(votes, torch.zeros_like(votes)), ablation, threat, (4, 9))
+    right = found.prediction == 0  # the lowest index: no rival wins ties
+    assert 10 < right.sum() < 50 or right.all()
+    for i in right.nonzero()[:, 0]:
+        loss = certificate_loss(votes[i : i + 1].float(), torch.zeros(1, dtype=torch.long), sets)
+        assert float(loss) == pytest.approx(float(torch.sigmoid(-found.margin[i] / 2.0)), abs=1e-6)
+
+
+def test_training_starts_from_a_checkpoint_and_through_the_certificate(images, tmp_path):
+    """`start` and `certificate` change the weights; a checkpoint of another network is refused."""
+    train(STRIP, images, images, tmp_path / "first")
+    start = str(tmp_path / "first" / "checkpoint.safetensors")
+    tuned = replace(STRIP, start=start, certificate=1.0, epochs=1, lr=0.01)
+    first = load_checkpoint(start).model.base.state_dict()
+    second = train(tuned, images, images, tmp_path / "second").base.state_dict()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert max(float((first[name] - second[name]).abs().max()) for name in ("embedding", "head.0.weight")) < 0.2
+    with pytest.raises(InvalidInput, match="another network"):
+        train(replace(tuned, network={**NETWORK, "hidden": 9}), images, images, tmp_path / "third")
+
+
+def test_training_without_momentum_resumes_and_a_damaged_state_is_refused(images, tmp_path):
+    """No momentum buffers to save; half a state file is named and not loaded."""
+    train(replace(STRIP, momentum=0.0), images, images, tmp_path)
+    train(replace(STRIP, momentum=0.0), images, images, tmp_path, resume=True)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:99])
+    with pytest.raises(InvalidInput, match="damaged"):
+        train(replace(STRIP, momentum=0.0), images, images, tmp_path, resume=True)
