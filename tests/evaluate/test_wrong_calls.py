@@ -90,4 +90,6 @@ def test_text_that_looks_like_markup_or_digits(checkpoint, tmp_path):
     """Brackets in a path and superscripts in a number end in the message, not in an internal error."""
     refused(call("--dataset", "folder", "--data-root", "[/x]", "--checkpoint", checkpoint), "data-root is [/x]")
     refused(call("--checkpoint", checkpoint, "--attacks", "pgd:²"), "attacks is 'pgd:²'")
-    assert call("--checkpoint", checkpoint, "--num-images", 1, "--steps", 1, "--output", tmp_path / "[b]").exit_code == 0
+    assert (
+        call("--checkpoint", checkpoint, "--num-images", 1, "--steps", 1, "--output", tmp_path / "[b]").exit_code == 0
+    )
