@@ -142,3 +142,11 @@ def test_rectangles_are_the_maximal_ones_of_an_area(area, height, width):
     found = {(t.height, t.width) for t in AnyOf.rectangles(area, (height, width)).threats}
     fitting = {(h, w) for h in range(1, height + 1) for w in range(1, width + 1) if h * w <= area}
     assert found == {(h, w) for h, w in fitting if (h + 1, w) not in fitting and (h, w + 1) not in fitting}
+
+
+def test_more_patches_than_pixels_are_refused():
+    """Nine fit on 3×3; a tenth, or a million, is refused before anything is allocated for them."""
+    PatchThreat(1, 1, 9).check_fits(3, 3)
+    for count in (10, 10**6):
+        with pytest.raises(InvalidInput, match=f"patch count is {count}, more than the 9 pixels"):
+            PatchThreat(1, 1, count).check_fits(3, 3)
