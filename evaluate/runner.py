@@ -143,7 +143,7 @@ def _claim(output: Path, configuration: dict[str, Any]) -> None:
     if path.exists():
         try:
             stored = json.loads(path.read_text())
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text at all
             stored = None
         if stored != configuration:
             differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]

@@ -174,8 +174,9 @@ class SmoothedClassifier(nn.Module):
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat, method: Method = "exact") -> Certificate:
         """Prove, for each image, that no patch within `threat` changes the prediction; see `Certificate`.
 
-        The first call for a base, precision and image shape also tests the proof's assumptions on one image: the same
-        scores alone, in company and twice, and, for a one-pass base, with everything outside the band replaced.
+        The first call for a base, its weights, precision and image shape also tests the proof's assumptions on a few
+        images: the same scores alone, in company and twice, and, for a one-pass base, with everything outside the band
+        replaced.
         """
         checks.image_values(x)
         threat.check_fits(x.shape[2], x.shape[3])
@@ -193,11 +194,12 @@ class SmoothedClassifier(nn.Module):
 
     def _check_once(self, x: Tensor) -> None:
         # The modules and weights themselves, not their ids: those of a deleted base are given to the next one. A weight
-        # that is loaded, trained or edited in place has another version.
+        # that is loaded, trained or edited in place has another version; inference tensors count none, and are checked
+        # at every call.
         tensors = (*self.base.parameters(), *self.base.buffers())
         key = (
             tuple(self.base.modules()),
-            tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors),
+            tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors),
             (str(x.device), precision.settings(x.device.type), tuple(x.shape[1:])),
             (self.guard, self.chunk, self.encoding, self.ablation, self.voting),
         )

@@ -12,13 +12,11 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import pytest
 import torch
 
 import evaluate
 from evaluate import attack_vs_cert as command
 from evaluate.records import read_records
-from robustpatch import zoo
 from robustpatch.certificate import Certificate
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.zoo import Checkpoint, load_checkpoint
@@ -197,7 +195,6 @@ def test_a_killed_run_resumes(checkpoint, tmp_path):
     assert any(r.certified for r in timeless(tmp_path / "killed"))
 
 
-@pytest.mark.skipif("mnist-columns2" not in zoo.names(), reason="the package has no weights yet")
 def test_what_the_package_ships(tmp_path):
     """Without a checkpoint named, the shipped one certifies some images and holds."""
     result = call(*QUICK, "--output", tmp_path)

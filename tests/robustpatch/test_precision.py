@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold
+from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold, checks
 from robustpatch.precision import check_device
 from tests import toys
 
@@ -61,3 +61,16 @@ def test_devices_that_are_not_to_be_had(name):
     with pytest.raises(InvalidInput, match="use cpu"):
         check_device(name)
     assert check_device("cpu") == "cpu"
+
+
+def test_weights_made_in_inference_mode_are_checked_at_every_call(monkeypatch):
+    """They count no versions, so no earlier check can be trusted; and nothing fails for it."""
+    calls, original = [], checks.base_is_sound
+    monkeypatch.setattr(checks, "base_is_sound", lambda *arguments: calls.append(1) or original(*arguments))
+    for mode, expected in ((torch.inference_mode(), 2), (torch.no_grad(), 1)):
+        calls.clear()
+        with mode:
+            model = toys.smoothed(toys.linear())
+        for _ in range(2):
+            model.certify(toys.images(2), PatchThreat(1, 1))
+        assert len(calls) == expected
