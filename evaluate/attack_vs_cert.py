@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -169,17 +170,17 @@ def _run(
     x, _ = images.batch(range(min(8, num_images)))
     deviation = calibrate_guard(model, x.to(settings.device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors) as progress:
-        task = progress.add_task("", total=num_images)
+    progress = Progress(*columns, console=errors)
+    task = progress.add_task("", total=num_images)
+    with ExitStack() as shown:
+
+        def on_progress(finished: int, what: str) -> None:
+            if not progress.live.is_started:  # not before the call is found right: an error stands alone
+                shown.enter_context(progress)
+            progress.update(task, completed=finished, description=what)
+
         records = evaluate(
-            model,
-            images,
-            threat,
-            chosen,
-            settings,
-            output,
-            configuration=configuration,
-            on_progress=lambda n, what: progress.update(task, completed=n, description=what),
+            model, images, threat, chosen, settings, output, configuration=configuration, on_progress=on_progress
         )
     summary = summarise(records)
     seconds = time.monotonic() - started
