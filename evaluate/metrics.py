@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from evaluate.records import Record
 
-Verdict = Literal["held", "broken", "not tested"]
+Verdict = Literal["held", "broken", "not tested", "no certificate"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,17 @@ class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
-    one spent evaluations and proposed a patch within the threat.
+    one spent evaluations and proposed a patch within the threat. Of a classifier that certifies nothing, certified
+    accuracy and the gap are None, and the verdict is "no certificate".
     """
 
     images: int
     clean: Share
-    certified_exact: Share
+    certified_exact: Share | None
     certified_margin: Share | None
     attacks: dict[str, AttackSummary]
     under_all: Share
-    gap: float
+    gap: float | None
     verdict: Verdict
     certified_images: int
     certified_attacked: int
@@ -110,19 +111,21 @@ def summarise(records: list[Record]) -> Summary:
         if threats and threats <= record.threats_tested and all(attack.unpruned for attack in record.attacks)
     ]
     violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
-    exact = Share(sum(record.correct and record.certified_exact for record in records), total)
-    paper = [record.certified_margin for record in records]
+    exact = _certified(records, [record.certified_exact for record in records])
+    verdict: Verdict = "held" if len(attacked) == len(certified) else "not tested"
+    if violations:
+        verdict = "broken"
+    elif exact is None and not certified:
+        verdict = "no certificate"
     return Summary(
         images=total,
         clean=Share(sum(record.correct for record in records), total),
         certified_exact=exact,
-        certified_margin=None
-        if None in paper
-        else Share(sum(record.correct and bool(record.certified_margin) for record in records), total),
+        certified_margin=_certified(records, [record.certified_margin for record in records]),
         attacks=attacks,
         under_all=Share(standing, total),
-        gap=standing / total - exact.value,
-        verdict="broken" if violations else "held" if len(attacked) == len(certified) else "not tested",
+        gap=None if exact is None else standing / total - exact.value,
+        verdict=verdict,
         certified_images=len(certified),
         certified_attacked=len(attacked),
         certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),
@@ -130,3 +133,11 @@ def summarise(records: list[Record]) -> Summary:
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
     )
+
+
+def _certified(records: list[Record], claims: list[bool | None]) -> Share | None:
+    """The share classified correctly and certified; None for classifiers that do not offer this certificate."""
+    if None in claims:
+        return None
+    hits = sum(record.correct and bool(claim) for record, claim in zip(records, claims, strict=True))
+    return Share(hits, len(records))

@@ -40,16 +40,17 @@ class Record:
     """One image: its prediction, what was proved of it, and how each attack fared.
 
     Margins are worst cases, certified iff ≥ 0; `largest_certified` is the side of a square. The paper's margin and the
-    largest square are None for classifiers that do not offer them. `close_votes` counts votes within the guard of
-    turning over, of `votes` cells in all. Attacks are those run: none on an image neither certified nor classified
-    correctly, which needs none. `consistent` says that `predict` returned the certified prediction.
+    largest square are None for classifiers that do not offer them; of one without certificates, `consistent` and
+    `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes` cells in all.
+    Attacks are those run: none on an image neither certified nor classified correctly, which needs none. `consistent`
+    says that `predict` returned the certified prediction.
     """
 
     index: int
     label: int
     prediction: int
-    consistent: bool
-    certified_exact: bool
+    consistent: bool | None
+    certified_exact: bool | None
     margin_exact: float | None
     certified_margin: bool | None
     margin_margin: float | None
@@ -65,7 +66,7 @@ class Record:
     @property
     def certified(self) -> bool:
         """Certified by any method, for whatever class."""
-        return self.certified_exact or bool(self.certified_margin)
+        return bool(self.certified_exact or self.certified_margin)
 
     @property
     def threats_tested(self) -> set[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from attacks.base import PatchAttack, judge, predict
 from evaluate.counterexample import save_counterexample
 from evaluate.records import AttackRecord, Record, read_records, shard_path, write_shard
+from robustpatch import checks
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -47,8 +48,12 @@ class Settings:
 
 
 @torch.no_grad()
-def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate, Certificate | None]:
-    """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier."""
+def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
+    """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier; None without one."""
+    if not hasattr(model, "certify"):
+        checks.evaluation_mode(model)
+        checks.image_values(x)
+        return None, None
     certificate: Certificate = model.certify(x, threat)  # type: ignore[operator]
     if not isinstance(model, SmoothedClassifier):
         return certificate, None
@@ -72,7 +77,8 @@ def evaluate(
 
     Every image that is certified, for a right or a wrong label, is attacked by `attack.unpruned`: all placements
     open, all ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that
-    is classified correctly but not certified is attacked as the attack likes. The rest need no attack.
+    is classified correctly but not certified is attacked as the attack likes. The rest need no attack. A model without
+    `certify` certifies nothing; any `nn.Module` whose output's largest entry is the prediction will do.
 
     A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
     and number of threads. Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is
@@ -174,22 +180,16 @@ def _batch(
     on_progress: Callable[[str], None],
 ) -> list[Record]:
     exact, paper = _certify(model, x, threat)
-    certified = exact.certified | paper.certified if paper is not None else exact.certified
-    consistent = predict(model, x) == exact.prediction
-    correct = exact.prediction == y
+    predicted = predict(model, x)
+    prediction = predicted if exact is None else exact.prediction
+    claims = [claim.certified for claim in (exact, paper) if claim is not None]
+    certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
+    consistent = predicted == prediction
+    correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         save_counterexample(
-            output,
-            model,
-            x[i],
-            x[i],
-            [],
-            first + i,
-            int(exact.prediction[i]),
-            "predict",
-            threat.threats[0],
-            configuration,
+            output, model, x[i], x[i], [], first + i, int(prediction[i]), "predict", threat.threats[0], configuration
         )
     for attack in attacks:
         for one in threat.threats:
@@ -200,7 +200,7 @@ def _batch(
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                records = _attack(model, x[rows], exact.prediction[rows], one, run, first, scored_whole, settings)
+                records = _attack(model, x[rows], prediction[rows], one, run, first, scored_whole, settings)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     if unpruned and record.broken:
@@ -211,26 +211,28 @@ def _batch(
                             x_adv,
                             record.corners,
                             first + i,
-                            int(exact.prediction[i]),
+                            int(prediction[i]),
                             attack.name,
                             one,
                             configuration,
                         )
-    margin = exact.margin.double().tolist() if exact.margin is not None else [None] * len(y)
-    largest = exact.largest_certified().tolist() if exact.evidence is not None else [None] * len(y)
-    votes = exact.evidence.votes.cast[0].numel() if exact.evidence is not None else 0
+    nothing = [None] * len(y)
+    evidence = None if exact is None else exact.evidence
+    margin = nothing if exact is None or exact.margin is None else exact.margin.double().tolist()
+    largest = nothing if exact is None or evidence is None else exact.largest_certified().tolist()
+    votes = 0 if evidence is None else evidence.votes.cast[0].numel()
     return [
         Record(
             index=first + i,
             label=int(y[i]),
-            prediction=int(exact.prediction[i]),
-            consistent=bool(consistent[i]),
-            certified_exact=bool(exact.certified[i]),
+            prediction=int(prediction[i]),
+            consistent=None if exact is None else bool(consistent[i]),
+            certified_exact=None if exact is None else bool(exact.certified[i]),
             margin_exact=margin[i],
             certified_margin=None if paper is None else bool(paper.certified[i]),
             margin_margin=None if paper is None else float(paper.margin[i]),
             largest_certified=largest[i],
-            close_votes=int(exact.close[i]),
+            close_votes=0 if exact is None else int(exact.close[i]),
             votes=votes,
             attacks=found[i],
         )

@@ -10,8 +10,10 @@ from rich.text import Text
 from evaluate.metrics import Share, Summary
 
 
-def summary_table(summary: Summary, *, title: str, guard: float, deviation: float | None, seconds: float) -> Group:
-    """Clean, certified and empirical accuracy with intervals, and the verdict below.
+def summary_table(
+    summary: Summary, *, title: str, guard: float | None, deviation: float | None, seconds: float
+) -> Group:
+    """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
 
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
     time includes the certified ones.
@@ -19,10 +21,11 @@ def summary_table(summary: Summary, *, title: str, guard: float, deviation: floa
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    table.add_row("clean", *_share(summary.clean))
+    table.add_row("clean", *_share(summary.clean), end_section=summary.certified_exact is None)
     if summary.certified_margin is not None:
         table.add_row("certified (margin)", *_share(summary.certified_margin))
-    table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
+    if summary.certified_exact is not None:
+        table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
     for name, attack in summary.attacks.items():
         visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
         table.add_row(
@@ -30,15 +33,19 @@ def summary_table(summary: Summary, *, title: str, guard: float, deviation: floa
         )
     if summary.attacks:
         table.add_row("under all attacks", *_share(summary.under_all), end_section=True)
-    gap = ("gap, undecided", f"{summary.gap:.1%}") if summary.attacks else ("all", "")
+    known = summary.attacks and summary.gap is not None
+    gap = ("gap, undecided", f"{summary.gap:.1%}") if known else ("all", "")
     table.add_row(*gap, "", "", "", f"{seconds:.1f} s")
-    close = summary.close_votes / summary.votes if summary.votes else 0.0
-    measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
-    notes = Text(f"guard {guard:g}{measured}; {summary.close_votes} of {summary.votes:,} votes close ({close:.2e})")
+    notes = []
+    if guard is not None:
+        close = summary.close_votes / summary.votes if summary.votes else 0.0
+        measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
+        votes = f"{summary.close_votes} of {summary.votes:,} votes close ({close:.2e})"
+        notes.append(Text(f"guard {guard:g}{measured}; {votes}"))
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
-            notes.append(f"\n{name}: {attack.out_of_threat} proposals left the threat model and do not count")
-    return Group(table, notes, _verdict(summary))
+            notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+    return Group(table, *notes, _verdict(summary))
 
 
 def _share(share: Share) -> tuple[str, str]:
@@ -57,6 +64,8 @@ def _verdict(summary: Summary) -> Text:
             f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
             style="bold red",
         )
+    if summary.verdict == "no certificate":
+        return Text("NO CERTIFICATE: this classifier proves nothing, so there is none to break", style="bold yellow")
     if summary.certified_images == 0:
         return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
     if summary.verdict == "not tested":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 from scipy.stats import beta
 
 from evaluate.metrics import Share, summarise
@@ -28,14 +30,22 @@ def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.
     )
 
 
-def record(index=0, *, correct=True, exact=False, margin: bool | None = False, attacks=(), consistent=True):
+def record(
+    index=0,
+    *,
+    correct=True,
+    exact: bool | None = False,
+    margin: bool | None = False,
+    attacks=(),
+    consistent: bool | None = True,
+):
     return Record(
         index=index,
         label=0,
         prediction=0 if correct else 1,
         consistent=consistent,
         certified_exact=exact,
-        margin_exact=0.0,
+        margin_exact=None if exact is None else 0.0,
         certified_margin=margin,
         margin_margin=None if margin is None else 0.0,
         largest_certified=1,
@@ -125,6 +135,37 @@ def test_intervals_are_clopper_pearson(hits, total):
 def test_certifiers_without_the_papers_method():
     """None where any record has none."""
     assert summarise([record(0, margin=None), record(1)]).certified_margin is None
+
+
+BARE = {"exact": None, "margin": None, "consistent": None}
+UNDEFENDED = [record(0, **BARE, attacks=[attack(broken=True)]), record(1, **BARE, attacks=[attack()])]
+
+
+def test_classifiers_without_a_certificate():
+    """Neither certified accuracy nor a gap, in JSON too; clean and empirical accuracy as ever."""
+    out = json.loads(json.dumps(summarise(UNDEFENDED).as_dict()))
+    assert [out[key] for key in ("certified_exact", "certified_margin", "gap")] == [None, None, None]
+    assert (out["verdict"], out["certified_images"], out["clean"]["hits"]) == ("no certificate", 0, 2)
+    assert (out["under_all"]["hits"], out["attacks"]["a"]["visited"]) == (1, 0.5)
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(True, "broken"), (False, "held")])
+def test_one_certificate_among_images_without_any_counts(broken, verdict):
+    """ "no certificate" is said only where there is none."""
+    one = record(2, exact=True, margin=None, attacks=[attack(unpruned=True, broken=broken)])
+    assert summarise([*UNDEFENDED, one]).verdict == verdict
+
+
+def test_the_table_without_a_certificate():
+    """No certified row, no gap, no guard, no empty line."""
+    group = summary_table(summarise(UNDEFENDED), title="t", guard=None, deviation=None, seconds=1.0)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(group)
+    text = console.export_text()
+    assert "under all attacks" in text
+    assert not any(word in text for word in ("certified", "gap", "guard", "votes", "HELD"))
+    assert len(group.renderables) == 2
+    assert str(group.renderables[-1]).startswith("NO CERTIFICATE:")
 
 
 def test_the_summary_is_json():

@@ -1,0 +1,120 @@
+"""Classifiers without a certificate: the same code attacks them, and claims nothing."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import ExhaustivePGD, PatchPGD
+from attacks.base import predict
+from attacks.oracle import Oracle
+from evaluate import Settings, evaluate, summarise
+from evaluate.records import Record
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import AnyOf, PatchThreat
+from tests.attacks.toys import Plain, images, worlds
+from tests.evaluate.planted import image_set
+
+SIZE = (5, 8)
+THREAT = PatchThreat(2, 2)
+ATTACKS = (PatchPGD(steps=8, restarts=6), ExhaustivePGD(steps=4, rounds=0))
+
+
+def scene(number=12):
+    """Black and white images, two thirds of them labelled as the classifier sees them."""
+    x = images(number, SIZE, binary=True)
+    y = predict(classifier(), x)
+    return image_set(x, torch.where(torch.arange(number) % 3 == 0, (y + 1) % 3, y), 3)
+
+
+def classifier() -> nn.Module:
+    return Plain(SIZE[0] * SIZE[1]).eval()
+
+
+def run(output, model=None, data=None, threat=THREAT, attacks=ATTACKS):
+    data = data or scene()
+    return evaluate(model or classifier(), data, threat, attacks, Settings(len(data), 5), output)
+
+
+class Abstaining(nn.Module):
+    """A classifier with a `predict` of its own, which declines every image whose first pixel is black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = classifier()
+
+    def forward(self, x):
+        return self.plain(x)
+
+    def predict(self, x):
+        return torch.where(x[:, 0, 0, 0] > 0, self(x).argmax(dim=1), -1)
+
+
+def test_every_image_classified_correctly_is_attacked_and_nothing_is_claimed(tmp_path):
+    """All attacks on the right images, none on the wrong ones; whatever a certificate would say is None."""
+    records = run(tmp_path)
+    assert [r.correct for r in records] == [i % 3 > 0 for i in range(12)]
+    for r in records:
+        assert [a.attack for a in r.attacks] == (["pgd-6", "exhaustive"] if r.correct else [])
+        assert all(a.contained and a.in_range and a.evaluations > 0 for a in r.attacks)
+        assert all(a.prediction != r.prediction for a in r.attacks if a.broken)
+        assert not r.certified
+        assert r.violations == []
+    known = {"index", "label", "prediction", "attacks"}
+    counts = {"close_votes": 0, "votes": 0}
+    for field in fields(Record):
+        if field.name not in known:
+            assert {getattr(r, field.name) for r in records} == {counts.get(field.name)}
+    assert {a.broken for r in records for a in r.attacks} == {True, False}
+    summary = summarise(records)
+    assert (summary.verdict, summary.certified_exact, summary.certified_margin, summary.gap) == (
+        "no certificate",
+        None,
+        None,
+        None,
+    )
+    assert summary.clean.hits == 8 > summary.under_all.hits
+
+
+def test_attacks_find_what_there_is(tmp_path):
+    """An image is broken by some content of zeros and ones, tried one by one, or by none; never otherwise."""
+    data, model = scene(), classifier()
+    records = run(tmp_path, model, data, attacks=(Oracle(), ATTACKS[1]))
+    x, _ = data.batch(range(12))
+    truth = [bool((predict(model, worlds(x[r.index], THREAT)) != r.prediction).any()) for r in records if r.correct]
+    assert [r.attacks[0].broken for r in records if r.correct] == truth
+    assert [r.attacks[1].broken for r in records if r.correct] == truth  # linear: the worst content is 0 and 1
+    assert {True, False} == set(truth)
+
+
+@pytest.mark.parametrize("threat", [PatchThreat(1, 1, 2), AnyOf([PatchThreat(1, 3), PatchThreat(3, 1)])], ids=str)
+def test_other_threats_run(threat, tmp_path):
+    """Two patches and either of two shapes, each attacked."""
+    for r in run(tmp_path, threat=threat, attacks=ATTACKS[:1]):
+        assert [a.threat for a in r.attacks] == [str(one) for one in threat.threats if r.correct]
+
+
+def test_a_models_own_predict_is_the_prediction(tmp_path):
+    """An abstention is no class: not correct, not attacked, and not a success of an attack."""
+    records = run(tmp_path, Abstaining().eval())
+    x, _ = scene().batch(range(12))
+    assert [r.prediction for r in records] == Abstaining().predict(x).tolist()
+    assert -1 in [r.prediction for r in records]
+    assert all(not r.attacks for r in records if r.prediction == -1)
+    assert any(r.attacks for r in records)
+    assert not any(a.broken and a.prediction == -1 for r in records for a in r.attacks)
+
+
+def test_what_is_no_classifier_or_no_image_is_refused(tmp_path):
+    """Training mode, also deep inside and behind a `predict`, and pixels that are none: before anything is attacked."""
+    for model in (Plain(40), nn.Sequential(nn.Dropout(), classifier()), Abstaining()):
+        with pytest.raises(InvalidInput, match=r"training mode.*call model.eval\(\)"):
+            run(tmp_path / type(model).__name__, model.train())
+    data = scene()
+    bad = replace(data, _bytes=data.batch(range(12))[0] * 255 * 2)
+    with pytest.raises(InvalidInput, match="images range from 0 to 2"):
+        run(tmp_path / "bad", data=bad)
+    assert not list(tmp_path.glob("*/records/*"))
