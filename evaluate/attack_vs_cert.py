@@ -27,6 +27,7 @@ from robustpatch.checks import calibrate_guard
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import parse_threat
 from robustpatch.voting import Threshold, parse_voting
 from robustpatch.zoo import Checkpoint, load_checkpoint
@@ -73,8 +74,8 @@ def main(
 ) -> None:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 
-    Exit status 0: no certificate was broken; the verdict says whether all were tested. 1: a certified prediction was
-    changed. 2: wrong call. 3: internal error.
+    Exit status 0: no certificate was broken; the verdict says whether there was one and all were tested. 1: a certified
+    prediction was changed. 2: wrong call. 3: internal error.
     """
     errors = Console(stderr=True)
     try:
@@ -141,11 +142,12 @@ def _run(
     versions = {name: version(name) for name in PACKAGES}
     loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
     images = load_images(dataset, data_root)
-    if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != loaded.model.num_classes:
+    classes = len(loaded.config["class_names"])
+    if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != classes:
         raise InvalidInput(
             f"dataset {dataset} has {images.image_shape} images of {len(images.class_names)} classes, but "
             f"checkpoint {checkpoint} was trained for {tuple(loaded.config['image_shape'])} and "
-            f"{loaded.model.num_classes}; name a checkpoint for this dataset"
+            f"{classes}; name a checkpoint for this dataset"
         )
     if num_images > len(images):
         raise InvalidInput(
@@ -155,20 +157,21 @@ def _run(
     single = all(one.count == 1 for one in threat.threats)
     chosen = parse_attacks(attacks or ("pgd,exhaustive" if single else "pgd"), steps=steps, budget=budget)
     model = loaded.model
-    configuration = {
-        "checkpoint": checkpoint,
-        "checkpoint_sha256": loaded.sha256,
-        "ablation": str(model.ablation),
-        "voting": str(model.voting),
-        "guard": model.guard,
-        "encoding": model.encoding.name,
-        "dtype": dtype,
-    }
+    smoothed = model if isinstance(model, SmoothedClassifier) else None
+    configuration: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, "ablation": None}
+    if smoothed is not None:
+        configuration |= {
+            "ablation": str(smoothed.ablation),
+            "voting": str(smoothed.voting),
+            "guard": smoothed.guard,
+            "encoding": smoothed.encoding.name,
+        }
+    configuration["dtype"] = dtype
     if output is None:
         what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
         output = Path("runs") / f"{Path(checkpoint).stem}-{dataset}-{sha256(what.encode()).hexdigest()[:8]}"
     x, _ = images.batch(range(min(8, num_images)))
-    deviation = calibrate_guard(model, x.to(settings.device))
+    deviation = None if smoothed is None else calibrate_guard(smoothed, x.to(settings.device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=errors)
     task = progress.add_task("", total=num_images)
@@ -200,9 +203,11 @@ def _run(
             indent=1,
         )
     )
-    title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({model.ablation}, {model.voting})"
+    kind = "undefended" if smoothed is None else f"{smoothed.ablation}, {smoothed.voting}"
+    title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({kind})"
     console = Console()
-    console.print(summary_table(summary, title=title, guard=model.guard, deviation=deviation, seconds=seconds))
+    guard = None if smoothed is None else smoothed.guard
+    console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
     console.print(f"records and summary.json in {output}", highlight=False, soft_wrap=True, markup=False)
     if summary.verdict != "broken":
         return HELD
@@ -246,10 +251,16 @@ def _model(
         raise InvalidInput(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     loaded = load_checkpoint(name, ablation=None if ablation is None else parse_ablation(ablation))
     model = loaded.model
+    for option, value in (("theta", theta), ("guard", guard)):
+        if value is not None and not isinstance(model, SmoothedClassifier):
+            raise InvalidInput(
+                f"{option} is {value}, but checkpoint {name} is undefended and casts no votes; "
+                f"drop --{option} or name another checkpoint"
+            )
     if theta is not None:
-        model.voting = Threshold(theta, model.voting.guard)
+        loaded.smoothed.voting = Threshold(theta, loaded.smoothed.voting.guard)
     if guard is not None:
-        model.voting = model.voting.with_guard(guard)
+        loaded.smoothed.voting = loaded.smoothed.voting.with_guard(guard)
     model.to(device, DTYPES[dtype])
     model.requires_grad_(False)
     return loaded
@@ -264,7 +275,7 @@ def _replay(path: Path, device: str) -> int:
     loaded = load_checkpoint(claim["checkpoint"])
     if loaded.sha256 != claim["checkpoint_sha256"]:
         raise InvalidInput(f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file")
-    model = loaded.model.to(check_device(device), DTYPES[claim["dtype"]])
+    model = loaded.smoothed.to(check_device(device), DTYPES[claim["dtype"]])
     model.voting = parse_voting(claim["voting"], claim["guard"])
     outcome, certified = replay(example, model)
     console = Console()

@@ -66,10 +66,13 @@ class SmoothedClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
-        """The checkpoint shipped under that name ("mnist-columns2"), or the one in that file, in evaluation mode."""
+        """The checkpoint shipped under that name ("mnist-columns2"), or the one in that file, in evaluation mode.
+
+        Raises `InvalidInput` where there is none, and for an undefended one.
+        """
         from robustpatch.zoo import load_checkpoint
 
-        return load_checkpoint(name).model
+        return load_checkpoint(name).smoothed
 
     @property
     def one_pass(self) -> bool:

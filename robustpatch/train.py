@@ -1,4 +1,4 @@
-"""python -m robustpatch.train: train a base classifier on ablated images."""
+"""python -m robustpatch.train: train a base classifier on ablated images, or an undefended one on whole images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def main(
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     ablation: Annotated[
-        str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10.")
-    ] = _DEFAULT.ablation,
-    network: Annotated[str, typer.Option(help="strip (one pass over all bands) or mnist-cnn (the paper's).")] = "strip",
+        str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; none: undefended.")
+    ] = str(_DEFAULT.ablation),
+    network: Annotated[
+        str, typer.Option(help="strip (one pass over all bands), mnist-cnn (the paper's) or small-cnn (a usual one).")
+    ] = "strip",
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
     voting: Annotated[str, typer.Option(help="threshold:0.3 or top1.")] = _DEFAULT.voting,
     patch: Annotated[str, typer.Option(help="Patch size for the periodic certified accuracy.")] = _DEFAULT.patch,
@@ -47,12 +49,15 @@ def main(
     device: str = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
 ) -> None:
-    """Train a base classifier on ablated images; validated on the last 5,000 training images, never on test images."""
+    """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
+
+    Validated on the last 5,000 training images, never on test images.
+    """
     console = Console(stderr=True)
     try:
         check_device(device)
         config = TrainingConfig(
-            ablation=ablation,
+            ablation=None if ablation == "none" else ablation,
             network={"name": network},
             voting=voting,
             encoding=encoding,
@@ -80,10 +85,10 @@ def main(
             task = progress.add_task("", total=len(images) // batch_size, epoch=1, loss=float("nan"))
 
             def on_epoch(row: dict) -> None:
-                progress.console.print(
-                    "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, certified {certified_margin:.2%} "
-                    "(margin) {certified_exact:.2%} (exact), {seconds:.0f} s".format(**row)
-                )
+                certified = "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
+                text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
+                text += certified if row["certified_exact"] is not None else ""
+                progress.console.print((text + "{seconds:.0f} s").format(**row))
 
             train(
                 config,

@@ -1,4 +1,4 @@
-"""Training of base classifiers on ablated images, resumable to the bit."""
+"""Training of base classifiers on ablated images, and of undefended ones on whole images, resumable to the bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from robustpatch.ablation import Ablation
+from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import Threat, parse_threat
-from robustpatch.zoo import load_checkpoint, model_from, save_checkpoint
+from robustpatch.voting import first_argmax
+from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
+
+_OF_ABLATIONS = ("voting", "encoding", "patch", "ablations", "certificate")  # settings that an ablation gives a meaning
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,12 @@ class TrainingConfig:
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates. The learning rate follows one cycle up to `lr`. `start` is a
     checkpoint to begin with, `certificate` the weight of the certificate's loss (see `certificate_loss`).
+
+    Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
+    encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
     """
 
-    ablation: str = "columns:2"
+    ablation: str | None = "columns:2"
     network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
     voting: str = "threshold:0.3"
     encoding: str = "complement"
@@ -55,30 +63,50 @@ class TrainingConfig:
         for name in ("lr", "momentum", "weight_decay", "ablations", "certificate"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
+        for own in fields(self) if self.ablation is None else ():
+            if own.name in _OF_ABLATIONS and getattr(self, own.name) != own.default:
+                raise InvalidInput(
+                    f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
+                    f"drop --{own.name} or name an ablation"
+                )
+
+    def for_checkpoint(self) -> dict[str, Any]:
+        """The settings as a checkpoint keeps them: with the guard of the voting, and without what has no meaning."""
+        if self.ablation is not None:
+            return {**asdict(self), "guard": None}
+        return {name: value for name, value in asdict(self).items() if name not in _OF_ABLATIONS}
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of all images: predicted right; right and certified by the margin; right and certified exactly."""
+    """Shares of all images: predicted right; right and certified by the margin; right and certified exactly.
+
+    The latter two are None where nothing was asked of a certificate.
+    """
 
     clean: float
-    certified_margin: float
-    certified_exact: float
+    certified_margin: float | None = None
+    certified_exact: float | None = None
 
 
 @torch.no_grad()
-def accuracy(model: SmoothedClassifier, images: ImageSet, threat: Threat, device: str = "cpu") -> Accuracy:
-    """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored."""
+def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: str = "cpu") -> Accuracy:
+    """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored. Without a threat, as
+    there is none for an undefended classifier, clean accuracy alone.
+    """
     training = model.training
     model.eval()
-    hits = torch.zeros(3, dtype=torch.long)
+    hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
     try:
         for index in torch.arange(len(images)).split(500):
             x, y = (tensor.to(device) for tensor in images.batch(index))
-            exact = model.certify(x, threat)
-            margin = exact.by("margin")
-            right = exact.prediction == y
-            hits += torch.stack([(right & which).sum() for which in (right, margin.certified, exact.certified)]).cpu()
+            if threat is None:
+                found = [first_argmax(model(x)) == y]
+            else:
+                exact: Certificate = model.certify(x, threat)  # type: ignore[operator]
+                right = exact.prediction == y
+                found = [right, right & exact.by("margin").certified, right & exact.certified]
+            hits += torch.stack([which.sum() for which in found]).cpu()
     finally:
         model.train(training)
     return Accuracy(*(hits / len(images)).tolist())
@@ -94,8 +122,9 @@ def train(
     device: str = "cpu",
     on_step: Callable[[int, int, float], None] = lambda *_: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda *_: None,
-) -> SmoothedClassifier:
-    """Train a base classifier by cross-entropy on the ablations of `images`; returns it in evaluation mode.
+) -> nn.Module:
+    """Train a base classifier by cross-entropy on the ablations of `images`, or an undefended one on the images
+    themselves; returns the classifier in evaluation mode.
 
     After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
     `history.json` (clean and certified accuracy on `validation`). A run that was interrupted and resumed ends with the
@@ -107,8 +136,7 @@ def train(
     if state.exists() and not resume:
         raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
     full = {
-        **asdict(config),
-        "guard": None,
+        **config.for_checkpoint(),
         "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),
         "dataset": images.name,
@@ -117,15 +145,18 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_from(full).to(device)
-    threat = parse_threat(config.patch, images.image_shape[1:])
-    sets = _touched_sets(model, threat, *images.image_shape[1:]).to(device)
+    threat, sets, ablation = None, None, None
+    if isinstance(model, SmoothedClassifier):
+        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
+        sets = _touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
     if config.start is not None:
-        loaded = load_checkpoint(config.start, ablation=model.ablation)
-        if any(loaded.config[key] != full[key] for key in ("network", "encoding", "image_shape", "class_names")):
+        loaded = load_checkpoint(config.start, ablation=ablation)
+        same = ("network", "encoding", "image_shape", "class_names")  # an undefended classifier has no encoding
+        if any(loaded.config.get(key) != full.get(key) for key in same):
             raise InvalidInput(
                 f"start is {config.start}, a checkpoint of another network or data set; name one of this"
             )
-        model.base.load_state_dict(loaded.model.base.state_dict())
+        network_of(model).load_state_dict(network_of(loaded.model).state_dict())
     if config.batch_size > len(images):
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
@@ -173,19 +204,25 @@ def train(
 
 
 def _loss(
-    model: SmoothedClassifier, x: Tensor, y: Tensor, config: TrainingConfig, sets: Tensor, generator: torch.Generator
+    model: nn.Module, x: Tensor, y: Tensor, config: TrainingConfig, sets: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Cross-entropy of the true class in every ablation drawn for this step, and the certificate's loss, with and
-    without a patch: so that certified accuracy is not bought with clean accuracy.
+    without a patch: so that certified accuracy is not bought with clean accuracy. Of an undefended classifier,
+    cross-entropy.
     """
+    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16)
+    if not isinstance(model, SmoothedClassifier):
+        with autocast:
+            logits = model(x)
+        return torch.nn.functional.cross_entropy(logits.float(), y)
     n = model.ablation.count(*x.shape[2:])
     drawn = n if config.certificate else config.ablations or (n if model.one_pass else 1)
     index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with autocast:
         logits = model.logits(x, index)
     labels = y[:, None].expand(logits.shape[:2])
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    if config.certificate:
+    if config.certificate and sets is not None:
         soft = torch.sigmoid(model.voting.margins(logits))
         untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
         loss = loss + config.certificate * (certificate_loss(soft, y, sets) + certificate_loss(soft, y, untouched))
@@ -207,14 +244,15 @@ def certificate_loss(
     return torch.sigmoid(-margin.amin(dim=1) / votes).mean()
 
 
-def _touched_sets(model: SmoothedClassifier, threat: Threat, height: int, width: int) -> Bool[Tensor, "S N"]:
+def _touched_sets(ablation: Ablation, threat: Threat, height: int, width: int) -> Bool[Tensor, "S N"]:
     """The sets of ablations that one patch of the threat can touch."""
-    touched = [model.ablation.touched(one, height, width) for one in threat.threats]
+    touched = [ablation.touched(one, height, width) for one in threat.threats]
     return torch.cat([one.member(torch.arange(len(one.sizes))) for one in touched])
 
 
-def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule, history) -> None:
-    tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.base.state_dict().items()}
+def _save(path: Path, config: dict[str, Any], model: nn.Module, optimizer, schedule, history) -> None:
+    weights = network_of(model).state_dict()
+    tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     saved = optimizer.state_dict()
     for number, entry in saved["state"].items():
         if entry.get("momentum_buffer") is not None:  # none without momentum
@@ -227,9 +265,7 @@ def _save(path: Path, config: dict[str, Any], model: SmoothedClassifier, optimiz
     os.replace(part, path)
 
 
-def _restore(
-    path: Path, config: dict[str, Any], model: SmoothedClassifier, optimizer, schedule
-) -> list[dict[str, Any]]:
+def _restore(path: Path, config: dict[str, Any], model: nn.Module, optimizer, schedule) -> list[dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads(file.metadata()["state"])
@@ -242,7 +278,8 @@ def _restore(
             "resume with the same options, or name another output"
         )
     tensors = load_file(path)
-    model.base.load_state_dict({k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")})
+    weights = {k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")}
+    network_of(model).load_state_dict(weights)
     saved = optimizer.state_dict()
     for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
         group.update(stored)

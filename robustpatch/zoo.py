@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from robustpatch.ablation import Ablation, parse_ablation
 from robustpatch.encoding import encoding_named
@@ -25,12 +26,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier in evaluation mode, what it was built from, and the file's SHA-256."""
+    """A trained classifier in evaluation mode, smoothed or undefended, what it was built from, the file's SHA-256."""
 
-    model: SmoothedClassifier
+    model: nn.Module
     config: dict[str, Any]
     path: Path
     sha256: str
+
+    @property
+    def smoothed(self) -> SmoothedClassifier:
+        """The model, where it is a smoothed classifier; an undefended one is refused with `InvalidInput`."""
+        if not isinstance(self.model, SmoothedClassifier):
+            raise InvalidInput(
+                f"checkpoint {self.path.name} is undefended: it hides nothing, casts no votes and certifies nothing; "
+                "name one of a smoothed classifier, or take robustpatch.zoo.load_checkpoint(…).model"
+            )
+        return self.model
 
 
 def names() -> list[str]:
@@ -43,15 +54,17 @@ def names() -> list[str]:
     )
 
 
-def model_from(config: dict[str, Any], voting: Voting | None = None) -> SmoothedClassifier:
-    """An untrained classifier from a configuration.
+def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Module:
+    """An untrained classifier from a configuration: a smoothed one, or, where `ablation` is None, the network alone.
 
-    Keys: network (name and options), ablation, voting, guard, encoding, image_shape [C,H,W], class_names.
+    Keys: network (name and options), image_shape [C,H,W], class_names, ablation; with an ablation, voting, guard and
+    encoding too.
     """
-    ablation, encoding = parse_ablation(config["ablation"]), encoding_named(config["encoding"])
+    ablation = None if config["ablation"] is None else parse_ablation(config["ablation"])
+    encoding = None if ablation is None else encoding_named(config["encoding"])
     channels, height, width = config["image_shape"]
     options = dict(config["network"])
-    base = build(
+    network = build(
         options.pop("name"),
         ablation=ablation,
         image_shape=(channels, height, width),
@@ -59,8 +72,10 @@ def model_from(config: dict[str, Any], voting: Voting | None = None) -> Smoothed
         encoding=encoding,
         options=options,
     )
+    if ablation is None or encoding is None:
+        return network
     return SmoothedClassifier(
-        base,
+        network,
         ablation,
         num_classes=len(config["class_names"]),
         encoding=encoding,
@@ -68,12 +83,17 @@ def model_from(config: dict[str, Any], voting: Voting | None = None) -> Smoothed
     )
 
 
-def save_checkpoint(path: str | Path, model: SmoothedClassifier, config: dict[str, Any]) -> None:
+def network_of(model: nn.Module) -> nn.Module:
+    """What holds the weights: the base of a smoothed classifier, an undefended one itself."""
+    return model.base if isinstance(model, SmoothedClassifier) else model
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
     """Write the weights and their configuration; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.base.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network_of(model).state_dict().items()}
     save_file(tensors, part, metadata={"robustpatch": json.dumps({"format": FORMAT, **config})})
     os.replace(part, path)
 
@@ -81,7 +101,8 @@ def save_checkpoint(path: str | Path, model: SmoothedClassifier, config: dict[st
 def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, voting: Voting | None = None) -> Checkpoint:
     """A shipped checkpoint by name, or a file by path. `voting` replaces the stored rule; `ablation` must equal it.
 
-    Raises `InvalidInput` for a missing, damaged or foreign file, and when it was trained for another ablation.
+    Raises `InvalidInput` for a missing, damaged or foreign file, and when it was trained for another ablation. An
+    undefended checkpoint has neither ablation nor voting.
     """
     path = _find(name)
     try:
@@ -95,14 +116,17 @@ def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, votin
             f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
             "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint"
         )
+    undefended = "ablation" in config and config["ablation"] is None
     if ablation is not None and str(ablation) != config.get("ablation"):
+        trained = "is undefended and has none" if undefended else f"was trained for {config.get('ablation')}"
         raise InvalidInput(
-            f"ablation is {ablation}, but checkpoint {path.name} was trained for {config.get('ablation')}; "
-            "drop --ablation or name another checkpoint"
+            f"ablation is {ablation}, but checkpoint {path.name} {trained}; drop --ablation or name another checkpoint"
         )
+    if voting is not None and undefended:
+        raise InvalidInput(f"voting is {voting}, but checkpoint {path.name} is undefended and casts no votes; drop it")
     try:
         model = model_from(config, voting)
-        model.base.load_state_dict(tensors)
+        network_of(model).load_state_dict(tensors)
     except InvalidInput:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:

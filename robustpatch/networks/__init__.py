@@ -1,4 +1,4 @@
-"""Base classifiers: the paper's, seen through NULL, and those that score all ablations in one pass."""
+"""Base classifiers: the paper's, seen through NULL, and those that score all ablations in one pass; usual networks."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from robustpatch.ablation import Ablation
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.mnist_cnn import MnistCNN
+from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 
-__all__ = ["MnistCNN", "StripNet", "build"]
+__all__ = ["MnistCNN", "SmallCNN", "StripNet", "build"]
 
 
 def build(
     name: str,
     *,
-    ablation: Ablation,
+    ablation: Ablation | None,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    encoding: Encoding,
+    encoding: Encoding | None,
     options: dict[str, Any],
 ) -> nn.Module:
-    """An untrained base classifier by `name`, for images [C,H,W]; `options` are its own arguments.
+    """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    "strip": `StripNet`, one pass. "mnist-cnn": the paper's, by enumeration. Raises `InvalidInput`.
+    "strip": `StripNet`, one pass. "mnist-cnn": the paper's, by enumeration. "small-cnn": `SmallCNN`. The latter two see
+    encoded images, or images as they are where `ablation` and `encoding` are None. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
+    inputs = channels if encoding is None else encoding.channels(channels)
     if name == "strip":
+        if ablation is None:
+            raise InvalidInput("network is strip, which sees bands of an image; without an ablation use small-cnn")
         return StripNet(ablation, image_size=(height, width), num_classes=num_classes, in_channels=channels, **options)
     if name == "mnist-cnn":
         if (height, width) != (28, 28):
             raise InvalidInput(f"network mnist-cnn takes 28x28 images, not {height}x{width}; choose another network")
-        return MnistCNN(num_classes=num_classes, in_channels=encoding.channels(channels), **options)
-    raise InvalidInput(f'network is {name!r}; known are "strip" and "mnist-cnn"')
+        return MnistCNN(num_classes=num_classes, in_channels=inputs, **options)
+    if name == "small-cnn":
+        return SmallCNN(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
+    raise InvalidInput(f'network is {name!r}; known are "strip", "mnist-cnn" and "small-cnn"')

@@ -1,10 +1,11 @@
-"""A checkpoint of its own, so that the command line is tested without what the package ships."""
+"""Checkpoints of their own, so that the command line is tested without what the package ships."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from robustpatch.data import load_images
 from robustpatch.zoo import model_from, save_checkpoint
 
 CONFIG = {
@@ -30,4 +31,21 @@ def checkpoint(tmp_path_factory):
         model.base.head[0].bias[7] += 2
     path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
     save_checkpoint(path, model, CONFIG)
+    return path
+
+
+@pytest.fixture(scope="session")
+def undefended(tmp_path_factory):
+    """A plain network of untrained features whose last layer knows the first eight images and no others."""
+    config = {"network": {"name": "small-cnn", "widths": [4, 4], "hidden": 16}, "ablation": None}
+    config |= {key: CONFIG[key] for key in ("image_shape", "class_names")}
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = model_from(config)
+        x, y = load_images("mnist-sample").batch(range(8))
+        wanted = torch.nn.functional.one_hot(y, 10).float() - model.head.bias
+        model.head.weight.copy_(torch.linalg.lstsq(model.features(x), wanted, driver="gelsd").solution.T)
+    path = tmp_path_factory.mktemp("weights") / "plain.safetensors"
+    save_checkpoint(path, model, config)
     return path

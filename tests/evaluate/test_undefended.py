@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from attacks import ExhaustivePGD, PatchPGD
@@ -15,12 +17,15 @@ from evaluate import Settings, evaluate, summarise
 from evaluate.records import Record
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.zoo import load_checkpoint
 from tests.attacks.toys import Plain, images, worlds
+from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set
 
 SIZE = (5, 8)
 THREAT = PatchThreat(2, 2)
 ATTACKS = (PatchPGD(steps=8, restarts=6), ExhaustivePGD(steps=4, rounds=0))
+QUICK = ("--attacks", "pgd:2,exhaustive", "--steps", 2, "--budget", 300, "--batch-size", 6)
 
 
 def scene(number=12):
@@ -118,3 +123,58 @@ def test_what_is_no_classifier_or_no_image_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="images range from 0 to 2"):
         run(tmp_path / "bad", data=bad)
     assert not list(tmp_path.glob("*/records/*"))
+
+
+def test_an_ordinary_run(undefended, tmp_path):
+    """Exit 0, a table without a certified row, a plain verdict, and a summary from which the run can be repeated."""
+    result = call("--checkpoint", undefended, *QUICK, "--num-images", 12, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    for word in ("undefended", "clean", "under pgd-2", "under exhaustive", "NO CERTIFICATE: "):
+        assert word in result.stdout
+    for word in ("certified (", "gap", "guard", "votes", "HELD", "NOT TESTED"):
+        assert word not in result.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["verdict"], summary["certified_exact"], summary["gap"]) == ("no certificate", None, None)
+    assert summary["measured_deviation"] is None
+    assert 8 <= summary["clean"]["hits"] < 12
+    assert summary["under_all"]["hits"] < summary["clean"]["hits"]
+    configuration = summary["configuration"]
+    assert (configuration["ablation"], configuration["dtype"]) == (None, "float32")
+    assert not {"voting", "guard", "encoding"} & set(configuration)
+
+
+def test_the_other_precision_and_no_attacks(undefended, tmp_path):
+    """bfloat16 weights see float images; without attacks the clean accuracy alone is printed."""
+    given = ("--checkpoint", undefended, "--num-images", 8, "--dtype", "bfloat16")
+    assert call(*given, *QUICK, "--output", tmp_path / "a").exit_code == 0
+    result = call(*given, "--attacks", "none", "--output", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert "under" not in result.stdout.replace("undefended", "")
+    assert "NO CERTIFICATE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--ablation", "columns:2"), "ablation is columns:2, but checkpoint plain.safetensors is undefended"),
+        (("--theta", "0.4"), "theta is 0.4, but checkpoint"),
+        (("--guard", "0"), "guard is 0.0, but checkpoint"),
+    ],
+    ids=lambda part: part[0],
+)
+def test_options_that_an_undefended_classifier_has_no_use_for(option, message, undefended, tmp_path):
+    """Refused with the option's name and the remedy, and nothing is written."""
+    result = call("--checkpoint", undefended, *option, "--num-images", 2, "--output", tmp_path / "run")
+    refused(result, message)
+    assert "is undefended and" in result.stderr
+    assert f"drop {option[0]} or name another checkpoint" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_counterexample_to_no_certificate(undefended, tmp_path):
+    """--replay of a file that names an undefended checkpoint is a wrong call."""
+    run = {"checkpoint": str(undefended), "checkpoint_sha256": load_checkpoint(undefended).sha256, "dtype": "float32"}
+    claim = {"index": 0, "prediction": 0, "attack": "a", "threat": [1, 1, 1], "configuration": run}
+    tensors = {name: torch.zeros(1, 28, 28) for name in ("x", "x_adv")} | {"corners": torch.zeros(1, 2)}
+    save_file(tensors, tmp_path / "odd", metadata={"counterexample": json.dumps(claim)})
+    refused(call("--replay", tmp_path / "odd"), "plain.safetensors is undefended")

@@ -8,7 +8,7 @@ import torch
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import MnistCNN, StripNet, build
+from robustpatch.networks import MnistCNN, SmallCNN, StripNet, build
 from tests import toys
 
 CASES = [
@@ -97,14 +97,39 @@ def test_a_strip_network_refuses_what_it_cannot_see():
 
 
 def test_build_by_name():
-    """Both networks with the channels of the encoding; unknown names and sizes are refused."""
+    """Each network with the channels of the encoding; unknown names and sizes are refused."""
     common = {"ablation": Columns(2), "num_classes": 5, "encoding": ComplementChannels()}
     strip = build("strip", image_shape=(3, 6, 8), options={"widths": [4]}, **common)
     assert strip(toys.images(2, 3)).shape == (2, 8, 5)
     cnn = build("mnist-cnn", image_shape=(1, 28, 28), options={}, **common)
     assert isinstance(cnn, MnistCNN)
     assert cnn(torch.zeros(2, 2, 28, 28)).shape == (2, 5)
+    small = build("small-cnn", image_shape=(3, 6, 8), options={"hidden": 7}, **common)
+    assert small(torch.zeros(2, 6, 6, 8)).shape == (2, 5)
     with pytest.raises(InvalidInput, match="28x28"):
         build("mnist-cnn", image_shape=(1, 32, 32), options={}, **common)
     with pytest.raises(InvalidInput, match="known are"):
         build("resnet", image_shape=(1, 28, 28), options={}, **common)
+
+
+def test_build_without_an_ablation():
+    """Networks of whole images see the image's own channels; one that sees bands is refused."""
+    bare = {"ablation": None, "num_classes": 5, "encoding": None}
+    assert build("mnist-cnn", image_shape=(3, 28, 28), options={}, **bare)(torch.zeros(2, 3, 28, 28)).shape == (2, 5)
+    assert build("small-cnn", image_shape=(3, 6, 8), options={}, **bare)(torch.zeros(2, 3, 6, 8)).shape == (2, 5)
+    with pytest.raises(InvalidInput, match=r"network is strip, which sees bands .* use small-cnn"):
+        build("strip", image_shape=(1, 28, 28), options={}, **bare)
+
+
+def test_the_usual_network():
+    """About 420,000 parameters on MNIST; any size that can be halved; float images whatever its own precision."""
+    net = toys.seeded(SmallCNN)
+    assert sum(tensor.numel() for tensor in net.parameters()) == 421_642
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    x = toys.images(3, 3, (13, 9))
+    other = toys.seeded(lambda: SmallCNN(image_size=(13, 9), in_channels=3, num_classes=4, widths=[2, 3, 4], hidden=6))
+    assert other(x).shape == (3, 4)
+    assert other.to(torch.bfloat16)(x).dtype == torch.bfloat16
+    for options in ({"widths": []}, {"image_size": (28, 3)}, {"widths": [2] * 5}):
+        with pytest.raises(InvalidInput, match=r"widths is .* than the image can be halved"):
+            SmallCNN(**options)

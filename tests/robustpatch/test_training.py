@@ -7,21 +7,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from robustpatch.ablation import Columns
 from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.networks import SmallCNN
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
 from robustpatch.training import TrainingConfig, accuracy, certificate_loss, train
 from robustpatch.voting import Votes
-from robustpatch.zoo import load_checkpoint
+from robustpatch.zoo import load_checkpoint, network_of
 from tests import toys
 
 NETWORK = {"name": "strip", "widths": [4, 4], "hidden": 8}
 STRIP = TrainingConfig(network=NETWORK, epochs=2, batch_size=40, bfloat16=False)
+PLAIN = {"network": {"name": "small-cnn", "widths": [8, 8], "hidden": 16}, "ablation": None}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,9 @@ class Interrupted(Exception):
     """Thrown from a progress callback, as a killed process would stop."""
 
 
-@pytest.mark.parametrize("options", [{}, {"bfloat16": True}, {"ablations": 3}, {"seed": 7, "ablation": "rows:3/2"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bfloat16": True}, {"ablations": 3}, {"seed": 7, "ablation": "rows:3/2"}, PLAIN]
+)
 def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path, options):
     """Stopped in the middle of the second epoch and resumed: bitwise the weights of the run left alone."""
     config = replace(STRIP, **options)
@@ -59,7 +65,8 @@ def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path, options):
     assert timeless[0] == timeless[1]
     loaded = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors").model
     x, _ = images.batch(range(5))
-    assert torch.equal(loaded.scores(x), alone.scores(x))
+    assert torch.equal(loaded(x), alone(x))
+    assert torch.equal(network_of(loaded)(x), network_of(alone)(x))
 
 
 def test_training_learns_and_leaves_the_random_state_alone(images, tmp_path):
@@ -164,3 +171,64 @@ def test_training_without_momentum_resumes_and_a_damaged_state_is_refused(images
     state.write_bytes(state.read_bytes()[:99])
     with pytest.raises(InvalidInput, match="damaged"):
         train(replace(STRIP, momentum=0.0), images, images, tmp_path, resume=True)
+
+
+def test_an_undefended_network_learns_the_whole_images(images, tmp_path):
+    """The loss falls well below chance; clean accuracy is counted, a certified one is not; the checkpoint says why."""
+    rows: list = []
+    config = replace(STRIP, **{**PLAIN, "epochs": 20, "batch_size": 20, "lr": 0.2})
+    model = train(config, images, images, tmp_path, on_epoch=rows.append)
+    assert rows[-1]["loss"] < 0.5 < rows[0]["loss"]
+    assert {row["certified_margin"] for row in rows} == {row["certified_exact"] for row in rows} == {None}
+    x, y = images.batch(range(120))
+    assert rows[-1]["clean"] == pytest.approx(float((model(x).argmax(dim=1) == y).float().mean()))
+    kept = load_checkpoint(tmp_path / "checkpoint.safetensors").config
+    assert kept["ablation"] is None
+    assert not {"voting", "guard", "encoding", "patch", "ablations", "certificate"} & set(kept)
+    again = replace(config, start=str(tmp_path / "checkpoint.safetensors"), epochs=1, lr=0.0)
+    same = train(again, images, images, tmp_path / "again")
+    assert all(torch.equal(same.state_dict()[name], weights) for name, weights in model.state_dict().items())
+    smoothed = replace(STRIP, network=PLAIN["network"], start=again.start)
+    with pytest.raises(InvalidInput, match="is undefended and has none"):
+        train(smoothed, images, images, tmp_path / "smoothed")
+    train(replace(smoothed, start=None, epochs=1), images, images, tmp_path / "smoothed")
+    back = replace(again, start=str(tmp_path / "smoothed" / "checkpoint.safetensors"))
+    with pytest.raises(InvalidInput, match="another network"):
+        train(back, images, images, tmp_path / "back")
+    with pytest.raises(InvalidInput, match="trained with another ablation"):
+        train(
+            replace(smoothed, start=None, ablation=None, epochs=1), images, images, tmp_path / "smoothed", resume=True
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{"voting": "top1"}, {"encoding": "mask"}, {"patch": "2x2"}, {"ablations": 1}, {"certificate": 1.0}]
+)
+def test_settings_without_an_ablation_to_act_on(options):
+    """Refused, with the option to drop; at their defaults they are not there."""
+    with pytest.raises(InvalidInput, match=f"{next(iter(options))} is .*; drop --{next(iter(options))} or name an abl"):
+        replace(STRIP, **PLAIN, **options)
+    replace(STRIP, **options)
+    replace(STRIP, **PLAIN)
+
+
+def test_the_command_line_trains_either_kind(tmp_path):
+    """`--ablation none` trains the network named on whole images, and reports no certificate; without it, one."""
+    for number, name in enumerate(("train/cat", "train/dog")):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (8, 8), (20 * i, 250 * number, 0)).save(tmp_path / name / f"{i:02d}.png")
+    common = ["--dataset", "folder", "--data-root", str(tmp_path), "--epochs", "1", "--batch-size", "4"]
+    for ablation, certified in (("none", False), ("columns:2", True)):
+        output = tmp_path / ablation
+        options = ["--network", "small-cnn", "--ablation", ablation, "--output", str(output)]
+        done = CliRunner().invoke(app, [*common, *options])
+        assert done.exit_code == 0, done.output
+        assert ("(exact)" in done.output) == certified
+        assert "validation clean" in done.output
+        loaded = load_checkpoint(output / "checkpoint.safetensors")
+        assert isinstance(loaded.model, SmoothedClassifier) == certified
+        assert isinstance(network_of(loaded.model), SmallCNN)
+    refused = CliRunner().invoke(app, [*common, "--ablation", "none", "--output", str(tmp_path / "other")])
+    assert refused.exit_code == 2
+    assert "network is strip, which sees bands" in refused.output

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from robustpatch.ablation import Columns
 from robustpatch.errors import InvalidInput
+from robustpatch.networks import SmallCNN
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import Threshold, TopOne
 from robustpatch.zoo import load_checkpoint, model_from, names, save_checkpoint
@@ -83,9 +84,53 @@ def test_a_missing_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "none")
 
 
+UNDEFENDED = {
+    "network": {"name": "small-cnn", "widths": [3, 4], "hidden": 5},
+    "ablation": None,
+    "image_shape": [1, 6, 8],
+    "class_names": ["a", "b", "c", "d"],
+}
+
+
+@pytest.fixture
+def plain(tmp_path):
+    model = toys.seeded(lambda: model_from(UNDEFENDED))
+    path = tmp_path / "plain.safetensors"
+    save_checkpoint(path, model, UNDEFENDED)
+    return model, path
+
+
+def test_an_undefended_round_trip(plain):
+    """The network alone, in evaluation mode, with equal logits."""
+    model, path = plain
+    loaded = load_checkpoint(path)
+    assert type(loaded.model) is SmallCNN
+    assert torch.equal(loaded.model(toys.images()), model(toys.images()))
+    assert not any(module.training for module in loaded.model.modules())
+    assert {key: loaded.config[key] for key in UNDEFENDED} == UNDEFENDED
+
+
+def test_an_undefended_checkpoint_is_taken_for_no_smoothed_one(plain, saved):
+    """No ablation, no voting, no votes: each call says so. One that merely lacks its ablation is incomplete."""
+    model, path = plain
+    for call in (SmoothedClassifier.from_pretrained, lambda path: load_checkpoint(path).smoothed):
+        with pytest.raises(InvalidInput, match=r"plain.safetensors is undefended: .* name one of a smoothed"):
+            call(path)
+    with pytest.raises(InvalidInput, match=r"ablation is columns:2, .*is undefended and has none; drop --ablation"):
+        load_checkpoint(path, ablation=Columns(2))
+    with pytest.raises(InvalidInput, match=r"voting is top1, .*is undefended and casts no votes; drop it"):
+        load_checkpoint(path, voting=TopOne())
+    save_checkpoint(path, model, {key: value for key, value in UNDEFENDED.items() if key != "ablation"})
+    with pytest.raises(InvalidInput, match="configuration is incomplete"):
+        load_checkpoint(path)
+    assert load_checkpoint(saved[1]).smoothed.num_classes == 4
+
+
 def test_shipped_checkpoints_load():
     """Each name in the package gives a model that fits its own configuration."""
     for name in names():
         checkpoint = load_checkpoint(name)
+        assert isinstance(checkpoint.model, SmoothedClassifier)
         channels, height, width = checkpoint.config["image_shape"]
-        assert checkpoint.model.predict(torch.zeros(1, channels, height, width)).shape == (1,)
+        scores = checkpoint.model(torch.zeros(1, channels, height, width))
+        assert scores.shape == (1, len(checkpoint.config["class_names"]))

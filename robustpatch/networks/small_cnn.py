@@ -1,0 +1,46 @@
+"""A usual convolutional network: what a classifier is without a defense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustpatch.errors import InvalidInput
+
+
+class SmallCNN(nn.Module):
+    """Logits of whole images: convolutions 3×3, each halved by max pooling, one hidden layer.
+
+    It computes in the precision of its weights. With the defaults, on 28×28 images, 421,642 parameters.
+
+    Args:
+        image_size: (height, width), each halved (rounding down) as often as there are `widths`.
+        num_classes: K. in_channels: C. widths: channels of the convolutions. hidden: units of the hidden layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int] = (28, 28),
+        num_classes: int = 10,
+        in_channels: int = 1,
+        widths: Sequence[int] = (32, 64),
+        hidden: int = 128,
+    ) -> None:
+        super().__init__()
+        height, width = (length >> len(widths) for length in image_size)
+        if len(widths) < 1 or min(height, width) < 1:
+            raise InvalidInput(
+                f"widths is {widths}, one layer each, for {image_size[0]}x{image_size[1]} images; "
+                "give at least one, and no more than the image can be halved"
+            )
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((in_channels, *widths), widths, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, hidden), nn.ReLU())
+        self.head = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        return self.head(self.features(x.to(self.head.weight.dtype)))
