@@ -178,3 +178,15 @@ def test_a_counterexample_to_no_certificate(undefended, tmp_path):
     tensors = {name: torch.zeros(1, 28, 28) for name in ("x", "x_adv")} | {"corners": torch.zeros(1, 2)}
     save_file(tensors, tmp_path / "odd", metadata={"counterexample": json.dumps(claim)})
     refused(call("--replay", tmp_path / "odd"), "plain.safetensors is undefended")
+
+
+def test_the_shipped_undefended_checkpoint(tmp_path):
+    """It reads nearly every digit, and five placements of a 5x5 patch take some of that away."""
+    shipped = ("--checkpoint", "mnist-undefended")
+    result = call(*shipped, "--attacks", "none", "--num-images", 500, "--output", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["clean"]["hits"] >= 490
+    given = ("--attacks", "pgd:5", "--steps", 8, "--num-images", 20, "--output", tmp_path / "b")
+    assert call(*shipped, *given).exit_code == 0
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert summary["attacks"]["pgd-5"]["accuracy"]["hits"] < summary["clean"]["hits"]

@@ -128,9 +128,10 @@ def test_an_undefended_checkpoint_is_taken_for_no_smoothed_one(plain, saved):
 
 def test_shipped_checkpoints_load():
     """Each name in the package gives a model that fits its own configuration."""
+    assert names() == ["mnist-columns2", "mnist-columns2-seed1", "mnist-columns2-seed2", "mnist-undefended"]
     for name in names():
         checkpoint = load_checkpoint(name)
-        assert isinstance(checkpoint.model, SmoothedClassifier)
+        assert isinstance(checkpoint.model, SmoothedClassifier) == (name != "mnist-undefended")
         channels, height, width = checkpoint.config["image_shape"]
         scores = checkpoint.model(torch.zeros(1, channels, height, width))
         assert scores.shape == (1, len(checkpoint.config["class_names"]))
