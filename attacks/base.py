@@ -23,12 +23,14 @@ class Proposal:
         evaluations: work spent on each image. One evaluation is one ablation (or, for an undefended model, one image)
             scored forward; a backward pass counts as one more.
         visited: share of the placements open to the attacker that were tried, 0 to 1.
+        by: of an ensemble, the name of the member that proposed each image.
     """
 
     x_adv: Float[Tensor, "B C H W"]
     corners: Int[Tensor, "B count 2"]
     evaluations: Int[Tensor, " B"]
     visited: Float[Tensor, " B"]
+    by: list[str] | None = None
 
 
 @dataclass(frozen=True)

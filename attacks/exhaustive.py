@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.pgd import Search
+from attacks.climb import Ascent, Ends, Task, climb
+from attacks.placement import Openings, openings
+from attacks.search import Attack, Search, require
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
 
 @dataclass(frozen=True)
-class ExhaustivePGD:
+class ExhaustivePGD(Attack):
     """PGD at every placement, in the order of the certificate's margin; then again where it came closest.
 
     For a `SmoothedClassifier`, placements that the exact certificate closes are skipped and only touched ablations are
     scored. `unpruned` does neither: all placements in random order, all ablations scored at every step. The first
     sweep takes `steps` steps at every open placement. Each of `rounds` further sweeps takes twice as many steps as the
-    one before from new random content, at the `keep` share of placements with the least objective.
+    one before, at the `keep` share of placements with the least objective.
 
-    `budget` (evaluations an image, None: no limit) ends the search of an image; `Proposal.visited` says how much of it
-    was done. Memory follows `batch`, the pairs of an image and a placement climbed at once.
+    `stride` > 1 goes from coarse to fine (for large images): the first sweep visits placements at multiples of it, the
+    last row and column included; each further one the neighbours, at half the stride, of those it keeps. Not every
+    placement is visited then, and `Proposal.visited` says which share was.
     """
 
     steps: int = 10
     rounds: int = 2
     keep: float = 0.25
     step: float = 0.5
-    budget: int | None = None
-    touched_only: bool = True
-    batch: int = 512
+    momentum: float = 0.0
+    rivals: int = 1
+    fresh: bool = True
+    stride: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("rounds", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"attack {name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.keep <= 1:
-            raise InvalidInput(f"attack keep is {self.keep}; it must lie in (0, 1]")
-        if not self.step > 0 or (self.budget is not None and self.budget < 1):
-            raise InvalidInput(f"attack step and budget are {self.step}, {self.budget}; both must be positive")
+        super().__post_init__()
+        require(self.rounds >= 0, "rounds", self.rounds, "at least 0")
+        require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
+        require(self.stride >= 1, "stride", self.stride, "at least 1")
+        Ascent(self.steps, self.step, momentum=self.momentum)
 
     @property
     def name(self) -> str:
-        return "exhaustive"
+        return "exhaustive" if self.stride == 1 else f"exhaustive-stride{self.stride}"
 
     def check(self, threat: PatchThreat) -> None:
         if threat.count != 1:
@@ -55,68 +54,25 @@ class ExhaustivePGD:
                 f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"
             )
 
-    def unpruned(self, budget: int | None) -> ExhaustivePGD:
-        return replace(self, touched_only=False, budget=budget)
-
-    def __call__(
-        self,
-        model: torch.nn.Module,
-        x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
-        threat: PatchThreat,
-        *,
-        generator: torch.Generator,
-    ) -> Proposal:
-        self.check(threat)
-        search = Search(model, x, y, threat, touched_only=self.touched_only)
-        queues = self._open(search, model, x, threat, generator)
-        opened = torch.tensor([len(queue) for queue in queues], device=x.device)
+    def _run(self, search: Search) -> None:
+        found = openings(search, max(1, self.rivals))
+        search.open = torch.tensor([len(each) for each in found], device=search.x.device)
+        queues: list[Iterable[Task]] = [self._first(each) for each in found]
         steps = self.steps
         for sweep in range(self.rounds + 1):
-            found = self._sweep(search, queues, steps, generator)
-            if sweep == self.rounds or bool(search.broken.all()):
-                break
-            # Placements that the budget left unvisited have gap inf and stay behind those that came close.
-            queues = [
-                queue[gaps.argsort(stable=True)[: max(1, int(self.keep * len(queue)))]]
-                for queue, gaps in zip(queues, found, strict=True)
-            ]
+            ascent = Ascent(steps, self.step, momentum=self.momentum)
+            keep = [max(1, int(self.keep ** (sweep + 1) * len(each))) if sweep < self.rounds else 0 for each in found]
+            ends = climb(search, queues, ascent, batch=self.batch, most=keep.__getitem__)
+            queues = [self._again(end) for end in ends]
             steps *= 2
-        return search.proposal(opened)
 
-    def _open(
-        self, search: Search, model: torch.nn.Module, x: Tensor, threat: PatchThreat, generator: torch.Generator
-    ) -> list[Tensor]:
-        """For each image the placements to visit, in order."""
-        shuffled = torch.randperm(len(threat.placements(*x.shape[2:])), generator=generator).to(x.device)
-        if not (self.touched_only and isinstance(model, SmoothedClassifier)):
-            return [shuffled] * len(x)
-        search.evaluations += search.num_ablations  # the certificate scores them all once more
-        margins = model.certify(x, threat).placement_margin
-        if margins is None:  # a certifier that says nothing of placements closes none
-            return [shuffled] * len(x)
-        queues = []
-        for margin in margins[:, shuffled]:
-            order = margin.argsort(stable=True)
-            queues.append(shuffled[order[margin[order] < 0]])
-        return queues
+    def _first(self, found: Openings) -> Iterable[Task]:
+        for turn in range(max(1, self.rivals)):
+            for position, site in enumerate(found.placement.tolist()):
+                rivals = found.within(position) if self.rivals else [-1]
+                if turn < len(rivals):
+                    yield Task((site,), rivals[turn])
 
-    def _sweep(
-        self, search: Search, queues: list[Int[Tensor, "_"]], steps: int, generator: torch.Generator
-    ) -> list[Float[Tensor, "_"]]:
-        """One climb at every placement queued, a few of each image still standing at a time; the objectives."""
-        gaps = [torch.full((len(queue),), torch.inf, device=queue.device) for queue in queues]
-        done = [0] * len(queues)
-        while True:
-            going = search.going(self.budget).tolist()
-            active = [i for i, queue in enumerate(queues) if going[i] and done[i] < len(queue)]
-            if not active:
-                return gaps
-            share = search.share(len(active), self.batch, steps, self.budget)
-            picks = {i: range(done[i], min(done[i] + share, len(queues[i]))) for i in active}
-            image = torch.tensor([i for i in active for _ in picks[i]], device=search.x.device)
-            placement = torch.cat([queues[i][picks[i].start : picks[i].stop] for i in active])
-            result = search.run(image, placement[:, None], self.batch, steps=steps, step=self.step, generator=generator)
-            for i in active:
-                gaps[i][picks[i].start : picks[i].stop] = result[image == i]
-                done[i] = picks[i].stop
+    def _again(self, ends: Ends) -> Iterable[Task]:
+        for _, task, content in ends.best():
+            yield replace(task, start=None if self.fresh else content)

@@ -7,15 +7,25 @@ no geometry, and serves any other classifier too; `TouchedVictim` re-scores only
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
-from robustpatch.voting import Voting, first_argmax
+from robustpatch.voting import first_argmax
+
+Objective = Literal["votes", "mean-softmax"]
+V = TypeVar("V", bound="Victim")
+
+
+def check_objective(objective: str) -> None:
+    """Refuse a name that is no objective."""
+    if objective not in get_args(Objective):
+        raise InvalidInput(f"attack objective is {objective!r}; use one of {', '.join(get_args(Objective))}")
 
 
 @runtime_checkable
@@ -26,47 +36,75 @@ class Victim(Protocol):
     def cost(self) -> Int[Tensor, " P"]: ...
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        """The objective, below zero about when the attack succeeds, with its gradient; and the prediction."""
+        """The objective, the smaller the nearer to success, with its gradient; and the prediction."""
         ...
 
-    def keep(self, rows: Tensor) -> Victim:
+    def keep(self: V, rows: Tensor) -> V:
         """The same for some of the rows."""
+        ...
+
+    def join(self: V, other: V) -> V:
+        """Both, the rows of `other` last."""
         ...
 
 
 @dataclass(frozen=True)
 class WholeVictim:
-    """Any classifier, scored whole. For a smoothed one, the gap in soft votes over all its ablations."""
+    """Any classifier, scored whole; a smoothed one over all its ablations.
+
+    `rival` is the class to be raised against y, or -1: the strongest at each step. `objective`:
+
+    - "votes": the soft votes of y less those of the rival; below zero about when the attack succeeds. For a classifier
+      that is not smoothed, the same of its outputs.
+    - "mean-softmax": log of the mean over ablations of the softmax of y (less that of the rival, if one is named): the
+      cross-entropy that Levine & Feizi's release climbs. Without ablations, Chiang et al.'s.
+    """
 
     model: torch.nn.Module
     y: Int[Tensor, " P"]
+    rival: Int[Tensor, " P"]
     cost: Int[Tensor, " P"]
+    objective: Objective = "votes"
 
     @classmethod
-    def of(cls, model: torch.nn.Module, x: Tensor, y: Tensor) -> WholeVictim:
+    def of(
+        cls, model: torch.nn.Module, x: Tensor, y: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
+    ) -> WholeVictim:
         n = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
-        return cls(model, y, torch.full_like(y, n))
+        rival = torch.full_like(y, -1) if rival is None else rival
+        return cls(model, y, rival, torch.full_like(y, n), objective)
 
     def keep(self, rows: Tensor) -> WholeVictim:
-        return replace(self, y=self.y[rows], cost=self.cost[rows])
+        return replace(self, y=self.y[rows], rival=self.rival[rows], cost=self.cost[rows])
+
+    def join(self, other: WholeVictim) -> WholeVictim:
+        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("y", "rival", "cost")}
+        return replace(self, **parts)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         if isinstance(self.model, SmoothedClassifier):
-            soft, counts = _counts(self.model.voting, self.model.logits(x_adv), self.model.guard, None)
-            return gap(soft, self.y), first_argmax(counts)
-        logits = self.model(x_adv).float()
-        return gap(logits, self.y), first_argmax(logits.detach())
+            soft, counts = _sums(self.model, self.model.logits(x_adv), None, self.objective)
+        else:
+            logits = _outputs(self.model, x_adv)
+            soft, counts = logits if self.objective == "votes" else logits.log_softmax(dim=1), logits.detach()
+        return _value(soft, self.y, self.rival, self.objective), first_argmax(counts)
 
 
 @dataclass(frozen=True)
 class TouchedVictim:
-    """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes."""
+    """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
+
+    `untouched` are those votes, `untouched_soft` what they add to the objective. For the rest see `WholeVictim`.
+    """
 
     model: SmoothedClassifier
     y: Int[Tensor, " P"]
+    rival: Int[Tensor, " P"]
     index: Int[Tensor, "P A"]
     valid: Bool[Tensor, "P A"]
     untouched: Int[Tensor, "P K"]
+    untouched_soft: Float[Tensor, "P K"]
+    objective: Objective = "votes"
 
     @classmethod
     def of(
@@ -76,37 +114,89 @@ class TouchedVictim:
         cast: Bool[Tensor, "P N K"],
         touched: Touched,
         placement: Int[Tensor, "P count"],
+        rival: Tensor | None = None,
+        *,
+        scores: Float[Tensor, "P N K"] | None = None,
     ) -> TouchedVictim:
-        """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements."""
+        """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements.
+
+        With the clean `scores` the objective is "mean-softmax", else "votes".
+        """
         member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
         valid, index = member.sort(dim=1, descending=True, stable=True)
         most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
         untouched = (cast & ~member[:, :, None]).sum(dim=1, dtype=torch.int32)
-        return cls(model, y, index[:, :most], valid[:, :most], untouched)
+        soft = untouched.float() if scores is None else (scores * ~member[:, :, None]).sum(dim=1)
+        return cls(
+            model,
+            y,
+            torch.full_like(y, -1) if rival is None else rival,
+            index[:, :most],
+            valid[:, :most],
+            untouched,
+            soft,
+            "votes" if scores is None else "mean-softmax",
+        )
 
     @property
     def cost(self) -> Int[Tensor, " P"]:
         return torch.full_like(self.y, self.index.shape[1])
 
     def keep(self, rows: Tensor) -> TouchedVictim:
-        return TouchedVictim(self.model, self.y[rows], self.index[rows], self.valid[rows], self.untouched[rows])
+        parts = {name: getattr(self, name)[rows] for name in ("y", "rival", "index", "valid", *_UNTOUCHED)}
+        return replace(self, **parts)
+
+    def join(self, other: TouchedVictim) -> TouchedVictim:
+        most = max(self.index.shape[1], other.index.shape[1])
+        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("y", "rival", *_UNTOUCHED)}
+        for name in ("index", "valid"):
+            both = (getattr(part, name) for part in (self, other))
+            parts[name] = torch.cat([torch.nn.functional.pad(rows, (0, most - rows.shape[1])) for rows in both])
+        return replace(self, **parts)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.model.logits(x_adv, self.index)
-        soft, counts = _counts(self.model.voting, logits, self.model.guard, self.valid)
-        return gap(soft + self.untouched, self.y), first_argmax(counts + self.untouched)
+        soft, counts = _sums(self.model, logits, self.valid, self.objective)
+        if self.objective == "votes":
+            soft = soft + self.untouched_soft
+        else:
+            soft = torch.logaddexp(soft, self.untouched_soft.log())
+        return _value(soft, self.y, self.rival, self.objective), first_argmax(counts + self.untouched)
 
 
-def gap(scores: Float[Tensor, "P K"], y: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """The score of y less that of the strongest rival."""
-    own = scores.gather(1, y[:, None])[:, 0]
-    return own - scores.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+_UNTOUCHED = ("untouched", "untouched_soft")
 
 
-def _counts(voting: Voting, logits: Tensor, guard: float, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Soft votes [P,K], differentiable, and votes as the classifier casts them [P,K]."""
-    cast = voting.votes(logits.detach().softmax(dim=-1), guard).cast
-    soft = torch.sigmoid(voting.margins(logits))
+def _outputs(model: torch.nn.Module, x: Tensor) -> Float[Tensor, "P K"]:
+    tensor = next(model.parameters(), None)
+    outputs = model(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)).float()
+    if outputs.ndim != 2 or len(outputs) != len(x):
+        raise InvalidInput(
+            f"the model returned {tuple(outputs.shape)} for {len(x)} images; one score for each class, "
+            f"[{len(x)}, K], is needed"
+        )
+    return outputs
+
+
+def _sums(
+    model: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
+) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"]]:
+    """Over the ablations scored: what the objective is made of, differentiable, and the votes cast."""
+    cast = model.voting.votes(logits.detach().softmax(dim=-1), model.guard).cast
     if valid is not None:
-        cast, soft = cast & valid[..., None], soft * valid[..., None]
-    return soft.sum(dim=1), cast.sum(dim=1, dtype=torch.int32)
+        cast = cast & valid[..., None]
+    counts = cast.sum(dim=1, dtype=torch.int32)
+    if objective == "votes":
+        soft = torch.sigmoid(model.voting.margins(logits))
+        return (soft if valid is None else soft * valid[..., None]).sum(dim=1), counts
+    logs = logits.log_softmax(dim=-1)
+    return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts
+
+
+def _value(soft: Tensor, y: Tensor, rival: Tensor, objective: Objective) -> Float[Tensor, " P"]:
+    own = soft.gather(1, y[:, None])[:, 0]
+    named = soft.gather(1, rival.clamp(min=0)[:, None])[:, 0]
+    if objective == "mean-softmax":
+        return own - torch.where(rival >= 0, named, 0.0)
+    strongest = soft.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return own - torch.where(rival >= 0, named, strongest)

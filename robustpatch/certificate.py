@@ -206,6 +206,21 @@ def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: in
     return out
 
 
+def rival_margins(votes: Votes, prediction: Int[Tensor, " B"], touched: Touched) -> Int[Tensor, "B S K"]:
+    """n_c - n_c[A] - (n_j - n_j[A] + |A| + [j < c]) for every touched set A and rival j; c is `prediction`.
+
+    Close votes count against c. This is the exact certificate's margin before the least of it is taken: below zero
+    where the attacker may have it in his power to raise j above c. For j = c itself the largest int64. Memory
+    O(B·N·K + B·S·K).
+    """
+    c = prediction[:, None, None]
+    sure = (votes.cast & ~votes.close).gather(2, c.expand(-1, votes.cast.shape[1], 1)).to(torch.int32)
+    damage = sure - (votes.cast | votes.close).to(torch.int32) + 1
+    rival = torch.arange(damage.shape[2], device=damage.device)
+    lead = (damage - 1).sum(dim=1, keepdim=True) - (rival < c).long()
+    return (lead - touched.sums(damage)).masked_fill(rival == c, torch.iinfo(torch.int64).max)
+
+
 def _rivals(possible: Bool[Tensor, "B N K"]) -> Int[Tensor, " J"]:
     """The classes that can be worst: those with a vote in some image, and the two lowest without.
 

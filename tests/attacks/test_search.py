@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-import attacks.pgd
 from attacks import ExhaustivePGD, PatchPGD, judge
-from attacks.pgd import Search, climb
+from attacks.climb import Ascent, Task, climb
+from attacks.search import Search, crop, paste
 from attacks.victim import TouchedVictim, WholeVictim
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import Threshold, TopOne
-from tests.attacks.toys import Level, Lookup, images, smoothed, strip
+from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
+from tests.toys import Fixed
 
 SIZE = (6, 8)
 EITHER = AnyOf([PatchThreat(2, 3), PatchThreat(3, 2)])
@@ -82,90 +83,186 @@ def test_the_objective_points_the_same_way():
 
 
 class Script:
-    """A victim that answers from a list, and keeps what it was shown."""
+    """A victim that answers from a list for each row, and keeps what it was shown of it."""
 
-    def __init__(self, answers, y, shown):
-        self.answers, self.y, self.shown = answers, y, shown
-        self.cost = torch.full_like(y, 3)
+    def __init__(self, rows, answers, shown):
+        self.rows, self.answers, self.shown = rows, answers, shown
+        self.cost = torch.full((len(rows),), 3)
 
     def __call__(self, x_adv):
-        self.shown.append(x_adv.detach().clone())
-        prediction = self.answers[:, len(self.shown) - 1]
+        for row, image in zip(self.rows, x_adv.detach().clone(), strict=True):
+            self.shown[row].append(image)
+        prediction = torch.tensor([self.answers[row][len(self.shown[row]) - 1] for row in self.rows])
         return (x_adv * torch.arange(1.0, x_adv.shape[3] + 1)).sum(dim=(1, 2, 3)), prediction
 
     def keep(self, rows):
-        return Script(self.answers[rows], self.y[rows], self.shown)
+        return Script(
+            [row for row, kept in zip(self.rows, rows.tolist(), strict=True) if kept], self.answers, self.shown
+        )
+
+    def join(self, other):
+        return Script(self.rows + other.rows, self.answers, self.shown)
 
 
-def scripted(answers, group, steps=3):
-    answers = torch.tensor(answers)
-    y, shown = torch.zeros(len(answers), dtype=torch.long), []
-    x = torch.full((len(answers), 1, 2, 3), 0.5)
-    footprint = torch.zeros(len(answers), 2, 3, dtype=torch.bool)
-    footprint[:, 0] = True
-    found = climb(
-        Script(answers, y, shown),
-        x,
-        footprint,
-        y,
-        torch.tensor(group),
-        steps=steps,
-        step=0.1,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return found, shown
+class Scripted(Search):
+    """A search whose climbs are numbered as they begin, and whose hits are believed."""
+
+    climb_cost = 3
+
+    def __init__(self, answers, number, budget=None):
+        x = torch.full((number, 1, 2, 3), 0.5)
+        y = torch.zeros(number, dtype=torch.long)
+        model = Fixed([1.0, 0.0]).eval()
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(model, x, y, PatchThreat(1, 3), touched_only=False, budget=budget, generator=generator)
+        self.evaluations.zero_()
+        self.answers, self.shown = answers, {row: [] for row in range(len(answers))}
+        self.begun = []
+
+    def victim(self, image, placement, rival=None, objective="votes"):
+        rows = list(range(len(self.begun), len(self.begun) + len(image)))
+        self.begun += image.tolist()
+        return Script(rows, self.answers, self.shown)
+
+    def offer(self, image, corners, x_adv, value, hit):
+        super().offer(image, corners, x_adv, value, torch.zeros_like(hit))
+        for i, row in zip(image[hit].tolist(), x_adv[hit], strict=True):
+            self.broken[i], self.best[i] = True, row
+
+
+def scripted(answers, group, steps=3, batch=9, budget=None, most=0):
+    """Climbs with these answers, one after the other in the queues of the images that `group` names."""
+    search = Scripted(answers, max(group) + 1, budget)
+    queues = [[Task((0,))] * group.count(i) for i in range(max(group) + 1)]
+    ends = climb(search, queues, Ascent(steps, 0.1), batch=batch, most=most)
+    return search, ends
 
 
 @pytest.mark.parametrize("hit", [0, 1, 2, 3])
 def test_every_iterate_is_judged(hit):
     """A success at any iterate, the random start and the last included, is found, kept and ends the climb."""
-    found, shown = scripted([[int(t == hit) for t in range(4)]], [0])
-    assert found.broken.all()
-    assert torch.equal(found.x_adv, shown[hit])
-    assert len(shown) == hit + 1
-    assert found.evaluations.tolist() == [3 * (2 * (hit + 1) if hit < 3 else 7)]
+    search, _ = scripted([[int(t == hit) for t in range(4)]], [0])
+    assert search.broken.all()
+    assert torch.equal(search.best[0], search.shown[0][hit])
+    assert len(search.shown[0]) == hit + 1
+    assert search.evaluations.tolist() == [3 * (2 * (hit + 1) if hit < 3 else 7)]
 
 
 def test_without_success_the_least_objective_is_kept():
-    """A failed climb costs 2·steps + 1 forward passes and returns its best iterate."""
-    found, shown = scripted([[0, 0, 0, 0]], [0])
-    assert not found.broken.any()
-    assert found.evaluations.tolist() == [21]
+    """A failed climb costs 2·steps + 1 forward passes; its best iterate is kept, and is where it ends."""
+    search, ends = scripted([[0, 0, 0, 0]], [0], most=1)
+    assert not search.broken.any()
+    assert search.evaluations.tolist() == [21]
     weights = torch.arange(1.0, 4)
-    least = min(shown, key=lambda x: float((x * weights).sum()))
-    assert torch.equal(found.x_adv, least)
-    assert torch.isclose(found.gap, (least * weights).sum()).all()
+    least = min(search.shown[0], key=lambda x: float((x * weights).sum()))
+    assert torch.equal(search.best[0], least)
+    value, task, content = ends[0].best()[0]
+    assert value == float(search.gap[0]) == pytest.approx(float((least * weights).sum()))
+    assert task == Task((0,))
+    assert torch.equal(content[0], least[:, :1])
 
 
 def test_a_success_ends_the_climbs_of_its_image_only():
-    """Rows of the same group stop with it, the others go on."""
-    found, shown = scripted([[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], [5, 5, 6])
-    assert found.broken.tolist() == [True, False, False]
-    assert [len(x) for x in shown] == [3, 3, 1, 1]
-    assert found.evaluations.tolist() == [12, 12, 21]
+    """Rows of the same image stop with it, the others go on."""
+    search, _ = scripted([[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], [0, 0, 1])
+    assert search.begun == [0, 1, 0]
+    assert search.broken.tolist() == [True, False]
+    assert [len(search.shown[row]) for row in range(3)] == [2, 4, 2]
+    assert search.evaluations.tolist() == [3 * 4 * 2, 21]
+
+
+def test_what_ends_makes_room_for_the_next():
+    """Two places, three images, seven climbs: images take turns, and a success frees the place in the next step."""
+    answers = [[0] * 4, [1], *[[0] * 4] * 5]
+    search, _ = scripted(answers, [0, 0, 0, 1, 1, 2, 2], batch=2)
+    assert search.begun == [0, 1, 2, 0, 2, 0]  # the second climb of image 1 is never begun: it is broken
+    assert search.broken.tolist() == [False, True, False]
+    assert [len(search.shown[row]) for row in range(6)] == [4, 1, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("budget", [1, 20, 21, 22, 43, 1000])
+def test_no_climb_begins_beyond_the_budget(budget):
+    """What is under way counts in full: the last climb begins below the budget, and none after it."""
+    search, _ = scripted([[0] * 4] * 8, [0] * 8, batch=8, budget=budget)
+    assert search.evaluations.tolist() == [21 * len(search.begun)]
+    assert len(search.begun) == min(8, -(-budget // 21))
+
+
+def test_the_best_ends_are_kept_in_order():
+    """Of many climbs the `most` nearest, nearest first."""
+    search, ends = scripted([[0] * 4] * 6, [0] * 6, most=3)
+    values = [value for value, _, _ in ends[0].best()]
+    weights = torch.arange(1.0, 4)
+    least = sorted(min(float((x * weights).sum()) for x in shown) for shown in search.shown.values())
+    assert values == pytest.approx(least[:3])
+
+
+def test_steps_shrink_along_a_cosine():
+    """From `step` to `last` times that; all alike for `last` = 1; one step is the first."""
+    sizes = Ascent(5, 0.4, last=0.25).sizes(torch.arange(5))
+    assert sizes.tolist() == pytest.approx([0.4, 0.3561, 0.25, 0.1439, 0.1], abs=1e-4)
+    assert Ascent(5, 0.4, last=1.0).sizes(torch.arange(5)).tolist() == pytest.approx([0.4] * 5)
+    assert Ascent(1, 0.4).sizes(torch.arange(1)).tolist() == pytest.approx([0.4])
 
 
 def test_nothing_changes_outside_the_footprint():
     """Each iterate agrees with the image outside, bit by bit, and stays in [0, 1]."""
-    _, shown = scripted([[0, 0, 0, 0]], [0])
-    for x in shown:
-        assert (x[:, :, 1] == 0.5).all()
+    search, _ = scripted([[0, 0, 0, 0]], [0])
+    for x in search.shown[0]:
+        assert (x[:, 1] == 0.5).all()
         assert ((x >= 0) & (x <= 1)).all()
+
+
+def test_paste_and_crop_are_inverse():
+    """A patch read where it was put is the patch, also at the last row and column; the rest is the image."""
+    x, patch = images(3, SIZE, channels=2), images(3, (2, 3), channels=2, seed=5)[:, None]
+    corners = torch.tensor([[[0, 0]], [[4, 5]], [[1, 2]]])
+    out = paste(x, corners, patch)
+    assert torch.equal(crop(out, corners, (2, 3)), patch)
+    outside = ~PatchThreat(2, 3).footprint(corners, *SIZE)[:, None].expand_as(x)
+    assert torch.equal(out[outside], x[outside])
+    assert torch.equal(x, images(3, SIZE, channels=2))
+
+
+def test_chance_is_each_image_s_own():
+    """What is tried on an image does not depend on its neighbours or on the order of the batch."""
+    model, threat = strip(SIZE), PatchThreat(2, 3)
+    x = images(6, SIZE)
+    y = model.predict(x)
+    for attack in (PatchPGD(steps=2, restarts=3), ExhaustivePGD(steps=1, rounds=1)):
+        together = attack(model, x, y, threat, generator=torch.Generator().manual_seed(1))
+        rows = torch.tensor([4, 1])
+        apart = attack(model, x[rows], y[rows], threat, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(together.corners[rows], apart.corners)
+        assert torch.allclose(together.x_adv[rows], apart.x_adv, atol=1e-5)
+
+
+def test_a_hit_counts_once_predict_confirms_it():
+    """A classifier whose outputs and `predict` disagree is not broken by its outputs."""
+
+    class Stubborn(Plain):
+        def predict(self, x):
+            return torch.zeros(len(x), dtype=torch.long)
+
+    model, x = Stubborn(48).eval(), images(6, SIZE)
+    y = torch.zeros(6, dtype=torch.long)
+    proposal = PatchPGD(steps=4, restarts=4)(model, x, y, PatchThreat(4, 5), generator=torch.Generator())
+    assert not judge(model, x, y, PatchThreat(4, 5), proposal).broken.any()
+    assert (proposal.evaluations >= 4 * 9).all()  # no climb ended early
 
 
 @pytest.fixture
 def tried(monkeypatch):
     """The placements that searches climb at, by image."""
     seen: dict[int, list[int]] = {}
-    original = Search.run
+    original = Search.visit
 
-    def run(self, image, placement, batch, **options):
-        for i, where in zip(image.tolist(), placement.tolist(), strict=True):
-            if not self.broken[i]:
-                seen.setdefault(i, []).extend(where)
-        return original(self, image, placement, batch, **options)
+    def visit(self, image, placement):
+        for i, where in zip(image, placement, strict=True):
+            seen.setdefault(i, []).extend(where)
+        return original(self, image, placement)
 
-    monkeypatch.setattr(attacks.pgd.Search, "run", run)
+    monkeypatch.setattr(Search, "visit", visit)
     return seen
 
 
@@ -199,7 +296,7 @@ def test_unpruned_it_visits_every_placement(tried):
     proposal = attack(model, x, model.predict(x), threat, generator=torch.Generator())
     assert all(sorted(tried[i]) == list(range(5 * 7)) for i in range(2))
     assert (proposal.visited == 1).all()
-    assert (proposal.evaluations == 35 * 3 * 8).all()
+    assert (proposal.evaluations == 8 + 35 * 3 * 8).all()
 
 
 def test_pruned_it_leaves_certified_images_alone(tried):
@@ -221,14 +318,16 @@ def test_later_sweeps_return_to_where_it_came_closest(tried):
     assert len(set(second)) == 7
     assert len(third) == 1
     assert set(third) <= set(second)
-    assert proposal.evaluations.tolist() == [8 * (35 * 3 + 7 * 5 + 1 * 9)]
+    assert proposal.evaluations.tolist() == [8 + 8 * (35 * 3 + 7 * 5 + 1 * 9)]
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_visited_is_the_share_of_distinct_placements(tried, count):
     """PGD draws with repetition; each placement counts once, also where two patches are put down together."""
     model, x, threat = smoothed(Level(2), Columns(1), 2), torch.zeros(3, 1, *SIZE), PatchThreat(1, 1, count)
-    proposal = PatchPGD(steps=1, restarts=25)(model, x, model.predict(x), threat, generator=torch.Generator())
+    proposal = PatchPGD(steps=1, restarts=25, guided=False)(
+        model, x, model.predict(x), threat, generator=torch.Generator()
+    )
     for i in range(3):
         assert len(tried[i]) == 25 * count
         assert float(proposal.visited[i]) == pytest.approx(len(set(tried[i])) / 48)

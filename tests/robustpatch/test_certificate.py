@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustpatch.ablation import parse_ablation
-from robustpatch.certificate import certify_votes, largest_certified
+from robustpatch.certificate import certify_votes, largest_certified, rival_margins
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import TopOne, Votes
 from tests import oracles
@@ -57,6 +57,28 @@ def test_the_exact_certificate_is_the_truth(election):
     assert certificate.placement_margin[0].tolist() == leads
     assert int(certificate.margin) == min(leads)
     assert bool(certificate.certified) == (min(leads) >= 0)
+
+
+@given(elections(close=True))
+@settings(max_examples=100)
+def test_margins_by_rival_are_leads_towards_each(election):
+    """For each placement and class j, what is left of the lead over j when the touched ablations all go over to j."""
+    text, patch, size, votes = election
+    ablation, threat = parse_ablation(text), PatchThreat(*patch)
+    touched = ablation.touched(threat, *size)
+    prediction = votes.cast.sum(dim=1).argmax(dim=1)
+    c, classes = int(prediction), votes.cast.shape[2]
+    margins = rival_margins(votes, prediction, touched)[0][touched.set_of_placement]
+    sure, possible = (votes.cast & ~votes.close)[0].tolist(), (votes.cast | votes.close)[0].tolist()
+    for row, some in zip(margins.tolist(), oracles.touched(text, patch, size), strict=True):
+        for j in range(classes):
+            if j != c:
+                own = sum(v[c] for n, v in enumerate(sure) if n not in some)
+                assert row[j] == own - sum(v[j] or n in some for n, v in enumerate(possible)) - (j < c)
+    assert (margins[:, c] == torch.iinfo(torch.int64).max).all()
+    exact = certify_votes(votes, ablation, threat, size).placement_margin
+    assert exact is not None
+    assert torch.equal(margins.amin(dim=1), exact[0])
 
 
 @given(elections())

@@ -1,0 +1,112 @@
+"""Where to put the patch: what the certificate leaves open, coarse grids, and sums of a map under the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attacks.search import Search
+from robustpatch.certificate import Evidence, rival_margins
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+
+
+@dataclass(frozen=True)
+class Openings:
+    """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
+
+    `margin` is the certificate's, below zero; `rivals` are the classes that it leaves in reach, cheapest first, padded
+    with -1. Without a certificate all placements are open, in random order, the rival always -1 (whichever is nearest).
+    """
+
+    placement: Int[Tensor, " L"]
+    margin: Int[Tensor, " L"]
+    rivals: Int[Tensor, "L R"]
+    touched_set: Int[Tensor, " L"]
+
+    def __len__(self) -> int:
+        return len(self.placement)
+
+    def spread(self) -> Iterator[tuple[int, list[int]]]:
+        """Placements and their rivals, one of each touched set in turn, cheapest set first: for a few tries."""
+        seen: dict[int, int] = {}
+        turns = []
+        for position, s in enumerate(self.touched_set.tolist()):
+            turns.append((seen.get(s, 0), position))
+            seen[s] = seen.get(s, 0) + 1
+        for _, position in sorted(turns):
+            yield int(self.placement[position]), self.within(position)
+
+    def within(self, position: int) -> list[int]:
+        """The rivals in reach at that position; [-1] where nothing is known."""
+        return [j for j in self.rivals[position].tolist() if j >= 0] or [-1]
+
+
+def openings(search: Search, rivals: int = 3) -> list[Openings]:
+    """What is open on each image, at most `rivals` rivals each; equal margins in random order, from the image's stream.
+
+    Single placements also where the threat has several patches: there every placement is open, and the order tells
+    which of them alone does most.
+    """
+    images, sites = len(search.y), len(search.placements)
+    shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
+    evidence = _evidence(search)
+    if evidence is None:
+        none = search.placements.new_zeros(sites)
+        closed = _placement_margin(search)
+        found = []
+        for i, order in enumerate(shuffled):
+            if closed is not None:
+                order = order[closed[i][order].argsort(stable=True)]
+                order = order[closed[i][order] < 0]
+            found.append(Openings(order, none[order], none[order, None] - 1, none[order]))
+        return found
+    single = PatchThreat(search.threat.height, search.threat.width)
+    touched = evidence.ablation.touched(single, *evidence.image_size)
+    of_placement = touched.set_of_placement.to(search.x.device)
+    found = []
+    for i, order in enumerate(shuffled):
+        votes = type(evidence.votes)(evidence.votes.cast[i : i + 1], evidence.votes.close[i : i + 1])
+        margins = rival_margins(votes, search.y[i : i + 1], touched)[0]
+        least, cheapest = margins.topk(min(rivals, margins.shape[1] - 1), dim=1, largest=False, sorted=True)
+        if search.threat.count == 1:
+            cheapest = cheapest.masked_fill(least >= 0, -1)
+        margin = least[of_placement, 0]
+        order = order[margin[order].argsort(stable=True)]
+        if search.threat.count == 1:
+            order = order[margin[order] < 0]
+        found.append(Openings(order, margin[order], cheapest[of_placement][order], of_placement[order]))
+    return found
+
+
+def _evidence(search: Search) -> Evidence | None:
+    """The votes behind the certificate, where its own exact proof is the one at work."""
+    model = search.model
+    if not isinstance(model, SmoothedClassifier) or type(model).certify is not SmoothedClassifier.certify:
+        return None
+    return search.certificate.evidence if search.certificate is not None else None
+
+
+def _placement_margin(search: Search) -> Int[Tensor, "B L"] | None:
+    return search.certificate.placement_margin if search.certificate is not None else None
+
+
+def grid(threat: PatchThreat, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:
+    """Which placements lie on rows and columns that are multiples of `stride`, or are the last ones."""
+    marks = []
+    for length, patch in zip(image_size, (threat.height, threat.width), strict=True):
+        places = torch.arange(length - patch + 1)
+        marks.append((places % stride == 0) | (places == length - patch))
+    return (marks[0][:, None] & marks[1]).flatten()
+
+
+def window_sums(values: Float[Tensor, "B H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+    """Σ of a map over the rectangle at every placement in row-major order, the last row and column included."""
+    total = torch.nn.functional.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    h, w = threat.height, threat.width
+    sums = total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
+    return sums.flatten(1).to(values.dtype)

@@ -1,0 +1,125 @@
+"""The vote-level adversary: the worst that any base classifier could be made to do, given the clean votes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch.ablation import Ablation
+from robustpatch.certificate import rival_margins
+from robustpatch.threat import PatchThreat
+from robustpatch.touched import Touched
+from robustpatch.voting import Votes, first_argmax
+
+_UNIONS = 20_000
+
+
+@dataclass(frozen=True)
+class WorstVotes:
+    """`refuted` images get another prediction from `votes`, which differ from the clean ones in the touched set alone.
+
+    Attributes:
+        placement: Int[B,count], the numbers of the rectangles' placements. rival: Int[B], the class raised.
+        lead: Int[B], by how many votes the prediction then survives: < 0 exactly where it is refuted.
+        touched: Int[B], how many ablations the placement touches. votes: Bool[B,N,K].
+    """
+
+    refuted: Bool[Tensor, " B"]
+    placement: Int[Tensor, "B count"]
+    rival: Int[Tensor, " B"]
+    lead: Int[Tensor, " B"]
+    touched: Int[Tensor, " B"]
+    votes: Bool[Tensor, "B N K"]
+
+
+def worst_votes(
+    cast: Bool[Tensor, "B N K"], ablation: Ablation, threat: PatchThreat, image_size: tuple[int, int]
+) -> WorstVotes:
+    """Turn every ablation that the cheapest placement touches from the prediction to the cheapest rival.
+
+    No attack on any base classifier with these clean votes does more: an image that is not refuted here is safe, and
+    one that is refuted but not broken by a real patch is safe only because of what this network sees in a real patch.
+    It is the exact certificate's worst case, at guard 0, for one patch at a time in O(B·(N + S)·K).
+
+    For several patches all unions of touched sets are tried, up to 20,000 of them; beyond that they are gathered
+    greedily, and an image that is not refuted may still be refutable.
+    """
+    touched = ablation.touched(threat, *image_size)
+    prediction = first_argmax(cast.sum(dim=1, dtype=torch.int32))
+    first = torch.zeros(len(touched.sizes), dtype=torch.long).scatter_reduce_(
+        0, touched.set_of_placement, torch.arange(len(touched.set_of_placement)), "amin", include_self=False
+    )
+    found = [_worst(cast[i], prediction[i], touched, threat.count) for i in range(len(cast))]
+    sets = torch.tensor([sets for sets, _ in found], device=cast.device, dtype=torch.long).reshape(
+        len(cast), threat.count
+    )
+    rival = torch.tensor([rival for _, rival in found], device=cast.device, dtype=torch.long)
+    member = touched.member(sets).any(dim=1) if len(cast) else cast.new_zeros(0, cast.shape[1])
+    turned = torch.nn.functional.one_hot(rival, cast.shape[2]).bool()[:, None]
+    votes = torch.where(member[:, :, None], turned, cast)
+    counts = votes.sum(dim=1, dtype=torch.int32)
+    return WorstVotes(
+        refuted=first_argmax(counts) != prediction,
+        placement=first.to(cast.device)[sets],
+        rival=rival,
+        lead=vote_lead(counts, prediction),
+        touched=member.sum(dim=1),
+        votes=votes,
+    )
+
+
+def vote_lead(counts: Int[Tensor, "B K"], prediction: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """min over j ≠ c of n_c - n_j - [j < c] for c = `prediction`: it is the most voted class iff this is ≥ 0."""
+    c = prediction[:, None]
+    rival = torch.arange(counts.shape[1], device=counts.device)
+    leads = counts.gather(1, c) - counts - (rival < c).long()
+    return leads.masked_fill(rival == c, torch.iinfo(leads.dtype).max).amin(dim=1)
+
+
+def _worst(cast: Bool[Tensor, "N K"], prediction: Tensor, touched: Touched, count: int) -> tuple[list[int], int]:
+    """The sets (with repetition where fewer do) and the rival of least lead."""
+    if count == 1:
+        votes = Votes(cast[None], torch.zeros_like(cast[None]))
+        margins = rival_margins(votes, prediction[None], touched)[0]
+        worst = int(margins.argmin())
+        return [worst // margins.shape[1]], worst % margins.shape[1]
+    damage = cast.gather(1, prediction.expand(len(cast), 1)).int() - cast.int() + 1
+    before = vote_lead_each(cast, prediction)
+    best: tuple[int, list[int], int] | None = None
+    for sets in _unions(touched, damage, count):
+        member = touched.member(torch.tensor(sets, device=cast.device)).any(dim=0)
+        leads = before - damage[member].sum(dim=0)
+        rival = int(leads.argmin())
+        if best is None or int(leads[rival]) < best[0]:
+            best = int(leads[rival]), sets, rival
+    assert best is not None
+    return best[1], best[2]
+
+
+def vote_lead_each(cast: Bool[Tensor, "N K"], prediction: Tensor) -> Int[Tensor, " K"]:
+    """n_c - n_j - [j < c] for every rival j; the largest int for c itself."""
+    counts = cast.sum(dim=0)
+    rival = torch.arange(len(counts), device=counts.device)
+    leads = counts[prediction] - counts - (rival < prediction).long()
+    return leads.masked_fill(rival == prediction, torch.iinfo(torch.int64).max // 2)
+
+
+def _unions(touched: Touched, damage: Int[Tensor, "N K"], count: int) -> Iterator[list[int]]:
+    sets = len(touched.sizes)
+    count = min(count, sets)
+    if comb(sets, count) <= _UNIONS:
+        for some in combinations(range(sets), count):
+            yield list(some)
+        return
+    for rival in range(damage.shape[1]):
+        left, chosen = damage[:, rival : rival + 1].clone(), []
+        for _ in range(count):
+            chosen.append(int(touched.sums(left[None])[0, :, 0].argmax()))
+            left[touched.member(torch.tensor(chosen[-1], device=left.device))] = 0
+        yield chosen
