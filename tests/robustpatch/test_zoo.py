@@ -121,8 +121,9 @@ def test_an_undefended_checkpoint_is_taken_for_no_smoothed_one(plain, saved):
     with pytest.raises(InvalidInput, match=r"voting is top1, .*is undefended and casts no votes; drop it"):
         load_checkpoint(path, voting=TopOne())
     save_checkpoint(path, model, {key: value for key, value in UNDEFENDED.items() if key != "ablation"})
-    with pytest.raises(InvalidInput, match="configuration is incomplete"):
-        load_checkpoint(path)
+    for options in ({}, {"voting": TopOne()}):
+        with pytest.raises(InvalidInput, match="configuration is incomplete"):
+            load_checkpoint(path, **options)
     assert load_checkpoint(saved[1]).smoothed.num_classes == 4
 
 
