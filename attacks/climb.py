@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from itertools import count
@@ -110,17 +110,17 @@ class _Slots:
 
 
 def climb(
-    search: Search, queues: list[Iterable[Task]], ascent: Ascent, *, batch: int, most: int | Callable[[int], int] = 0
+    search: Search, queues: Sequence[Iterable[Task]], ascent: Ascent, *, batch: int, most: Sequence[int] | None = None
 ) -> list[Ends]:
     """Climb the tasks of every image, in the order of each image's own queue, until all are done, or the image is
     broken, or the next climb would begin beyond its budget.
 
     `batch` climbs are under way at any time, taken from the images in turn; whichever ends makes room for the next, so
     that the device is busy to the last. Every iterate, the first and the last too, is judged by the votes it gets.
-    Returns for each image the `most` best ends.
+    Returns for each image its best ends, `most` of them.
     """
     waiting = deque((i, iter(queue)) for i, queue in enumerate(queues))
-    ends = [Ends(most(i) if callable(most) else most) for i in range(len(queues))]
+    ends = [Ends(0 if most is None else most[i]) for i in range(len(queues))]
     room = _Room(search, 2 * ascent.steps + 1)
     slots: _Slots | None = None
     while True:

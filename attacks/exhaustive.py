@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count, product
 
 import torch
 
 from attacks.climb import Ascent, Ends, Task, climb
-from attacks.placement import Openings, openings
+from attacks.placement import Openings, grid, openings
 from attacks.search import Attack, Search, require
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -18,31 +18,33 @@ from robustpatch.threat import PatchThreat
 class ExhaustivePGD(Attack):
     """PGD at every placement, in the order of the certificate's margin; then again where it came closest.
 
-    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped and only touched ablations are
-    scored. `unpruned` does neither: all placements in random order, all ablations scored at every step. The first
-    sweep takes `steps` steps at every open placement. Each of `rounds` further sweeps takes twice as many steps as the
-    one before, at the `keep` share of placements with the least objective.
+    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, the climbs at an open one aim
+    at the `rivals` cheapest classes in reach, one climb each, and only touched ablations are scored. `unpruned` does
+    none of this: all placements in random order, towards whichever rival is nearest, all ablations scored.
 
-    `stride` > 1 goes from coarse to fine (for large images): the first sweep visits placements at multiples of it, the
-    last row and column included; each further one the neighbours, at half the stride, of those it keeps. Not every
-    placement is visited then, and `Proposal.visited` says which share was.
+    The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
+    one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes
+    into further such rounds, with half the step in every other one; without a budget there is one.
+
+    `stride` > 1 goes from coarse to fine, for large images: the first sweep visits the placements at multiples of it,
+    the last row and column included; each further one, besides what it keeps, the neighbours at half the stride before.
+    Placements between them are not visited then, and `Proposal.visited` says which share of the open ones was.
     """
 
-    steps: int = 10
-    rounds: int = 2
-    keep: float = 0.25
+    steps: int = 5
+    rounds: int = 3
+    keep: float = 0.3
     step: float = 0.5
-    momentum: float = 0.0
-    rivals: int = 1
-    fresh: bool = True
+    rivals: int = 2
     stride: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.rounds >= 0, "rounds", self.rounds, "at least 0")
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
+        require(self.rivals >= 1, "rivals", self.rivals, "at least 1")
         require(self.stride >= 1, "stride", self.stride, "at least 1")
-        Ascent(self.steps, self.step, momentum=self.momentum)
+        Ascent(self.steps, self.step)
 
     @property
     def name(self) -> str:
@@ -55,24 +57,47 @@ class ExhaustivePGD(Attack):
             )
 
     def _run(self, search: Search) -> None:
-        found = openings(search, max(1, self.rivals))
+        found = openings(search, self.rivals)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
-        queues: list[Iterable[Task]] = [self._first(each) for each in found]
-        steps = self.steps
+        for turn in count():
+            before = search.evaluations.clone()
+            self._round(search, found, self.step if turn % 2 == 0 else self.step / 2)
+            idle = bool((search.evaluations == before).all())
+            if search.budget is None or idle or not bool(search.going().any()):
+                return
+
+    def _round(self, search: Search, found: list[Openings], step: float) -> None:
+        """All sweeps once, from the many short climbs to the few long ones."""
+        queues = [self._everywhere(search, each) for each in found]
+        sizes = [len(queue) for queue in queues]
+        stride = self.stride
         for sweep in range(self.rounds + 1):
-            ascent = Ascent(steps, self.step, momentum=self.momentum)
-            keep = [max(1, int(self.keep ** (sweep + 1) * len(each))) if sweep < self.rounds else 0 for each in found]
-            ends = climb(search, queues, ascent, batch=self.batch, most=keep.__getitem__)
-            queues = [self._again(end) for end in ends]
-            steps *= 2
+            share = self.keep ** (sweep + 1)
+            most = [max(1, int(share * size)) if sweep < self.rounds else 0 for size in sizes]
+            ends = climb(search, queues, Ascent(self.steps * 2**sweep, step), batch=self.batch, most=most)
+            queues = [self._again(search, each, stride, opened) for each, opened in zip(ends, found, strict=True)]
+            stride = max(1, stride // 2)
 
-    def _first(self, found: Openings) -> Iterable[Task]:
-        for turn in range(max(1, self.rivals)):
-            for position, site in enumerate(found.placement.tolist()):
-                rivals = found.within(position) if self.rivals else [-1]
-                if turn < len(rivals):
-                    yield Task((site,), rivals[turn])
+    def _everywhere(self, search: Search, found: Openings) -> list[Task]:
+        on_grid = grid(search.threat, search.image_size, self.stride)
+        return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
-    def _again(self, ends: Ends) -> Iterable[Task]:
-        for _, task, content in ends.best():
-            yield replace(task, start=None if self.fresh else content)
+    def _again(self, search: Search, ends: Ends, stride: int, found: Openings) -> list[Task]:
+        """What came closest once more; on a coarse grid, its neighbours too."""
+        kept = [task for _, task, _ in ends.best()]
+        if stride == 1:
+            return kept
+        tasks = list(kept)
+        reach, seen = max(1, stride // 2), {(task.placement[0], task.rival) for task in kept}
+        allowed = set(found.placement.tolist())
+        columns = search.image_size[1] - search.threat.width + 1
+        rows = search.image_size[0] - search.threat.height + 1
+        for task in kept:
+            row, column = divmod(task.placement[0], columns)
+            for r, c in product((row - reach, row, row + reach), (column - reach, column, column + reach)):
+                site = r * columns + c
+                near = 0 <= r < rows and 0 <= c < columns
+                if near and site in allowed and (site, task.rival) not in seen:
+                    seen.add((site, task.rival))
+                    tasks.append(Task((site,), task.rival))
+        return tasks

@@ -74,7 +74,7 @@ class PatchPGD(Attack):
             queues = [islice(_guided(search, i, each), self.restarts) for i, each in enumerate(found)]
         else:
             queues = [islice(_random(search, i), self.restarts) for i in range(len(search.y))]
-        climb(search, list(queues), self.ascent, batch=self.batch)
+        climb(search, queues, self.ascent, batch=self.batch)
 
 
 def _random(search: Search, image: int) -> Iterator[Task]:
@@ -90,6 +90,6 @@ def _guided(search: Search, image: int, found: Openings) -> Iterator[Task]:
     Of several patches the first goes there, the others to random placements of the cheaper half.
     """
     while len(found):
-        for site, rivals in found.spread():
+        for site, rival in found.spread():
             more = torch.randint(-(-len(found) // 2), (search.threat.count - 1,), generator=search.stream(image))
-            yield Task((site, *found.placement[more].tolist()), rivals[0])
+            yield Task((site, *found.placement[more].tolist()), rival)

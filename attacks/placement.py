@@ -19,31 +19,37 @@ from robustpatch.threat import PatchThreat
 class Openings:
     """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
 
-    `margin` is the certificate's, below zero; `rivals` are the classes that it leaves in reach, cheapest first, padded
-    with -1. Without a certificate all placements are open, in random order, the rival always -1 (whichever is nearest).
+    `margin` is the certificate's for each rival, below zero where it is in reach. `rivals` are the classes in reach,
+    cheapest first, padded with -1. Without a certificate all placements are open, in random order, the rival always -1
+    (whichever is nearest).
     """
 
     placement: Int[Tensor, " L"]
-    margin: Int[Tensor, " L"]
     rivals: Int[Tensor, "L R"]
+    margin: Int[Tensor, "L R"]
     touched_set: Int[Tensor, " L"]
 
     def __len__(self) -> int:
         return len(self.placement)
 
-    def spread(self) -> Iterator[tuple[int, list[int]]]:
-        """Placements and their rivals, one of each touched set in turn, cheapest set first: for a few tries."""
+    def tasks(self) -> list[tuple[int, int]]:
+        """Every placement towards every rival in reach there, cheapest pair first."""
+        named = self.rivals >= 0
+        named[:, 0] = True
+        pairs = named.flatten().nonzero()[:, 0]
+        pairs = pairs[self.margin.flatten()[pairs].argsort(stable=True)]
+        width = self.rivals.shape[1]
+        return list(zip(self.placement[pairs // width].tolist(), self.rivals.flatten()[pairs].tolist(), strict=True))
+
+    def spread(self) -> Iterator[tuple[int, int]]:
+        """Placements and their cheapest rival, one of each touched set in turn, cheapest set first: for a few tries."""
         seen: dict[int, int] = {}
         turns = []
         for position, s in enumerate(self.touched_set.tolist()):
             turns.append((seen.get(s, 0), position))
             seen[s] = seen.get(s, 0) + 1
         for _, position in sorted(turns):
-            yield int(self.placement[position]), self.within(position)
-
-    def within(self, position: int) -> list[int]:
-        """The rivals in reach at that position; [-1] where nothing is known."""
-        return [j for j in self.rivals[position].tolist() if j >= 0] or [-1]
+            yield int(self.placement[position]), int(self.rivals[position, 0])
 
 
 def openings(search: Search, rivals: int = 3) -> list[Openings]:
@@ -63,7 +69,7 @@ def openings(search: Search, rivals: int = 3) -> list[Openings]:
             if closed is not None:
                 order = order[closed[i][order].argsort(stable=True)]
                 order = order[closed[i][order] < 0]
-            found.append(Openings(order, none[order], none[order, None] - 1, none[order]))
+            found.append(Openings(order, none[order, None] - 1, none[order, None], none[order]))
         return found
     single = PatchThreat(search.threat.height, search.threat.width)
     touched = evidence.ablation.touched(single, *evidence.image_size)
@@ -79,7 +85,8 @@ def openings(search: Search, rivals: int = 3) -> list[Openings]:
         order = order[margin[order].argsort(stable=True)]
         if search.threat.count == 1:
             order = order[margin[order] < 0]
-        found.append(Openings(order, margin[order], cheapest[of_placement][order], of_placement[order]))
+        sets = of_placement[order]
+        found.append(Openings(order, cheapest[sets], least[sets], sets))
     return found
 
 

@@ -147,6 +147,11 @@ class Search:
             return self.model.scores(self.x)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.x.shape[2], self.x.shape[3]
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of one rectangle."""
         return self.threat.height, self.threat.width

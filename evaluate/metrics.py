@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,21 @@ class AttackSummary:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """The images that neither a proof nor an attack decides, taken apart by the patch that went furthest on each.
+
+    `refuted`: by the vote-level adversary, so that no proof from the votes alone can certify them; the others are not
+    certified for their close votes. `turned`: for "5 of 6" (so many of the touched ablations turned to the rival), and
+    `missing`: for each number of votes that such a patch falls short by, how many images.
+    """
+
+    images: int
+    refuted: int
+    turned: dict[str, int]
+    missing: dict[int, int]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
 
@@ -62,7 +78,9 @@ class Summary:
     certified_margin: Share | None
     attacks: dict[str, AttackSummary]
     under_all: Share
+    under_votes: Share | None
     gap: float | None
+    undecided: Gap | None
     verdict: Verdict
     certified_images: int
     certified_attacked: int
@@ -74,6 +92,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
         out = {key: value.as_dict() if isinstance(value, Share) else value for key, value in vars(self).items()}
+        out["undecided"] = None if self.undecided is None else asdict(self.undecided)
         out["attacks"] = {
             name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()} for name, attack in self.attacks.items()
         }
@@ -85,7 +104,7 @@ def summarise(records: list[Record]) -> Summary:
 
     Empirical accuracy counts the images that are classified correctly and that the attack did not break; certified
     accuracy those classified correctly and certified. The gap is empirical accuracy under all attacks less certified
-    accuracy: what neither proof nor attack has decided.
+    accuracy: what neither proof nor attack has decided; `undecided` takes it apart.
     """
     total = len(records)
     names = list(dict.fromkeys(attack.attack for record in records for attack in record.attacks))
@@ -124,7 +143,11 @@ def summarise(records: list[Record]) -> Summary:
         certified_margin=_certified(records, [record.certified_margin for record in records]),
         attacks=attacks,
         under_all=Share(standing, total),
+        under_votes=None
+        if any(record.refuted is None for record in records)
+        else Share(sum(record.correct and not record.refuted for record in records), total),
         gap=None if exact is None else standing / total - exact.value,
+        undecided=_undecided(records),
         verdict=verdict,
         certified_images=len(certified),
         certified_attacked=len(attacked),
@@ -132,6 +155,29 @@ def summarise(records: list[Record]) -> Summary:
         violations=violations,
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
+    )
+
+
+def _undecided(records: list[Record]) -> Gap | None:
+    """The gap taken apart; None for classifiers without votes, and where nothing was attacked."""
+    open_to_both = [
+        record
+        for record in records
+        if record.correct and not record.certified and not any(attack.broken for attack in record.attacks)
+    ]
+    best = [
+        min((attack for attack in record.attacks if attack.lead is not None), key=lambda a: a.lead or 0, default=None)
+        for record in open_to_both
+    ]
+    if None in best or any(record.refuted is None for record in records):
+        return None
+    turned = Counter((attack.turned or 0, attack.touched or 0) for attack in best if attack is not None)
+    missing = Counter((attack.lead or 0) + 1 for attack in best if attack is not None)
+    return Gap(
+        images=len(open_to_both),
+        refuted=sum(bool(record.refuted) for record in open_to_both),
+        turned={f"{some} of {all_}": turned[some, all_] for some, all_ in sorted(turned, reverse=True)},
+        missing={votes: missing[votes] for votes in sorted(missing)},
     )
 
 

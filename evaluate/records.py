@@ -19,7 +19,9 @@ class AttackRecord:
     """One attack under one threat on one image. `unpruned`: every ablation scored, no placement skipped.
 
     `corners` are the (row, column) of each rectangle, flattened; `visited` the share of the open placements tried;
-    `contained` and `in_range` the judge's finding on the proposal.
+    `contained` and `in_range` the judge's finding on the proposal; `by` the member of an ensemble that proposed it.
+    Of a smoothed classifier, how many ablations the patch `touched`, how many of them it `turned` to a rival, and the
+    `lead` in votes that was left to the prediction (see `evaluate.gap.Damage`).
     """
 
     attack: str
@@ -33,6 +35,10 @@ class AttackRecord:
     evaluations: int
     visited: float
     seconds: float
+    by: str | None = None
+    touched: int | None = None
+    turned: int | None = None
+    lead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Record:
     largest square are None for classifiers that do not offer them; of one without certificates, `consistent` and
     `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes` cells in all.
     Attacks are those run: none on an image neither certified nor classified correctly, which needs none. `consistent`
-    says that `predict` returned the certified prediction.
+    says that `predict` returned the certified prediction. `refuted`: the vote-level adversary, `attacks.worst_votes`,
+    changes it; None where there are no votes.
     """
 
     index: int
@@ -57,6 +64,7 @@ class Record:
     largest_certified: int | None
     close_votes: int
     votes: int
+    refuted: bool | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property
@@ -94,6 +102,10 @@ _ATTACK = pa.struct(
         ("evaluations", pa.int64()),
         ("visited", pa.float64()),
         ("seconds", pa.float64()),
+        ("by", pa.string()),
+        ("touched", pa.int64()),
+        ("turned", pa.int64()),
+        ("lead", pa.int64()),
     ]
 )
 SCHEMA = pa.schema(
@@ -109,6 +121,7 @@ SCHEMA = pa.schema(
         ("largest_certified", pa.int64()),
         ("close_votes", pa.int64()),
         ("votes", pa.int64()),
+        ("refuted", pa.bool_()),
         ("attacks", pa.list_(_ATTACK)),
     ]
 )

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.base import PatchAttack, judge, predict
+from attacks.base import Outcome, PatchAttack, Proposal, judge, predict
+from attacks.votes import worst_votes
 from evaluate.counterexample import save_counterexample
+from evaluate.gap import damage
 from evaluate.records import AttackRecord, Record, read_records, shard_path, write_shard
 from robustpatch import checks
-from robustpatch.certificate import Certificate
+from robustpatch.certificate import Certificate, Evidence
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -200,7 +202,7 @@ def _batch(
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                records = _attack(model, x[rows], prediction[rows], one, run, first, scored_whole, settings)
+                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     if unpruned and record.broken:
@@ -221,6 +223,7 @@ def _batch(
     margin = nothing if exact is None or exact.margin is None else exact.margin.double().tolist()
     largest = nothing if exact is None or evidence is None else exact.largest_certified().tolist()
     votes = 0 if evidence is None else evidence.votes.cast[0].numel()
+    refuted = nothing if evidence is None else _refuted(evidence, threat)
     return [
         Record(
             index=first + i,
@@ -234,6 +237,7 @@ def _batch(
             largest_certified=largest[i],
             close_votes=0 if exact is None else int(exact.close[i]),
             votes=votes,
+            refuted=refuted[i],
             attacks=found[i],
         )
         for i in range(len(y))
@@ -246,17 +250,19 @@ def _attack(
     prediction: Tensor,
     threat: PatchThreat,
     attack: PatchAttack,
-    first: int,
     unpruned: bool,
     settings: Settings,
 ) -> list[tuple[AttackRecord, Tensor]]:
     """Run and judge one attack on images of one batch, all of them against the clean prediction."""
-    # Seeded by batch and not by image, since an attack works on a batch at once; batches are fixed by index.
-    generator = torch.Generator().manual_seed(_seed(settings.seed, first, attack.name, str(threat), unpruned))
+    # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
+    generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
     proposal = attack(model, x, prediction, threat, generator=generator)
     outcome = judge(model, x, prediction, threat, proposal)
     seconds = (time.monotonic() - started) / len(x)
+    done: list[dict[str, int]] = [{}] * len(x)
+    if isinstance(model, SmoothedClassifier):
+        done = [{} if i is None else i for i in _damage(model, x, prediction, threat, proposal, outcome)]
     return [
         (
             AttackRecord(
@@ -271,6 +277,8 @@ def _attack(
                 evaluations=int(proposal.evaluations[i]),
                 visited=float(proposal.visited[i]),
                 seconds=seconds,
+                by=None if proposal.by is None else proposal.by[i],
+                **done[i],
             ),
             proposal.x_adv[i],
         )
@@ -278,6 +286,25 @@ def _attack(
     ]
 
 
+def _damage(
+    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: PatchThreat, proposal: Proposal, outcome: Outcome
+) -> list[dict[str, int] | None]:
+    """What each patch within the threat did to the votes; None of the others."""
+    valid = outcome.contained & outcome.in_range
+    x_adv, corners = torch.where(valid[:, None, None, None], proposal.x_adv, x), proposal.corners.clone()
+    corners[~valid] = 0
+    found = damage(model, x_adv, prediction, threat, corners)
+    parts = {name: getattr(found, name).tolist() for name in ("touched", "turned", "lead")}
+    return [{name: parts[name][i] for name in parts} if valid[i] else None for i in range(len(x))]
+
+
+def _refuted(evidence: Evidence, threat: Threat) -> list[bool]:
+    """Whether the vote-level adversary changes each prediction by some patch of the threat."""
+    cast = evidence.votes.cast
+    each = [worst_votes(cast, evidence.ablation, one, evidence.image_size).refuted for one in threat.threats]
+    return torch.stack(each).any(dim=0).tolist()
+
+
 def _seed(*parts: object) -> int:
-    """The seed of one attack on one batch: what was done before, or elsewhere, has no part in it."""
+    """The seed of an attack: what was done before, or elsewhere, has no part in it."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from evaluate.metrics import Share, Summary
+from evaluate.metrics import Gap, Share, Summary
 
 
 def summary_table(
@@ -16,7 +16,7 @@ def summary_table(
     """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
 
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
-    time includes the certified ones.
+    time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
     """
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
@@ -32,7 +32,10 @@ def summary_table(
             f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}", visited, f"{attack.seconds:.1f} s"
         )
     if summary.attacks:
-        table.add_row("under all attacks", *_share(summary.under_all), end_section=True)
+        alone = summary.under_votes is None
+        table.add_row("under all attacks", *_share(summary.under_all), end_section=alone)
+        if summary.under_votes is not None:
+            table.add_row("vote-level adversary", *_share(summary.under_votes), end_section=True)
     known = summary.attacks and summary.gap is not None
     gap = ("gap, undecided", f"{summary.gap:.1%}") if known else ("all", "")
     table.add_row(*gap, "", "", "", f"{seconds:.1f} s")
@@ -45,7 +48,18 @@ def summary_table(
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+    if summary.undecided is not None and summary.undecided.images:
+        notes.append(Text(_gap(summary.undecided)))
     return Group(table, *notes, _verdict(summary))
+
+
+def _gap(gap: Gap) -> str:
+    turned = ", ".join(f"{some}: {images}" for some, images in gap.turned.items())
+    missing = ", ".join(f"{votes}: {images}" for votes, images in gap.missing.items())
+    return (
+        f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "
+        f"each turned so many of the touched ablations ({turned}) and lacked so many votes ({missing})"
+    )
 
 
 def _share(share: Share) -> tuple[str, str]:

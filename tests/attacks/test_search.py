@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from attacks import ExhaustivePGD, PatchPGD, judge
-from attacks.climb import Ascent, Task, climb
+from attacks.climb import Ascent, Ends, Task, climb
 from attacks.search import Search, crop, paste
 from attacks.victim import TouchedVictim, WholeVictim
 from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.certificate import rival_margins
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import Threshold, TopOne
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
@@ -130,11 +131,13 @@ class Scripted(Search):
             self.broken[i], self.best[i] = True, row
 
 
-def scripted(answers, group, steps=3, batch=9, budget=None, most=0):
+def scripted(answers, group, steps=3, batch=9, budget=None, most=None):
     """Climbs with these answers, one after the other in the queues of the images that `group` names."""
     search = Scripted(answers, max(group) + 1, budget)
     queues = [[Task((0,))] * group.count(i) for i in range(max(group) + 1)]
-    ends = climb(search, queues, Ascent(steps, 0.1), batch=batch, most=most)
+    ends = climb(
+        search, queues, Ascent(steps, 0.1), batch=batch, most=None if most is None else [most] * (max(group) + 1)
+    )
     return search, ends
 
 
@@ -278,13 +281,81 @@ def test_the_exhaustive_search_visits_what_is_open(tried):
     broken = judge(model, x, model.predict(x), threat, proposal).broken
     assert (some_open & ~broken).any()
     for i in range(len(x)):
-        visited = tried.get(i, [])
+        visited = list(dict.fromkeys(tried.get(i, [])))  # a placement comes again for its second rival
         values = margins[i][torch.tensor(visited, dtype=torch.long)]
         assert (values < 0).all()
         assert torch.equal(values, values.sort().values)
         if not broken[i]:
             assert set(visited) == set((margins[i] < 0).nonzero()[:, 0].tolist())
             assert float(proposal.visited[i]) == bool(some_open[i])
+
+
+def test_climbs_aim_at_the_rivals_in_reach(monkeypatch):
+    """Pairs of a placement and a rival in the order of their margins, none that the certificate closes."""
+    model, threat = smoothed(Lookup(2, 2 * 48, 4, favour=2.0), Columns(1), 4), PatchThreat(2, 2)
+    x, seen = images(8, SIZE, binary=True), []
+    y = model.predict(x)
+
+    def climb(search, queues, ascent, *, batch, most):
+        seen.append([list(queue) for queue in queues])
+        return [Ends(0) for _ in queues]
+
+    monkeypatch.setattr("attacks.exhaustive.climb", climb)
+    ExhaustivePGD(rounds=0, rivals=2)(model, x, y, threat, generator=torch.Generator())
+    touched = model.ablation.touched(threat, *SIZE)
+    margins = rival_margins(model.votes(x), y, touched)[:, touched.set_of_placement]
+    assert any(seen[0])
+    for i, queue in enumerate(seen[0]):
+        pairs = [(task.placement[0], task.rival) for task in queue]
+        values = [int(margins[i][pair]) for pair in pairs]
+        assert values == sorted(values)
+        assert len(set(pairs)) == len(pairs)
+        two = margins[i].sort(dim=1).values[:, :2]
+        assert sorted(values) == sorted(two[two < 0].tolist())
+
+
+def test_from_coarse_to_fine(tried):
+    """First the grid with the last row and column, then neighbours of what was closest; the record says which share."""
+    model, x, threat = smoothed(Level(2), Columns(1), 2), torch.zeros(2, 1, *SIZE), PatchThreat(1, 1)
+    attack = ExhaustivePGD(steps=1, rounds=0, stride=4).unpruned(None)
+    proposal = attack(model, x, model.predict(x), threat, generator=torch.Generator())
+    coarse = {r * 8 + c for r in (0, 4, 5) for c in (0, 4, 7)}
+    assert all(sorted(tried[i]) == sorted(coarse) for i in range(2))
+    assert proposal.visited.tolist() == pytest.approx([9 / 48] * 2)
+    tried.clear()
+    attack = ExhaustivePGD(steps=1, rounds=2, keep=0.12, stride=4).unpruned(None)
+    proposal = attack(model, x, model.predict(x), threat, generator=torch.Generator())
+    for i in range(2):
+        first, rest = tried[i][:9], tried[i][9:]
+        assert set(first) == coarse
+        kept = divmod(rest[0], 8)
+        near = {
+            (r * 8 + c)
+            for r in (kept[0] - 2, kept[0], kept[0] + 2)
+            for c in (kept[1] - 2, kept[1], kept[1] + 2)
+            if 0 <= r < 6 and 0 <= c < 8
+        }
+        assert set(rest[: len(near)]) == near
+        assert len(set(rest)) > len(near)
+        assert float(proposal.visited[i]) == pytest.approx(len(set(tried[i])) / 48)
+    assert attack.name == "exhaustive-stride4"
+
+
+def test_a_budget_left_over_is_spent():
+    """Rounds go on until it is gone; what nothing can be done about is left alone."""
+    model, threat = smoothed(Lookup(0, 2 * 48, 3, favour=9.0), Columns(2), 3), PatchThreat(1, 1)
+    x = images(2, SIZE)
+    y = model.predict(x)
+    once = ExhaustivePGD(steps=1, rounds=0).unpruned(None)
+    proposal = once(model, x, y, threat, generator=torch.Generator())
+    assert not judge(model, x, y, threat, proposal).broken.any()
+    cost = int(proposal.evaluations[0])
+    thrice = once.unpruned(3 * cost)(model, x, y, threat, generator=torch.Generator())
+    assert (thrice.evaluations >= 3 * cost).all()
+    assert (thrice.evaluations < 3 * cost + 3 * 8).all()
+    pruned = ExhaustivePGD(budget=10**9)(model, x, y, threat, generator=torch.Generator())
+    assert model.certify(x, threat).certified.all()
+    assert (pruned.evaluations < 100).all()
 
 
 def test_unpruned_it_visits_every_placement(tried):

@@ -72,7 +72,7 @@ def test_an_ordinary_run(checkpoint, tmp_path):
         "device": "cpu",
     }
     assert {key: configuration[key] for key in expected} == expected
-    assert "PatchPGD(steps=1" in configuration["attacks"][0]
+    assert "steps=1," in configuration["attacks"][0]
     assert set(summary["versions"]) == set(command.PACKAGES)
     assert summary["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert summary["threads"] == torch.get_num_threads()

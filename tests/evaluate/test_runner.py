@@ -93,10 +93,10 @@ def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
     for r in records:
         assert r.certified
         pgd, exhaustive = r.attacks
-        assert (pgd.evaluations, exhaustive.evaluations) == (10 * 2 * 5, 10 * 27 * 3)
+        assert (pgd.evaluations, exhaustive.evaluations) == (10 + 10 * 2 * 5, 10 + 10 * 27 * 3)
         assert exhaustive.visited == 1
     summary = summarise(records)
-    assert summary.certified_evaluations == 3 * (100 + 810)
+    assert summary.certified_evaluations == 3 * (110 + 820)
     assert (summary.certified_attacked, summary.verdict) == (3, "held")
 
 

@@ -30,7 +30,7 @@ WRONG = {
     "too many images": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
     "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; give"),
-    "budget": (["--budget", "0"], "0.25, 0; both must be positive"),
+    "budget": (["--budget", "0"], "budget is 0; it must be at least 1"),
     "steps": (["--steps", "0"], "steps is 0; it must be at least 1"),
     "count": (["--patch", "2*5x5", "--attacks", "exhaustive"], "patch is 2*5x5; the exhaustive search"),
     "replay": (["--replay", __file__], "which is no counterexample"),
