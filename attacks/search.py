@@ -19,6 +19,7 @@ from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
+from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
 
 A = TypeVar("A", bound="Attack")
@@ -146,6 +147,11 @@ class Search:
         with torch.no_grad():
             return self.model.scores(self.x)
 
+    @cached_property
+    def _touched(self) -> Touched:
+        assert isinstance(self.model, SmoothedClassifier)
+        return self.model.ablation.touched(self.threat, *self.x.shape[2:])
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images."""
@@ -195,9 +201,8 @@ class Search:
         if not self.pruned:
             return WholeVictim.of(self.model, self.x[image], y, rival, objective)
         assert isinstance(self.model, SmoothedClassifier)
-        touched = self.model.ablation.touched(self.threat, *self.x.shape[2:])
         scores = self._scores[image] if objective == "mean-softmax" else None
-        return TouchedVictim.of(self.model, y, self.cast[image], touched, placement, rival, scores=scores)
+        return TouchedVictim.of(self.model, y, self.cast[image], self._touched, placement, rival, scores=scores)
 
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]
