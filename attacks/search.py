@@ -240,8 +240,11 @@ class Search:
             if len(rows) == 0:
                 continue
             i, where = image[rows], placement[rows]
-            x_adv = self.paste(i, where, patch[rows])
             victim = self.victim(i, where, rival[rows] if rival is not None else None, objective)
+            if self.budget is not None:
+                left = self.evaluations[i] + _turn(i) * victim.cost < self.budget
+                rows, i, where, victim = rows[left], i[left], where[left], victim.keep(left)
+            x_adv = self.paste(i, where, patch[rows])
             value[rows], prediction = victim(x_adv)
             self.spend(i, victim.cost)
             self.visit(i.tolist(), where.tolist())
@@ -277,6 +280,15 @@ class Search:
         tried = torch.tensor([len(sites) for sites in self._tried], device=self.y.device)
         visited = (tried / self.open.clamp(min=1)).clamp(max=1).to(torch.float32)
         return Proposal(self.best, self.corners, self.evaluations, visited)
+
+
+def _turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
+    """How many of the rows before each one are of the same image."""
+    order = image.argsort(stable=True)
+    ranked = image[order]
+    turn = torch.empty_like(image)
+    turn[order] = torch.arange(len(image), device=image.device) - torch.searchsorted(ranked, ranked)
+    return turn
 
 
 def paste(
