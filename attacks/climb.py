@@ -113,7 +113,7 @@ def climb(
     search: Search, queues: Sequence[Iterable[Task]], ascent: Ascent, *, batch: int, most: Sequence[int] | None = None
 ) -> list[Ends]:
     """Climb the tasks of every image, in the order of each image's own queue, until all are done, or the image is
-    broken, or the next climb would begin beyond its budget.
+    broken, or the next step would begin beyond its budget.
 
     `batch` climbs are under way at any time, taken from the images in turn; whichever ends makes room for the next, so
     that the device is busy to the last. Every iterate, the first and the last too, is judged by the votes it gets.
@@ -134,7 +134,7 @@ def climb(
         if slots is None or not slots.tasks:
             return ends
         _step(search, slots, ascent)
-        over = (slots.t > ascent.steps) | search.broken[slots.image]
+        over = (slots.t > ascent.steps) | ~search.going()[slots.image]
         if over.any():
             for row in over.nonzero()[:, 0].tolist():
                 i = int(slots.image[row])

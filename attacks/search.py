@@ -111,6 +111,7 @@ class Search:
                 f"of the {len(x)} images is needed, on {x.device}"
             )
         threat.check_fits(*x.shape[2:])
+        x = x.detach()
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
         self.pruned = touched_only and isinstance(model, SmoothedClassifier)
         self.num_ablations = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
