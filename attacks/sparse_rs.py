@@ -28,8 +28,8 @@ class SparseRS(Attack):
 
     At most `queries` · n evaluations an image, n the ablations scored. All images ask their query t together.
 
-    Croce et al. 2022, section 5, after the released schedule; theirs never tries the last row and column, draws
-    locations that are clamped to the border, and half of its squares of a single channel change nothing.
+    Croce et al. 2022, section 5, after the released schedule; theirs never begins at the last row and column, moves to
+    locations clamped to the border, and half of its squares of a single channel change nothing.
     """
 
     queries: int = 10_000
