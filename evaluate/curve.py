@@ -1,0 +1,126 @@
+"""python -m evaluate.curve RUN...: accuracy against evaluations spent, from the records of runs with other budgets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from evaluate.metrics import Share, summarise
+from evaluate.records import read_records
+from robustpatch.errors import InvalidInput
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One attack in one run: accuracy under it, and its evaluations on the images that are not certified, per image
+    of the run. `budget`: the most it was allowed on an image, None for no limit."""
+
+    attack: str
+    evaluations: float
+    accuracy: Share
+    budget: int | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of several runs on the same images and model, by attack and evaluations; accuracy that none can pass
+    (clean) and below which none can fall (certified, None without certificates)."""
+
+    points: list[Point]
+    clean: Share
+    certified: Share | None
+    title: str
+
+
+def read_curve(runs: list[Path]) -> Curve:
+    """The runs' records as one curve. Raises `InvalidInput` where one is missing, unfinished or of something else."""
+    points, shared, summary = [], None, None
+    for run in runs:
+        try:
+            claim = json.loads((run / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"run {run} holds no run.json ({error}); name an --output of evaluate.attack_vs_cert"
+            ) from error
+        same = {key: claim.get(key) for key in ("images_sha256", "model_sha256", "threat", "num_images", "dataset")}
+        if shared is not None and same != shared:
+            differing = ", ".join(key for key in same if same[key] != shared[key])
+            raise InvalidInput(f"run {run} has another {differing} than {runs[0]}; a curve is of one model and threat")
+        records = read_records(run)
+        if len(records) < claim["num_images"]:
+            raise InvalidInput(
+                f"run {run} has {len(records)} of {claim['num_images']} images; repeat its command first"
+            )
+        shared, summary = same, summarise(records)
+        for name, found in summary.attacks.items():
+            spent = found.evaluations / len(records)
+            points.append(Point(name, spent, found.accuracy, claim.get("budget")))
+    if summary is None or shared is None:
+        raise InvalidInput("runs is empty; name at least one --output of evaluate.attack_vs_cert")
+    points.sort(key=lambda point: (point.attack, point.evaluations))
+    title = f"{summary.images} {shared['dataset']} test images, {shared['threat']} patch"
+    return Curve(points, summary.clean, summary.certified_exact, title)
+
+
+def draw_curve(curve: Curve, path: Path) -> None:
+    """Draw the curve; the ending of `path` names the format (png, svg, pdf)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    markers = dict(zip(dict.fromkeys(point.attack for point in curve.points), "osD^vP*Xhp<>" * 3, strict=False))
+    for attack, marker in markers.items():
+        own = [point for point in curve.points if point.attack == attack]
+        spent = [max(1.0, point.evaluations) for point in own]
+        axes.plot(spent, [100 * point.accuracy.value for point in own], marker=marker, markersize=5, label=attack)
+    ends = ((curve.clean, "clean", ":"), (curve.certified, "certified (exact)", "--"))
+    for share, name, style in ends:
+        if share is not None:
+            axes.axhline(100 * share.value, color="black", linewidth=1, linestyle=style, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("evaluations per image (an ablation scored forward; backward counts one more)")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(curve.title, loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+@app.command()
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate.attack_vs_cert, one for each budget.")],
+    output: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("curve.png"),
+) -> None:
+    """Draw accuracy under attack against the evaluations spent."""
+    errors = Console(stderr=True)
+    try:
+        if output.suffix not in (".png", ".svg", ".pdf"):
+            raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
+        curve = read_curve(runs)
+        draw_curve(curve, output)
+    except InvalidInput as error:
+        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(2) from error
+    table = Table(title=curve.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("attack", "budget", "evaluations per image", "accuracy"):
+        table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
+    for point in curve.points:
+        budget = "none" if point.budget is None else f"{point.budget:,}"
+        table.add_row(point.attack, budget, f"{point.evaluations:,.0f}", f"{point.accuracy.value:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    app()
