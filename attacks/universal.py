@@ -1,0 +1,192 @@
+"""One patch for all images: trained over random placements, rotations, scales and brightness, and put on any image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attacks.search import Attack, Search, crop, require
+from attacks.sites import sites
+from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
+from attacks.victim import TouchedVictim, Victim, WholeVictim
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+
+__all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
+
+_POSES = Poses()
+_ENOUGH = 5.0  # logits
+
+
+@dataclass(frozen=True)
+class Universal(Attack):
+    """The adversarial patch of Brown et al. (2017): one content for all images, trained over random placements and
+    poses, then put on each image at `tries` of them, the best kept.
+
+    Without `patch` it is trained on the very images attacked, so that what is found on one depends on the others, and
+    each image pays for the steps it took part in. `patch`, a `UniversalPatch` or the path of a PNG, is applied as it
+    is; first in no pose, then in random ones. With `touched_only` it goes to placements that the certificate leaves
+    open, cheapest first, else to random ones; training knows only random ones. `target`: the class to bring about, or
+    None: any other than each image's own. At most (2·steps·rows / B + tries + 1)·n evaluations an image on average, n
+    the ablations scored, and 2·N where the certificate is asked.
+
+    Source: Adversarial Patch, Section 2 and its expectation over transformations, with a margin in place of log p.
+    """
+
+    target: int | None = None
+    patch: UniversalPatch | str | Path | None = None
+    steps: int = 200
+    rows: int = 32
+    step: float = 0.05
+    poses: Poses = _POSES
+    tries: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_training(self.steps, self.rows, self.step, self.target)
+        require(self.tries >= 1, "tries", self.tries, "at least 1")
+
+    @property
+    def name(self) -> str:
+        target = self.target if self._given is None else self._given.target
+        return "universal" if target is None else f"universal-to-{target}"
+
+    @cached_property
+    def _given(self) -> UniversalPatch | None:
+        return UniversalPatch.load(self.patch) if isinstance(self.patch, str | Path) else self.patch
+
+    def check(self, threat: PatchThreat) -> None:
+        if self._given is not None and tuple(self._given.content.shape[1:]) != (threat.height, threat.width):
+            height, width = self._given.content.shape[1:]
+            raise InvalidInput(f"patch is {threat}, but the trained one has {height}x{width}; train one of that size")
+
+    def _run(self, search: Search) -> None:
+        if not len(search.y):
+            return
+        patch = self._given
+        if patch is None:
+            # The patch is trained on all images, so its chance is nobody's in particular.
+            chance = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=search.stream(0))))
+            patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance)
+        patch.check(search.x)
+        rival = torch.full_like(search.y, -1 if patch.target is None else patch.target)
+        queues = sites(search)
+        for turn in range(self.tries):
+            found = [(i, site) for i in search.going().nonzero()[:, 0].tolist() for site, _ in islice(queues[i], 1)]
+            if not found:
+                return
+            image = torch.tensor([i for i, _ in found], device=search.y.device)
+            placement = torch.tensor([site for _, site in found], device=search.y.device)
+            poses = [patch.poses.draw(1, search.stream(i)) if turn else AS_IT_IS for i, _ in found]
+            corners = search.placements[placement]
+            x_adv = draw(patch.content.to(search.x), search.x[image], corners, torch.cat(poses).to(search.x))
+            shown = crop(x_adv, corners, search.patch_size)
+            search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
+
+
+def train_patch(
+    model: torch.nn.Module,
+    x: Float[Tensor, "B C H W"],
+    y: Int[Tensor, " B"],
+    threat: PatchThreat,
+    *,
+    target: int | None = None,
+    steps: int = 200,
+    rows: int = 32,
+    step: float = 0.05,
+    poses: Poses = _POSES,
+    touched_only: bool = True,
+    generator: torch.Generator,
+) -> UniversalPatch:
+    """One patch of the threat's size for all the images: `steps` steps of Adam of length `step`, on the mean, over
+    `rows` images each at a random placement and in a random pose, of how far the attack is from success.
+
+    That is, of the soft votes of the true class less those of the strongest other, or, with `target`, of the strongest
+    other class less those of the target; no further than to a lead of a fifth of the ablations (of 5 logits, where
+    there are no votes), so that images already won do not outweigh the rest. Content is rounded to 8 bits. With
+    `touched_only`, a smoothed classifier has only those ablations scored that the patch touches. Costs 2·steps·rows
+    forward passes. Raises `InvalidInput`.
+    """
+    _check_training(steps, rows, step, target)
+    search = Search(model, x, y, threat, touched_only=touched_only, budget=None, generator=generator)
+    require(len(x) > 0, "images", len(x), "at least 1 in number, to train a patch on")
+    return _train(search, target, steps, rows, step, poses, generator)
+
+
+def train_and_transfer(
+    model: torch.nn.Module,
+    x: Float[Tensor, "B C H W"],
+    y: Int[Tensor, " B"],
+    threat: PatchThreat,
+    *,
+    tries: int = 10,
+    generator: torch.Generator,
+    **training,
+) -> tuple[UniversalPatch, Transfer, Transfer]:
+    """A patch trained on the images at even positions, what it does to them, and to the unseen ones at odd positions.
+
+    `training` goes to `train_patch`.
+    """
+    patch = train_patch(model, x[::2], y[::2], threat, generator=generator, **training)
+    seen, unseen = (
+        patch.transfer(model, x[half::2], y[half::2], tries=tries, count=threat.count, generator=generator)
+        for half in (0, 1)
+    )
+    return patch, seen, unseen
+
+
+def _check_training(steps: int, rows: int, step: float, target: int | None) -> None:
+    require(steps >= 1, "steps", steps, "at least 1")
+    require(rows >= 1, "rows", rows, "at least 1")
+    require(step > 0 and isfinite(step), "step", step, "positive")
+    require(target is None or target >= 0, "target", target, "a class, or None")
+
+
+def _towards(victim: Victim, target: int | None) -> Victim:
+    """The victim whose objective is the lead of the target, not of the true class."""
+    if target is None:
+        return victim
+    assert isinstance(victim, WholeVictim | TouchedVictim)
+    return replace(victim, y=torch.full_like(victim.y, target))
+
+
+def _train(
+    search: Search, target: int | None, steps: int, rows: int, step: float, poses: Poses, generator: torch.Generator
+) -> UniversalPatch:
+    device = search.x.device
+    shape = (search.x.shape[1], search.threat.height, search.threat.width)
+    content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
+    adam = torch.optim.Adam([content], lr=step, betas=(0.9, 0.99))
+    enough = search.num_ablations / 5 if isinstance(search.model, SmoothedClassifier) else _ENOUGH
+    classes = getattr(search.model, "num_classes", None)
+    if target is not None and classes is not None and target >= classes:
+        raise InvalidInput(f"target is {target}; the classes are 0 to {classes - 1}")
+    for _ in range(steps):
+        usable = torch.ones_like(search.broken) if search.budget is None else search.evaluations < search.budget
+        usable = usable if target is None else usable & (search.y != target)
+        pool = usable.nonzero()[:, 0]
+        if not len(pool):
+            break
+        image = pool[torch.randint(len(pool), (rows,), generator=generator).to(device)]
+        where = torch.randint(len(search.placements), (rows, search.threat.count), generator=generator).to(device)
+        victim = _towards(search.victim(image, where), target)
+        with torch.enable_grad():
+            x_adv = draw(content, search.x[image], search.placements[where], poses.draw(rows, generator).to(search.x))
+            value, _ = victim(x_adv)
+            loss = (value if target is None else -value).clamp(min=-enough).mean()
+            (content.grad,) = torch.autograd.grad(loss, content)
+        adam.step()
+        with torch.no_grad():
+            content.clamp_(0, 1)
+        search.spend(image, 2 * victim.cost)
+        search.visit(image.tolist(), where.tolist())
+    rounded = (content.detach() * 255).round() / 255
+    return UniversalPatch(rounded, target, poses, int(search.evaluations.sum()))
