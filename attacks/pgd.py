@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
-
 from attacks.climb import Ascent, Task, climb
-from attacks.placement import Openings, openings
 from attacks.search import Attack, Search, require
+from attacks.sites import sites
 from attacks.victim import Objective
 
 
@@ -68,28 +65,6 @@ class PatchPGD(Attack):
         return self.label or f"pgd-{self.restarts}"
 
     def _run(self, search: Search) -> None:
-        if self.guided and search.pruned:
-            found = openings(search)
-            search.open = torch.tensor([len(each) for each in found], device=search.x.device)
-            queues = [islice(_guided(search, i, each), self.restarts) for i, each in enumerate(found)]
-        else:
-            queues = [islice(_random(search, i), self.restarts) for i in range(len(search.y))]
+        found = sites(search, guided=self.guided)
+        queues = [(Task(site, rival) for site, rival in islice(each, self.restarts)) for each in found]
         climb(search, queues, self.ascent, batch=self.batch)
-
-
-def _random(search: Search, image: int) -> Iterator[Task]:
-    """Uniformly random placements for ever."""
-    while True:
-        sites = torch.randint(len(search.placements), (search.threat.count,), generator=search.stream(image))
-        yield Task(tuple(sites.tolist()))
-
-
-def _guided(search: Search, image: int, found: Openings) -> Iterator[Task]:
-    """Open placements, cheapest first, each towards its cheapest rival; again from the start when all have been tried.
-
-    Of several patches the first goes there, the others to random placements of the cheaper half.
-    """
-    while len(found):
-        for site, rival in found.spread():
-            more = torch.randint(-(-len(found) // 2), (search.threat.count - 1,), generator=search.stream(image))
-            yield Task((site, *found.placement[more].tolist()), rival)

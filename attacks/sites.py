@@ -12,15 +12,15 @@ from attacks.search import Search
 Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patch; the class to aim at, -1: whichever
 
 
-def sites(search: Search) -> list[Iterator[Site]]:
+def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     """For each image, placements for ever, from its own stream.
 
-    Where the search may heed the certificate: the open ones (none, if all are closed), one of each touched set in turn,
-    cheapest first, again from the start when all have been tried, each with the rival cheapest there; of several
-    patches the others go to random open placements. Else uniformly random ones.
+    Where the search may heed the certificate and is to be `guided` by it: the open ones (none, if all are closed), one
+    of each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
+    cheapest there; of several patches the others go to random open placements. Else uniformly random ones.
     """
     images = range(len(search.y))
-    if not search.pruned:
+    if not (guided and search.pruned):
         return [_random(search, i) for i in images]
     found = openings(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
@@ -35,6 +35,6 @@ def _random(search: Search, image: int) -> Iterator[Site]:
 
 def _open(search: Search, image: int, found: Openings) -> Iterator[Site]:
     while len(found):
-        for first, rivals in found.spread():
+        for first, rival in found.spread():
             rest = torch.randint(len(found), (search.threat.count - 1,), generator=search.stream(image))
-            yield (first, *found.placement[rest].tolist()), rivals[0]
+            yield (first, *found.placement[rest].tolist()), rival
