@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 demo: .venv/installed  ## the main job on the embedded sample
 	rm -rf runs/demo
-	$(BIN)/python -m evaluate.attack_vs_cert --output runs/demo
+	$(BIN)/python -m evaluate.attack_vs_cert --attacks quick --output runs/demo
 
 test: .venv/installed  ## the fast tests
 	$(BIN)/python -m pytest

@@ -1,21 +1,42 @@
 """Attacks propose adversarial patches; `judge` decides whether they count."""
 
+from attacks.art import FromART, as_module
 from attacks.base import Outcome, PatchAttack, Proposal, judge
 from attacks.ensemble import Ensemble
 from attacks.exhaustive import ExhaustivePGD
+from attacks.lavan import LaVAN
+from attacks.occlusion import ROA, Control
 from attacks.oracle import Oracle
 from attacks.pgd import PatchPGD
+from attacks.registry import parse_attacks, quick, standard
+from attacks.search import Attack
+from attacks.sparse_rs import SparseRS
+from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
 from attacks.votes import WorstVotes, worst_votes
 
 __all__ = [
+    "ROA",
+    "Attack",
+    "Control",
     "Ensemble",
     "ExhaustivePGD",
+    "FromART",
+    "LaVAN",
     "Oracle",
     "Outcome",
     "PatchAttack",
     "PatchPGD",
     "Proposal",
+    "SparseRS",
+    "Universal",
+    "UniversalPatch",
     "WorstVotes",
+    "as_module",
     "judge",
+    "parse_attacks",
+    "quick",
+    "standard",
+    "train_and_transfer",
+    "train_patch",
     "worst_votes",
 ]

@@ -16,11 +16,12 @@ from robustpatch.threat import PatchThreat
 
 @dataclass(frozen=True)
 class ExhaustivePGD(Attack):
-    """PGD at every placement, in the order of the certificate's margin; then again where it came closest.
+    """PGD at every placement, the most promising first; then again where it came closest.
 
-    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, the climbs at an open one aim
-    at the `rivals` cheapest classes in reach, one climb each, and only touched ablations are scored. `unpruned` does
-    none of this: all placements in random order, towards whichever rival is nearest, all ablations scored.
+    Every placement is climbed towards whichever class is nearest. For a `SmoothedClassifier`, those that the exact
+    certificate closes are skipped, where further classes are in reach they are aimed at too, up to `rivals` in all, and
+    only touched ablations are scored; `unpruned` does none of this and goes in random order. Of any other classifier
+    the order is that of one random patch at each placement.
 
     The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
     one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes
@@ -57,7 +58,7 @@ class ExhaustivePGD(Attack):
             )
 
     def _run(self, search: Search) -> None:
-        found = openings(search, self.rivals)
+        found = openings(search, self.rivals, batch=self.batch)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
         for turn in count():
             before = search.evaluations.clone()

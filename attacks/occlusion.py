@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,14 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.climb import Ascent, Task, climb
-from attacks.placement import grid, window_sums
+from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Attack, Search, crop, require
 from attacks.victim import WholeVictim
 from robustpatch import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
-
-Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +60,11 @@ class ROA(Attack):
     def _run(self, search: Search) -> None:
         count = search.threat.count
         found = self._sites(search)[..., None].repeat(1, 1, count)
-        value = _try(search, found, _grey, self.batch)
+        value = try_everywhere(search, found, _grey, self.batch)
         for k in range(1, count):
             best = value.argmin(dim=1)
             found[..., :k] = found[torch.arange(len(found), device=best.device), best, :k][:, None]
-            value = _try(search, found, _grey, self.batch)
+            value = try_everywhere(search, found, _grey, self.batch)
         order = value.argsort(dim=1, stable=True)[:, : self.top]
         start = None if self.random_start else _grey(search, [0], search.placements.new_zeros(1, count))[0]
         queues = [
@@ -109,23 +106,6 @@ def _squared_gradient(search: Search, batch: int) -> Float[Tensor, "B H W"]:
 
 def _grey(search: Search, _: list[int], sites: Int[Tensor, "P count"]) -> Float[Tensor, "P count C h w"]:
     return search.x.new_tensor(0.5).expand(*sites.shape, search.x.shape[1], *search.patch_size)
-
-
-def _try(search: Search, sites: Int[Tensor, "B M count"], content: Content, batch: int) -> Float[Tensor, "B M"]:
-    """Score content at M sites of each image, in order; inf where a broken or exhausted image does not come to them."""
-    value = torch.full(sites.shape[:2], torch.inf, device=sites.device)
-    start = 0
-    while start < sites.shape[1]:
-        image = search.going().nonzero()[:, 0]
-        if len(image) == 0:
-            break
-        block = slice(start, start + max(1, batch // len(image)))
-        where = sites[image, block]
-        rows = image.repeat_interleave(where.shape[1])
-        patch = content(search, rows.tolist(), where.flatten(0, 1))
-        value[image, block] = search.try_patches(rows, where.flatten(0, 1), patch, batch=batch).view(where.shape[:2])
-        start = block.stop
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +156,7 @@ class Control(Attack):
             else:
                 chosen = torch.randint(number, (tries, count), generator=search.stream(i))
             sites[i] = chosen
-        _try(search, sites, self._content, self.batch)
+        try_everywhere(search, sites, self._content, self.batch)
 
     def _content(
         self, search: Search, image: list[int], sites: Int[Tensor, "P count"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from attacks.search import Search
 from robustpatch.certificate import Evidence, rival_margins
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
+
+Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,12 @@ class Openings:
         return len(self.placement)
 
     def tasks(self) -> list[tuple[int, int]]:
-        """Every placement towards every rival in reach there, cheapest pair first."""
-        named = self.rivals >= 0
-        named[:, 0] = True
-        pairs = named.flatten().nonzero()[:, 0]
-        pairs = pairs[self.margin.flatten()[pairs].argsort(stable=True)]
-        width = self.rivals.shape[1]
-        return list(zip(self.placement[pairs // width].tolist(), self.rivals.flatten()[pairs].tolist(), strict=True))
+        """Every placement in order, towards whichever rival is nearest; then towards the second cheapest, and so on."""
+        placement, rivals = self.placement.tolist(), self.rivals.tolist()
+        first = [(site, -1) for site in placement]
+        turns = range(1, self.rivals.shape[1])
+        rest = [(s, row[k]) for k in turns for s, row in zip(placement, rivals, strict=True) if row[k] >= 0]
+        return first + rest
 
     def spread(self) -> Iterator[tuple[int, int]]:
         """Placements and their cheapest rival, one of each touched set in turn, cheapest set first: for a few tries."""
@@ -52,15 +53,20 @@ class Openings:
             yield int(self.placement[position]), int(self.rivals[position, 0])
 
 
-def openings(search: Search, rivals: int = 3) -> list[Openings]:
+def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> list[Openings]:
     """What is open on each image, at most `rivals` rivals each; equal margins in random order, from the image's stream.
 
-    Single placements also where the threat has several patches: there every placement is open, and the order tells
-    which of them alone does most.
+    With a `batch`, a classifier that is not smoothed is asked itself: one random patch is scored at each placement, and
+    where it brought success nearest comes first. Single placements also where the threat has several patches: there
+    every placement is open, and the order tells which of them alone does most.
     """
     images, sites = len(search.y), len(search.placements)
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
     evidence = _evidence(search)
+    if batch is not None and search.threat.count == 1 and not isinstance(search.model, SmoothedClassifier):
+        sites_of = torch.stack(shuffled) if shuffled else search.placements.new_zeros(0, sites)
+        values = try_everywhere(search, sites_of[..., None], lambda s, image, _: s.noise(image), batch)
+        shuffled = [order[value.argsort(stable=True)] for order, value in zip(shuffled, values, strict=True)]
     if evidence is None:
         none = search.placements.new_zeros(sites)
         closed = _placement_margin(search)
@@ -100,6 +106,25 @@ def _evidence(search: Search) -> Evidence | None:
 
 def _placement_margin(search: Search) -> Int[Tensor, "B L"] | None:
     return search.certificate.placement_margin if search.certificate is not None else None
+
+
+def try_everywhere(
+    search: Search, sites: Int[Tensor, "B M count"], content: Content, batch: int
+) -> Float[Tensor, "B M"]:
+    """Score content at M sites of each image, in order; inf where a broken or exhausted image does not come to them."""
+    value = torch.full(sites.shape[:2], torch.inf, device=sites.device)
+    start = 0
+    while start < sites.shape[1]:
+        image = search.going().nonzero()[:, 0]
+        if len(image) == 0:
+            break
+        block = slice(start, start + max(1, batch // len(image)))
+        where = sites[image, block]
+        rows = image.repeat_interleave(where.shape[1])
+        patch = content(search, rows.tolist(), where.flatten(0, 1))
+        value[image, block] = search.try_patches(rows, where.flatten(0, 1), patch, batch=batch).view(where.shape[:2])
+        start = block.stop
+    return value
 
 
 def grid(threat: PatchThreat, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:

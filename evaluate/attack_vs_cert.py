@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from attacks import ExhaustivePGD, PatchAttack, PatchPGD
+from attacks import parse_attacks
+from attacks.registry import names
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.metrics import summarise
 from evaluate.runner import Settings, evaluate
@@ -53,12 +54,12 @@ def main(
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
     patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
     attacks: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Comma-separated: pgd (pgd:20 for 20 placements), exhaustive; or none. "
-            "Default: both, and pgd alone against several patches."
+            help=f"Comma-separated: {names()}; or none. "
+            "standard is the worst case over an ensemble, quick a smaller one."
         ),
-    ] = None,
+    ] = "standard",
     steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
     budget: Annotated[int | None, typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,
     certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
@@ -123,7 +124,7 @@ def _run(
     theta: float | None,
     guard: float | None,
     patch: str,
-    attacks: str | None,
+    attacks: str,
     steps: int | None,
     budget: int | None,
     certified_budget: int,
@@ -154,8 +155,7 @@ def _run(
             f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those"
         )
     threat = parse_threat(patch, images.image_shape[1:])
-    single = all(one.count == 1 for one in threat.threats)
-    chosen = parse_attacks(attacks or ("pgd,exhaustive" if single else "pgd"), steps=steps, budget=budget)
+    chosen = parse_attacks(attacks, steps=steps, budget=budget)
     model = loaded.model
     smoothed = model if isinstance(model, SmoothedClassifier) else None
     configuration: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, "ablation": None}
@@ -166,7 +166,7 @@ def _run(
             "guard": smoothed.guard,
             "encoding": smoothed.encoding.name,
         }
-    configuration["dtype"] = dtype
+    configuration |= {"dtype": dtype, "budget": budget}
     if output is None:
         what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
         output = Path("runs") / f"{Path(checkpoint).stem}-{dataset}-{sha256(what.encode()).hexdigest()[:8]}"
@@ -216,28 +216,6 @@ def _run(
             f"see it again: python -m evaluate.attack_vs_cert --replay {path}", highlight=False, soft_wrap=True
         )
     return BROKEN
-
-
-def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
-    """Read "pgd,pgd:1,exhaustive" or "none". Raises `InvalidInput`."""
-    shared: dict[str, Any] = {"budget": budget}
-    if steps is not None:
-        shared["steps"] = steps
-    found: list[PatchAttack] = []
-    for name in () if text.strip() == "none" else text.split(","):
-        kind, colon, number = name.strip().partition(":")
-        if kind == "pgd" and (not colon or number.isdecimal()):
-            found.append(PatchPGD(restarts=int(number), **shared) if colon else PatchPGD(**shared))
-        elif kind == "exhaustive" and not colon:
-            found.append(ExhaustivePGD(**shared))
-        else:
-            raise InvalidInput(
-                f'attacks is {text!r}, and {name.strip()!r} is none; known are "pgd", "pgd:NUMBER of '
-                'placements", "exhaustive", or "none" alone'
-            )
-    if len({attack.name for attack in found}) < len(found):
-        raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
-    return found
 
 
 def _device_name(device: str) -> str:

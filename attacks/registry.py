@@ -1,0 +1,95 @@
+"""Attacks by name: what `--attacks` means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from attacks.art import FromART
+from attacks.base import PatchAttack
+from attacks.ensemble import Ensemble
+from attacks.exhaustive import ExhaustivePGD
+from attacks.lavan import LaVAN
+from attacks.occlusion import ROA, Control
+from attacks.pgd import PatchPGD
+from attacks.sparse_rs import SparseRS
+from attacks.universal import Universal
+from robustpatch.errors import InvalidInput
+
+
+def quick() -> Ensemble:
+    """A look in a minute: PGD at a few placements, then all placements within 10,000 evaluations an image."""
+    return Ensemble((PatchPGD(restarts=8), ExhaustivePGD()), "quick", budget=10_000, shares=(1.0, 4.0))
+
+
+def standard() -> Ensemble:
+    """The evaluator's default, 50,000 evaluations an image at the most, without a parameter to be chosen.
+
+    Guided PGD, then all placements by gradient until four fifths are spent, then a black box, which gradients that lie
+    do not mislead. In order of cost, each on the images that still stand.
+    """
+    members = (PatchPGD(), ExhaustivePGD(), SparseRS())
+    return Ensemble(members, "standard", budget=50_000, shares=(1.0, 8.0, 1.0))
+
+
+# name -> (the attack without a number; with one, what the number is)
+_KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
+    "standard": (standard, None),
+    "quick": (quick, None),
+    "pgd": (PatchPGD, "restarts"),
+    "pgd-published": (PatchPGD.published, "restarts"),
+    "exhaustive": (ExhaustivePGD, "stride"),
+    "sparse-rs": (SparseRS, "queries"),
+    "roa": (ROA, None),
+    "roa-gradient": (lambda: ROA(search="gradient", stride=3), None),
+    "lavan": (LaVAN, "target"),
+    "universal": (Universal, "target"),
+    "art-pgd": (FromART.pgd, "tries"),
+    "art-patch": (FromART.patch, "tries"),
+    "grey": (lambda **tries: Control(content="grey", **tries), "tries"),
+    "noise": (lambda **tries: Control(content="noise", **tries), "tries"),
+    "natural": (lambda **tries: Control(content="natural", **tries), "tries"),
+}
+
+
+def names() -> str:
+    """The names that `parse_attacks` reads, for a message."""
+    return ", ".join(f"{name}[:{number.upper()}]" if number else name for name, (_, number) in _KNOWN.items())
+
+
+def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
+    """Read "standard", "pgd:20,exhaustive,sparse-rs:1000", …, or "none". Raises `InvalidInput`.
+
+    `steps` replaces the gradient steps of those that have them, an ensemble's members too; `budget` the evaluations of each on an image.
+    """
+    found: list[PatchAttack] = []
+    for part in () if text.strip() == "none" else text.split(","):
+        kind, colon, number = part.strip().partition(":")
+        make, parameter = _KNOWN.get(kind, (None, None))
+        if make is None or (colon and (parameter is None or not number.isdecimal())):
+            raise InvalidInput(
+                f'attacks is {text!r}, and {part.strip()!r} is none; known are {names()}, or "none" alone'
+            )
+        attack = make(**{parameter: int(number)}) if colon and parameter else make()
+        if budget is not None:
+            attack = replace(attack, budget=budget)  # type: ignore[type-var]
+        found.append(attack if steps is None else _with_steps(attack, steps))
+    if steps is not None and not any(_has_steps(attack) for attack in found):
+        raise InvalidInput(f"steps is {steps}, but none of the attacks {text!r} has any; drop --steps")
+    if len({attack.name for attack in found}) < len(found):
+        raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
+    return found
+
+
+def _has_steps(attack: PatchAttack) -> bool:
+    if isinstance(attack, Ensemble):
+        return any(_has_steps(member) for member in attack.members)
+    return any(field.name == "steps" for field in fields(attack))  # type: ignore[arg-type]
+
+
+def _with_steps(attack: Any, steps: int) -> Any:
+    """The attack with that many gradient steps, or as it is where it has none; of an ensemble, its members."""
+    if isinstance(attack, Ensemble):
+        return replace(attack, members=tuple(_with_steps(member, steps) for member in attack.members))
+    return replace(attack, steps=steps) if _has_steps(attack) else attack
