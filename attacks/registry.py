@@ -61,7 +61,8 @@ def names() -> str:
 def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
     """Read "standard", "pgd:20,exhaustive,sparse-rs:1000", …, or "none". Raises `InvalidInput`.
 
-    `steps` replaces the gradient steps of those that have them, an ensemble's members too; `budget` the evaluations of each on an image.
+    `steps` replaces the gradient steps of those that have them, an ensemble's members too; `budget` is the evaluations
+    of each on an image.
     """
     found: list[PatchAttack] = []
     for part in () if text.strip() == "none" else text.split(","):

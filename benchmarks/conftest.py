@@ -9,6 +9,7 @@ from statistics import median
 import pytest
 
 _RATIOS: list[tuple[str, float, str]] = []
+_BROKEN: list[tuple[str, int, int, int, float]] = []
 
 
 @pytest.fixture
@@ -43,8 +44,23 @@ def against(benchmark) -> Callable[..., float]:
     return run
 
 
+@pytest.fixture
+def broken() -> Callable[..., None]:
+    """Put an attack into the report at the end: images broken, of how many, for how many evaluations, in what time."""
+
+    def note(name: str, hits: int, images: int, evaluations: int, seconds: float) -> None:
+        _BROKEN.append((name, hits, images, evaluations, seconds))
+
+    return note
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if _RATIOS:
         terminalreporter.section("ratios")
         for name, ratio, target in _RATIOS:
             terminalreporter.write_line(f"{name}: {ratio:.3g} (target: {target})")
+    if _BROKEN:
+        terminalreporter.section("images broken")
+        for name, hits, images, evaluations, seconds in _BROKEN:
+            cost = f"{evaluations:,} evaluations ({evaluations / _BROKEN[0][3]:.3g} times the first's)"
+            terminalreporter.write_line(f"{name}: {hits} of {images}, {cost}, {seconds:.0f} s")

@@ -1,0 +1,49 @@
+"""Attacks at equal cost: how many images each breaks, and for how many evaluations. `make bench`; slow, on real images.
+
+The images are the first 50 of the sample that are classified correctly and not certified: no attack can break others.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attacks import PatchAttack, PatchPGD, SparseRS, judge, standard
+from robustpatch import PatchThreat, SmoothedClassifier
+from robustpatch.data import load_images
+
+THREAT, IMAGES = PatchThreat(5, 5), 50
+
+
+@pytest.fixture(scope="module")
+def contest():
+    """The classifier, and the images that are open to attack."""
+    model = SmoothedClassifier.from_pretrained("mnist-columns2").requires_grad_(False)
+    x, y = load_images("mnist-sample").batch(range(500))
+    certificate = model.certify(x, THREAT)
+    rows = ((certificate.prediction == y) & ~certificate.certified).nonzero()[:IMAGES, 0]
+    return model, x[rows], y[rows]
+
+
+ATTACKS = {
+    "standard": standard,
+    "sparse-rs, 10,000 queries": SparseRS,
+    "pgd-published, 150 steps × 80": PatchPGD.published,
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_broken(benchmark, broken, contest, name) -> None:
+    """One run; each image is left alone once it is broken, the published attack's too."""
+    model, x, y = contest
+    attack: PatchAttack = ATTACKS[name]()
+    found = []
+
+    def run() -> None:
+        proposal = attack(model, x, y, THREAT, generator=torch.Generator().manual_seed(0))
+        found.append((judge(model, x, y, THREAT, proposal).broken, proposal.evaluations))
+
+    benchmark.pedantic(run, rounds=1, iterations=1)
+    hits, evaluations = found[0]
+    benchmark.extra_info.update(broken=int(hits.sum()), evaluations=int(evaluations.sum()))
+    broken(name, int(hits.sum()), len(x), int(evaluations.sum()), benchmark.stats.stats.mean)
