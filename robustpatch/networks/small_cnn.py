@@ -11,9 +11,9 @@ from robustpatch.errors import InvalidInput
 
 
 class SmallCNN(nn.Module):
-    """Logits of whole images: convolutions 3×3, each halved by max pooling, one hidden layer.
+    """Logits of whole images: convolutions 4×4 of stride 2, one hidden layer; the paper's base for MNIST, half as wide.
 
-    It computes in the precision of its weights. With the defaults, on 28×28 images, 421,642 parameters.
+    It computes in the precision of its weights. With the defaults, on 28×28 images, 436,202 parameters.
 
     Args:
         image_size: (height, width), each halved (rounding down) as often as there are `widths`.
@@ -38,7 +38,7 @@ class SmallCNN(nn.Module):
             )
         layers: list[nn.Module] = []
         for inputs, outputs in zip((in_channels, *widths), widths, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, hidden), nn.ReLU())
         self.head = nn.Linear(hidden, num_classes)
 
