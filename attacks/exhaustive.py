@@ -18,10 +18,10 @@ from robustpatch.threat import PatchThreat
 class ExhaustivePGD(Attack):
     """PGD at every placement, the most promising first; then again where it came closest.
 
-    Every placement is climbed towards whichever class is nearest. For a `SmoothedClassifier`, those that the exact
-    certificate closes are skipped, where further classes are in reach they are aimed at too, up to `rivals` in all, and
-    only touched ablations are scored; `unpruned` does none of this and goes in random order. Of any other classifier
-    the order is that of one random patch at each placement.
+    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, climbs go towards the nearest of
+    the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so on as well), and only
+    touched ablations are scored; `unpruned` does none of this and goes in random order. Of any other classifier the
+    order is that of one random patch at each placement.
 
     The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
     one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes
@@ -36,7 +36,7 @@ class ExhaustivePGD(Attack):
     rounds: int = 3
     keep: float = 0.3
     step: float = 0.5
-    rivals: int = 2
+    rivals: int = 1
     stride: int = 1
 
     def __post_init__(self) -> None:

@@ -80,10 +80,11 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
     single = PatchThreat(search.threat.height, search.threat.width)
     touched = evidence.ablation.touched(single, *evidence.image_size)
     of_placement = touched.set_of_placement.to(search.x.device)
-    found = []
+    found, reach = [], []
     for i, order in enumerate(shuffled):
         votes = type(evidence.votes)(evidence.votes.cast[i : i + 1], evidence.votes.close[i : i + 1])
         margins = rival_margins(votes, search.y[i : i + 1], touched)[0]
+        reach.append(margins < 0)
         least, cheapest = margins.topk(min(rivals, margins.shape[1] - 1), dim=1, largest=False, sorted=True)
         if search.threat.count == 1:
             cheapest = cheapest.masked_fill(least >= 0, -1)
@@ -93,6 +94,8 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
             order = order[margin[order] < 0]
         sets = of_placement[order]
         found.append(Openings(order, cheapest[sets], least[sets], sets))
+    if reach and search.threat.count == 1:
+        search.reach = torch.stack(reach)
     return found
 
 

@@ -90,6 +90,8 @@ class Search:
     Attributes:
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
+        reach: Bool[B,S,K], the classes that the certificate leaves in reach of one patch, by touched set; None where
+            nothing is known. Climbs towards the strongest class seek it among these.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Search:
         self.best = x.clone()
         self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
         self.open = torch.full_like(self.y, len(self.placements))
+        self.reach: Bool[Tensor, "B S K"] | None = None
         self._tried: list[set[int]] = [set() for _ in range(len(x))]
 
     @cached_property
@@ -203,7 +206,12 @@ class Search:
             return WholeVictim.of(self.model, self.x[image], y, rival, objective)
         assert isinstance(self.model, SmoothedClassifier)
         scores = self._scores[image] if objective == "mean-softmax" else None
-        return TouchedVictim.of(self.model, y, self.cast[image], self._touched, placement, rival, scores=scores)
+        reach = None
+        if self.reach is not None:
+            reach = self.reach[image, self._touched.set_of_placement.to(placement.device)[placement[:, 0]]]
+        return TouchedVictim.of(
+            self.model, y, self.cast[image], self._touched, placement, rival, scores=scores, reach=reach
+        )
 
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]

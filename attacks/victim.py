@@ -94,7 +94,8 @@ class WholeVictim:
 class TouchedVictim:
     """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
 
-    `untouched` are those votes, `untouched_soft` what they add to the objective. For the rest see `WholeVictim`.
+    `untouched` are those votes, `untouched_soft` what they add to the objective. Where no rival is named, the strongest
+    is sought among those in `reach`. For the rest see `WholeVictim`.
     """
 
     model: SmoothedClassifier
@@ -104,6 +105,7 @@ class TouchedVictim:
     valid: Bool[Tensor, "P A"]
     untouched: Int[Tensor, "P K"]
     untouched_soft: Float[Tensor, "P K"]
+    reach: Bool[Tensor, "P K"]
     objective: Objective = "votes"
 
     @classmethod
@@ -117,10 +119,12 @@ class TouchedVictim:
         rival: Tensor | None = None,
         *,
         scores: Float[Tensor, "P N K"] | None = None,
+        reach: Bool[Tensor, "P K"] | None = None,
     ) -> TouchedVictim:
         """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements.
 
-        With the clean `scores` the objective is "mean-softmax", else "votes".
+        With the clean `scores` the objective is "mean-softmax", else "votes". `reach`: the classes that can win at all;
+        None, and a row of none, stand for every class.
         """
         member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
         valid, index = member.sort(dim=1, descending=True, stable=True)
@@ -135,6 +139,7 @@ class TouchedVictim:
             valid[:, :most],
             untouched,
             soft,
+            torch.ones_like(untouched, dtype=torch.bool) if reach is None else reach | ~reach.any(dim=1, keepdim=True),
             "votes" if scores is None else "mean-softmax",
         )
 
@@ -161,10 +166,10 @@ class TouchedVictim:
             soft = soft + self.untouched_soft
         else:
             soft = torch.logaddexp(soft, self.untouched_soft.log())
-        return _value(soft, self.y, self.rival, self.objective), first_argmax(counts + self.untouched)
+        return _value(soft, self.y, self.rival, self.objective, self.reach), first_argmax(counts + self.untouched)
 
 
-_UNTOUCHED = ("untouched", "untouched_soft")
+_UNTOUCHED = ("untouched", "untouched_soft", "reach")
 
 
 def _outputs(model: torch.nn.Module, x: Tensor) -> Float[Tensor, "P K"]:
@@ -193,10 +198,13 @@ def _sums(
     return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts
 
 
-def _value(soft: Tensor, y: Tensor, rival: Tensor, objective: Objective) -> Float[Tensor, " P"]:
+def _value(
+    soft: Tensor, y: Tensor, rival: Tensor, objective: Objective, reach: Tensor | None = None
+) -> Float[Tensor, " P"]:
     own = soft.gather(1, y[:, None])[:, 0]
     named = soft.gather(1, rival.clamp(min=0)[:, None])[:, 0]
     if objective == "mean-softmax":
         return own - torch.where(rival >= 0, named, 0.0)
-    strongest = soft.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    others = soft.scatter(1, y[:, None], -torch.inf)
+    strongest = (others if reach is None else others.masked_fill(~reach, -torch.inf)).amax(dim=1)
     return own - torch.where(rival >= 0, named, strongest)

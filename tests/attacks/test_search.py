@@ -7,6 +7,7 @@ import torch
 
 from attacks import ExhaustivePGD, PatchPGD, judge
 from attacks.climb import Ascent, Ends, Task, climb
+from attacks.placement import openings
 from attacks.search import Search, crop, paste
 from attacks.victim import TouchedVictim, WholeVictim
 from robustpatch.ablation import Blocks, Columns, Rows
@@ -317,6 +318,29 @@ def test_climbs_aim_at_the_rivals_in_reach(monkeypatch):
         assert sorted(site for site, _ in rest) == [site for site in opened if least[site, 1] < 0]
         assert all(int(margins[i][site, rival]) == int(least[site, 1]) for site, rival in rest)
         assert [int(least[site, 0]) for site, _ in first] == sorted(int(least[site, 0]) for site in opened)
+
+
+def test_the_nearest_class_is_sought_among_those_in_reach():
+    """A class that cannot win at a placement is no rival there, however near; where none can, every class is."""
+    model, threat = smoothed(Lookup(2, 2 * 48, 4, favour=2.0), Columns(1), 4), PatchThreat(2, 2)
+    x, x_adv, placement = attacked(model, threat)
+    y, touched = model.predict(x), model.ablation.touched(threat, *SIZE)
+    generator = torch.Generator()
+    search = Search(model, x, y, threat, touched_only=True, budget=None, generator=generator)
+    rows = torch.arange(len(x))
+    free = search.victim(rows, placement)(x_adv)[0]
+    openings(search)
+    reach = (rival_margins(model.votes(x), y, touched) < 0)[rows, touched.set_of_placement[placement[:, 0]]]
+    bound = search.victim(rows, placement)
+    value, prediction = bound(x_adv)
+    each = torch.stack([search.victim(rows, placement, torch.full_like(y, j))(x_adv)[0] for j in range(4)], dim=1)
+    each = each.masked_fill(torch.nn.functional.one_hot(y, 4).bool(), torch.inf)
+    assert torch.allclose(free, each.amin(dim=1))
+    allowed = reach | ~reach.any(dim=1, keepdim=True)
+    assert torch.allclose(value, each.masked_fill(~allowed, torch.inf).amin(dim=1))
+    assert (value > free + 0.1).any()
+    assert torch.equal(prediction, model.predict(x_adv))
+    assert torch.allclose(bound.keep(rows > 3).join(bound.keep(rows <= 3))(x_adv.roll(-4, 0))[0], value.roll(-4, 0))
 
 
 def test_from_coarse_to_fine(tried):
