@@ -18,8 +18,8 @@ from robustpatch.threat import PatchThreat
 class ExhaustivePGD(Attack):
     """PGD at every placement, the most promising first; then again where it came closest.
 
-    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, climbs go towards the nearest of
-    the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so on as well), and only
+    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, climbs go towards the nearest
+    of the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so on as well), and only
     touched ablations are scored; `unpruned` does none of this and goes in random order. Of any other classifier the
     order is that of one random patch at each placement.
 

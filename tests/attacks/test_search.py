@@ -323,7 +323,7 @@ def test_climbs_aim_at_the_rivals_in_reach(monkeypatch):
 def test_the_nearest_class_is_sought_among_those_in_reach():
     """A class that cannot win at a placement is no rival there, however near; where none can, every class is."""
     model, threat = smoothed(Lookup(2, 2 * 48, 4, favour=2.0), Columns(1), 4), PatchThreat(2, 2)
-    x, x_adv, placement = attacked(model, threat)
+    x, x_adv, placement = attacked(model, threat, number=80)
     y, touched = model.predict(x), model.ablation.touched(threat, *SIZE)
     generator = torch.Generator()
     search = Search(model, x, y, threat, touched_only=True, budget=None, generator=generator)
