@@ -141,6 +141,11 @@ class FromART(Attack):
     def _run(self, search: Search) -> None:
         if not torch.equal(search.x.float().to(search.x.dtype), search.x):
             raise InvalidInput(f"images are {search.x.dtype}; ART computes in float32: pass x.float()")
+        if self.kind == "patch" and min(search.image_size) < 2:
+            raise InvalidInput(
+                f"images are {'x'.join(map(str, search.image_size))}; ART draws patches on 2x2 pixels at the least: "
+                "use a masked attack"
+            )
         going = search.going().nonzero()[:, 0].tolist()
         if not going:
             return

@@ -225,6 +225,15 @@ def test_float64_is_refused_where_float32_cannot_hold_it():
         PGD(model, x, torch.zeros(1, dtype=torch.long), PatchThreat(1, 1), generator=seed())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+def test_a_line_of_pixels_is_refused_where_art_cannot_draw_on_it(size):
+    """Its perspective is undetermined there, which would end in an error from within torchvision."""
+    model, x = Plain(size[0] * size[1]).eval(), images(2, size)
+    with pytest.raises(InvalidInput, match=f"images are {size[0]}x{size[1]}; ART draws patches on 2x2"):
+        run(ATTACKS["patch"], model, x, PatchThreat(1, 1))
+    assert run(PGD, model, x, PatchThreat(1, 1))[1].contained.all()
+
+
 def test_wrong_settings():
     """The message names the setting and its value."""
     for make, message in [
