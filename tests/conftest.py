@@ -1,4 +1,4 @@
-"""Settings of the whole suite: one torch thread a worker, and hypothesis without deadlines or a database."""
+"""Settings of the whole suite: one torch thread a worker, hypothesis without deadlines or a database; and a table."""
 
 from __future__ import annotations
 
@@ -15,3 +15,26 @@ settings.register_profile(
 )
 settings.load_profile("robustpatch")
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Which attack caught which planted bug, from what the tests recorded: properties reach us from xdist's workers."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    recorded = [
+        value
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == "planted"
+    ]
+    if not recorded:
+        return
+    columns = sorted(recorded)
+    terminalreporter.section("planted bugs caught (x) or missed (·) by unpruned attacks; - cannot search it")
+    for number, bug, marks in columns:
+        terminalreporter.write_line(f"{number:2} {bug}: {list(marks.values()).count('x')} of {len(marks)}")
+    attacks = list(columns[0][2])
+    wide = max(map(len, attacks))
+    terminalreporter.write_line(" " * wide + "".join(f"{number:3}" for number, _, _ in columns))
+    for attack in attacks:
+        terminalreporter.write_line(f"{attack:{wide}}" + "".join(f"{marks[attack]:>3}" for _, _, marks in columns))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor, nn
 
+from attacks import Ensemble, FromART, PatchAttack, parse_attacks
+from attacks.registry import _KNOWN
 from robustpatch.ablation import Ablation, Columns
 from robustpatch.networks import StripNet
 from robustpatch.smoothing import SmoothedClassifier
@@ -109,3 +112,17 @@ def flipped(model: nn.Module, x: Tensor, threat: PatchThreat) -> Tensor:
     """Whether some patch of zeros and ones changes the prediction of each image [B]."""
     clean = model.predict(x)
     return torch.stack([(model.predict(worlds(image, threat)) != clean[i]).any() for i, image in enumerate(x)])
+
+
+def registered(**numbers: int) -> dict[str, PatchAttack]:
+    """Every attack of the registry, its numbers of these names (`steps`, `tries`, …) replaced where it has them."""
+    return {name: _with(parse_attacks(name)[0], numbers) for name in _KNOWN}
+
+
+def _with(attack: PatchAttack, numbers: dict[str, int]) -> PatchAttack:
+    if isinstance(attack, Ensemble):
+        return replace(attack, members=tuple(_with(member, numbers) for member in attack.members))
+    if isinstance(attack, FromART) and "steps" in numbers:
+        options = {**dict(attack.build.options), "max_iter": numbers["steps"]}
+        attack = replace(attack, build=replace(attack.build, options=tuple(options.items())))
+    return replace(attack, **{field.name: numbers[field.name] for field in fields(attack) if field.name in numbers})

@@ -16,7 +16,7 @@ from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 from robustpatch.touched import DenseTouched
 from robustpatch.voting import TopOne
-from tests.attacks.toys import Level
+from tests.attacks.toys import Level, flipped
 
 
 def image_set(x: Tensor, labels: Tensor, classes: int) -> ImageSet:
@@ -147,6 +147,16 @@ PLANTS = {
 }
 
 
+def exposing(plant: Plant) -> Tensor:
+    """Images that the bug certifies and a patch really flips."""
+    sound, x = plant.sound(), plant.candidates()
+    wrong = x[plant.broken().certify(x, plant.threat).certified & ~sound.certify(x, plant.threat).certified]
+    assert len(wrong) > 0
+    if plant.threat.height * plant.threat.width > 4:  # too many patches to try: black images, where all can flip
+        return wrong[:1]
+    return wrong[flipped(sound, wrong[:50], plant.threat).nonzero()[:3, 0]]
+
+
 class WideView(nn.Module):
     """A one-pass base that sees one column more on either side than the band it claims."""
 
@@ -162,6 +172,12 @@ class WideView(nn.Module):
             return logits
         index = index.expand(len(x), -1) if index.ndim == 1 else index
         return logits.gather(1, index[..., None].expand(-1, -1, 2))
+
+
+def wide(reach: int = 1) -> SmoothedClassifier:
+    """Certifies for bands of two columns what its base reads from `reach` more on either side: honest for 0."""
+    ablation = Columns(2)
+    return SmoothedClassifier(WideView(ablation, reach), ablation, num_classes=2, voting=TopOne(1e-6)).eval()
 
 
 class Noisy(nn.Module):

@@ -14,8 +14,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import TopOne
-from tests.attacks.toys import Level, flipped, smoothed
-from tests.evaluate.planted import PLANTS, Noisy, WideView, image_set
+from tests.attacks.toys import Level, smoothed
+from tests.evaluate.planted import PLANTS, Noisy, exposing, image_set, wide
 
 ATTACKS = [ExhaustivePGD(steps=6, rounds=1)]
 
@@ -25,16 +25,6 @@ def run(model, x, threat, output, attacks=ATTACKS, labels=None, **settings):
     settings = Settings(len(x), **{"batch_size": 4, "certified_budget": None, **settings})
     records = evaluate(model, image_set(x, labels, model.num_classes), threat, attacks, settings, output)
     return records, summarise(records)
-
-
-def exposing(plant):
-    """Images that the bug certifies and a patch really flips."""
-    sound, x = plant.sound(), plant.candidates()
-    wrong = x[plant.broken().certify(x, plant.threat).certified & ~sound.certify(x, plant.threat).certified]
-    assert len(wrong) > 0
-    if plant.threat.height * plant.threat.width > 4:  # too many patches to try: black images, where all can flip
-        return wrong[:1]
-    return wrong[flipped(sound, wrong[:50], plant.threat).nonzero()[:3, 0]]
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -127,11 +117,6 @@ def test_one_of_several_threats_is_wrong(tmp_path):
     records, summary = run(model, torch.zeros(1, 1, *plant.size), either, tmp_path)
     assert summary.verdict == "broken"
     assert [(a.threat, a.broken) for a in records[0].attacks] == [("6x2", False), ("2x6", True)]
-
-
-def wide(reach=1):
-    ablation = Columns(2)
-    return SmoothedClassifier(WideView(ablation, reach), ablation, num_classes=2, voting=TopOne(1e-6)).eval()
 
 
 def nearly_black():
