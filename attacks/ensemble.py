@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.base import PatchAttack, Proposal, judge
-from attacks.search import require
+from attacks.search import check_call, require
 from attacks.victim import WholeVictim
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -74,6 +74,7 @@ class Ensemble:
         generator: torch.Generator,
     ) -> Proposal:
         able = self._able(threat)
+        check_call(model, x, y, threat)  # each member sees only what of it stands
         state, total = generator.get_state(), sum(share for _, share in able)
         standing = torch.arange(len(x), device=x.device)
         out: Proposal | None = None

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, predict
+from attacks.search import check_call
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -47,6 +48,7 @@ class Oracle:
         *,
         generator: torch.Generator,
     ) -> Proposal:
+        check_call(model, x, y, threat)
         placements = threat.placements(*x.shape[2:]).to(x.device)
         sites = list(combinations_with_replacement(range(len(placements)), threat.count))
         pixels = x.shape[1] * threat.height * threat.width * threat.count

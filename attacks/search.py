@@ -80,6 +80,24 @@ def require(holds: bool, name: str, value: object, remedy: str) -> None:
         raise InvalidInput(f"attack {name} is {value}; it must be {remedy}")
 
 
+def check_call(model: torch.nn.Module, x: Tensor, y: Tensor, threat: PatchThreat) -> None:
+    """Raise `InvalidInput` for what no attack can be asked, before any work is done."""
+    checks.evaluation_mode(model)
+    checks.image_values(x)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.shape != x.shape[:1] or not whole or y.device != x.device:
+        raise InvalidInput(
+            f"labels have shape {tuple(y.shape)}, dtype {y.dtype} and device {y.device}; one whole number for each "
+            f"of the {len(x)} images is needed, on {x.device}"
+        )
+    classes = getattr(model, "num_classes", None)
+    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
+    if low < 0 or (isinstance(classes, int) and high >= classes):
+        most = "the number of classes less 1" if classes is None else classes - 1
+        raise InvalidInput(f"labels range from {low} to {high}; they must lie in 0 to {most}")
+    threat.check_fits(x.shape[2], x.shape[3])
+
+
 class Search:
     """B images under attack: which still stand, what each has cost, and the best patch found for each.
 
@@ -105,14 +123,7 @@ class Search:
         budget: int | None,
         generator: torch.Generator,
     ) -> None:
-        checks.evaluation_mode(model)
-        checks.image_values(x)
-        if y.shape != x.shape[:1] or y.is_floating_point() or y.device != x.device:
-            raise InvalidInput(
-                f"labels have shape {tuple(y.shape)}, dtype {y.dtype} and device {y.device}; one whole number for each "
-                f"of the {len(x)} images is needed, on {x.device}"
-            )
-        threat.check_fits(*x.shape[2:])
+        check_call(model, x, y, threat)
         x = x.detach()
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
         self.pruned = touched_only and isinstance(model, SmoothedClassifier)
