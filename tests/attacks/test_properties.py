@@ -1,0 +1,176 @@
+"""What every attack of the registry owes, whatever the image, the patch and the classifier; and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from attacks import Oracle, judge
+from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.errors import InvalidInput
+from robustpatch.networks import StripNet
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold, TopOne
+from tests.attacks.toys import Level, Plain, images, registered, smoothed
+
+ATTACKS = {
+    **registered(steps=2, restarts=2, rounds=1, queries=6, tries=2, rows=4, candidates=3),
+    "oracle": Oracle(levels=(0.0, 1.0)),
+}
+ART_DRAWS = "art-patch"  # a pixel too large where parities differ: `judge` finds it out of the threat
+CERTAIN = ("roa", "roa-gradient", "grey", "oracle")  # here without chance, or none that shows in the patch
+REFUSALS = "use pgd|puts down one|ART draws patches on 2x2|oracle would try"
+FIELDS = ("x_adv", "corners", "evaluations", "visited")
+
+
+def a_model(draw, channels, height, width):
+    """Smoothed by columns, rows or blocks, enumerated or in one pass, or not at all."""
+    kind = draw(st.sampled_from(["columns", "rows", "blocks", "columns in one pass", "rows in one pass", "plain"]))
+    if kind == "plain":
+        return Plain(channels * height * width).eval()
+    size = draw(st.integers(1, min(3, height, width)))
+    stride = draw(st.integers(1, size))
+    if kind == "blocks":
+        return smoothed(Level(3), Blocks(size, size, stride), 3, draw(st.sampled_from([TopOne(1e-6), Threshold(0.3)])))
+    ablation = (Columns if "columns" in kind else Rows)(size, stride)
+    if "one pass" not in kind:
+        return smoothed(Level(3), ablation, 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw(st.integers(0, 9)))
+        net = StripNet(ablation, image_size=(height, width), num_classes=3, in_channels=channels, widths=(4,), hidden=4)
+    with torch.no_grad():
+        net.head[-1].weight *= 20
+    return SmoothedClassifier(net, ablation, num_classes=3, voting=TopOne()).eval()
+
+
+def a_call(draw):
+    """A classifier, images, labels and a threat that fits: single pixels and whole images come often."""
+    channels, height, width = draw(st.sampled_from([1, 3])), draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    patch = [draw(st.one_of(st.just(1), st.just(length), st.integers(1, length))) for length in (height, width)]
+    count = draw(st.integers(1, min(2, height * width)))
+    model = a_model(draw, channels, height, width)
+    x = images(2, (height, width), channels, seed=draw(st.integers(0, 99)), binary=draw(st.booleans()))
+    clean = model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)
+    return model, x, draw(st.sampled_from([clean.clamp(min=0), torch.tensor([0, 1])])), PatchThreat(*patch, count)
+
+
+def run(attack, model, x, y, threat, seed=0):
+    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@settings(max_examples=20)
+@given(data=st.data(), pruned=st.booleans(), budget=st.sampled_from([None, 1, 40]), seed=st.integers(0, 99))
+def test_promises(name, data, pruned, budget, seed):
+    """Contained and in range; honest accounts; nothing of the caller's changed; decided by the generator alone."""
+    model, x, y, threat = a_call(data.draw)
+    assume(name != "oracle" or x.shape[1] * threat.height * threat.width * threat.count <= 8)  # it takes its time
+    attack = ATTACKS[name]
+    if not pruned:
+        attack = attack.unpruned(budget)
+    elif name != "oracle":
+        attack = replace(attack, budget=budget)
+    before = [tensor.detach().numpy().tobytes() for tensor in (x, y, *model.state_dict().values())]
+    try:
+        found = run(attack, model, x, y, threat, seed)
+    except InvalidInput as refusal:
+        if not any(text in str(refusal) for text in REFUSALS.split("|")):
+            raise
+        return
+    outcome = judge(model, x, y, threat, found)
+    assert outcome.in_range.all()
+    assert outcome.contained.all() or name == ART_DRAWS
+    assert found.x_adv.dtype == x.dtype
+    assert (found.evaluations >= 0).all()
+    assert ((found.visited >= 0) & (found.visited <= 1)).all()
+    assert before == [tensor.detach().numpy().tobytes() for tensor in (x, y, *model.state_dict().values())]
+    assert found.x_adv.data_ptr() != x.data_ptr()
+    assert not x.requires_grad
+    assert not found.x_adv.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    torch.rand(5)
+    again = run(attack, model, x, y, threat, seed)
+    for field in FIELDS:
+        assert torch.equal(getattr(found, field), getattr(again, field)), field
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in CERTAIN])
+def test_another_seed_is_another_search(name):
+    """Where there is chance it comes from the generator: with another seed, another patch."""
+    model, x = Plain(35).eval(), images(2, (5, 7))
+    y = model(x).argmax(dim=1)
+    found = [run(ATTACKS[name], model, x, y, PatchThreat(2, 2), seed) for seed in range(4)]
+    assert any(not torch.equal(found[0].x_adv, other.x_adv) for other in found[1:]), name
+
+
+SIZE = (5, 6)
+ONE = PatchThreat(2, 2)
+SPOILT = {
+    "no batch": (lambda x: x[0], None, ONE, r"images have shape \(1, 5, 6\); pass"),
+    "bytes": (lambda x: (x * 255).byte(), None, ONE, "images have dtype torch.uint8; pass"),
+    "too bright": (lambda x: x * 255, None, ONE, "images range from .* divide by 255"),
+    "negative": (lambda x: x - 1, None, ONE, r"images range from .* must lie in \[0, 1\]"),
+    "nan": (lambda x: x * float("nan"), None, ONE, "images contain NaN"),
+    "a label too few": (None, lambda y: y[:1], ONE, r"labels have shape \(1,\).* each of the 2 images"),
+    "a label too many": (None, lambda y: torch.cat([y, y[:1]]), ONE, r"labels have shape \(3,\)"),
+    "labels in a column": (None, lambda y: y[:, None], ONE, r"labels have shape \(2, 1\)"),
+    "labels that are floats": (None, lambda y: y.float(), ONE, "labels have .* dtype torch.float32"),
+    "labels that are bits": (None, lambda y: y.bool(), ONE, "labels have .* dtype torch.bool"),
+    "an abstention for a label": (None, lambda y: y - 1, ONE, "labels range from -1 to 0; they must lie in 0 to"),
+    "patch too tall": (None, None, PatchThreat(6, 2), r"patch 6x2 .* larger than the image, 5x6; take at most"),
+    "patch too wide": (None, None, PatchThreat(2, 7), r"patch 2x7 .* larger than the image, 5x6; take at most"),
+}
+
+
+@pytest.fixture
+def as_users_call(monkeypatch):
+    """Without the suite's own type checks, which come before the attack's."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def refused(name, model, x, y, threat, message):
+    """By the attack itself, and before any image was scored."""
+    scored = []
+    model.register_forward_pre_hook(lambda *_: scored.append(1))
+    for attack in (ATTACKS[name], ATTACKS[name].unpruned(50)):
+        with pytest.raises(InvalidInput, match=message):
+            run(attack, model, x, y, threat)
+    assert not scored
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.usefixtures("as_users_call")
+def test_calls_that_cannot_be_answered(name, spoilt):
+    """The message names what is wrong, its value and the remedy; of a bare classifier as of a smoothed one."""
+    spoil, relabel, threat, message = SPOILT[spoilt]
+    x, y = images(2, SIZE), torch.tensor([0, 1])
+    x, y = x if spoil is None else spoil(x), y if relabel is None else relabel(y)
+    refused(name, Plain(30).eval(), x, y, threat, message)
+    model = smoothed(Level(3), Columns(2), 3)
+    refused(name, model, x, y, threat, message)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_label_that_is_no_class(name):
+    """Where the number of classes is known; on a GPU an index out of range would bring the process down."""
+    model = smoothed(Level(3), Columns(2), 3)
+    refused(
+        name, model, images(2, SIZE), torch.tensor([0, 3]), ONE, "labels range from 0 to 3; they must lie in 0 to 2"
+    )
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_training_mode(name):
+    """Of the classifier as a whole, or of its base alone."""
+    x, y = images(2, SIZE), torch.tensor([0, 1])
+    refused(name, Plain(30), x, y, ONE, r"training mode.*call model.eval\(\)")
+    model = smoothed(Level(3), Columns(2), 3)
+    model.base.train()
+    refused(name, model, x, y, ONE, r"training mode.*call model.eval\(\)")
