@@ -112,10 +112,10 @@ def vote_lead_each(cast: Bool[Tensor, "N K"], prediction: Tensor) -> Int[Tensor,
 
 def _unions(touched: Touched, damage: Int[Tensor, "N K"], count: int) -> Iterator[list[int]]:
     sets = len(touched.sizes)
-    count = min(count, sets)
-    if comb(sets, count) <= _UNIONS:
-        for some in combinations(range(sets), count):
-            yield list(some)
+    distinct = min(count, sets)
+    if comb(sets, distinct) <= _UNIONS:
+        for some in combinations(range(sets), distinct):
+            yield [*some, *some[:1] * (count - distinct)]
         return
     for rival in range(damage.shape[1]):
         left, chosen = damage[:, rival : rival + 1].clone(), []

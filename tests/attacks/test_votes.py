@@ -111,3 +111,13 @@ def test_no_images():
     worst = worst_votes(torch.zeros(0, 6, 3, dtype=torch.bool), Columns(1), P(1, 1), (2, 6))
     assert worst.refuted.shape == (0,)
     assert worst.placement.shape == (0, 1)
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(2, 4, 5), (3, 4, 4), (4, 4, 4)])
+def test_more_patches_than_touched_sets(count, height, width):
+    """Where patches are so large that few sets are told apart, some patches lie on one another."""
+    cast = torch.nn.functional.one_hot(torch.zeros(2, 5, dtype=torch.long), 3).bool()
+    worst = worst_votes(cast, Columns(2), PatchThreat(height, width, count), (4, 5))
+    assert worst.placement.shape == (2, count)
+    assert worst.refuted.all()
+    assert worst.touched.tolist() == [5, 5]
