@@ -68,8 +68,8 @@ class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
-    one spent evaluations and proposed a patch within the threat. Of a classifier that certifies nothing, certified
-    accuracy and the gap are None, and the verdict is "no certificate".
+    one spent evaluations, tried a placement and proposed a patch within the threat. Of a classifier that certifies
+    nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
     """
 
     images: int

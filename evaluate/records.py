@@ -78,8 +78,12 @@ class Record:
 
     @property
     def threats_tested(self) -> set[str]:
-        """Threats under which some attack leaned on nothing it tests, did work and stayed within the threat."""
-        return {a.threat for a in self.attacks if a.unpruned and a.evaluations > 0 and a.contained and a.in_range}
+        """Threats under which some attack leaned on nothing it tests, tried a patch and stayed within the threat.
+
+        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows.
+        """
+        tried = [a for a in self.attacks if a.unpruned and a.evaluations > 0 and a.visited > 0]
+        return {a.threat for a in tried if a.contained and a.in_range}
 
     @property
     def violations(self) -> list[str]:

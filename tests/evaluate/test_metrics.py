@@ -93,6 +93,7 @@ def test_the_counts():
         record(0, exact=True, correct=False),
         record(0, exact=True, attacks=[attack(unpruned=False)]),
         record(0, exact=True, attacks=[attack(unpruned=True), attack("b", unpruned=False)]),
+        record(0, exact=True, attacks=[attack(unpruned=True, visited=0.0), attack("b", unpruned=True, visited=0.0)]),
     ],
 )
 def test_not_held_unless_every_certified_image_was_attacked(spoiled):

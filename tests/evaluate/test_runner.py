@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, PatchPGD
+from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate import runner as module
 from evaluate.records import Record, read_records, read_shard, shard_path, write_shard
@@ -98,6 +98,15 @@ def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
     summary = summarise(records)
     assert summary.certified_evaluations == 3 * (110 + 820)
     assert (summary.certified_attacked, summary.verdict) == (3, "held")
+
+
+@pytest.mark.parametrize("attacks", [ATTACKS, (Ensemble(ATTACKS, "both"),)])
+def test_a_budget_spent_on_the_clean_image_holds_nothing(attacks, tmp_path):
+    """A budget below the ablations of one image lets no attack begin: such certificates are not tested."""
+    for budget, verdict in ((9, "not tested"), (31, "held")):
+        records = run(tmp_path / str(budget), attacks=attacks, certified_budget=budget)
+        assert any(r.certified for r in records)
+        assert summarise(records).verdict == verdict
 
 
 def test_without_attacks_nothing_is_held(tmp_path):
