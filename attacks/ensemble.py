@@ -80,6 +80,7 @@ class Ensemble:
         out: Proposal | None = None
         own = generator
         value = torch.full((len(x),), torch.inf, device=x.device)
+        known = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for member, share in able:
             if self.budget is not None and hasattr(member, "budget"):
                 member = replace(member, budget=max(1, int(self.budget * share / total)))  # type: ignore[type-var]
@@ -92,12 +93,14 @@ class Ensemble:
             broken, valid = outcome.broken, outcome.contained & outcome.in_range
             with torch.no_grad():
                 reached = WholeVictim.of(model, x[standing], y[standing])(found.x_adv)[0]
-            better = broken | (valid & (reached < value[standing]))
+            # What leaves the threat is shown only where nothing else is: the judge is to see that, not the clean image.
+            better = broken | (valid & (reached < value[standing])) | (~valid & ~known[standing])
+            known[standing] = True
             rows = standing[better]
             out.x_adv[rows], out.corners[rows], value[rows] = (
                 found.x_adv[better],
                 found.corners[better],
-                reached[better],
+                torch.where(valid, reached, torch.inf)[better],
             )
             assert out.by is not None
             for i in rows.tolist():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, judge
+from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, Proposal, judge
 from attacks.ensemble import Ensemble
 from robustpatch.ablation import Columns
 from robustpatch.errors import InvalidInput
@@ -77,6 +77,35 @@ def test_the_nearest_miss_is_kept():
         assert not broken.any()
         assert proposal.by == [near.name] * 3
         assert torch.equal(proposal.x_adv, best.x_adv)
+
+
+@dataclass(frozen=True)
+class Astray:
+    """Changes the whole image: never within the threat."""
+
+    name: str = "astray"
+    touched_only: bool = False
+
+    def unpruned(self, budget):
+        return self
+
+    def check(self, threat):
+        pass
+
+    def __call__(self, model, x, y, threat, *, generator):
+        corners = torch.zeros(len(x), threat.count, 2, dtype=torch.long)
+        return Proposal(1 - x, corners, torch.full_like(y, 7), torch.ones(len(x)))
+
+
+def test_what_leaves_the_threat_is_not_hidden():
+    """It stands for an image to which no member has anything within the threat, and for no other."""
+    model, x = MODELS["one pass"](), images(4, SIZE)
+    y = labels(model, x)
+    within = PatchPGD(steps=1, restarts=1)
+    for members, contained in (((Astray(),), False), ((Astray(), within), True), ((within, Astray()), True)):
+        proposal, _ = run(Ensemble(members, "some"), model, x, y)
+        assert (judge(model, x, y, THREAT, proposal).contained == contained).all()
+        assert proposal.by == [within.name if contained else "astray"] * len(x)
 
 
 def test_a_budget_is_shared():
