@@ -21,20 +21,25 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     """
     images = range(len(search.y))
     if not (guided and search.pruned):
-        return [_random(search, i) for i in images]
+        return [_random(search, _chance(search, i)) for i in images]
     found = openings(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
-    return [_open(search, i, each) for i, each in zip(images, found, strict=True)]
+    return [_open(search, each, _chance(search, i)) for i, each in zip(images, found, strict=True)]
 
 
-def _random(search: Search, image: int) -> Iterator[Site]:
+def _random(search: Search, chance: torch.Generator) -> Iterator[Site]:
     while True:
-        numbers = torch.randint(len(search.placements), (search.threat.count,), generator=search.stream(image))
+        numbers = torch.randint(len(search.placements), (search.threat.count,), generator=chance)
         yield tuple(numbers.tolist()), -1
 
 
-def _open(search: Search, image: int, found: Openings) -> Iterator[Site]:
+def _open(search: Search, found: Openings, chance: torch.Generator) -> Iterator[Site]:
     while len(found):
         for first, rival in found.spread():
-            rest = torch.randint(len(found), (search.threat.count - 1,), generator=search.stream(image))
+            rest = torch.randint(len(found), (search.threat.count - 1,), generator=chance)
             yield (first, *found.placement[rest].tolist()), rival
+
+
+def _chance(search: Search, image: int) -> torch.Generator:
+    """A stream for the image's placements alone: how many are asked for at once must not move the contents drawn."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=search.stream(image))))

@@ -244,6 +244,22 @@ def test_chance_is_each_image_s_own():
         assert torch.allclose(together.x_adv[rows], apart.x_adv, atol=1e-5)
 
 
+@pytest.mark.parametrize(("guided", "threat"), [(False, PatchThreat(2, 3)), (True, PatchThreat(1, 2, 2))])
+def test_chance_does_not_depend_on_how_many_climbs_are_under_way(guided, threat):
+    """Where neighbours take part of the batch, an image's placements and contents are the same all the same."""
+    model, x = strip(SIZE), images(6, SIZE)
+    y = model.predict(x)
+    attack = PatchPGD(steps=2, restarts=4, guided=guided, batch=6)
+    together = attack(model, x, y, threat, generator=torch.Generator().manual_seed(1))
+    stands = ~judge(model, x, y, threat, together).broken
+    assert stands.any()
+    for i in range(len(x)):
+        alone = attack(model, x[i : i + 1], y[i : i + 1], threat, generator=torch.Generator().manual_seed(1))
+        assert bool(judge(model, x[i : i + 1], y[i : i + 1], threat, alone).broken) != bool(stands[i])
+        if stands[i]:
+            assert torch.allclose(together.x_adv[i], alone.x_adv[0], atol=1e-5)
+
+
 def test_a_hit_counts_once_predict_confirms_it():
     """A classifier whose outputs and `predict` disagree is not broken by its outputs."""
 
