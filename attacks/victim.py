@@ -145,7 +145,7 @@ class TouchedVictim:
 
     @property
     def cost(self) -> Int[Tensor, " P"]:
-        return torch.full_like(self.y, self.index.shape[1])
+        return self.valid.sum(dim=1).clamp(min=1)  # not what fills a row up to the width of its neighbours
 
     def keep(self, rows: Tensor) -> TouchedVictim:
         parts = {name: getattr(self, name)[rows] for name in ("y", "rival", "index", "valid", *_UNTOUCHED)}

@@ -67,6 +67,22 @@ def test_both_views_agree_in_one_pass(ablation, threat):
     agree(strip(SIZE, ablation), threat)
 
 
+def test_the_cost_is_of_the_row_s_own_ablations():
+    """Rows that touch fewer ablations than their neighbours are not charged for those; none is free."""
+    model, x = smoothed(Level(3), Columns(2, 3), 3), images(3, (4, 12))
+    threat = PatchThreat(1, 1)
+    touched = model.ablation.touched(threat, 4, 12)
+    wide = model.ablation.touched(PatchThreat(1, 3), 4, 12)
+    y, cast = model.predict(x), model.votes(x).cast
+    assert set(touched.sizes.tolist()) == {0, 1}
+    assert TouchedVictim.of(model, y, cast, touched, torch.tensor([[0], [1], [2]])).cost.tolist() == [1, 1, 1]
+    part = TouchedVictim.of(model, y, cast, wide, torch.tensor([[0], [1], [2]]))
+    assert part.cost.tolist() == [1, 2, 1]
+    alone = [TouchedVictim.of(model, y[i], cast[i], wide, torch.tensor([[int(i)]])) for i in torch.arange(3).split(1)]
+    assert torch.equal(torch.cat([row.cost for row in alone]), part.cost)
+    assert torch.equal(alone[0].join(alone[1]).cost, part.cost[:2])
+
+
 def test_the_objective_points_the_same_way():
     """The gradient of the part and of the whole are the same inside the footprint."""
     model, threat = smoothed(Level(3), Columns(2), 3, Threshold(0.3)), PatchThreat(2, 3)
