@@ -192,7 +192,9 @@ def _sums(
         cast = cast & valid[..., None]
     counts = cast.sum(dim=1, dtype=torch.int32)
     if objective == "votes":
-        soft = torch.sigmoid(model.voting.margins(logits))
+        margins = model.voting.margins(logits)
+        # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
+        soft = torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
         return (soft if valid is None else soft * valid[..., None]).sum(dim=1), counts
     logs = logits.log_softmax(dim=-1)
     return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts

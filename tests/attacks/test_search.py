@@ -83,6 +83,21 @@ def test_the_cost_is_of_the_row_s_own_ablations():
     assert torch.equal(alone[0].join(alone[1]).cost, part.cost[:2])
 
 
+@pytest.mark.parametrize("voting", [Threshold(0.3), TopOne()])
+@pytest.mark.parametrize("sure", [10.0, 20.0, 60.0])
+def test_sure_votes_have_a_gradient(sure, voting):
+    """The votes of a class that leads by many logits are lowered too, when the rival named is out of reach."""
+
+    class Sure(torch.nn.Module):
+        def forward(self, encoded):
+            kept = encoded[:, 0].flatten(1).amax(dim=1)
+            return torch.stack([sure - kept, 0 * kept, 0 * kept - 200], dim=1)
+
+    model, x = smoothed(Sure(), Columns(2), 3, voting), images(1, SIZE).requires_grad_()
+    victim = WholeVictim.of(model, x, torch.tensor([0]), torch.tensor([2]))
+    assert (torch.autograd.grad(victim(x)[0].sum(), x)[0] < 0).any()
+
+
 def test_the_objective_points_the_same_way():
     """The gradient of the part and of the whole are the same inside the footprint."""
     model, threat = smoothed(Level(3), Columns(2), 3, Threshold(0.3)), PatchThreat(2, 3)
