@@ -262,7 +262,7 @@ class Search:
             i, where = image[rows], placement[rows]
             victim = self.victim(i, where, rival[rows] if rival is not None else None, objective)
             if self.budget is not None:
-                left = self.evaluations[i] + _turn(i) * victim.cost < self.budget
+                left = self.evaluations[i] + turn(i) * victim.cost < self.budget
                 rows, i, where, victim = rows[left], i[left], where[left], victim.keep(left)
             x_adv = self.paste(i, where, patch[rows])
             value[rows], prediction = victim(x_adv)
@@ -302,7 +302,7 @@ class Search:
         return Proposal(self.best, self.corners, self.evaluations, visited)
 
 
-def _turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
+def turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
     """How many of the rows before each one are of the same image."""
     order = image.argsort(stable=True)
     ranked = image[order]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.search import Attack, Search, crop, require
+from attacks.search import Attack, Search, crop, require, turn
 from attacks.sites import sites
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from attacks.victim import TouchedVictim, Victim, WholeVictim
@@ -36,7 +36,8 @@ class Universal(Attack):
     is; first in no pose, then in random ones. With `touched_only` it goes to placements that the certificate leaves
     open, cheapest first, else to random ones; training knows only random ones. `target`: the class to bring about, or
     None: any other than each image's own. At most (2·steps·rows / B + tries + 1)·n evaluations an image on average, n
-    the ablations scored, and 2·N where the certificate is asked.
+    the ablations scored, and 2·N where the certificate is asked. Of a `budget`, training leaves what the tries need, or
+    half where they need more. `Proposal.visited` counts the tries alone.
 
     Source: Adversarial Patch, Section 2 and its expectation over transformations, with a margin in place of log p.
     """
@@ -75,7 +76,8 @@ class Universal(Attack):
         if patch is None:
             # The patch is trained on all images, so its chance is nobody's in particular.
             chance = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=search.stream(0))))
-            patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance)
+            room = self._room_to_train(search)
+            patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance, room)
         patch.check(search.x)
         rival = torch.full_like(search.y, -1 if patch.target is None else patch.target)
         queues = sites(search)
@@ -90,6 +92,14 @@ class Universal(Attack):
             x_adv = draw(patch.content.to(search.x), search.x[image], corners, torch.cat(poses).to(search.x))
             shown = crop(x_adv, corners, search.patch_size)
             search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
+
+
+    def _room_to_train(self, search: Search) -> int | None:
+        """The budget less what the tries cost, or half of what is left of it where they cost more."""
+        if self.budget is None:
+            return None
+        room = self.budget - (search.num_ablations if search.pruned else 0)  # without the certificate
+        return room - min(self.tries * search.climb_cost, (room - search.num_ablations) // 2)
 
 
 def train_patch(
@@ -159,8 +169,16 @@ def _towards(victim: Victim, target: int | None) -> Victim:
 
 
 def _train(
-    search: Search, target: int | None, steps: int, rows: int, step: float, poses: Poses, generator: torch.Generator
+    search: Search,
+    target: int | None,
+    steps: int,
+    rows: int,
+    step: float,
+    poses: Poses,
+    generator: torch.Generator,
+    budget: int | None = None,
 ) -> UniversalPatch:
+    """See `train_patch`; no image takes part in more than its evaluations stay within `budget`."""
     device = search.x.device
     shape = (search.x.shape[1], search.threat.height, search.threat.width)
     content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
@@ -169,17 +187,21 @@ def _train(
     classes = getattr(search.model, "num_classes", None)
     if target is not None and classes is not None and target >= classes:
         raise InvalidInput(f"target is {target}; the classes are 0 to {classes - 1}")
+    each = 2 * search.climb_cost
     for _ in range(steps):
-        usable = torch.ones_like(search.broken) if search.budget is None else search.evaluations < search.budget
+        left = None if budget is None else (budget - search.evaluations) // each  # rows that each image can still pay
+        usable = torch.ones_like(search.broken) if left is None else left > 0
         usable = usable if target is None else usable & (search.y != target)
         pool = usable.nonzero()[:, 0]
         if not len(pool):
             break
         image = pool[torch.randint(len(pool), (rows,), generator=generator).to(device)]
-        where = torch.randint(len(search.placements), (rows, search.threat.count), generator=generator).to(device)
+        if left is not None:
+            image = image[turn(image) < left[image]]
+        where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
         victim = _towards(search.victim(image, where), target)
         with torch.enable_grad():
-            x_adv = draw(content, search.x[image], search.placements[where], poses.draw(rows, generator).to(search.x))
+            x_adv = draw(content, search.x[image], search.placements[where], poses.draw(len(image), generator).to(search.x))
             value, _ = victim(x_adv)
             loss = (value if target is None else -value).clamp(min=-enough).mean()
             (content.grad,) = torch.autograd.grad(loss, content)
@@ -187,6 +209,5 @@ def _train(
         with torch.no_grad():
             content.clamp_(0, 1)
         search.spend(image, 2 * victim.cost)
-        search.visit(image.tolist(), where.tolist())
     rounded = (content.detach() * 255).round() / 255
     return UniversalPatch(rounded, target, poses, int(search.evaluations.sum()))

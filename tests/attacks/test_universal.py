@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from attacks import PatchAttack, judge
+from attacks.search import Search
 from attacks.universal import Poses, Universal, UniversalPatch, train_and_transfer, train_patch
 from robustpatch.ablation import Columns
 from robustpatch.data import load_images
@@ -213,6 +214,25 @@ def test_the_budget_is_kept(target):
     attack = Universal(target=target, steps=100, rows=1, tries=50, budget=100)
     spent = run(attack, model, x, model.predict(x), threat).evaluations
     assert (spent < 100 + 2 * 6).all(), spent
+
+
+@pytest.mark.parametrize("touched_only", [False, True])
+@pytest.mark.parametrize(("budget", "tries"), [(40, 2), (100, 5), (1000, 20), (1000, 500)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_training_leaves_room_for_the_tries(budget, tries, batch, touched_only, monkeypatch):
+    """However long it might train: the patch is put on every image, as often as asked for or for half of the budget."""
+    model, x, threat = smoothed(Level(3), Columns(2), 3), images(batch, SIZE), PatchThreat(2, 3)
+    tried = []
+    monkeypatch.setattr(Search, "offer", lambda _, image, *rest: tried.extend(image.tolist()))  # no success ends it
+    attack = Universal(budget=budget, tries=tries, rows=32, touched_only=touched_only)
+    spent = run(attack, model, x, model.predict(x), threat).evaluations
+    each = 4 if touched_only else 6
+    least = min(tries, (budget - 12) // 2 // each)
+    assert not model.certify(x, threat).certified.any()
+    assert all(tried.count(i) >= least > 0 for i in range(batch)), tried
+    assert (spent < budget + each).all()
+    if tries * each < budget / 2:
+        assert (spent > budget / 2).all()
 
 
 def test_pruned_it_goes_where_the_certificate_leaves_it_open():
