@@ -83,7 +83,19 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
     if model.training:
         raise InvalidInput("the model is in training mode; call model.eval() first")
     with torch.no_grad():
-        return first_argmax(model(x))
+        return first_argmax(outputs(model, x))
+
+
+def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    """What a classifier that is not smoothed returns for images, these in the precision of its weights."""
+    tensor = next(model.parameters(), None)
+    found = model(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype))
+    if found.ndim != 2 or len(found) != len(x):
+        raise InvalidInput(
+            f"the model returned {tuple(found.shape)} for {len(x)} images; one score for each class, "
+            f"[{len(x)}, K], is needed"
+        )
+    return found
 
 
 def judge(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attacks.base import outputs
 from attacks.climb import Ascent
 from attacks.search import Attack, Search, require
 from robustpatch.errors import InvalidInput
@@ -118,5 +119,5 @@ class LaVAN(Attack):
             classes = search.model.num_classes
         else:
             with torch.no_grad():
-                classes = search.model(search.x[:1]).shape[1]
+                classes = outputs(search.model, search.x[:1]).shape[1]
         require(self.target < classes, "target", self.target, f"below {classes}, the number of classes")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attacks.base import outputs
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
@@ -85,7 +86,7 @@ class WholeVictim:
         if isinstance(self.model, SmoothedClassifier):
             soft, counts = _sums(self.model, self.model.logits(x_adv), None, self.objective)
         else:
-            logits = _outputs(self.model, x_adv)
+            logits = outputs(self.model, x_adv).float()
             soft, counts = logits if self.objective == "votes" else logits.log_softmax(dim=1), logits.detach()
         return _value(soft, self.y, self.rival, self.objective), first_argmax(counts)
 
@@ -170,17 +171,6 @@ class TouchedVictim:
 
 
 _UNTOUCHED = ("untouched", "untouched_soft", "reach")
-
-
-def _outputs(model: torch.nn.Module, x: Tensor) -> Float[Tensor, "P K"]:
-    tensor = next(model.parameters(), None)
-    outputs = model(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)).float()
-    if outputs.ndim != 2 or len(outputs) != len(x):
-        raise InvalidInput(
-            f"the model returned {tuple(outputs.shape)} for {len(x)} images; one score for each class, "
-            f"[{len(x)}, K], is needed"
-        )
-    return outputs
 
 
 def _sums(

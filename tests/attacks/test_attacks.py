@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, judge
+from attacks import ExhaustivePGD, LaVAN, Oracle, PatchAttack, PatchPGD, judge
 from robustpatch.ablation import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -89,6 +89,18 @@ def test_plain_classifiers_are_attacked():
         outcome = judge(model, x, y, threat, proposal)
         assert outcome.broken.float().mean() > 0.6
         assert (proposal.evaluations <= (2 * 8 + 1) * 4).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("attack", [PatchPGD(steps=2, restarts=2), LaVAN(steps=2, target=1)], ids=lambda a: a.name)
+def test_images_come_in_the_precision_of_a_plain_classifier(attack, kind):
+    """Its weights may be in another than the images; those of the proposal are the caller's still."""
+    model, x, threat = Plain(30).eval().to(kind), images(3, (5, 6)), PatchThreat(2, 3)
+    y = model(x.to(kind)).argmax(dim=1)
+    proposal = attack(model, x, y, threat, generator=torch.Generator().manual_seed(0))
+    assert proposal.x_adv.dtype == x.dtype
+    outcome = judge(model, x, y, threat, proposal)
+    assert torch.equal(outcome.prediction, model(proposal.x_adv.to(kind)).argmax(dim=1))
 
 
 def test_gradients_find_what_chance_does_not():
