@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attacks.base import outputs
 from attacks.search import Attack, Search, crop, require, turn
 from attacks.sites import sites
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
@@ -79,20 +80,21 @@ class Universal(Attack):
             room = self._room_to_train(search)
             patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance, room)
         patch.check(search.x)
+        _check_target(search, patch.target)
         rival = torch.full_like(search.y, -1 if patch.target is None else patch.target)
+        rival = rival.masked_fill(rival == search.y, -1)
         queues = sites(search)
-        for turn in range(self.tries):
+        for number in range(self.tries):
             found = [(i, site) for i in search.going().nonzero()[:, 0].tolist() for site, _ in islice(queues[i], 1)]
             if not found:
                 return
             image = torch.tensor([i for i, _ in found], device=search.y.device)
             placement = torch.tensor([site for _, site in found], device=search.y.device)
-            poses = [patch.poses.draw(1, search.stream(i)) if turn else AS_IT_IS for i, _ in found]
+            poses = [patch.poses.draw(1, search.stream(i)) if number else AS_IT_IS for i, _ in found]
             corners = search.placements[placement]
             x_adv = draw(patch.content.to(search.x), search.x[image], corners, torch.cat(poses).to(search.x))
             shown = crop(x_adv, corners, search.patch_size)
             search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
-
 
     def _room_to_train(self, search: Search) -> int | None:
         """The budget less what the tries cost, or half of what is left of it where they cost more."""
@@ -160,6 +162,18 @@ def _check_training(steps: int, rows: int, step: float, target: int | None) -> N
     require(target is None or target >= 0, "target", target, "a class, or None")
 
 
+def _check_target(search: Search, target: int | None) -> None:
+    """Before an index out of range brings a GPU down."""
+    if target is None:
+        return
+    if isinstance(search.model, SmoothedClassifier):
+        classes = search.model.num_classes
+    else:
+        with torch.no_grad():
+            classes = outputs(search.model, search.x[:1]).shape[1]
+    require(target < classes, "target", target, f"below {classes}, the number of classes")
+
+
 def _towards(victim: Victim, target: int | None) -> Victim:
     """The victim whose objective is the lead of the target, not of the true class."""
     if target is None:
@@ -179,14 +193,12 @@ def _train(
     budget: int | None = None,
 ) -> UniversalPatch:
     """See `train_patch`; no image takes part in more than its evaluations stay within `budget`."""
+    _check_target(search, target)
     device = search.x.device
     shape = (search.x.shape[1], search.threat.height, search.threat.width)
     content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
     adam = torch.optim.Adam([content], lr=step, betas=(0.9, 0.99))
     enough = search.num_ablations / 5 if isinstance(search.model, SmoothedClassifier) else _ENOUGH
-    classes = getattr(search.model, "num_classes", None)
-    if target is not None and classes is not None and target >= classes:
-        raise InvalidInput(f"target is {target}; the classes are 0 to {classes - 1}")
     each = 2 * search.climb_cost
     for _ in range(steps):
         left = None if budget is None else (budget - search.evaluations) // each  # rows that each image can still pay
@@ -201,7 +213,9 @@ def _train(
         where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
         victim = _towards(search.victim(image, where), target)
         with torch.enable_grad():
-            x_adv = draw(content, search.x[image], search.placements[where], poses.draw(len(image), generator).to(search.x))
+            x_adv = draw(
+                content, search.x[image], search.placements[where], poses.draw(len(image), generator).to(search.x)
+            )
             value, _ = victim(x_adv)
             loss = (value if target is None else -value).clamp(min=-enough).mean()
             (content.grad,) = torch.autograd.grad(loss, content)

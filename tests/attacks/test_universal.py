@@ -274,7 +274,7 @@ def test_wrong_calls():
         (lambda: Poses(scale=(0.0, 1.5)), "scale is"),
         (lambda: Poses(brightness=-0.1), "brightness is -0.1"),
         (lambda: run(Universal(patch=patch), model, x, y, threat), "patch is 2x3, but the trained one has 3x2"),
-        (lambda: run(Universal(target=3), model, x, y, threat), "target is 3; the classes are 0 to 2"),
+        (lambda: run(Universal(target=3), model, x, y, threat), "target is 3; it must be below 3"),
         (lambda: patch.apply(images(2, SIZE, 3), torch.zeros(2, 1, 2, dtype=torch.long)), "3 channels and the patch 1"),
         (lambda: patch.apply(x, torch.tensor([[[0, 0]], [[3, 0]]])), "beyond the image"),
         (lambda: train_patch(model, x[:0], y[:0], threat, generator=seed()), "images is 0"),
@@ -299,3 +299,27 @@ def test_on_the_shipped_classifier():
     noise = replace(patch, content=torch.rand(1, 12, 12, generator=seed()))
     assert unseen.to_target > 0.1
     assert unseen.to_target > 4 * noise.transfer(model, x[1::2], y[1::2], tries=3, generator=seed()).to_target
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "plain"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_target_that_is_no_class_is_refused(kind, given):
+    """Of a patch to be trained and of one that is given."""
+    model = smoothed(Level(3), Columns(2), 3) if kind == "smoothed" else Plain(30).eval()
+    patch = UniversalPatch(torch.rand(1, 2, 3, generator=seed()), target=3) if given else None
+    attack = Universal(target=None if given else 3, patch=patch, steps=1, rows=1, tries=1)
+    with pytest.raises(InvalidInput, match="target is 3; it must be below 3"):
+        run(attack, model, images(2, SIZE), torch.zeros(2, dtype=torch.long), PatchThreat(2, 3))
+
+
+def test_images_of_the_target_class_keep_the_try_that_went_furthest():
+    """Towards any other class: their own is no rival."""
+    model, x, threat = Plain(30).eval(), images(6, SIZE), PatchThreat(2, 3)
+    y = model(x).argmax(dim=1)
+    content = torch.rand(1, 2, 3, generator=seed())
+    for target in y.unique().tolist():
+        own = y == target
+        free, aimed = (
+            run(Universal(patch=UniversalPatch(content, goal), tries=9), model, x, y, threat) for goal in (None, target)
+        )
+        assert torch.equal(free.x_adv[own], aimed.x_adv[own])
