@@ -61,7 +61,9 @@ def main(
         ),
     ] = "standard",
     steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Evaluations an image and attack; default: no limit.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Evaluations an image and attack; default: each attack's own.")
+    ] = None,
     certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
     num_images: Annotated[int, typer.Option(help="Test images, from the first on.")] = 200,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",

@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @dataclass(frozen=True)
 class Point:
     """One attack in one run: accuracy under it, and its evaluations on the images that are not certified, per image
-    of the run. `budget`: the most it was allowed on an image, None for no limit."""
+    of the run. `budget`: the most that --budget allowed it on an image, None where the attack's own held."""
 
     attack: str
     evaluations: float
@@ -115,7 +115,7 @@ def main(
     for name in ("attack", "budget", "evaluations per image", "accuracy"):
         table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
     for point in curve.points:
-        budget = "none" if point.budget is None else f"{point.budget:,}"
+        budget = "own" if point.budget is None else f"{point.budget:,}"
         table.add_row(point.attack, budget, f"{point.evaluations:,.0f}", f"{point.accuracy.value:.1%}")
     console = Console()
     console.print(table)
