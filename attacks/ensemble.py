@@ -19,10 +19,11 @@ from robustpatch.threat import PatchThreat
 class Ensemble:
     """The worst case of each image over its members, run in their order (by cost), each on the images still standing.
 
-    At least as strong as every member alone: each is given the same generator state and, drawing chance for each image
-    on its own, tries on an image what it would try without the others. A member that cannot search a threat is left
-    out for it. `budget` (evaluations an image) is shared among the members by `shares`, all alike if not given; what
-    one leaves is not passed on. The evaluations of all members add up; `Proposal.by` names the one that went furthest.
+    Without budgets at least as strong as every member alone: each is given the same generator state and, drawing chance
+    for each image on its own, tries on an image what it would try without the others. Within a budget the same, up to
+    the climbs that are under way when it ends. A member that cannot search a threat is left out for it. `budget`
+    (evaluations an image) is shared among the members by `shares`, all alike if not given; what one leaves is not
+    passed on. The evaluations of all members add up; `Proposal.by` names the one that went furthest.
     """
 
     members: tuple[PatchAttack, ...]

@@ -32,7 +32,8 @@ class Attack(ABC):
     Args:
         budget: evaluations an image; None for no limit. No new step of an image is begun beyond it.
         touched_only: score only the ablations that the patch touches, and heed the certificate where the attack can.
-        batch: attacked images scored at once; memory follows it, and so, slightly, do rounding errors.
+        batch: attacked images scored at once; memory follows it, and so do rounding errors and what an image pays for
+            the climbs under way when it breaks or its budget ends.
     """
 
     budget: int | None = None
@@ -103,7 +104,7 @@ class Search:
 
     An image counts as broken once `predict` on the whole attacked image says so, whatever the cheaper view of it said.
     Chance is drawn for each image on its own, from the generator's state and the image's content, so that what is
-    tried on an image does not depend on the images beside it.
+    tried on an image does not depend on the images beside it; how much of it is under way when a budget ends may.
 
     Attributes:
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
