@@ -8,7 +8,7 @@ demo: .venv/installed  ## the main job on the embedded sample
 	$(BIN)/python -m evaluate.attack_vs_cert --attacks quick --output runs/demo
 
 test: .venv/installed  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 slow: .venv/installed  ## the long tests
 	$(BIN)/python -m pytest -m slow

@@ -74,6 +74,7 @@ def read_curve(runs: list[Path]) -> Curve:
 def draw_curve(curve: Curve, path: Path) -> None:
     """Draw the curve; the ending of `path` names the format (png, svg, pdf)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -87,6 +88,9 @@ def draw_curve(curve: Curve, path: Path) -> None:
         if share is not None:
             axes.axhline(100 * share.value, color="black", linewidth=1, linestyle=style, label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("evaluations per image (an ablation scored forward; backward counts one more)")
     axes.set_ylabel("accuracy, %")
     axes.set_title(curve.title, loc="left", fontsize=10)
