@@ -21,14 +21,12 @@ Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by numb
 class Openings:
     """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
 
-    `margin` is the certificate's for each rival, below zero where it is in reach. `rivals` are the classes in reach,
-    cheapest first, padded with -1. Without a certificate all placements are open, in random order, the rival always -1
-    (whichever is nearest).
+    `rivals` are the classes that the certificate leaves in reach there, cheapest first, padded with -1. Without a
+    certificate all placements are open, in random order, the rival always -1 (whichever is nearest).
     """
 
     placement: Int[Tensor, " L"]
     rivals: Int[Tensor, "L R"]
-    margin: Int[Tensor, "L R"]
     touched_set: Int[Tensor, " L"]
 
     def __len__(self) -> int:
@@ -75,7 +73,7 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
             if closed is not None:
                 order = order[closed[i][order].argsort(stable=True)]
                 order = order[closed[i][order] < 0]
-            found.append(Openings(order, none[order, None] - 1, none[order, None], none[order]))
+            found.append(Openings(order, none[order, None] - 1, none[order]))
         return found
     single = PatchThreat(search.threat.height, search.threat.width)
     touched = evidence.ablation.touched(single, *evidence.image_size)
@@ -93,7 +91,7 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
         if search.threat.count == 1:
             order = order[margin[order] < 0]
         sets = of_placement[order]
-        found.append(Openings(order, cheapest[sets], least[sets], sets))
+        found.append(Openings(order, cheapest[sets], sets))
     if reach and search.threat.count == 1:
         search.reach = torch.stack(reach)
     return found
