@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustpatch.ablation import Ablation, Blocks, Columns, Rows, parse_ablation
+    from robustpatch.ablation import Ablation, Blocks, Columns, GridBlocks, GridColumns, Rows, parse_ablation
     from robustpatch.certificate import Certificate, certify_votes, largest_certified
     from robustpatch.checks import calibrate_guard
     from robustpatch.encoding import ComplementChannels, MaskChannel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustpatch.voting import Threshold, TopOne, Votes
 
 _HOME = {
-    "ablation": ("Ablation", "Blocks", "Columns", "Rows", "parse_ablation"),
+    "ablation": ("Ablation", "Blocks", "Columns", "GridBlocks", "GridColumns", "Rows", "parse_ablation"),
     "certificate": ("Certificate", "certify_votes", "largest_certified"),
     "checks": ("calibrate_guard",),
     "encoding": ("ComplementChannels", "MaskChannel"),
@@ -30,6 +30,8 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "Ablation",
     "Blocks",
     "Columns",
+    "GridBlocks",
+    "GridColumns",
     "Rows",
     "parse_ablation",
     "Certificate",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,11 @@ def _windows(length: int, size: int, stride: int) -> list[set[int]]:
 
 
 def masks(ablation: str, height: int, width: int) -> np.ndarray:
-    """The kept pixels [N,H,W] of "columns:2", "rows:3", "blocks:4x6" or, with a stride, "columns:19/10"."""
+    """The kept pixels [N,H,W] of "columns:2", "rows:3", "blocks:4x6", with a stride "columns:19/10", or, of a grid,
+    "2*grid-columns:1" and "2*grid-blocks:4": every two of its cells.
+    """
+    if "grid-" in ablation:
+        return _grid_masks(ablation, height, width)
     kind, _, rest = ablation.partition(":")
     size, _, stride = rest.partition("/")
     sides = [int(side) for side in size.split("x")]
@@ -63,6 +67,21 @@ def masks(ablation: str, height: int, width: int) -> np.ndarray:
         for row in some_rows:
             for column in some_columns:
                 kept[n, row, column] = True
+    return kept
+
+
+def _grid_masks(ablation: str, height: int, width: int) -> np.ndarray:
+    keep, _, rest = ablation.partition("*")
+    kind, _, size = rest.partition(":")
+    step = int(size)
+    if kind not in ("grid-columns", "grid-blocks") or step < 1:
+        raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
+    tops = [0] if kind == "grid-columns" else range(0, height, step)
+    choices = list(combinations([(top, left) for top in tops for left in range(0, width, step)], int(keep)))
+    kept = np.zeros((len(choices), height, width), bool)
+    for n, chosen in enumerate(choices):
+        for top, left in chosen:
+            kept[n, top : top + (height if kind == "grid-columns" else step), left : left + step] = True
     return kept
 
 

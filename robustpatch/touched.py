@@ -52,10 +52,14 @@ class Touched(ABC):
 
 
 class DenseTouched(Touched):
-    """The definition itself: any masks [N,H,W], one incidence matrix [S,N]. For small N and for new ablations."""
+    """The definition itself: any masks [N,H,W], one incidence matrix [S,N]. For small N and for new ablations.
 
-    def __init__(self, incidence: Bool[Tensor, "L N"]) -> None:
-        self._incidence, self.set_of_placement = torch.unique(incidence, dim=0, return_inverse=True)
+    `incidence` has a row for each placement; or for each of some sets, and `set_of_placement` tells which is whose.
+    """
+
+    def __init__(self, incidence: Bool[Tensor, "L N"], set_of_placement: Int[Tensor, " P"] | None = None) -> None:
+        self._incidence, of_row = torch.unique(incidence, dim=0, return_inverse=True)
+        self.set_of_placement = of_row if set_of_placement is None else of_row[set_of_placement]
         self.sizes = self._incidence.sum(dim=1)
         self.num_ablations = incidence.shape[1]
 

@@ -9,8 +9,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from robustpatch.ablation import parse_ablation
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.networks import one_pass_name
 from robustpatch.precision import check_device
 from robustpatch.training import TrainingConfig, train
 
@@ -24,16 +26,25 @@ def main(
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     ablation: Annotated[
-        str, typer.Option(help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; none: undefended.")
+        str,
+        typer.Option(
+            help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
+            "2*grid-columns:1, 2*grid-blocks:4; none: undefended."
+        ),
     ] = str(_DEFAULT.ablation),
     network: Annotated[
-        str, typer.Option(help="strip (one pass over all bands), mnist-cnn (the paper's) or small-cnn (a usual one).")
-    ] = "strip",
+        str | None,
+        typer.Option(
+            help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
+            "mnist-cnn (the paper's) or small-cnn (a usual one). Default: the one-pass network for the ablation."
+        ),
+    ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
     voting: Annotated[str, typer.Option(help="threshold:0.3 or top1.")] = _DEFAULT.voting,
     patch: Annotated[str, typer.Option(help="Patch size for the periodic certified accuracy.")] = _DEFAULT.patch,
     epochs: int = _DEFAULT.epochs,
     batch_size: int = _DEFAULT.batch_size,
+    optimizer: Annotated[str, typer.Option(help="sgd (Nesterov momentum) or adamw.")] = _DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Peak of the one-cycle learning rate.")] = _DEFAULT.lr,
     momentum: float = _DEFAULT.momentum,
     weight_decay: float = _DEFAULT.weight_decay,
@@ -58,12 +69,13 @@ def main(
         check_device(device)
         config = TrainingConfig(
             ablation=None if ablation == "none" else ablation,
-            network={"name": network},
+            network={"name": network or _network(ablation)},
             voting=voting,
             encoding=encoding,
             patch=patch,
             epochs=epochs,
             batch_size=batch_size,
+            optimizer=optimizer,
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -106,6 +118,10 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; the finished epochs are kept, continue with --resume")
         raise typer.Exit(130) from None
+
+
+def _network(ablation: str) -> str:
+    return "small-cnn" if ablation == "none" else one_pass_name(parse_ablation(ablation))
 
 
 if __name__ == "__main__":

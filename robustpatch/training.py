@@ -34,7 +34,8 @@ class TrainingConfig:
 
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates. The learning rate follows one cycle up to `lr`. `start` is a
-    checkpoint to begin with, `certificate` the weight of the certificate's loss (see `certificate_loss`).
+    checkpoint to begin with, `certificate` the weight of the certificate's loss (see `certificate_loss`). `optimizer`
+    is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate).
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
@@ -47,6 +48,7 @@ class TrainingConfig:
     patch: str = "5x5"
     epochs: int = 8
     batch_size: int = 256
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -63,6 +65,8 @@ class TrainingConfig:
         for name in ("lr", "momentum", "weight_decay", "ablations", "certificate"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise InvalidInput(f"optimizer is {self.optimizer!r}; use sgd or adamw")
         for own in fields(self) if self.ablation is None else ():
             if own.name in _OF_ABLATIONS and getattr(self, own.name) != own.default:
                 raise InvalidInput(
@@ -160,13 +164,7 @@ def train(
     if config.batch_size > len(images):
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = _optimizer(model, config)
     total = steps * config.epochs + 1
     # The rise takes a quarter of the run, and at least one step: torch divides by its length.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -201,6 +199,19 @@ def train(
         (output / "history.json").write_text(json.dumps(history, indent=1))
         on_epoch(row)
     return model.eval()
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(model.parameters(), config.lr, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
 
 
 def _loss(
@@ -255,8 +266,9 @@ def _save(path: Path, config: dict[str, Any], model: nn.Module, optimizer, sched
     tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     saved = optimizer.state_dict()
     for number, entry in saved["state"].items():
-        if entry.get("momentum_buffer") is not None:  # none without momentum
-            tensors[f"momentum.{number}"] = entry["momentum_buffer"].cpu().contiguous()
+        for name, value in entry.items():
+            if value is not None:  # SGD has no buffer without momentum
+                tensors[f"optimizer.{number}.{name}"] = value.cpu().contiguous()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
     meta = {"config": config, "groups": groups, "schedule": schedule.state_dict(), "history": history}
     part = path.with_suffix(".part")
@@ -283,11 +295,10 @@ def _restore(path: Path, config: dict[str, Any], model: nn.Module, optimizer, sc
     saved = optimizer.state_dict()
     for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
         group.update(stored)
-    saved["state"] = {
-        int(k.removeprefix("momentum.")): {"momentum_buffer": v}
-        for k, v in tensors.items()
-        if k.startswith("momentum.")
-    }
+    saved["state"] = {}
+    for key in tensors.keys() - {f"base.{name}" for name in weights}:
+        _, number, name = key.split(".")
+        saved["state"].setdefault(int(number), {})[name] = tensors[key]
     optimizer.load_state_dict(saved)
     schedule.load_state_dict(meta["schedule"])
     return meta["history"]

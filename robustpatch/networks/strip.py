@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustpatch.ablation import Ablation, Columns, Rows
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.one_pass import check_shape
 
 
 class StripNet(nn.Module):
@@ -65,11 +66,7 @@ class StripNet(nn.Module):
 
     def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
         """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
-            raise InvalidInput(
-                f"images have shape {tuple(x.shape)}; this network was built for {self.in_channels} channels of "
-                f"{self.image_size[0]}x{self.image_size[1]} pixels: resize the images, or build it for theirs"
-            )
+        check_shape(x, self.in_channels, self.image_size)
         if self._transposed:
             x = x.transpose(2, 3)
         axis = self._axis
