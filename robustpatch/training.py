@@ -227,7 +227,7 @@ def _loss(
             logits = model(x)
         return torch.nn.functional.cross_entropy(logits.float(), y)
     n = model.ablation.count(*x.shape[2:])
-    drawn = n if config.certificate else config.ablations or (n if model.one_pass else 1)
+    drawn = config.ablations or (n if model.one_pass or config.certificate else 1)
     index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
     with autocast:
         logits = model.logits(x, index)
@@ -235,15 +235,20 @@ def _loss(
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     if config.certificate and sets is not None:
         soft = torch.sigmoid(model.voting.margins(logits))
+        sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
         untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
-        loss = loss + config.certificate * (certificate_loss(soft, y, sets) + certificate_loss(soft, y, untouched))
+        scale = (
+            max(1.0, float(sets.sum(dim=1).max())) / 3
+        )  # of the votes that a patch moves: two bands of the six of width 2
+        clean = certificate_loss(soft, y, untouched, scale)
+        loss = loss + config.certificate * (clean + certificate_loss(soft, y, sets, scale))
     return loss
 
 
 def certificate_loss(
-    soft: Float[Tensor, "B N K"], y: Int[Tensor, " B"], sets: Bool[Tensor, "S N"], votes: float = 2.0
+    soft: Float[Tensor, "B N K"], y: Int[Tensor, " B"], sets: Bool[Tensor, "S N"], scale: float
 ) -> Float[Tensor, ""]:
-    """About the share of images that are not certified for y: the mean of sigmoid(-margin / `votes`).
+    """About the share of images that are not certified for y: the mean of sigmoid(-margin / `scale`).
 
     margin = min over touched sets A and rivals j of s_y - s_y[A] - (s_j - s_j[A]) - |A|: the exact certificate, with
     soft votes s in place of those cast. An image far from certified, or certified by far, has little gradient.
@@ -252,7 +257,7 @@ def certificate_loss(
     true = y[:, None, None].expand(-1, len(sets), 1)
     rival = left.scatter(2, true, -torch.inf).amax(dim=2)
     margin = left.gather(2, true)[..., 0] - rival - sets.sum(dim=1)
-    return torch.sigmoid(-margin.amin(dim=1) / votes).mean()
+    return torch.sigmoid(-margin.amin(dim=1) / scale).mean()
 
 
 def _touched_sets(ablation: Ablation, threat: Threat, height: int, width: int) -> Bool[Tensor, "S N"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement, product
+from itertools import combinations, combinations_with_replacement, product
 
 
 def windows(length: int, size: int, stride: int) -> list[set[int]]:
@@ -19,7 +19,9 @@ def windows(length: int, size: int, stride: int) -> list[set[int]]:
 
 
 def kept(text: str, height: int, width: int) -> list[set[tuple[int, int]]]:
-    """The kept pixels (row, column) of each ablation of "columns:2/1", "rows:3/2", "blocks:4x6/1"."""
+    """The kept pixels (row, column) of each ablation of "columns:2/1", "rows:3/2", "blocks:4x6/1" and grids."""
+    if "*" in text:
+        return kept_of_grid(text, height, width)
     kind, _, rest = text.partition(":")
     sides, _, stride = rest.partition("/")
     first, _, second = sides.partition("x")
@@ -27,6 +29,18 @@ def kept(text: str, height: int, width: int) -> list[set[tuple[int, int]]]:
     rows = [set(range(height))] if kind == "columns" else windows(height, a, step)
     columns = [set(range(width))] if kind == "rows" else windows(width, b, step)
     return [{(r, c) for r in some_rows for c in some_columns} for some_rows in rows for some_columns in columns]
+
+
+def kept_of_grid(text: str, height: int, width: int) -> list[set[tuple[int, int]]]:
+    """The same of "2*grid-columns:3" and "2*grid-blocks:4": each pixel is put into the cell that it falls in."""
+    keep, _, rest = text.partition("*")
+    kind, _, size = rest.partition(":")
+    cells: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for r in range(height):
+        for c in range(width):
+            cell = (0 if kind == "grid-columns" else r // int(size), c // int(size))
+            cells.setdefault(cell, set()).add((r, c))
+    return [set().union(*some) for some in combinations([cells[cell] for cell in sorted(cells)], int(keep))]
 
 
 def rectangle(row: int, column: int, height: int, width: int) -> set[tuple[int, int]]:

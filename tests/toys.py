@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustpatch.ablation import Columns
-from robustpatch.networks import StripNet
+from robustpatch.ablation import Ablation, Blocks, Columns, Rows
+from robustpatch.networks import StripNet, build, one_pass_name
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import Threshold
 
@@ -55,6 +55,36 @@ def strip(
     with torch.no_grad():  # logits around zero, far enough apart to vote for different classes
         net.head[-1].weight *= 8
         net.head[-1].bias -= net.eval().score_all(images(8, in_channels, size)).mean(dim=(0, 1))
+    return net
+
+
+def one_pass(
+    ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES
+) -> nn.Module:
+    """The one-pass base for any ablation, as small and as awake as `strip`."""
+    if isinstance(ablation, Columns | Rows):
+        return strip(ablation, size, classes, in_channels=in_channels)
+    options = {"widths": [6, 5]} if isinstance(ablation, Blocks) else {"features": 8, "hidden": 6}
+    net = seeded(
+        lambda: build(
+            one_pass_name(ablation),
+            ablation=ablation,
+            image_shape=(in_channels, *size),
+            num_classes=classes,
+            encoding=None,
+            options=options,
+        )
+    )
+    generator = torch.Generator().manual_seed(1)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.running_mean.copy_(0.2 * torch.randn(norm.num_features, generator=generator))
+            norm.running_var.copy_(0.5 + torch.rand(norm.num_features, generator=generator))
+            norm.bias.data.fill_(2.0)
+    with torch.no_grad():
+        head: nn.Linear = net.head  # type: ignore[assignment]
+        head.weight *= 8
+        head.bias -= net(images(8, in_channels, size)).mean(dim=(0, 1))
     return net
 
 

@@ -26,6 +26,8 @@ class GridNet(nn.Module):
             between the sum and the logits.
     """
 
+    choices: Tensor
+
     def __init__(
         self,
         ablation: Ablation,

@@ -10,7 +10,7 @@ from attacks.climb import Ascent, Ends, Task, climb
 from attacks.placement import openings
 from attacks.search import Search, crop, paste
 from attacks.victim import TouchedVictim, WholeVictim
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablation import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificate import rival_margins
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import Threshold, TopOne
@@ -19,7 +19,16 @@ from tests.toys import Fixed
 
 SIZE = (6, 8)
 EITHER = AnyOf([PatchThreat(2, 3), PatchThreat(3, 2)])
-ABLATIONS = [Columns(2), Columns(3, 3), Rows(2), Rows(3, 4), Blocks(2), Blocks(2, 3, 3), Columns(1, 5)]
+ABLATIONS = [
+    Columns(2),
+    Columns(3, 3),
+    Rows(2),
+    Rows(3, 4),
+    Blocks(2),
+    Blocks(2, 3, 3),
+    Columns(1, 5),
+    GridColumns(3, 2),
+]
 
 
 def attacked(model, threat, seed=0, number=12):

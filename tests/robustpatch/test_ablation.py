@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustpatch.ablation import Blocks, Columns, Rows, parse_ablation
+from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows, parse_ablation
 from robustpatch.errors import InvalidInput
 from tests import oracles
 
@@ -31,6 +31,14 @@ CASES = [
     ("blocks:3", 12, 4),
     ("blocks:3/2", 5, 7),
     ("blocks:2x3/4", 6, 9),
+    ("1*grid-columns:2", 3, 6),
+    ("2*grid-columns:1", 3, 6),
+    ("3*grid-columns:2", 3, 7),
+    ("2*grid-columns:3", 8, 4),
+    ("2*grid-blocks:2", 4, 6),
+    ("2*grid-blocks:2", 5, 3),
+    ("3*grid-blocks:3", 7, 4),
+    ("4*grid-blocks:2", 4, 4),
 ]
 
 
@@ -79,7 +87,9 @@ def test_the_wrap_is_seen():
     assert pixels(Blocks(2).masks(3, 3)[-1:]) == [{(2, 2), (2, 0), (0, 2), (0, 0)}]
 
 
-@pytest.mark.parametrize("text", ["columns:2", "rows:3", "blocks:8", "blocks:4x6", "columns:19/10", "blocks:4x6/3"])
+@pytest.mark.parametrize(
+    "text", ["columns:2", "rows:3", "blocks:8", "blocks:4x6", "columns:19/10", "blocks:4x6/3", "2*grid-columns:1"]
+)
 def test_parse_is_the_inverse_of_str(text):
     """A checkpoint or a proof that stores the text reads back an equal, equally hashed ablation."""
     ablation = parse_ablation(text)
@@ -94,6 +104,9 @@ def test_parse_understands_the_parts():
     assert parse_ablation("blocks:4x6/2") == Blocks(4, 6, 2)
     assert parse_ablation("blocks:4") == Blocks(4, 4, 1)
     assert Columns(2) != Rows(2)
+    assert parse_ablation("2 * grid-blocks:4") == GridBlocks(4, 2) == parse_ablation(str(GridBlocks(4, 2)))
+    assert parse_ablation("grid-columns:3") == GridColumns(3)
+    assert GridColumns(3) != GridBlocks(3)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +125,12 @@ def test_parse_understands_the_parts():
         "columns:2/0",
         "columns:2.5",
         "blocks:4x6x8",
+        "0*grid-blocks:4",
+        "2*grid-blocks:0",
+        "2*grid-blocks:4x4",
+        "2*grid-columns:2/2",
+        "2*columns:2",
+        "grid-rows:2",
     ],
 )
 def test_parse_refuses(text):
@@ -130,11 +149,14 @@ def test_parse_refuses(text):
         lambda: Blocks(3, -1),
         lambda: Blocks(2, 2, 0),
         lambda: Columns(True),
+        lambda: GridColumns(0),
+        lambda: GridColumns(2, 0),
+        lambda: GridBlocks(2, True),
     ],
 )
 def test_sizes_and_strides_are_whole_numbers_above_zero(build):
     """PITFALLS 9: the message names the parameter and what it must be."""
-    with pytest.raises(InvalidInput, match=r"(size|height|width|stride) is .*; it must be a whole number"):
+    with pytest.raises(InvalidInput, match=r"(size|height|width|stride|keep) is .*; it must be a whole number"):
         build()
 
 
@@ -148,6 +170,8 @@ def test_sizes_and_strides_are_whole_numbers_above_zero(build):
         (Columns(2, 7), (9, 6)),
         (Rows(2, 7), (6, 9)),
         (Blocks(2, 2, 7), (9, 6)),
+        (GridColumns(7), (9, 6)),
+        (GridBlocks(7), (9, 6)),
     ],
 )
 def test_a_band_or_stride_beyond_the_image_is_refused(ablation, size):
@@ -155,5 +179,14 @@ def test_a_band_or_stride_beyond_the_image_is_refused(ablation, size):
     for call in (ablation.count, ablation.masks):
         with pytest.raises(InvalidInput, match="more than the image's 6 pixels; take at most 6"):
             call(*size)
-    if not isinstance(ablation, Blocks):
+    if not isinstance(ablation, Blocks | GridBlocks):
         assert ablation.count(*reversed(size)) > 0
+
+
+def test_a_grid_keeps_no_more_cells_than_there_are_and_lists_no_millions():
+    """All cells is one ablation; one more is refused, and so is a number of choices that nobody could score."""
+    assert GridColumns(3, 3).count(4, 8) == 1
+    with pytest.raises(InvalidInput, match=r"keep is 4, more than the 3 cells of size 3 in 4x8 pixels; keep fewer"):
+        GridColumns(3, 4).masks(4, 8)
+    with pytest.raises(InvalidInput, match=r"keep is 4, which makes 59626385 ablations"):
+        GridBlocks(16, 4).count(224, 224)

@@ -23,6 +23,9 @@ GEOMETRIES = [  # ablation, patch, image
     ("blocks:1x2", (2, 1), (2, 3)),
     ("columns:2/3", (1, 1), (1, 12)),
     ("columns:4", (1, 2), (1, 4)),
+    ("2*grid-columns:2", (1, 1), (1, 7)),
+    ("2*grid-columns:1", (1, 1), (2, 4)),
+    ("2*grid-blocks:2", (1, 1), (3, 4)),
 ]
 
 

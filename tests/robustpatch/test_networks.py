@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import MnistCNN, SmallCNN, StripNet, build
+from robustpatch.networks import BlockNet, GridNet, MnistCNN, SmallCNN, StripNet, build
 from tests import toys
 
 CASES = [
@@ -17,12 +19,28 @@ CASES = [
     for size, stride in ((1, 1), (2, 1), (3, 1), (5, 1), (9, 1), (2, 3), (5, 2))
     for image in ((9, 13), (13, 9))
 ]
+CASES += [
+    (ablation, image)
+    for ablation in (
+        Blocks(1),
+        Blocks(3),
+        Blocks(2, 5),
+        Blocks(4, 2, 3),
+        GridColumns(3, 1),
+        GridColumns(2, 2),
+        GridColumns(2, 3),
+        GridBlocks(3, 2),
+    )
+    for image in ((5, 7), (8, 5))
+    if not (isinstance(ablation, Blocks) and ablation.width > image[1])
+]
+CASES += [(GridBlocks(5, 1), (9, 7)), (GridBlocks(3, 3), (6, 9)), (Blocks(7, 5), (7, 5))]
 
 
 @pytest.mark.parametrize(("ablation", "size"), CASES)
 def test_the_receptive_field_is_the_band(ablation, size):
     """The gradient of band n's logits is zero off the band and not zero on each of its rows and columns; 3 channels."""
-    net = toys.strip(ablation, size, in_channels=3)
+    net: Any = toys.one_pass(ablation, size, in_channels=3)
     x = toys.images(1, 3, size).requires_grad_()
     logits, masks = net.score_all(x)[0], ablation.masks(*size)
     for n, mask in enumerate(masks):
@@ -36,7 +54,7 @@ def test_the_receptive_field_is_the_band(ablation, size):
 @pytest.mark.parametrize(("ablation", "size"), CASES)
 def test_one_pass_equals_its_enumeration(ablation, size):
     """`score_all(where(mask_n, x, fill))[:, n]` for fills 0, 1 and noise, and scores by index in both shapes."""
-    net = toys.strip(ablation, size)
+    net: Any = toys.one_pass(ablation, size)
     x, masks = toys.images(2, 1, size), ablation.masks(*size)
     n = len(masks)
     with torch.no_grad():
@@ -53,13 +71,14 @@ def test_one_pass_equals_its_enumeration(ablation, size):
         assert torch.equal(net(x), one_pass)
 
 
-@pytest.mark.parametrize("kind", [Columns, Rows])
+@pytest.mark.parametrize("ablation", [Columns(2), Rows(2), Blocks(3), GridColumns(2, 1), GridBlocks(3, 1)], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), 1e30])
-def test_pixels_off_the_band_do_not_reach_it_by_index(kind, bad):
+def test_pixels_off_the_band_do_not_reach_it_by_index(ablation, bad):
     """NaN and 1e30 off the band: bands asked for by index are bitwise equal, since they are cut out first."""
-    net, size = toys.strip(kind(2), (7, 7)), (7, 7)
+    size = (7, 7)
+    net: Any = toys.one_pass(ablation, size)
     x = toys.images(1, 1, size)
-    for n, mask in enumerate(kind(2).masks(*size)):
+    for n, mask in enumerate(ablation.masks(*size)):
         index = torch.tensor([n])
         assert torch.equal(net.score_all(torch.where(mask, x, bad), index), net.score_all(x, index))
 
@@ -77,6 +96,36 @@ def test_the_wrap_is_seen_in_order(kind):
     swapped.narrow(along, 0, 1).copy_(x.narrow(along, 6, 1))
     swapped.narrow(along, 6, 1).copy_(x.narrow(along, 0, 1))
     assert (net.score_all(swapped)[0, 6] - net.score_all(x)[0, 6]).abs().max() > 1e-3
+
+
+def test_a_block_wraps_in_order():
+    """The last block holds the four corners of the image: as the block of a rolled image, with its own embedding."""
+    net, size = toys.one_pass(Blocks(2), (5, 6)), (5, 6)
+    x = toys.images(1, 1, size)
+    with torch.no_grad():
+        net.embedding[0] = net.embedding[29]  # type: ignore[index]
+    torch.testing.assert_close(net(x.roll((1, 1), dims=(2, 3)))[0, 0], net(x)[0, 29], atol=1e-5, rtol=0)
+
+
+def test_a_choice_of_cells_knows_their_places_and_not_their_order():
+    """Of a grid: exchanging the content of two cells changes the logits; beyond the border nothing is seen."""
+    ablation, size = GridColumns(3, 2), (4, 8)  # cells of 3, 3 and 2 columns
+    net, x = toys.seeded(lambda: GridNet(ablation, image_size=size, features=8, hidden=8)), toys.images(1, 1, size)
+    swapped = torch.cat([x[..., 3:6], x[..., :3], x[..., 6:]], dim=3)
+    assert (net(swapped)[0, 0] - net(x)[0, 0]).abs().max() > 1e-4
+    assert ablation.choices(*size).tolist() == [[0, 1], [0, 2], [1, 2]]
+
+
+def test_networks_refuse_what_they_cannot_see():
+    """Blocks for bands, bands for blocks, windows for cells; images of another size."""
+    for net, ablation in ((BlockNet, Columns(2)), (GridNet, Blocks(2)), (GridNet, Rows(2))):
+        with pytest.raises(InvalidInput, match="ablation is"):
+            net(ablation)
+    with pytest.raises(InvalidInput, match="widths is"):
+        BlockNet(Blocks(2), widths=[])
+    for ablation in (Rows(2), Blocks(2), GridBlocks(2, 2)):
+        with pytest.raises(InvalidInput, match="built for 1 channels of 6x8 pixels"):
+            toys.one_pass(ablation)(toys.images(1, 1, (8, 6)))
 
 
 def test_the_embedding_tells_equal_bands_apart():
@@ -117,7 +166,7 @@ def test_build_without_an_ablation():
     bare = {"ablation": None, "num_classes": 5, "encoding": None}
     assert build("mnist-cnn", image_shape=(3, 28, 28), options={}, **bare)(torch.zeros(2, 3, 28, 28)).shape == (2, 5)
     assert build("small-cnn", image_shape=(3, 6, 8), options={}, **bare)(torch.zeros(2, 3, 6, 8)).shape == (2, 5)
-    with pytest.raises(InvalidInput, match=r"network is strip, which sees bands .* use small-cnn"):
+    with pytest.raises(InvalidInput, match=r"network is strip, which sees parts .* use small-cnn"):
         build("strip", image_shape=(1, 28, 28), options={}, **bare)
 
 

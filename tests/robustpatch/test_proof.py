@@ -31,6 +31,9 @@ CASES = [
     ("blocks:1", "2*1x1", (3, 4)),
     ("columns:2", "1x2,2x1", (3, 9)),
     ("rows:1", "2*1x1,2x2", (9, 3)),
+    ("2*grid-columns:2", "1x2", (3, 9)),
+    ("2*grid-blocks:2", "2x1", (5, 6)),
+    ("1*grid-blocks:2", "2*1x1", (5, 6)),
 ]
 
 
@@ -132,7 +135,14 @@ def test_what_cannot_be_read_is_no_proof(saved, tmp_path, capsys):
     (tmp_path / "short").write_bytes(saved.read_bytes()[:-40])
     for name in ("garbage", "short", "missing"):
         assert proof.main(["verify", str(tmp_path / name)]) == 2
-    for change in ({"ablation": "stripes:2"}, {"ablation": "columns:0"}, {"threats": [[4, 1, 1]]}, {"threats": []}):
+    for change in (
+        {"ablation": "stripes:2"},
+        {"ablation": "2*grid-rows:2"},
+        {"ablation": "2*grid-columns:0"},
+        {"ablation": "columns:0"},
+        {"threats": [[4, 1, 1]]},
+        {"threats": []},
+    ):
         assert tampered(saved, **change) == 2
     assert tampered(saved, shape=lambda a: a[:2]) == 2
     assert proof.main([]) == proof.main(["verify"]) == proof.main(["check", str(saved)]) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustpatch.ablation import Ablation, Blocks, Columns, Rows, parse_ablation
+from robustpatch.ablation import Ablation, Blocks, Columns, GridBlocks, GridColumns, Rows, parse_ablation
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 from tests import oracles
@@ -39,6 +41,13 @@ CASES = [
     ("blocks:3", (4, 4), (5, 5)),
     ("rows:2/3", (7, 2), (7, 4)),
     ("blocks:3", (2, 2), (3, 7)),
+    ("2*grid-columns:1", (2, 3), (4, 6)),
+    ("2*grid-columns:3", (3, 2), (5, 8)),
+    ("3*grid-columns:2", (6, 4), (6, 9)),
+    ("2*grid-blocks:2", (2, 2), (4, 6)),
+    ("2*grid-blocks:3", (2, 4), (7, 5)),
+    ("3*grid-blocks:2", (1, 3), (5, 4)),
+    ("6*grid-blocks:2", (1, 1), (4, 6)),
 ]
 
 
@@ -80,6 +89,51 @@ def geometries(draw, kinds=("columns", "rows", "blocks"), longest=10):
     return f"{kind}:{size}{other}/{stride}", patch, (height, width)
 
 
+@st.composite
+def grids(draw, longest=8):
+    """A grid of few enough choices, a patch and an image that fit together."""
+    height, width = draw(st.integers(1, longest)), draw(st.integers(1, longest))
+    kind = draw(st.sampled_from(("grid-columns", "grid-blocks")))
+    size = draw(st.integers(1, width if kind == "grid-columns" else min(height, width)))
+    cells = -(-width // size) * (1 if kind == "grid-columns" else -(-height // size))
+    keep = draw(st.integers(1, min(cells, 3)).filter(lambda k: comb(cells, k) <= 1000))
+    patch = draw(st.integers(1, height)), draw(st.integers(1, width))
+    return f"{keep}*{kind}:{size}", patch, (height, width)
+
+
+@given(grids())
+@settings(max_examples=60)
+def test_any_grid_equals_the_oracle_and_its_closed_form_is_never_below(geometry):
+    """The paper's C(N,k) - C(N-a,k) equals the count from the pixels where the size divides the image, and is at least
+    as large where it does not.
+    """
+    agrees_with_the_oracle(*geometry)
+    text, patch, size = geometry
+    ablation = parse_ablation(text)
+    assert isinstance(ablation, GridColumns | GridBlocks)
+    closed = ablation.affected_closed_form(PatchThreat(*patch), *size)
+    counted = max(map(len, oracles.touched(text, patch, size)))
+    assert closed >= counted
+    if not size[1] % ablation.size and (isinstance(ablation, GridColumns) or not size[0] % ablation.size):
+        assert closed == counted
+
+
+@pytest.mark.parametrize("size", [(28, 28), (27, 29), (30, 26)])
+@pytest.mark.parametrize("kind", [GridColumns, GridBlocks])
+def test_the_closed_form_over_a_sweep(kind, size):
+    """MNIST and its neighbours, cells of 4 to 9 pixels, patches of every side: equal, or an upper bound."""
+    equal = 0
+    for cell in range(4, 10):
+        ablation = kind(cell, 2)
+        divides = not size[1] % cell and (kind is GridColumns or not size[0] % cell)
+        for side in range(1, min(size) + 1):
+            threat = PatchThreat(side, side)
+            closed, counted = ablation.affected_closed_form(threat, *size), ablation.affected(threat, *size)
+            assert closed == counted if divides else closed >= counted, (ablation, side)
+            equal += closed == counted
+    assert equal > 50
+
+
 @given(geometries())
 @settings(max_examples=150)
 def test_any_geometry_equals_the_oracle(geometry):
@@ -98,6 +152,9 @@ def test_any_geometry_equals_the_oracle(geometry):
         (Blocks(8), (5, 5), (28, 28), 144),
         (Columns(25), (5, 5), (28, 28), 28),
         (Columns(19), (42, 42), (224, 224), 60),
+        (GridColumns(1, 2), (5, 5), (28, 28), 125),  # C(28,2) - C(23,2)
+        (GridBlocks(4, 2), (5, 5), (28, 28), 186),  # C(49,2) - C(45,2)
+        (GridBlocks(5, 1), (6, 6), (28, 28), 4),
     ],
 )
 def test_affected_in_known_cases(ablation, patch, size, most):
