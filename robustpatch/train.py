@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -86,38 +88,39 @@ def main(
             seed=seed,
         )
         images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=len(images) // batch_size, epoch=1, loss=float("nan"))
-
-            def on_epoch(row: dict) -> None:
-                certified = "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
-                text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
-                text += certified if row["certified_exact"] is not None else ""
-                progress.console.print((text + "{seconds:.0f} s").format(**row))
-
-            train(
-                config,
-                images,
-                validation,
-                output,
-                resume=resume,
-                device=device,
-                on_epoch=on_epoch,
-                on_step=lambda e, s, loss: progress.update(task, completed=s + 1, epoch=e + 1, loss=loss),
-            )
+        with shown(console, len(images) // batch_size) as callbacks:
+            train(config, images, validation, output, resume=resume, device=device, **callbacks)
     except InvalidInput as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         console.print("interrupted; the finished epochs are kept, continue with --resume")
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
+    """Callbacks for `train` that show its progress through epochs of so many steps."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=steps, epoch=1, loss=float("nan"))
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            certified = "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
+            text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
+            text += certified if row["certified_exact"] is not None else ""
+            progress.console.print((text + "{seconds:.0f} s").format(**row), soft_wrap=True)
+
+        def on_step(epoch: int, step: int, loss: float) -> None:
+            progress.update(task, completed=step + 1, epoch=epoch + 1, loss=loss)
+
+        yield {"on_epoch": on_epoch, "on_step": on_step}
 
 
 def _network(ablation: str) -> str:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -88,12 +89,23 @@ def network_of(model: nn.Module) -> nn.Module:
     return model.base if isinstance(model, SmoothedClassifier) else model
 
 
-def save_checkpoint(path: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Write the weights and their configuration; the file appears whole or not at all."""
+def save_checkpoint(
+    path: str | Path, model: nn.Module, config: dict[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write the weights and their configuration; the file appears whole or not at all.
+
+    With `dtype` = float16 the weights are rounded to it, at half the size; what is loaded again computes in float32,
+    with the weights as rounded. Raises `InvalidInput` where one is too large for it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network_of(model).state_dict().items()}
+    for name, tensor in tensors.items() if dtype is not None else ():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.to(dtype)
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise InvalidInput(f"dtype is {dtype}, in which {name} is not finite; keep the weights in float32")
     save_file(tensors, part, metadata={"robustpatch": json.dumps({"format": FORMAT, **config})})
     os.replace(part, path)
 

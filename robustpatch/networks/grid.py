@@ -44,14 +44,11 @@ class GridNet(nn.Module):
         self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
         cell, grid = ablation.cell(*image_size), ablation.grid(*image_size)
         self._padded = cell[0] * grid[0], cell[1] * grid[1]
-        size = ablation.size
-        columns = isinstance(ablation, GridColumns)
-        self.cells = (StripNet if columns else BlockNet)(
-            Columns(size, stride=size) if columns else Blocks(size, stride=size),
-            image_size=self._padded,
-            num_classes=features,
-            in_channels=in_channels,
-        )
+        size, common = ablation.size, {"image_size": self._padded, "num_classes": features, "in_channels": in_channels}
+        if isinstance(ablation, GridColumns):
+            self.cells = StripNet(Columns(size, stride=size), widths=(32, 64, 64), **common)
+        else:
+            self.cells = BlockNet(Blocks(size, stride=size), **common)
         self.register_buffer("choices", ablation.choices(*image_size), persistent=False)
         self.norms = nn.ModuleList([nn.BatchNorm1d(features), nn.BatchNorm1d(hidden)])
         self.hidden = nn.Linear(features, hidden, bias=False)
@@ -63,10 +60,9 @@ class GridNet(nn.Module):
         below, right = (padded - own for padded, own in zip(self._padded, self.image_size, strict=True))
         cells = self.cells.score_all(nn.functional.pad(x, (0, right, 0, below)))
         choices = self.choices if index is None else self.choices[index]
-        image = torch.arange(len(x), device=x.device)[:, None]
-        chosen = cells[image, choices[..., 0]]
+        chosen = _select(cells, choices[..., 0])
         for k in range(1, choices.shape[-1]):
-            chosen = chosen + cells[image, choices[..., k]]
+            chosen = chosen + _select(cells, choices[..., k])
         leading = chosen.shape[:2]
         chosen = self.norms[0](chosen.flatten(0, 1)).relu()
         chosen = self.norms[1](self.hidden(chosen)).relu()
@@ -75,3 +71,10 @@ class GridNet(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The same as `score_all`."""
         return self.score_all(x)
+
+
+def _select(cells: Tensor, index: Tensor) -> Tensor:
+    """The cells [B,n,D] of an index [n] for all images alike, whose backward pass is fast, or [B,n]."""
+    if index.ndim == 1:
+        return cells.index_select(1, index)
+    return cells[torch.arange(len(cells), device=cells.device)[:, None], index]

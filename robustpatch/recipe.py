@@ -1,0 +1,162 @@
+"""python -m robustpatch.recipe: train every network of a recipe, a TOML file, and keep each as one small checkpoint.
+
+A recipe has a table `[[run]]` for each network: its `name`, and the settings of `TrainingConfig`. `stages`, a list of
+tables, trains it in several stages, each from the weights of the one before; a stage's settings go over the run's, and
+a run's over those of the table `[defaults]`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from robustpatch.ablation import parse_ablation
+from robustpatch.data import ImageSet, load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.networks import one_pass_name
+from robustpatch.precision import check_device
+from robustpatch.train import shown
+from robustpatch.training import TrainingConfig, train
+from robustpatch.zoo import load_checkpoint, save_checkpoint
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network of a recipe: its checkpoint's name, and its stages, each but the first from the one before."""
+
+    name: str
+    stages: tuple[TrainingConfig, ...]
+
+
+def load_recipe(path: str | Path) -> list[Run]:
+    """The runs of a recipe. Raises `InvalidInput` for a file that cannot be read, unknown settings and wrong values."""
+    try:
+        recipe = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"recipe is {path}, which cannot be read as TOML ({error})") from error
+    runs = [_run(path, recipe.get("defaults", {}), run) for run in recipe.get("run", [])]
+    if not runs or recipe.keys() - {"defaults", "run"}:
+        raise InvalidInput(
+            f"recipe is {path}, with tables {', '.join(recipe)}; [[run]] and [defaults] are what it takes"
+        )
+    if len({run.name for run in runs}) < len(runs):
+        raise InvalidInput(f"recipe is {path}, where two runs share a name; their checkpoints would be one file")
+    return runs
+
+
+def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run:
+    settings = {**defaults, **run}
+    name, stages = settings.pop("name", None), settings.pop("stages", [{}])
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise InvalidInput(f"recipe {path}: name is {name!r}; each run needs one, which becomes the checkpoint's file")
+    configs = []
+    for stage in stages:
+        chosen = {**settings, **stage}
+        known = {own.name: own for own in fields(TrainingConfig)} | {"start": None}
+        unknown = sorted(chosen.keys() - known.keys() | chosen.keys() & {"start"})
+        if unknown:
+            raise InvalidInput(
+                f"recipe {path}, run {name}: {', '.join(unknown)} is no setting here; those are "
+                f"{', '.join(key for key in known if key != 'start')}, name and stages"
+            )
+        if chosen.get("ablation") is not None:
+            chosen.setdefault("network", {"name": one_pass_name(parse_ablation(chosen["ablation"]))})
+        for key, value in chosen.items():
+            default = getattr(TrainingConfig(), key)
+            kind = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+                raise InvalidInput(f"recipe {path}, run {name}: {key} is {value!r}; a value like {default!r} is needed")
+        configs.append(TrainingConfig(**chosen))
+    if not configs:
+        raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
+    return Run(name, tuple(configs))
+
+
+def follow(
+    run: Run,
+    images: ImageSet,
+    validation: ImageSet,
+    output: str | Path,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, TrainingConfig], AbstractContextManager[dict[str, Any]]] = lambda *_: nullcontext({}),
+) -> Path:
+    """Train a run and write `output`/NAME.safetensors: weights rounded to float16, all stages and their seconds.
+
+    Stage i is kept in `output`/NAME/i. A run that was interrupted goes on where it was; a finished one is left alone,
+    unless its settings have changed: then it is refused with `InvalidInput`. `progress(i, config)` gives the callbacks
+    of `train` for a stage.
+    """
+    output, start, histories = Path(output), None, []
+    final = output / f"{run.name}.safetensors"
+    claims = [asdict(config) for config in run.stages]
+    if final.exists():
+        if load_checkpoint(final).config.get("stages") != json.loads(json.dumps(claims)):
+            raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
+        return final
+    for number, config in enumerate(run.stages, 1):
+        folder = output / run.name / str(number)
+        with progress(number, config) as callbacks:
+            stage = replace(config, start=start)
+            train(stage, images, validation, folder, resume=True, device=device, **callbacks)
+        start = str(folder / "checkpoint.safetensors")
+        histories.append(json.loads((folder / "history.json").read_text()))
+    assert start is not None
+    trained = load_checkpoint(start)
+    config = {**trained.config, "start": None, "stages": claims, "history": [row for rows in histories for row in rows]}
+    config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
+    save_checkpoint(final, trained.model, config, dtype=torch.float16)
+    return final
+
+
+@app.command()
+def main(
+    recipe: Annotated[Path, typer.Argument(help="A file of recipes/, or your own.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")
+    ],
+    dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Train every network of a recipe; validated on the last 5,000 training images, never on test images."""
+    console = Console(stderr=True)
+    try:
+        check_device(device)
+        runs = load_recipe(recipe)
+        wanted = None if only is None else only.split(",")
+        unknown = sorted(set(wanted or ()) - {run.name for run in runs})
+        if unknown:
+            raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
+        images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
+        for run in [run for run in runs if wanted is None or run.name in wanted]:
+
+            def progress(number: int, config: TrainingConfig, run: Run = run) -> AbstractContextManager[dict[str, Any]]:
+                console.rule(f"{run.name}, stage {number} of {len(run.stages)}")
+                return shown(console, len(images) // config.batch_size)
+
+            path = follow(run, images, validation, output, device=device, progress=progress)
+            seconds = load_checkpoint(path).config["train_seconds"]
+            console.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
+    except InvalidInput as error:
+        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; the finished epochs are kept, and the same command goes on")
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,144 @@
+"""Recipes: read strictly, trained stage by stage, resumed, and kept as one small checkpoint a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from robustpatch.data import ImageSet, load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.recipe import app, follow, load_recipe
+from robustpatch.zoo import load_checkpoint
+
+TEXT = """
+[defaults]
+bfloat16 = false
+batch_size = 40
+network = {name = "strip", widths = [4, 4], hidden = 8}
+
+[[run]]
+name = "two"
+stages = [{epochs = 2}, {epochs = 1, certificate = 1.0, lr = 0.02}]
+
+[[run]]
+name = "blocks"
+ablation = "blocks:4"
+network = {name = "block", widths = [8]}
+optimizer = "adamw"
+lr = 0.01
+ablations = 20
+epochs = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    """The first 120 images of the sample, at half their size."""
+    x, y = load_images("mnist-sample").batch(range(120))
+    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
+    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+
+
+def written(folder: Path, text: str = TEXT) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_stages_over_runs_over_defaults(tmp_path):
+    """What a stage says wins, then its run, then the defaults; the one-pass network is the default network."""
+    two, blocks = load_recipe(written(tmp_path))
+    assert [stage.epochs for stage in two.stages] == [2, 1]
+    assert [stage.certificate for stage in two.stages] == [0.0, 1.0]
+    assert all(stage.batch_size == 40 and stage.ablation == "columns:2" for stage in two.stages)
+    assert (blocks.name, blocks.stages[0].ablation, len(blocks.stages)) == ("blocks", "blocks:4", 1)
+    (plain,) = load_recipe(written(tmp_path, '[[run]]\nname = "g"\nablation = "2*grid-columns:1"'))
+    assert plain.stages[0].network == {"name": "grid"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = [", "cannot be read as TOML"),
+        ("", r"\[\[run\]\] and \[defaults\]"),
+        ('[runs]\nname = "a"', r"with tables runs; \[\[run\]\]"),
+        ("[[run]]\nepochs = 1", "name is None"),
+        ('[[run]]\nname = "../a"', "name is '../a'"),
+        ('[[run]]\nname = "a"\n[[run]]\nname = "a"', "share a name"),
+        ('[[run]]\nname = "a"\nepoch = 1', "epoch is no setting here"),
+        ('[[run]]\nname = "a"\nstart = "b"', "start is no setting here"),
+        ('[[run]]\nname = "a"\nepochs = "1"', "epochs is '1'; a value like 8"),
+        ('[[run]]\nname = "a"\nepochs = true', "epochs is True; a value like 8"),
+        ('[[run]]\nname = "a"\nstages = []', "stages is empty"),
+        ('[[run]]\nname = "a"\nepochs = 0', "epochs is 0"),
+        ('[[run]]\nname = "a"\nablation = "bands:2"', "ablation is 'bands:2'"),
+        ('[[run]]\nname = "a"\noptimizer = "lamb"', "optimizer is 'lamb'; use sgd or adamw"),
+    ],
+)
+def test_refused_recipes(tmp_path, text, message):
+    """Each mistake by its name, before anything is trained."""
+    with pytest.raises(InvalidInput, match=message):
+        load_recipe(written(tmp_path, text))
+
+
+def test_a_run_is_followed_and_resumed_and_not_repeated(images, tmp_path):
+    """Interrupted in its second stage and resumed, a run ends as one left alone; finished, it is left alone; changed,
+    it is refused. The checkpoint is in float16 and knows its stages, not where they lay.
+    """
+    two, _ = load_recipe(written(tmp_path))
+    alone = load_checkpoint(follow(two, images, images, tmp_path / "alone"))
+
+    class Interrupted(Exception):
+        pass
+
+    class Stopping:
+        def __init__(self, number: int, config: object) -> None:
+            self.number = number
+
+        def __enter__(self) -> dict:
+            return {"on_step": self.on_step}
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def on_step(self, epoch: int, step: int, loss: float) -> None:
+            if self.number == 2 and step == 1:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        follow(two, images, images, tmp_path / "stopped", progress=Stopping)
+    path = follow(two, images, images, tmp_path / "stopped")
+    resumed = load_checkpoint(path)
+    for name, weights in alone.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weights), name
+        assert weights.dtype == torch.float32 or not weights.is_floating_point()
+        assert torch.equal(weights, weights.half().to(weights.dtype))
+    assert [stage["epochs"] for stage in resumed.config["stages"]] == [2, 1]
+    assert len(resumed.config["history"]) == 3
+    assert str(tmp_path) not in json.dumps(resumed.config)
+    before = path.stat().st_mtime_ns
+    assert follow(two, images, images, tmp_path / "stopped") == path
+    assert path.stat().st_mtime_ns == before
+    (other, _) = load_recipe(written(tmp_path, TEXT.replace("epochs = 2", "epochs = 3")))
+    with pytest.raises(InvalidInput, match="trained by another recipe"):
+        follow(other, images, images, tmp_path / "stopped")
+
+
+def test_the_shipped_recipes_are_read():
+    """Every file of recipes/, and no checkpoint's name twice among them."""
+    files = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+    names = [run.name for file in files for run in load_recipe(file)]
+    assert files
+    assert len(set(names)) == len(names)
+
+
+def test_the_command_line_refuses(tmp_path):
+    """An unknown run, and a recipe that is not there: exit status 2, before any data is looked for."""
+    recipe = str(written(tmp_path))
+    for call, message in (([recipe, "--only", "three"], "three"), ([str(tmp_path / "none.toml")], "none.toml")):
+        done = CliRunner().invoke(app, [*call, "--output", str(tmp_path / "out"), "--data-root", str(tmp_path)])
+        assert done.exit_code == 2
+        assert message in done.output
