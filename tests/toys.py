@@ -39,13 +39,15 @@ def strip(
     classes: int = CLASSES,
     kind: type[StripNet] | None = None,
     in_channels: int = 1,
+    seed: int = 0,
 ) -> StripNet:
     """A small one-pass base whose norms and embedding do something."""
     ablation = ablation or Columns(2)
     net = seeded(
         lambda: (kind or StripNet)(
             ablation, image_size=size, num_classes=classes, widths=[4, 4], hidden=8, in_channels=in_channels
-        )
+        ),
+        seed,
     )
     generator = torch.Generator().manual_seed(1)
     for norm in net.norms:
@@ -59,11 +61,11 @@ def strip(
 
 
 def one_pass(
-    ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES
+    ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES, seed: int = 0
 ) -> nn.Module:
     """The one-pass base for any ablation, as small and as awake as `strip`."""
     if isinstance(ablation, Columns | Rows):
-        return strip(ablation, size, classes, in_channels=in_channels)
+        return strip(ablation, size, classes, in_channels=in_channels, seed=seed)
     options = {"widths": [6, 5]} if isinstance(ablation, Blocks) else {"features": 8, "hidden": 6}
     net = seeded(
         lambda: build(
@@ -73,7 +75,8 @@ def one_pass(
             num_classes=classes,
             encoding=None,
             options=options,
-        )
+        ),
+        seed,
     )
     generator = torch.Generator().manual_seed(1)
     for norm in net.modules():

@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from attacks import Oracle, judge
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import StripNet
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold, TopOne
 from tests.attacks.toys import Level, Plain, images, registered, smoothed
+from tests.toys import one_pass
 
 ATTACKS = {
     **registered(steps=2, restarts=2, rounds=1, queries=6, tries=2, rows=4, candidates=3),
@@ -30,22 +30,31 @@ FIELDS = ("x_adv", "corners", "evaluations", "visited")
 
 
 def a_model(draw, channels, height, width):
-    """Smoothed by columns, rows or blocks, enumerated or in one pass, or not at all."""
-    kind = draw(st.sampled_from(["columns", "rows", "blocks", "columns in one pass", "rows in one pass", "plain"]))
+    """Smoothed by columns, rows, blocks or cells of a grid, enumerated or in one pass, or not at all."""
+    kinds = [
+        "columns",
+        "rows",
+        "blocks",
+        "grid",
+        *(f"{kind} in one pass" for kind in ("columns", "rows", "blocks", "grid")),
+    ]
+    kind = draw(st.sampled_from([*kinds, "plain"]))
     if kind == "plain":
         return Plain(channels * height * width).eval()
     size = draw(st.integers(1, min(3, height, width)))
     stride = draw(st.integers(1, size))
     if kind == "blocks":
         return smoothed(Level(3), Blocks(size, size, stride), 3, draw(st.sampled_from([TopOne(1e-6), Threshold(0.3)])))
-    ablation = (Columns if "columns" in kind else Rows)(size, stride)
+    if "grid" in kind:
+        cells = -(-width // size)
+        ablation = draw(st.sampled_from([GridColumns(size, min(2, cells)), GridBlocks(size, 1)]))
+    elif "blocks" in kind:
+        ablation = Blocks(size, size, stride)
+    else:
+        ablation = (Columns if "columns" in kind else Rows)(size, stride)
     if "one pass" not in kind:
         return smoothed(Level(3), ablation, 3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw(st.integers(0, 9)))
-        net = StripNet(ablation, image_size=(height, width), num_classes=3, in_channels=channels, widths=(4,), hidden=4)
-    with torch.no_grad():
-        net.head[-1].weight *= 20
+    net = one_pass(ablation, (height, width), channels, 3, seed=draw(st.integers(0, 9)))
     return SmoothedClassifier(net, ablation, num_classes=3, voting=TopOne()).eval()
 
 
