@@ -2,7 +2,8 @@
 
 A recipe has a table `[[run]]` for each network: its `name`, and the settings of `TrainingConfig`. `stages`, a list of
 tables, trains it in several stages, each from the weights of the one before; a stage's settings go over the run's, and
-a run's over those of the table `[defaults]`.
+a run's over those of the table `[defaults]`. `vote` is the voting rule that the checkpoint is kept with, where another
+than the training's did best on validation images.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from robustpatch.networks import one_pass_name
 from robustpatch.precision import check_device
 from robustpatch.train import shown
 from robustpatch.training import TrainingConfig, train
+from robustpatch.voting import parse_voting
 from robustpatch.zoo import load_checkpoint, save_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,10 +35,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class Run:
-    """One network of a recipe: its checkpoint's name, and its stages, each but the first from the one before."""
+    """One network of a recipe: its checkpoint's name, its stages, each but the first from the one before, and the
+    voting rule that it is kept with (None: that of the last stage).
+    """
 
     name: str
     stages: tuple[TrainingConfig, ...]
+    vote: str | None = None
 
 
 def load_recipe(path: str | Path) -> list[Run]:
@@ -57,7 +62,7 @@ def load_recipe(path: str | Path) -> list[Run]:
 
 def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run:
     settings = {**defaults, **run}
-    name, stages = settings.pop("name", None), settings.pop("stages", [{}])
+    name, stages, vote = settings.pop("name", None), settings.pop("stages", [{}]), settings.pop("vote", None)
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise InvalidInput(f"recipe {path}: name is {name!r}; each run needs one, which becomes the checkpoint's file")
     configs = []
@@ -68,7 +73,7 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         if unknown:
             raise InvalidInput(
                 f"recipe {path}, run {name}: {', '.join(unknown)} is no setting here; those are "
-                f"{', '.join(key for key in known if key != 'start')}, name and stages"
+                f"{', '.join(key for key in known if key != 'start')}, name, stages and vote"
             )
         if chosen.get("ablation") is not None:
             chosen.setdefault("network", {"name": one_pass_name(parse_ablation(chosen["ablation"]))})
@@ -80,7 +85,9 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         configs.append(TrainingConfig(**chosen))
     if not configs:
         raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
-    return Run(name, tuple(configs))
+    if vote is not None:
+        parse_voting(str(vote))
+    return Run(name, tuple(configs), vote)
 
 
 def follow(
@@ -100,9 +107,10 @@ def follow(
     """
     output, start, histories = Path(output), None, []
     final = output / f"{run.name}.safetensors"
-    claims = [asdict(config) for config in run.stages]
+    claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
     if final.exists():
-        if load_checkpoint(final).config.get("stages") != json.loads(json.dumps(claims)):
+        kept = load_checkpoint(final).config
+        if kept.get("stages") != claims or run.vote not in (None, kept["voting"]):
             raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
         return final
     for number, config in enumerate(run.stages, 1):
@@ -115,6 +123,7 @@ def follow(
     assert start is not None
     trained = load_checkpoint(start)
     config = {**trained.config, "start": None, "stages": claims, "history": [row for rows in histories for row in rows]}
+    config |= {} if run.vote is None else {"voting": run.vote}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
     save_checkpoint(final, trained.model, config, dtype=torch.float16)
     return final

@@ -32,6 +32,7 @@ optimizer = "adamw"
 lr = 0.01
 ablations = 20
 epochs = 1
+vote = "threshold:0.2"
 """
 
 
@@ -76,6 +77,7 @@ def test_stages_over_runs_over_defaults(tmp_path):
         ('[[run]]\nname = "a"\nstages = []', "stages is empty"),
         ('[[run]]\nname = "a"\nepochs = 0', "epochs is 0"),
         ('[[run]]\nname = "a"\nablation = "bands:2"', "ablation is 'bands:2'"),
+        ('[[run]]\nname = "a"\nvote = "most"', "voting is 'most'"),
         ('[[run]]\nname = "a"\noptimizer = "lamb"', "optimizer is 'lamb'; use sgd or adamw"),
     ],
 )
@@ -125,6 +127,17 @@ def test_a_run_is_followed_and_resumed_and_not_repeated(images, tmp_path):
     (other, _) = load_recipe(written(tmp_path, TEXT.replace("epochs = 2", "epochs = 3")))
     with pytest.raises(InvalidInput, match="trained by another recipe"):
         follow(other, images, images, tmp_path / "stopped")
+
+
+def test_the_rule_to_vote_by_is_kept(images, tmp_path):
+    """`vote` goes into the checkpoint and leaves training alone; another rule than the one kept is refused."""
+    text = TEXT.replace("stages = [{epochs = 2}, {epochs = 1, certificate = 1.0, lr = 0.02}]", "epochs = 1")
+    _, blocks = load_recipe(written(tmp_path, text))
+    kept = load_checkpoint(follow(blocks, images, images, tmp_path / "out")).config
+    assert (kept["voting"], kept["stages"][0]["voting"]) == ("threshold:0.2", "threshold:0.3")
+    (_, other) = load_recipe(written(tmp_path, text.replace("threshold:0.2", "top1")))
+    with pytest.raises(InvalidInput, match="another recipe"):
+        follow(other, images, images, tmp_path / "out")
 
 
 def test_the_shipped_recipes_are_read():
