@@ -150,11 +150,25 @@ class SmoothedClassifier(nn.Module):
     @torch.no_grad()
     def votes(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Votes:
         """The votes of each ablation, and which of them are too close to call. Raises `InvalidInput`."""
+        return self.voting.votes(self._sound_scores(x, index), self.guard)
+
+    @torch.no_grad()
+    def certifiable_scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        """The scores of all ablations, after every test that `certify` makes: one scoring serves any number of rules.
+
+        For each rule, `certify_votes(voting.votes(scores, model.guard), …)` is what `certify` returns with it.
+        """
+        scores = self._sound_scores(x)
+        if len(x):
+            self._check_once(x)
+        return scores
+
+    def _sound_scores(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         checks.evaluation_mode(self)
         checks.image_values(x)
         scores = self.scores(x, index)
         checks.finite_scores(scores)
-        return self.voting.votes(scores, self.guard)
+        return scores
 
     def soft(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The mean over ablations of the voting's differentiable votes: what attacks climb."""

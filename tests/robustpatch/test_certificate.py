@@ -178,13 +178,32 @@ def test_top_one_votes_flip_only_where_refused(voters, width):
     assert flips != bool(certificate.certified)
 
 
-@given(elections(geometries=[("columns:1", (1, 1), (3, 6)), ("blocks:1", (1, 1), (2, 3)), ("rows:2", (1, 1), (6, 4))]))
-def test_largest_certified_is_the_last_size_that_certifies(election):
-    """At every side: certified up to the one returned, and not beyond (monotone)."""
+@given(
+    elections(
+        geometries=[
+            ("columns:1", (1, 1), (3, 6)),
+            ("columns:1", (1, 1), (7, 12)),
+            ("columns:2/3", (1, 1), (5, 10)),
+            ("blocks:1", (1, 1), (2, 3)),
+            ("blocks:1", (1, 1), (4, 5)),
+            ("rows:2", (1, 1), (6, 4)),
+        ],
+        close=True,
+    ),
+    st.sampled_from(["exact", "margin"]),
+)
+@settings(max_examples=150)
+def test_largest_certified_is_the_last_size_that_certifies(election, method):
+    """At every side: certified up to the one returned, and not beyond (monotone); in company as alone."""
     text, _, size, votes = election
-    largest = int(largest_certified(votes, parse_ablation(text), size))
-    certified = [bool(certify(election, patch=(m, m)).certified) for m in range(1, min(size) + 1)]
-    assert certified == [m <= largest for m in range(1, min(size) + 1)]
+    ablation = parse_ablation(text)
+    pair = Votes(torch.cat([votes.cast, votes.cast.flip(1)]), torch.cat([votes.close, votes.close.flip(1)]))
+    both = largest_certified(pair, ablation, size, method)
+    for largest, one in zip(both.tolist(), (votes, Votes(votes.cast.flip(1), votes.close.flip(1))), strict=True):
+        alone = (text, None, size, one)
+        certified = [bool(certify(alone, method, patch=(m, m)).certified) for m in range(1, min(size) + 1)]
+        assert certified == [m <= largest for m in range(1, min(size) + 1)]
+        assert largest_certified(one, ablation, size, method).tolist() == [largest]
 
 
 @given(elections(geometries=GEOMETRIES[:5]))

@@ -119,7 +119,7 @@ def test_chunks_change_nothing(monkeypatch, count):
     votes = Votes(torch.rand(7, 6, 5, generator=generator) < 0.6, torch.rand(7, 6, 5, generator=generator) < 0.02)
     whole = certify_votes(votes, Columns(2), PatchThreat(1, 1, count), (1, 6))
     for cells in (1, 50, 150):
-        monkeypatch.setattr(module, "_CELLS", cells)
+        monkeypatch.setattr(module, "_CACHED", cells)
         part = certify_votes(votes, Columns(2), PatchThreat(1, 1, count), (1, 6))
         assert torch.equal(part.margin, whole.margin)
         if count == 1:

@@ -20,7 +20,8 @@ ONE = PatchThreat(1, 1)
 
 def answers(model):
     """The calls that need evaluation mode and sound images."""
-    return (model.votes, model.predict, lambda x: model.certify(x, ONE), model.largest_certified)
+    certify = (lambda x: model.certify(x, ONE), model.largest_certified, model.certifiable_scores)
+    return (model.votes, model.predict, *certify)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_training_mode(base, part):
 @pytest.mark.parametrize("coupled", [toys.Coupled, toys.Dropped])
 def test_bases_that_couple_images_or_draw_at_random(coupled):
     """PITFALLS 13: batch norm without running statistics and functional dropout, refused by the first certificate."""
-    for call in (lambda m, x: m.certify(x, ONE), lambda m, x: m.largest_certified(x), calibrate_guard):
+    kind = SmoothedClassifier
+    for call in (lambda m, x: m.certify(x, ONE), kind.largest_certified, kind.certifiable_scores, calibrate_guard):
         model = toys.smoothed(toys.seeded(coupled))
         with pytest.raises(InvalidInput, match=r"the guard is 0.0001.*mend the base"):
             call(model, toys.images(3))
