@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from contextlib import ExitStack
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from attacks import parse_attacks
 from attacks.registry import names
+from evaluate.command import (
+    BROKEN,
+    DTYPES,
+    HELD,
+    check_dtype,
+    check_fit,
+    check_number,
+    circumstances,
+    progress_bar,
+    status_of,
+)
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.metrics import summarise
 from evaluate.runner import Settings, evaluate
@@ -32,10 +38,6 @@ from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import parse_threat
 from robustpatch.voting import Threshold, parse_voting
 from robustpatch.zoo import Checkpoint, load_checkpoint
-
-HELD, BROKEN, WRONG_CALL, INTERNAL = 0, 1, 2, 3
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -80,41 +82,30 @@ def main(
     Exit status 0: no certificate was broken; the verdict says whether there was one and all were tested. 1: a certified
     prediction was changed. 2: wrong call. 3: internal error.
     """
-    errors = Console(stderr=True)
-    try:
-        if replay_file is not None:
-            status = _replay(replay_file, device)
-        else:
-            status = _run(
-                dataset,
-                data_root,
-                checkpoint,
-                ablation,
-                theta,
-                guard,
-                patch,
-                attacks,
-                steps,
-                budget,
-                certified_budget,
-                num_images,
-                device,
-                dtype,
-                batch_size,
-                seed,
-                output,
-                errors,
-            )
-    except InvalidInput as error:
-        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        status = WRONG_CALL
-    except KeyboardInterrupt:
-        errors.print("interrupted; the finished batches are kept, and the same command resumes the run")
-        status = 130
-    except Exception:
-        errors.print_exception()
-        errors.print("internal error: please report it with the lines above")
-        status = INTERNAL
+    if replay_file is not None:
+        raise typer.Exit(status_of(lambda _: _replay(replay_file, device)))
+    status = status_of(
+        lambda errors: _run(
+            dataset,
+            data_root,
+            checkpoint,
+            ablation,
+            theta,
+            guard,
+            patch,
+            attacks,
+            steps,
+            budget,
+            certified_budget,
+            num_images,
+            device,
+            dtype,
+            batch_size,
+            seed,
+            output,
+            errors,
+        )
+    )
     raise typer.Exit(status)
 
 
@@ -142,20 +133,11 @@ def _run(
     if certified_budget < 0:
         raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
     settings = Settings(num_images, batch_size, certified_budget or None, seed, check_device(device))
-    versions = {name: version(name) for name in PACKAGES}
+    around = circumstances(settings.device)
     loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
     images = load_images(dataset, data_root)
-    classes = len(loaded.config["class_names"])
-    if tuple(loaded.config["image_shape"]) != images.image_shape or len(images.class_names) != classes:
-        raise InvalidInput(
-            f"dataset {dataset} has {images.image_shape} images of {len(images.class_names)} classes, but "
-            f"checkpoint {checkpoint} was trained for {tuple(loaded.config['image_shape'])} and "
-            f"{classes}; name a checkpoint for this dataset"
-        )
-    if num_images > len(images):
-        raise InvalidInput(
-            f"num_images is {num_images}, but {dataset} has {len(images)} test images; take at most those"
-        )
+    check_fit(checkpoint, loaded, images)
+    check_number(num_images, images)
     threat = parse_threat(patch, images.image_shape[1:])
     chosen = parse_attacks(attacks, steps=steps, budget=budget)
     model = loaded.model
@@ -174,8 +156,7 @@ def _run(
         output = Path("runs") / f"{Path(checkpoint).stem}-{dataset}-{sha256(what.encode()).hexdigest()[:8]}"
     x, _ = images.batch(range(min(8, num_images)))
     deviation = None if smoothed is None else calibrate_guard(smoothed, x.to(settings.device))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=errors)
+    progress = progress_bar(errors)
     task = progress.add_task("", total=num_images)
     with ExitStack() as shown:
 
@@ -196,11 +177,7 @@ def _run(
                 "measured_deviation": deviation,
                 "seconds": seconds,
                 "configuration": json.loads((output / "run.json").read_text()),
-                "command": shlex.join(sys.argv),
-                "versions": versions,
-                "python": sys.version,
-                "threads": torch.get_num_threads(),
-                "device_name": _device_name(settings.device),
+                **around,
             },
             indent=1,
         )
@@ -220,15 +197,10 @@ def _run(
     return BROKEN
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
 def _model(
     name: str, ablation: str | None, theta: float | None, guard: float | None, device: str, dtype: str
 ) -> Checkpoint:
-    if dtype not in DTYPES:
-        raise InvalidInput(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
+    precision = check_dtype(dtype)
     loaded = load_checkpoint(name, ablation=None if ablation is None else parse_ablation(ablation))
     model = loaded.model
     for option, value in (("theta", theta), ("guard", guard)):
@@ -241,7 +213,7 @@ def _model(
         loaded.smoothed.voting = Threshold(theta, loaded.smoothed.voting.guard)
     if guard is not None:
         loaded.smoothed.voting = loaded.smoothed.voting.with_guard(guard)
-    model.to(device, DTYPES[dtype])
+    model.to(device, precision)
     model.requires_grad_(False)
     return loaded
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, judge, predict
 from attacks.votes import worst_votes
+from evaluate.claim import claim, images_fingerprint
 from evaluate.counterexample import save_counterexample
 from evaluate.gap import damage
 from evaluate.records import AttackRecord, Record, read_records, shard_path, write_shard
@@ -99,13 +99,13 @@ def evaluate(
         "num_images": total,
         "threat": str(threat),
         "dataset": images.name,
-        "images_sha256": _images_fingerprint(images, total),
+        "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
         "model_sha256": _fingerprint(model),
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
-    _claim(output, json.loads(json.dumps(own)))
+    claim(output, own)
     done = {record.index for record in read_records(output)}
     for first in range(0, total, settings.batch_size):
         stop = min(first + settings.batch_size, total)
@@ -137,36 +137,6 @@ def _fingerprint(model: torch.nn.Module) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _images_fingerprint(images: ImageSet, total: int) -> str:
-    """What tells data sets of one name apart: all labels, and the first and the last image."""
-    x, _ = images.batch([0, total - 1])
-    return hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes()).hexdigest()
-
-
-def _claim(output: Path, configuration: dict[str, Any]) -> None:
-    """Make `output` this run's, or find that it is already."""
-    path = output / "run.json"
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text())
-        except ValueError:  # no JSON, or no text at all
-            stored = None
-        if stored != configuration:
-            differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]
-            raise InvalidInput(
-                f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
-                "another output, or repeat that run's options to resume it"
-            )
-        return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(configuration, indent=1))
-        part.replace(path)
-    except OSError as error:
-        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
 
 
 def _batch(

@@ -16,6 +16,7 @@ import torch
 
 import evaluate
 from evaluate import attack_vs_cert as command
+from evaluate.command import PACKAGES
 from evaluate.records import read_records
 from robustpatch.certificate import Certificate
 from robustpatch.smoothing import SmoothedClassifier
@@ -73,7 +74,7 @@ def test_an_ordinary_run(checkpoint, tmp_path):
     }
     assert {key: configuration[key] for key in expected} == expected
     assert "steps=1," in configuration["attacks"][0]
-    assert set(summary["versions"]) == set(command.PACKAGES)
+    assert set(summary["versions"]) == set(PACKAGES)
     assert summary["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert summary["threads"] == torch.get_num_threads()
     assert 0 <= summary["measured_deviation"] <= 1e-4
