@@ -215,13 +215,14 @@ def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: in
     cells = max(touched.num_ablations, len(touched.sizes) ** (2 if count > 1 and touched.exact_unions else 1))
     budget = _CACHED if prediction.device.type == "cpu" else _CELLS
     images = max(1, budget // (cells * votes.cast.shape[2]))
-    for rows in torch.arange(len(prediction), device=prediction.device).split(images):
+    for first in range(0, len(prediction), images):
+        rows = slice(first, first + images)
         sure = votes.cast[rows] & ~votes.close[rows]
         possible = votes.cast[rows] | votes.close[rows]
         c = prediction[rows]
         own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(torch.int32)
         for rivals in _rivals(possible).split(max(1, budget // (cells * images))):
-            j = possible[:, :, rivals].to(torch.int32)
+            j = possible.index_select(2, rivals).to(torch.int32)
             damage = own - j + 1
             lost = touched.sums(damage) if count == 1 else touched.worst_union(damage, count)[:, None]
             before = (own - j).sum(dim=1, dtype=torch.int32) - (rivals < c[:, None]).to(torch.int32)
@@ -251,5 +252,5 @@ def _rivals(possible: Bool[Tensor, "B N K"]) -> Int[Tensor, " J"]:
 
     All classes without a vote cost c the same but for ties, so the lowest stands for them, or the next if it is c.
     """
-    voted = possible.any(dim=1).any(dim=0)
+    voted = possible.flatten(0, 1).any(dim=0)
     return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[:2, 0]])
