@@ -138,9 +138,14 @@ def shard_path(output: Path, first: int, stop: int) -> Path:
 
 def write_shard(path: Path, records: list[Record]) -> None:
     """Write the records; a reader never sees half a file."""
+    write_table(path, pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part-{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA), part)
+    pq.write_table(table, part)
     os.replace(part, path)
 
 

@@ -1,0 +1,211 @@
+"""python -m evaluate.sweep: tables over ablation sizes, voting rules and patch sizes from one scoring of each image."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from fnmatch import fnmatch
+from glob import glob
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from evaluate.command import HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
+from evaluate.paper import published
+from evaluate.sweep.figures import draw
+from evaluate.sweep.metrics import Choice, choice_by, settings_of
+from evaluate.sweep.records import read_sweep
+from evaluate.sweep.runner import SweepSettings, sweep
+from evaluate.sweep.table import markdown
+from robustpatch.data import ImageSet, load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold, TopOne, Voting
+from robustpatch.zoo import Checkpoint, load_checkpoint, names
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")],
+    dataset: Annotated[
+        str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")
+    ] = "mnist-sample",
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test",
+    theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4",
+    top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False,
+    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
+    patch: Annotated[str, typer.Option(help="Patch sizes, separated by commas: 5x5, 2x10, 2%, 2*5x5 (two).")] = "5x5",
+    num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images scored and certified together.")] = 500,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    choose_by: Annotated[Path | None, typer.Option(help="Output of a validation sweep that makes the choices.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of rows, table and pictures; a killed run is resumed. Default: runs/NAME."),
+    ] = None,
+) -> None:
+    """Certify all images with each checkpoint under each voting rule, against each patch and squares of every side.
+
+    Every image is scored once by each checkpoint. Exit status 0: done. 2: wrong call. 3: internal error.
+    """
+    raise typer.Exit(
+        status_of(
+            lambda errors: _run(
+                checkpoints,
+                dataset,
+                data_root,
+                split,
+                theta,
+                top1,
+                guard,
+                patch,
+                num_images,
+                batch_size,
+                device,
+                dtype,
+                choose_by,
+                output,
+                errors,
+            )
+        )
+    )
+
+
+def _run(
+    checkpoints: list[str],
+    dataset: str,
+    data_root: Path | None,
+    split: str,
+    theta: str,
+    top1: bool,
+    guard: float | None,
+    patch: str,
+    num_images: int | None,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    choose_by: Path | None,
+    output: Path | None,
+    errors: Console,
+) -> int:
+    started = time.monotonic()
+    around = circumstances(check_device(device))
+    if split not in ("test", "validation"):
+        raise InvalidInput(f"split is {split!r}; use test or validation")
+    images = load_images(dataset, data_root, split)
+    settings = SweepSettings(
+        votings=_votings(theta, top1),
+        patches=tuple(PatchThreat.parse(part, images.image_shape[1:]) for part in patch.split(",")),
+        num_images=len(images) if num_images is None else num_images,
+        batch_size=batch_size,
+        device=device,
+    )
+    check_number(settings.num_images, images)
+    loaded = _load(checkpoints, images, guard, dtype)
+    choice = None if choose_by is None else _choice(choose_by, loaded, settings, split)
+    configuration = {"dtype": dtype}
+    if output is None:
+        what = json.dumps([dataset, split, {name: one.sha256 for name, one in loaded.items()}, str(settings), guard])
+        output = Path("runs") / f"sweep-{dataset}-{split}-{sha256((what + dtype).encode()).hexdigest()[:8]}"
+    progress = progress_bar(errors)
+    task = progress.add_task("", total=len(loaded) * settings.num_images)
+    with ExitStack() as shown:
+
+        def on_progress(finished: int, what: str) -> None:
+            if not progress.live.is_started:  # not before the call is found right: an error stands alone
+                shown.enter_context(progress)
+            progress.update(task, completed=finished, description=what)
+
+        run = sweep(loaded, images, settings, output, configuration=configuration, on_progress=on_progress)
+    found = settings_of(run)
+    if split == "validation":
+        choice = Choice({setting.key: setting for setting in found}, "these validation images")
+    text = markdown(run, found, choice)
+    (output / "table.md").write_text(text)
+    pictures = draw(run, found, choice, output)
+    patches = run.configuration["patches"]
+    paper = [published(dataset, setting.ablation, setting.voting, patch) for setting in found for patch in patches]
+    (output / "summary.json").write_text(
+        json.dumps(
+            {
+                "settings": [setting.as_dict() for setting in found],
+                "choices": None if choice is None else choice.as_dict(found, patches),
+                "paper": [asdict(entry) for entry in dict.fromkeys(paper) if entry is not None],
+                "seconds_of_checkpoints": run.seconds,
+                "seconds": time.monotonic() - started,
+                "configuration": run.configuration,
+                **around,
+            },
+            indent=1,
+        )
+    )
+    console = Console()
+    console.print(text, highlight=False, soft_wrap=True, markup=False, end="")
+    drawn = ", ".join(path.name for path in pictures)
+    console.print(
+        f"\nrows, table.md, summary.json and pictures ({drawn}; and SVG) in {output}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return HELD
+
+
+def _votings(theta: str, top1: bool) -> tuple[Voting, ...]:
+    votings: list[Voting] = []
+    for part in () if theta.strip().lower() == "none" else theta.split(","):
+        try:
+            votings.append(Threshold(float(part)))
+        except ValueError as error:
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidInput(f"theta is {theta!r}; use thresholds separated by commas, 0.2,0.3, or none") from error
+    return (*votings, TopOne()) if top1 else tuple(votings)
+
+
+def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str) -> dict[str, Checkpoint]:
+    """All checkpoints by a name each, smoothed ones for these images; refused before any is used."""
+    precision = check_dtype(dtype)
+    paths: list[str] = []
+    for text in given:
+        found = [name for name in names() if fnmatch(name, text)] or sorted(glob(str(Path(text).expanduser())))
+        paths += found or [text]  # a missing file is refused by its own name
+    loaded: dict[str, Checkpoint] = {}
+    for text in paths:
+        checkpoint = load_checkpoint(text)
+        name = text if text in names() else checkpoint.path.stem
+        if name == "checkpoint":  # as training names every one: its folder tells them apart
+            name = checkpoint.path.resolve().parent.name or name
+        check_fit(name, checkpoint, images)
+        if any(checkpoint.sha256 == other.sha256 for other in loaded.values()):
+            raise InvalidInput(f"checkpoints names {text} twice; drop one")
+        model = checkpoint.smoothed.to(precision).requires_grad_(False)
+        if guard is not None:
+            model.voting = model.voting.with_guard(guard)
+        loaded[f"{name}-{checkpoint.sha256[:8]}" if name in loaded else name] = replace(checkpoint, model=model)
+    return loaded
+
+
+def _choice(folder: Path, loaded: dict[str, Checkpoint], settings: SweepSettings, split: str) -> Choice:
+    if split == "validation":
+        raise InvalidInput(f"choose_by is {folder}, but validation images choose for themselves; drop it")
+    wanted = {
+        (checkpoint.sha256, str(voting)): f"{name}, {voting}"
+        for name, checkpoint in loaded.items()
+        for voting in settings.votings
+    }
+    return choice_by(read_sweep(folder), wanted, [str(patch) for patch in settings.patches])
+
+
+if __name__ == "__main__":
+    app()

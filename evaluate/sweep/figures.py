@@ -1,0 +1,148 @@
+"""Pictures of a sweep, as SVG and PNG: accuracy against retained size, and against the side of the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluate.paper import published
+from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
+from evaluate.sweep.records import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PER_ROW = 3
+_STAR: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "zorder": 1.9}  # beneath our own points
+
+
+def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: Path) -> list[Path]:
+    """Write size-PATCH and side pictures to `output`; equal sweeps give equal files. The paths of the PNGs."""
+    paths = []
+    for patch in run.configuration["patches"]:
+        name = f"size-{patch.replace('*', 'of')}"
+        paths.append(_save(_against_size(run, settings, patch), output / name))
+    paths.append(_save(_against_side(run, settings, choice), output / "side"))
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "robustpatch"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    return path.with_suffix(".png")
+
+
+def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `number` panels, left to right, row by row, with percent upwards."""
+    from matplotlib.figure import Figure
+
+    rows, columns = -(-number // _PER_ROW), min(number, _PER_ROW)
+    figure = Figure(figsize=(max(7.0, 4.2 * columns), height * rows), layout="constrained")
+    grid: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in grid.flat[number:]:
+        axes.remove()
+    for axes in grid.flat[:number]:
+        axes.set_ylim(-2, 102)
+        axes.grid(alpha=0.3)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure, list(grid.flat[:number])
+
+
+def _about(run: Run) -> str:
+    found = run.configuration
+    return f"{found['num_images']:,} {found['dataset']} {found['split']} images"
+
+
+def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
+    """Clean and certified accuracy against retained size: a panel for each family, a colour for each voting rule.
+
+    Every checkpoint is a point; lines join the means of those of one size.
+    """
+    from matplotlib.lines import Line2D
+
+    families, votings = by_family(settings), run.configuration["votings"]
+    figure, panels = _panels(len(families), f"{_about(run)}, {patch} patch", 4.0)
+    with_paper = False
+    for axes, (family, some) in zip(panels, families.items(), strict=True):
+        for number, voting in enumerate(votings):
+            own = [setting for setting in some if setting.voting == voting]
+            for style, shares in (("--", [s.clean for s in own]), ("-", [s.exact[patch] for s in own])):
+                values: dict[int, list[float]] = {}
+                for setting, share in zip(own, shares, strict=True):
+                    values.setdefault(setting.size, []).append(100 * share.value)
+                    axes.plot(setting.size, 100 * share.value, "o", color=f"C{number}", markersize=4)
+                means = [sum(each) / len(each) for each in values.values()]
+                axes.plot(list(values), means, style, color=f"C{number}", linewidth=1.2)
+            for setting in own:
+                paper = published(run.configuration["dataset"], setting.ablation, setting.voting, patch)
+                if paper is not None:
+                    with_paper = True
+                    color = "white" if paper.voting == "threshold" else f"C{number}"
+                    for value in (paper.clean, paper.certified):
+                        if value is not None:
+                            axes.plot(setting.size, value, "*", color=color, **_STAR)
+        sizes = sorted({setting.size for setting in some})
+        axes.set_title(family, fontsize=10)
+        axes.set_xlabel("retained size, pixels")
+        axes.set_xlim(sizes[0] - 0.5, sizes[-1] + 0.5)
+        axes.set_xticks(sizes)
+    handles = [Line2D([], [], color=f"C{number}", marker="o", markersize=4) for number in range(len(votings))]
+    handles += [Line2D([], [], color="black", linestyle=style) for style in ("--", "-")]
+    labels = [*votings, "clean", "certified (exact)"]
+    if with_paper:
+        handles.append(Line2D([], [], color="white", marker="*", linestyle="", **_STAR))
+        labels.append("Levine & Feizi (2020), test images, margin;\nwhite: threshold not noted")
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+    return figure
+
+
+def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) -> Figure:
+    """Certified accuracy against the side of a square patch: a line for each checkpoint, and the side unknown."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    voting = _one_voting(run)
+    families = by_family(setting for setting in settings if setting.voting == voting)
+    sides, largest = telling_sides(settings), len(settings[0].exact_by_side)
+    figure, panels = _panels(len(families) + 1, f"{_about(run)}, certified (exact)", 4.2)
+    for axes, (family, some) in zip(panels, families.items(), strict=False):
+        colors = colormaps["viridis"].resampled(max(2, len(some) + 1))
+        for number, setting in enumerate(some):
+            label = f"{setting.checkpoint}, median {setting.median_side:g}"
+            _curve(axes, sides, setting.exact_by_side, setting.clean.total, color=colors(number), label=label)
+        axes.set_title(f"{family}, {voting}", fontsize=10)
+    axes = panels[-1]
+    total = settings[0].clean.total
+    axes.set_title("side unknown, all settings", fontsize=10)
+    if choice is None:
+        _curve(axes, sides, envelope(settings), total, color="black", label="envelope: the most of any setting")
+    else:
+        fixed = choice.for_all_sides(settings)
+        each = [choice.at_side(settings, m).exact_by_side[m - 1] for m in sides]
+        label = f"fixed: {fixed},\nmedian {fixed.median_side:g}"
+        _curve(axes, sides, fixed.exact_by_side, total, color="C3", label=label)
+        _curve(axes, sides, each, total, color="black", linestyle="--", label="best for each side")
+    for axes in panels:
+        zero = f" (none from {sides[-1]} to {largest})" if sides[-1] < largest else ""
+        axes.set_xlabel(f"side of the patch, pixels{zero}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _curve(axes: Axes, sides: range, hits: Sequence[int], total: int, **style: Any) -> None:
+    axes.plot(list(sides), [100 * hits[m - 1] / total for m in sides], marker="o", markersize=3, linewidth=1.2, **style)
+
+
+def _one_voting(run: Run) -> str:
+    """The rule that the checkpoints were made for, where they agree and it was swept; else the first one swept."""
+    own = {checkpoint["voting"] for checkpoint in run.configuration["checkpoints"]}
+    votings: list[str] = run.configuration["votings"]
+    return next((voting for voting in votings if own == {voting}), votings[0])

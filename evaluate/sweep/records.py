@@ -1,0 +1,96 @@
+"""One row for each checkpoint, voting rule and image, in Parquet shards that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evaluate.records import shard_path, write_table
+from robustpatch.certificate import Method
+from robustpatch.errors import InvalidInput
+
+_SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
+_TEXTS = ("checkpoint", "ablation", "voting")
+
+
+def margin_column(method: Method, patch: object) -> str:
+    """The column with the margins against one patch: certified iff ≥ 0."""
+    return f"margin_{method} {patch}"
+
+
+def schema(patches: Sequence[object]) -> pa.Schema:
+    """The columns of a shard.
+
+    `largest_certified` and `largest_certified_margin` are sides of squares, by the exact certificate and by the paper's
+    margin; 0 where there is none. `close_votes` counts votes within the guard of turning over.
+    """
+    numbers = ("index", "label", "prediction", "largest_certified", "largest_certified_margin", "close_votes")
+    margins = [margin_column(method, patch) for patch in patches for method in ("exact", "margin")]
+    return pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int64()) for name in (*numbers, *margins)])
+
+
+def sweep_shard(output: Path, checkpoint: str, first: int, stop: int) -> Path:
+    """The shard of one checkpoint's images first, …, stop - 1."""
+    return output / "records" / checkpoint / shard_path(output, first, stop).name
+
+
+def write_sweep_shard(
+    path: Path, rows: Sequence[dict[str, Any]], patches: Sequence[object], seconds: dict[str, float]
+) -> None:
+    """Write columns, one dictionary of them for each voting rule, and beside them the time they took."""
+    whole = schema(patches)
+    tables = [pa.table({name: some[name] for name in whole.names}, schema=whole) for some in rows]
+    write_table(path, pa.concat_tables(tables).replace_schema_metadata({_SECONDS: json.dumps(seconds).encode()}))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished sweep: its run.json, columns by (checkpoint, voting), each by index, and seconds by checkpoint."""
+
+    configuration: dict[str, Any]
+    columns: dict[tuple[str, str], dict[str, np.ndarray]]
+    seconds: dict[str, dict[str, float]]
+
+
+def read_sweep(output: Path) -> Run:
+    """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged or of another kind."""
+    try:
+        configuration = json.loads((output / "run.json").read_text())
+        checkpoints, votings, patches, total = (
+            configuration[key] for key in ("checkpoints", "votings", "patches", "num_images")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
+    columns, seconds = {}, {}
+    for name in (checkpoint["name"] for checkpoint in checkpoints):
+        shards = [_read(path, patches) for path in sorted((output / "records" / name).glob("*.parquet"))]
+        rows = pa.concat_tables([schema(patches).empty_table(), *(table for table, _ in shards)])
+        seconds[name] = {part: sum(times.get(part, 0.0) for _, times in shards) for part in ("scoring", "certifying")}
+        for voting in votings:
+            own = rows.filter(pc.field("voting") == voting).sort_by("index")
+            found = {field: own[field].to_numpy() for field in own.column_names if field not in _TEXTS}
+            if not np.array_equal(found["index"], np.arange(total)):
+                raise InvalidInput(
+                    f"{output} has {len(own)} of {total} images of {name}, {voting}; repeat its command to finish it"
+                )
+            columns[name, voting] = found
+    return Run(configuration, columns, seconds)
+
+
+def _read(path: Path, patches: Sequence[object]) -> tuple[pa.Table, dict[str, float]]:
+    try:
+        table = pq.read_table(path)
+        times = json.loads((table.schema.metadata or {}).get(_SECONDS, b"{}"))
+        return table.replace_schema_metadata(None).cast(schema(patches)), times
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InvalidInput(
+            f"shard {path} is damaged ({error}); delete it, and the run does its images again"
+        ) from error

@@ -1,0 +1,158 @@
+"""checkpoints and images -> rows: each image scored once by each checkpoint, certified under every rule and patch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evaluate.claim import claim, images_fingerprint
+from evaluate.runner import Progress
+from evaluate.sweep.records import Run, margin_column, read_sweep, sweep_shard, write_sweep_shard
+from robustpatch.certificate import Method, certify_votes, largest_certified
+from robustpatch.data import ImageSet
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Voting, first_argmax
+from robustpatch.zoo import Checkpoint
+
+METHODS: tuple[Method, ...] = ("exact", "margin")
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What decides the rows besides checkpoints and images: `num_images` are taken from index 0 on."""
+
+    votings: tuple[Voting, ...]
+    patches: tuple[PatchThreat, ...]
+    num_images: int
+    batch_size: int = 500
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("votings", "patches"):
+            given = [str(one) for one in getattr(self, name)]
+            if not given:
+                raise InvalidInput(f"{name} is empty; name at least one")
+            if len(set(given)) < len(given):
+                raise InvalidInput(f"{name} is {', '.join(given)}: one of them twice; drop one")
+
+
+@torch.no_grad()
+def certify_scores(
+    model: SmoothedClassifier,
+    scores: Float[Tensor, "B N K"],
+    image_size: tuple[int, int],
+    voting: Voting,
+    patches: Sequence[PatchThreat],
+) -> dict[str, Int[Tensor, " B"]]:
+    """What `certify` and `largest_certified` would say with `voting`, of images already scored, by column.
+
+    `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says.
+    """
+    votes = voting.votes(scores, model.guard)
+    columns = {
+        "prediction": first_argmax(votes.cast.sum(dim=1, dtype=torch.int32)),
+        "close_votes": votes.close.flatten(1).sum(dim=1),
+        "largest_certified": largest_certified(votes, model.ablation, image_size),
+        "largest_certified_margin": largest_certified(votes, model.ablation, image_size, "margin"),
+    }
+    for patch in patches:
+        for method in METHODS:
+            found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
+            columns[margin_column(method, patch)] = found.margin
+    return columns
+
+
+def sweep(
+    checkpoints: Mapping[str, Checkpoint],
+    images: ImageSet,
+    settings: SweepSettings,
+    output: Path,
+    *,
+    configuration: dict[str, Any] | None = None,
+    on_progress: Progress = lambda *_: None,
+) -> Run:
+    """Score every image once with each checkpoint, by name, and certify it under all rules; return the rows.
+
+    What `output` already holds is not done again: a killed run started again with the same arguments gives the same
+    rows. The tests of `certify` are made of every checkpoint, and each is on the device only in its turn.
+    `configuration` goes into `output`/run.json beside what decides the rows; an output that holds another run is
+    refused with `InvalidInput`.
+    """
+    output, total = Path(output), min(settings.num_images, len(images))
+    for patch in settings.patches:
+        patch.check_fits(*images.image_shape[1:])
+    claim(
+        output,
+        {
+            "checkpoints": [_described(name, checkpoint) for name, checkpoint in checkpoints.items()],
+            "votings": [str(voting) for voting in settings.votings],
+            "patches": [str(patch) for patch in settings.patches],
+            "num_images": total,
+            "batch_size": settings.batch_size,
+            "device": settings.device,
+            "dataset": images.name,
+            "split": images.split,
+            "image_size": list(images.image_shape[1:]),
+            "num_classes": len(images.class_names),
+            "images_sha256": images_fingerprint(images, total),
+            "robustpatch": version("robustpatch"),
+            **(configuration or {}),
+        },
+    )
+    for number, (name, checkpoint) in enumerate(checkpoints.items()):
+        model = checkpoint.smoothed
+        for first in range(0, total, settings.batch_size):
+            stop = min(first + settings.batch_size, total)
+            path = sweep_shard(output, name, first, stop)
+            if path.exists():
+                continue
+            on_progress(number * total + first, name)
+            model.to(settings.device)
+            rows, seconds = _batch(model, images, range(first, stop), settings)
+            constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
+            write_sweep_shard(path, [{**constant, **row} for row in rows], settings.patches, seconds)
+        model.to("cpu")  # leaves the device to the next
+    on_progress(len(checkpoints) * total, "done")
+    return read_sweep(output)
+
+
+def _described(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    model = checkpoint.smoothed
+    return {
+        "name": name,
+        "sha256": checkpoint.sha256,
+        "ablation": str(model.ablation),
+        "ablations": model.ablation.count(*checkpoint.config["image_shape"][1:]),
+        "encoding": model.encoding.name,
+        "voting": str(model.voting),
+        "guard": model.guard,
+    }
+
+
+def _batch(
+    model: SmoothedClassifier, images: ImageSet, index: range, settings: SweepSettings
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The columns of one batch, a dictionary for each rule, and the seconds spent on scoring and on certificates."""
+    x, y = images.batch(index)
+    started = time.monotonic()
+    scores = model.certifiable_scores(x.to(settings.device))
+    scored = time.monotonic()
+    rows = []
+    for voting in settings.votings:
+        found = certify_scores(model, scores, (x.shape[2], x.shape[3]), voting, settings.patches)
+        columns = {name: tensor.cpu().numpy() for name, tensor in found.items()}
+        rows.append({"voting": [str(voting)] * len(index), "index": list(index), "label": y.numpy(), **columns})
+    return rows, {"scoring": scored - started, "certifying": time.monotonic() - scored}

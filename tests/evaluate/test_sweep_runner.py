@@ -1,0 +1,172 @@
+"""checkpoints and images -> rows: what certify says, from one scoring of each image; resume, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from evaluate.sweep import SweepSettings, read_sweep, sweep
+from evaluate.sweep.records import margin_column
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold, TopOne
+from tests import toys
+from tests.evaluate.sweeps import CLASSES, SMALL, make, scene
+
+VOTINGS = (Threshold(0.2), Threshold(0.3), Threshold(0.4), TopOne())
+PATCHES = (PatchThreat(2, 2), PatchThreat(1, 3), PatchThreat(1, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        "columns": make(folder / "columns.safetensors", seed=7),
+        "rows": make(folder / "rows.safetensors", "rows:2", SMALL, seed=1, guard=0.02),
+        "blocks": make(folder / "blocks.safetensors", "blocks:3", SMALL, seed=2),
+    }
+
+
+def run(checkpoints, output, images=None, **options):
+    images = images or scene()
+    settings = {"votings": VOTINGS, "patches": PATCHES, "num_images": len(images), "batch_size": 3}
+    on_progress = options.pop("on_progress", lambda *_: None)
+    return sweep(checkpoints, images, SweepSettings(**settings | options), output, on_progress=on_progress)
+
+
+def rows_of(output):
+    return pq.read_table(output / "records").sort_by(
+        [(name, "ascending") for name in ("checkpoint", "voting", "index")]
+    )
+
+
+def test_the_rows_are_what_certify_says(checkpoints, tmp_path):
+    """For each checkpoint, rule, patch and method, image by image: prediction, margin, largest square, close votes."""
+    images = scene(13)
+    found = run(checkpoints, tmp_path, images)
+    x, y = images.batch(range(13))
+    varied = set()
+    for name, checkpoint in checkpoints.items():
+        model = checkpoint.smoothed
+        for voting in VOTINGS:
+            rule = voting.with_guard(model.guard)
+            alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
+            rows = found.columns[name, str(voting)]
+            assert rows["label"].tolist() == y.tolist()
+            assert rows["largest_certified"].tolist() == alone.largest_certified(x).tolist()
+            for method in ("exact", "margin"):
+                sides = [alone.certify(x, PatchThreat(m, m), method).certified for m in range(1, 7)]
+                side = rows["largest_certified" + "_margin" * (method == "margin")]
+                assert side.tolist() == torch.stack(sides).sum(dim=0).tolist()
+                for patch in PATCHES:
+                    certificate = alone.certify(x, patch, method)
+                    assert rows[margin_column(method, patch)].tolist() == certificate.margin.tolist()
+                    assert rows["prediction"].tolist() == certificate.prediction.tolist()
+                    assert rows["close_votes"].tolist() == certificate.close.tolist()
+            sides, margins = rows["largest_certified"], rows[margin_column("exact", PATCHES[0])]
+            varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
+    assert {(name, side > 0) for name, side, _ in varied} == {(name, some) for name in checkpoints for some in (0, 1)}
+    assert len(varied) > 20
+    columns, rows = ([found.columns[name, str(voting)] for voting in VOTINGS] for name in ("columns", "rows"))
+    assert sum(some["close_votes"].sum() for some in rows) > 0
+    assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in columns)
+
+
+def test_every_image_is_scored_once(checkpoints, tmp_path, monkeypatch):
+    """For all rules, patches and sides together; once the base has been tested, one call for each batch."""
+    run(checkpoints, tmp_path / "tested")
+    seen = []
+    scores = SmoothedClassifier.scores
+    monkeypatch.setattr(SmoothedClassifier, "scores", lambda self, x, index=None: scores(self, *note(self, x, index)))
+
+    def note(model, x, index):
+        seen.append((str(model.ablation), len(x), index))
+        return x, index
+
+    run(checkpoints, tmp_path / "counted")
+    each = [(3, None), (3, None), (1, None)]
+    assert seen == [(str(one.smoothed.ablation), *call) for one in checkpoints.values() for call in each]
+
+
+def test_a_base_that_breaks_the_assumptions_is_refused(checkpoints, tmp_path):
+    """The tests of `certify` are made in a sweep too: nothing is written."""
+    model = toys.smoothed(toys.seeded(toys.Coupled), classes=toys.CLASSES)
+    images = replace(scene(), class_names=("a", "b", "c", "d"))
+    with pytest.raises(InvalidInput, match="mend the base"):
+        run({"coupled": replace(checkpoints["columns"], model=model)}, tmp_path, images)
+    assert not list(tmp_path.glob("records/**/*.parquet"))
+
+
+def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
+    """Stopped in the second checkpoint, then started again: finished shards untouched, rows of an undisturbed run."""
+
+    def stop(finished, _):
+        if finished == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoints, tmp_path / "stopped", on_progress=stop)
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("stopped/records/*/*.parquet")}
+    assert len(done) == 4
+    with pytest.raises(InvalidInput, match=r"has 3 of 7 images of rows, threshold:0\.2; repeat its command"):
+        read_sweep(tmp_path / "stopped")
+    again = run(checkpoints, tmp_path / "stopped")
+    whole = run(checkpoints, tmp_path / "whole")
+    assert rows_of(tmp_path / "stopped").equals(rows_of(tmp_path / "whole"))
+    assert len(rows_of(tmp_path / "whole")) == 3 * 4 * 7
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert again.configuration == whole.configuration
+    assert all(again.seconds[name][part] > 0 for name in checkpoints for part in ("scoring", "certifying"))
+
+
+def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
+    """Other rules, patches, batches or images; and the same names with other weights."""
+    one = {"columns": checkpoints["columns"]}
+    run(one, tmp_path)
+    for change in ({"votings": VOTINGS[:2]}, {"patches": PATCHES[:1]}, {"batch_size": 4}, {"num_images": 5}):
+        with pytest.raises(InvalidInput, match=f"other {next(iter(change))}"):
+            run(one, tmp_path, **change)
+    with pytest.raises(InvalidInput, match="other checkpoints"):
+        run({"columns": replace(checkpoints["columns"], sha256="other")}, tmp_path)
+    with pytest.raises(InvalidInput, match="other images_sha256"):
+        run(one, tmp_path, replace(scene(), labels=torch.zeros(7, dtype=torch.long)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"votings": ()}, "votings is empty"),
+        ({"votings": (TopOne(), TopOne())}, "votings is top1, top1: one of them twice"),
+        ({"patches": ()}, "patches is empty"),
+        ({"patches": (PatchThreat(1, 1),) * 2}, "patches is 1x1, 1x1: one of them twice"),
+        ({"patches": (PatchThreat(7, 7),)}, "larger than the image"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_settings_that_make_no_sweep(checkpoints, tmp_path, change, message):
+    """Refused before anything is written."""
+    with pytest.raises(InvalidInput, match=message):
+        run(checkpoints, tmp_path / "new", **change)
+    assert not (tmp_path / "new").exists()
+
+
+def test_folders_that_hold_no_finished_sweep(checkpoints, tmp_path):
+    """Nothing there, another kind of run, a damaged shard."""
+    with pytest.raises(InvalidInput, match="holds no sweep"):
+        read_sweep(tmp_path)
+    (tmp_path / "run.json").write_text('{"attacks": []}')
+    with pytest.raises(InvalidInput, match="holds no sweep"):
+        read_sweep(tmp_path)
+    output = tmp_path / "own"
+    run({"columns": checkpoints["columns"]}, output)
+    shard = next((output / "records" / "columns").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:40])
+    with pytest.raises(InvalidInput, match=r"is damaged.*delete it"):
+        read_sweep(output)
+    shard.unlink()
+    run({"columns": checkpoints["columns"]}, output)
