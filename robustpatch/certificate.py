@@ -198,7 +198,8 @@ def _check_method(method: str) -> None:
 def _paper_margin(votes: Votes, prediction: Tensor, affected: int) -> Int[Tensor, " B"]:
     """min over j ≠ c of n_c - n_j - 2Δ - [j < c], close votes against c."""
     c = prediction[:, None]
-    sure = (votes.cast & ~votes.close).sum(dim=1).gather(1, c)
+    own = c[:, None].expand(-1, votes.cast.shape[1], 1)
+    sure = (votes.cast.gather(2, own) & ~votes.close.gather(2, own)).sum(dim=1)
     possible = (votes.cast | votes.close).sum(dim=1)
     rival = torch.arange(possible.shape[1], device=c.device)
     margins = sure - possible - 2 * affected - (rival < c).long()

@@ -28,6 +28,7 @@ def checkpoints(tmp_path_factory):
         "columns": make(folder / "columns.safetensors", seed=7),
         "rows": make(folder / "rows.safetensors", "rows:2", SMALL, seed=1, guard=0.02),
         "blocks": make(folder / "blocks.safetensors", "blocks:3", SMALL, seed=2),
+        "grid": make(folder / "grid.safetensors", "1*grid-columns:2", SMALL, seed=3),
     }
 
 
@@ -117,7 +118,7 @@ def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
     again = run(checkpoints, tmp_path / "stopped")
     whole = run(checkpoints, tmp_path / "whole")
     assert rows_of(tmp_path / "stopped").equals(rows_of(tmp_path / "whole"))
-    assert len(rows_of(tmp_path / "whole")) == 3 * 4 * 7
+    assert len(rows_of(tmp_path / "whole")) == 4 * 4 * 7
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert again.configuration == whole.configuration
     assert all(again.seconds[name][part] > 0 for name in checkpoints for part in ("scoring", "certifying"))
