@@ -234,7 +234,7 @@ def _loss(
     labels = y[:, None].expand(logits.shape[:2])
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     if config.certificate and sets is not None:
-        soft = torch.sigmoid(model.voting.margins(logits))
+        soft = model.voting.sharp(logits)
         sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
         untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
         scale = (
