@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PER_ROW = 3
 _STAR: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "zorder": 1.9}  # beneath our own points
 
 
@@ -41,7 +40,8 @@ def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]
     """A figure of `number` panels, left to right, row by row, with percent upwards."""
     from matplotlib.figure import Figure
 
-    rows, columns = -(-number // _PER_ROW), min(number, _PER_ROW)
+    columns = number if number < 4 else 2 if number == 4 else 3
+    rows = -(-number // columns)
     figure = Figure(figsize=(max(7.0, 4.2 * columns), height * rows), layout="constrained")
     grid: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[number:]:
@@ -108,13 +108,14 @@ def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) 
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    voting = _one_voting(run)
-    families = by_family(setting for setting in settings if setting.voting == voting)
+    families = by_family(settings)
     sides, largest = telling_sides(settings), len(settings[0].exact_by_side)
     figure, panels = _panels(len(families) + 1, f"{_about(run)}, certified (exact)", 4.2)
     for axes, (family, some) in zip(panels, families.items(), strict=False):
-        colors = colormaps["viridis"].resampled(max(2, len(some) + 1))
-        for number, setting in enumerate(some):
+        voting = _one_voting(run, {setting.checkpoint for setting in some})
+        own = [setting for setting in some if setting.voting == voting]
+        colors = colormaps["viridis"].resampled(max(2, len(own) + 1))
+        for number, setting in enumerate(own):
             label = f"{setting.checkpoint}, median {setting.median_side:g}"
             _curve(axes, sides, setting.exact_by_side, setting.clean.total, color=colors(number), label=label)
         axes.set_title(f"{family}, {voting}", fontsize=10)
@@ -128,7 +129,9 @@ def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) 
         each = [choice.at_side(settings, m).exact_by_side[m - 1] for m in sides]
         label = f"fixed: {fixed},\nmedian {fixed.median_side:g}"
         _curve(axes, sides, fixed.exact_by_side, total, color="C3", label=label)
-        _curve(axes, sides, each, total, color="black", linestyle="--", label="best for each side")
+        _curve(
+            axes, sides, each, total, color="black", linestyle="--", label=f"best for each side,\non {choice.images}"
+        )
     for axes in panels:
         zero = f" (none from {sides[-1]} to {largest})" if sides[-1] < largest else ""
         axes.set_xlabel(f"side of the patch, pixels{zero}")
@@ -141,8 +144,8 @@ def _curve(axes: Axes, sides: range, hits: Sequence[int], total: int, **style: A
     axes.plot(list(sides), [100 * hits[m - 1] / total for m in sides], marker="o", markersize=3, linewidth=1.2, **style)
 
 
-def _one_voting(run: Run) -> str:
-    """The rule that the checkpoints were made for, where they agree and it was swept; else the first one swept."""
-    own = {checkpoint["voting"] for checkpoint in run.configuration["checkpoints"]}
+def _one_voting(run: Run, names: set[str]) -> str:
+    """The rule that these checkpoints were made for, where they agree and it was swept; else the first one swept."""
+    own = {checkpoint["voting"] for checkpoint in run.configuration["checkpoints"] if checkpoint["name"] in names}
     votings: list[str] = run.configuration["votings"]
     return next((voting for voting in votings if own == {voting}), votings[0])

@@ -183,5 +183,7 @@ def choice_by(validation: Run, wanted: Mapping[Key, str], patches: Iterable[str]
     lacking = [name for key, name in wanted.items() if key not in judged]
     lacking += [f"{patch} patch" for patch in patches if patch not in found["patches"]]
     if lacking:
-        raise InvalidInput(f"choose_by lacks {'; '.join(lacking)}: sweep those on validation images first")
+        raise InvalidInput(
+            f"choose_by lacks {'; '.join(lacking)}; sweep those very weights and patches on validation images"
+        )
     return Choice(judged, f"{found['num_images']:,} {found['dataset']} validation images")

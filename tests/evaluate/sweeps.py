@@ -73,7 +73,7 @@ def written(
         }
     checkpoints = [
         {"name": name, "sha256": f"sha of {name}", "ablation": ablation, "ablations": 5, "guard": 1e-4}
-        | {"voting": "threshold:0.3"}
+        | {"voting": "threshold:0.4"}
         for name, ablation in ablations.items()
     ]
     configuration = {

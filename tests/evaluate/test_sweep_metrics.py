@@ -125,7 +125,7 @@ def test_choices_that_cannot_be_made(run):
     """Made on test images; without a setting; without a patch."""
     with pytest.raises(InvalidInput, match="choose_by is a sweep of test images; name one with --split validation"):
         choice_by(written(ROWS, ABLATIONS, split="test"), {}, [])
-    with pytest.raises(InvalidInput, match="choose_by lacks other, top1; 3x3 patch: sweep those"):
+    with pytest.raises(InvalidInput, match="choose_by lacks other, top1; 3x3 patch; sweep those very weights"):
         choice_by(run, {("sha", "top1"): "other, top1"}, ["2x2", "3x3"])
 
 
@@ -211,6 +211,7 @@ def test_the_pictures(run, settings, choice, tmp_path, chosen):
         assert len(again.read_bytes()) > 5_000
         assert again.read_bytes() == once.read_bytes()
     text = (tmp_path / "once" / "side.svg").read_text()
+    assert "columns, threshold:0.4" in text  # the rule that the checkpoints were made for
     assert ("envelope" in text) != chosen
     assert ("best for each side" in text) == chosen
 
