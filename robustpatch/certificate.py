@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch import proof
@@ -42,26 +42,28 @@ class Certificate:
     """For every image i with `certified[i]`, no patch within `threat` changes the prediction from `prediction[i]`.
 
     This holds for every content and placement, provided that no score of an untouched ablation moves by more than
-    `guard` between two evaluations.
+    `guard` between two evaluations. Where `confidence` is a number, each image's claim holds with that probability over
+    the samples drawn for it, and is about the ideal smoothed classifier (see `robustpatch.sampling`).
 
     Attributes:
         prediction: Int[B], the class with the most votes (lowest index on ties); -1 where a defense abstains.
         certified: Bool[B].
-        margin: Int[B], the worst case over placements and rivals; certified iff ≥ 0.
+        margin: Int[B], the worst case over placements and rivals; certified iff ≥ 0. Randomized: Float[B], the bound on
+            the prediction's share less 1/2 + τ; certified iff > 0. None where a defense has no such number.
         placement_margin: Int[B,L], the same for each placement in row-major order (`AnyOf`: one threat after the
             other); None for the margin method and for several patches.
-        threat, method: what is certified, and how ("exact" or "margin").
+        threat, method: what is certified, and how ("exact", "margin" or "randomized").
         guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
         confidence: None for these deterministic proofs; 1 - α for randomized ones.
-        evidence: votes and geometry, for `save` and `largest_certified`.
+        evidence: votes and geometry, for `save` and `largest_certified`; None where samples are all there is.
     """
 
     prediction: Int[Tensor, " B"]
     certified: Bool[Tensor, " B"]
-    margin: Int[Tensor, " B"]
+    margin: Int[Tensor, " B"] | Float[Tensor, " B"] | None
     placement_margin: Int[Tensor, "B L"] | None
     threat: Threat
-    method: Method
+    method: Method | Literal["randomized"]
     guard: float
     close: Int[Tensor, " B"]
     confidence: float | None = None
@@ -81,13 +83,17 @@ class Certificate:
 
     def _votes(self) -> Evidence:
         if self.evidence is None:
-            raise InvalidInput("this certificate carries no votes (evidence is None); certify again to have them")
+            remedy = "certify again to have them"
+            if self.confidence is not None:
+                remedy = "a randomized one is of samples that nobody keeps, so repeat it with the same seed"
+            raise InvalidInput(f"this certificate carries no votes (evidence is None); {remedy}")
         return self.evidence
 
     def save(self, path: str | Path) -> None:
         """Write votes (bit-packed), close votes, geometry, threat and claim; `robustpatch.proof` verifies the file."""
         evidence = self._votes()
         votes = evidence.votes
+        assert self.margin is not None  # where there are votes
         proof.write(
             path,
             cast=votes.cast.cpu().numpy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import combinations, combinations_with_replacement, product
 
 
@@ -105,3 +106,22 @@ def worst_lead(votes, controlled: frozenset[int], close=None) -> int:
     """The least lead of the clean winner over every corruption: it can lose iff this is negative."""
     c = winner([sum(vote[k] for vote in votes) for k in range(len(votes[0]))])
     return min(lead(counts, c) for counts in corruptions(votes, controlled, close))
+
+
+def sparse_touched(keep: int, patch: tuple[int, int, int], size: tuple[int, int]) -> tuple[Fraction, bool]:
+    """The largest share, over placements of `count` patches, of all sets of `keep` pixels that share one with a patch;
+    and whether some patches that reach it lie apart.
+    """
+    height, width, count = patch
+    pixels = [(r, c) for r in range(size[0]) for c in range(size[1])]
+    sites = [
+        rectangle(row, column, height, width)
+        for row in range(size[0] - height + 1)
+        for column in range(size[1] - width + 1)
+    ]
+    covered = max((set().union(*some) for some in combinations_with_replacement(sites, count)), key=len)
+    hit = total = 0
+    for kept in combinations(pixels, keep):
+        hit += any(pixel in covered for pixel in kept)
+        total += 1
+    return Fraction(hit, total), len(covered) == min(len(pixels), count * height * width)
