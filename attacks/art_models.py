@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attacks.base import evaluations
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import first_argmax
@@ -33,7 +34,7 @@ class Scores(nn.Module):
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no part of this module
         self._x, self._inside = x, inside
-        self._each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        self._each, _ = evaluations(model, x)
         self.evaluations = 0
 
     def shown(self, x: Float[Tensor, "P C H W"]) -> Float[Tensor, "P C H W"]:

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import first_argmax
 
@@ -86,6 +88,19 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
         return first_argmax(outputs(model, x))
 
 
+def referee(model: torch.nn.Module) -> torch.nn.Module:
+    """Who says what the model predicts: its own `referee()`, where it has one (`RandomizedClassifier`), or itself."""
+    return model.referee() if hasattr(model, "referee") else model  # type: ignore[operator]
+
+
+def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+    """Evaluations of one image by a forward pass, and by `predict`: the ablations scored, or one without ablations."""
+    if isinstance(model, RandomizedClassifier):
+        return model.evaluations(x.shape[2], x.shape[3])
+    each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+    return each, each
+
+
 def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
     """What a classifier that is not smoothed returns for images, these in the precision of its weights."""
     tensor = next(model.parameters(), None)
@@ -102,7 +117,8 @@ def judge(
     model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, proposal: Proposal
 ) -> Outcome:
     """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
-    model's `predict` on the whole attacked image is no longer `y`. An abstention (-1) is not a success.
+    model's `predict` on the whole attacked image is no longer `y`. An abstention (-1) is not a success. Of a model with
+    a `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by them.
     """
     height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
@@ -117,5 +133,5 @@ def judge(
     contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
-    prediction = predict(model, torch.where(valid[:, None, None, None], x_adv, x))
+    prediction = predict(referee(model), torch.where(valid[:, None, None, None], x_adv, x))
     return Outcome(valid & (prediction != y) & (prediction >= 0), contained, in_range, prediction)

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, predict
+from attacks.base import Proposal, evaluations, predict
 from attacks.search import check_call
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
 _LIMIT = 2_000_000
@@ -61,8 +60,8 @@ class Oracle:
         contents = torch.tensor(list(product(self.levels, repeat=pixels)), dtype=x.dtype, device=x.device)
         contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
         x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()
-        evaluations = torch.zeros_like(y)
-        each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        spent = torch.zeros_like(y)
+        _, each = evaluations(model, x)
         for i in range(len(x)):
             for site in sites:
                 where = placements[list(site)]
@@ -70,9 +69,9 @@ class Oracle:
                 for patch, (row, column) in enumerate(where.tolist()):
                     worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
                 prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
-                evaluations[i] += len(worlds) * each
+                spent[i] += len(worlds) * each
                 hits = ((prediction != y[i]) & (prediction >= 0)).nonzero()
                 if len(hits):
                     x_adv[i], corners[i] = worlds[hits[0, 0]], where
                     break
-        return Proposal(x_adv, corners, evaluations, torch.ones(len(x), device=x.device))
+        return Proposal(x_adv, corners, spent, torch.ones(len(x), device=x.device))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, predict
+from attacks.base import Proposal, evaluations, predict
 from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
 from robustpatch import checks
 from robustpatch.certificate import Certificate
@@ -128,11 +128,11 @@ class Search:
         x = x.detach()
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
         self.pruned = touched_only and isinstance(model, SmoothedClassifier)
-        self.num_ablations = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        self.num_ablations, self._asked = evaluations(model, x)
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
-        self.evaluations = torch.full_like(self.y, self.num_ablations)
+        self.evaluations = torch.full_like(self.y, self._asked)
         if self.pruned:
             assert isinstance(model, SmoothedClassifier)
             self.cast = model.votes(x).cast
@@ -286,7 +286,7 @@ class Search:
             i = int(image[row])
             if self.broken[i]:
                 continue
-            self.evaluations[i] += self.num_ablations
+            self.evaluations[i] += self._asked
             answer = int(predict(self.model, x_adv[row : row + 1]))
             if answer >= 0 and answer != int(self.y[i]):
                 self.best[i], self.corners[i] = x_adv[row], corners[row]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import outputs
+from attacks.base import evaluations, outputs
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
@@ -71,7 +71,7 @@ class WholeVictim:
     def of(
         cls, model: torch.nn.Module, x: Tensor, y: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
     ) -> WholeVictim:
-        n = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
+        n, _ = evaluations(model, x)
         rival = torch.full_like(y, -1) if rival is None else rival
         return cls(model, y, rival, torch.full_like(y, n), objective)
 

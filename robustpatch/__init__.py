@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from robustpatch.checks import calibrate_guard
     from robustpatch.encoding import ComplementChannels, MaskChannel
     from robustpatch.errors import InvalidInput
+    from robustpatch.randomized import RandomizedClassifier
+    from robustpatch.sampling import Sampling, certify_randomized, predict_randomized
     from robustpatch.smoothing import SmoothedClassifier
+    from robustpatch.sparse import SparseAblation
     from robustpatch.threat import AnyOf, PatchThreat, parse_threat
     from robustpatch.voting import Threshold, TopOne, Votes
 
@@ -21,7 +24,10 @@ _HOME = {
     "checks": ("calibrate_guard",),
     "encoding": ("ComplementChannels", "MaskChannel"),
     "errors": ("InvalidInput",),
+    "randomized": ("RandomizedClassifier",),
+    "sampling": ("Sampling", "certify_randomized", "predict_randomized"),
     "smoothing": ("SmoothedClassifier",),
+    "sparse": ("SparseAblation",),
     "threat": ("AnyOf", "PatchThreat", "parse_threat"),
     "voting": ("Threshold", "TopOne", "Votes"),
 }
@@ -41,7 +47,12 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "ComplementChannels",
     "MaskChannel",
     "InvalidInput",
+    "RandomizedClassifier",
+    "Sampling",
+    "certify_randomized",
+    "predict_randomized",
     "SmoothedClassifier",
+    "SparseAblation",
     "AnyOf",
     "PatchThreat",
     "parse_threat",

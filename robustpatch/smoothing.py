@@ -222,7 +222,8 @@ class SmoothedClassifier(nn.Module):
         )
         if key not in self._checked:
             checks.base_is_sound(self, x)
-            self._checked = {known for known in self._checked if known[:2] == key[:2]} | {key}
+            self._checked.difference_update([known for known in self._checked if known[:2] != key[:2]])
+            self._checked.add(key)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -1,0 +1,211 @@
+"""RandomizedClassifier: a base classifier under random ablations, certified with a chosen confidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustpatch import checks
+from robustpatch.ablation import Ablation
+from robustpatch.certificate import Certificate
+from robustpatch.encoding import ComplementChannels, Encoding
+from robustpatch.errors import InvalidInput
+from robustpatch.sampling import (
+    Draw,
+    Sampling,
+    Tally,
+    certify_draws,
+    from_votes,
+    image_keys,
+    predict_draws,
+    stream_seed,
+    touched_chance,
+)
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.sparse import Draws, SparseAblation
+from robustpatch.threat import Threat
+from robustpatch.voting import TopOne, Voting
+
+_CELLS = 2**22  # pixels of the masks drawn at once
+
+
+class RandomizedClassifier(nn.Module):
+    """Predicts what most of all possible ablations vote for, and certifies it with confidence 1 - α, from samples.
+
+    For each image, with probability at least 1 - alpha over the samples: if it is certified, then no patch within the
+    threat changes what the ideal smoothed classifier (see above) predicts, and that is `prediction`. The samples of
+    an image are pseudorandom, fixed by the seed and the image's values; two equal images have equal ones.
+
+    Args:
+        base: as for `SmoothedClassifier`. ablation: an `Ablation`, each of whose N views is as likely as any other, or
+            a `SparseAblation`. num_classes: K ≥ 2. encoding, chunk: as for `SmoothedClassifier`.
+        sampling: samples, errors allowed, seed. voting: top-1, with its guard; a close vote counts for no class.
+        views: sampled ablations behind `forward` where they cannot be enumerated; the same for every image.
+
+    Where all ablations can be enumerated they are scored once, and the samples drawn from their votes: for one-pass
+    bases too. `predict` and `certify` need evaluation mode.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        ablation: Ablation | SparseAblation,
+        *,
+        num_classes: int,
+        sampling: Sampling = Sampling(),
+        voting: Voting = TopOne(),
+        encoding: Encoding = ComplementChannels(),
+        views: int = 256,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        if views < 1:
+            raise InvalidInput(f"views is {views}; it must be at least 1")
+        if not isinstance(voting, TopOne):
+            raise InvalidInput(f"voting is {voting}; a randomized certificate is of top-1 votes, so use TopOne()")
+        self.base, self.ablation, self.sampling, self.encoding = base, ablation, sampling, encoding
+        self.num_classes, self.views, self.chunk = num_classes, views, chunk
+        self.voting: Voting = voting
+        self._checked: set[tuple[object, ...]] = set()
+        self.enumerated()  # refuses what a SmoothedClassifier refuses
+
+    @property
+    def guard(self) -> float:
+        """The change of a score that certificates allow for."""
+        return self.enumerated().guard
+
+    @classmethod
+    def of(cls, model: SmoothedClassifier, sampling: Sampling = Sampling()) -> RandomizedClassifier:
+        """The same base and ablations under top-1 votes, sampled."""
+        voting, encoding = TopOne(model.voting.guard), model.encoding
+        other = cls(
+            model.base,
+            model.ablation,
+            num_classes=model.num_classes,
+            sampling=sampling,
+            voting=voting,
+            encoding=encoding,
+            chunk=model.chunk,
+        )
+        other.training = model.training
+        return other
+
+    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+        """Ablations of one image that `forward` scores, and `predict`."""
+        n = self.enumerated().ablation.count(height, width)
+        return n, n if isinstance(self.ablation, Ablation) else self.sampling.prediction
+
+    @property
+    def prediction_error(self) -> float:
+        """The chance that `predict`, where it does not abstain, is not the ideal classifier's."""
+        return self.sampling.alpha_prediction
+
+    @property
+    def judge_error(self) -> float:
+        """The chance that a prediction of the `referee` is not the ideal classifier's: 0 where it enumerates."""
+        return 0.0 if isinstance(self.ablation, Ablation) else self.sampling.alpha_prediction
+
+    def enumerated(self) -> SmoothedClassifier:
+        """The vote over all ablations: the ideal smoothed classifier. Of a sparse one, over `views` that are sampled
+        once for all images: what attacks climb.
+        """
+        if isinstance(self.ablation, Ablation):
+            return self._over(self.ablation)
+        return self._over(Draws(self.ablation, self.views, stream_seed(self.sampling.seed, "views")))
+
+    def referee(self) -> nn.Module:
+        """The classifier that says whether an attack succeeded. Whoever searched against samples has fitted to them.
+
+        Where all ablations can be enumerated, the ideal classifier, of which the certificate speaks; else this one with
+        samples of its own, independent of all that `forward`, `predict` and `certify` draw.
+        """
+        if isinstance(self.ablation, Ablation):
+            return self.enumerated()
+        own = self.sampling
+        other = RandomizedClassifier(
+            self.base,
+            self.ablation,
+            num_classes=self.num_classes,
+            sampling=replace(
+                own, seed=stream_seed(own.seed, "referee"), prediction=max(own.prediction, own.estimation)
+            ),
+            voting=self.voting,
+            encoding=self.encoding,
+            views=self.views,
+            chunk=self.chunk,
+        )
+        other.training = self.training
+        return other
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """The share of the votes of each class over `enumerated`'s ablations; its gradient is the mean softmax's."""
+        return self.enumerated()(x)
+
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The most voted class of the sample, or -1 where its lead over the next could be chance (it abstains).
+
+        With probability at least 1 - alpha_prediction it abstains or agrees with the ideal classifier: a two-sided
+        binomial test of the two largest counts (Cohen et al. 2019, Section 3.2.1).
+        """
+        return predict_draws(self._draw(x), self.sampling)
+
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+        """Prove with confidence 1 - alpha that no patch within `threat` changes the ideal prediction.
+
+        See `certify_randomized`. The first call tests the base as `SmoothedClassifier.certify` does.
+        """
+        checks.image_values(x)
+        height, width = x.shape[2:]
+        threat.check_fits(height, width)
+        draw = self._draw(x)
+        if len(x):
+            self.enumerated()._check_once(x)
+        return certify_draws(
+            draw, touched_chance(self.ablation, threat, height, width), threat, self.sampling, self.guard
+        )
+
+    def sampled_logits(
+        self, x: Float[Tensor, "B C H W"], number: int, generator: torch.Generator
+    ) -> Float[Tensor, "B number K"]:
+        """The base's logits of so many ablations of each image, drawn anew with a CPU generator: what training uses."""
+        height, width = x.shape[2:]
+        rows = x.repeat_interleave(number, dim=0)
+        if isinstance(self.ablation, SparseAblation):
+            kept = self.ablation.sample(len(rows), height, width, generator)
+        else:
+            n = self.ablation.count(height, width)
+            kept = self.ablation.masks(height, width, torch.randint(n, (len(rows),), generator=generator))
+        return self.base(self.encoding(rows, kept.to(x.device))).unflatten(0, (len(x), number))
+
+    def _over(self, ablation: Ablation) -> SmoothedClassifier:
+        voting, encoding = self.voting, self.encoding
+        view = SmoothedClassifier(
+            self.base, ablation, num_classes=self.num_classes, voting=voting, encoding=encoding, chunk=self.chunk
+        )
+        view.training, view._checked = self.training, self._checked
+        return view
+
+    def _draw(self, x: Tensor) -> Draw:
+        keys = image_keys(x)
+        if isinstance(self.ablation, Ablation):
+            return from_votes(self.enumerated().votes(x), keys, self.sampling.seed)
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        source, size = self.ablation, max(1, _CELLS // (x.shape[2] * x.shape[3]))
+
+        def draw(purpose: str, number: int) -> Tally:
+            cast = torch.zeros(len(x), self.num_classes, dtype=torch.long, device=x.device)
+            sure, close = torch.zeros_like(cast), torch.zeros_like(cast[:, 0])
+            for i, key in enumerate(keys):
+                for first in range(0, number, size):
+                    seed = stream_seed(self.sampling.seed, purpose, key, first)
+                    votes = self._over(Draws(source, min(size, number - first), seed)).votes(x[i : i + 1])
+                    cast[i] += votes.cast[0].sum(dim=0)
+                    sure[i] += (votes.cast[0] & ~votes.close[0]).sum(dim=0)
+                    close[i] += votes.close.sum()
+            return Tally(cast, sure, close)
+
+        return draw
