@@ -20,11 +20,11 @@ import torch
 import typer
 from rich.console import Console
 
-from robustpatch.ablation import parse_ablation
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import one_pass_name
+from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
+from robustpatch.sparse import parse_source
 from robustpatch.train import shown
 from robustpatch.training import TrainingConfig, train
 from robustpatch.voting import parse_voting
@@ -76,7 +76,7 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
                 f"{', '.join(key for key in known if key != 'start')}, name, stages and vote"
             )
         if chosen.get("ablation") is not None:
-            chosen.setdefault("network", {"name": one_pass_name(parse_ablation(chosen["ablation"]))})
+            chosen.setdefault("network", {"name": usual_name(parse_source(chosen["ablation"]))})
         for key, value in chosen.items():
             default = getattr(TrainingConfig(), key)
             kind = (int, float) if isinstance(default, float) else type(default)

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from robustpatch.ablation import parse_ablation
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import one_pass_name
+from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
+from robustpatch.sparse import parse_source
 from robustpatch.training import TrainingConfig, train
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -31,14 +31,14 @@ def main(
         str,
         typer.Option(
             help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
-            "2*grid-columns:1, 2*grid-blocks:4; none: undefended."
+            "2*grid-columns:1, 2*grid-blocks:4; pixels at random: sparse:5; none: undefended."
         ),
     ] = str(_DEFAULT.ablation),
     network: Annotated[
         str | None,
         typer.Option(
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
-            "mnist-cnn (the paper's) or small-cnn (a usual one). Default: the one-pass network for the ablation."
+            "mlp (pixels at random), mnist-cnn (the paper's) or small-cnn (a usual one). Default: the ablation's own."
         ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
@@ -115,6 +115,7 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
             certified = "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
             text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
             text += certified if row["certified_exact"] is not None else ""
+            text += "{certifiable:.2%} certifiable, base {base:.2%}, " if row["certifiable"] is not None else ""
             progress.console.print((text + "{seconds:.0f} s").format(**row), soft_wrap=True)
 
         def on_step(epoch: int, step: int, loss: float) -> None:
@@ -124,7 +125,7 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def _network(ablation: str) -> str:
-    return "small-cnn" if ablation == "none" else one_pass_name(parse_ablation(ablation))
+    return "small-cnn" if ablation == "none" else usual_name(parse_source(ablation))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,17 @@ from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.sampling import touched_chance
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.sparse import SparseAblation, parse_source
 from robustpatch.threat import Threat, parse_threat
 from robustpatch.voting import first_argmax
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
 
 _OF_ABLATIONS = ("voting", "encoding", "patch", "ablations", "certificate")  # settings that an ablation gives a meaning
+_THRESHOLD = "threshold:0.3"
+_SAMPLE = 500  # images whose votes are sampled after an epoch
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,10 @@ class TrainingConfig:
     """Everything that decides the weights, but for the data and the machine.
 
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
-    batch as in the paper, for a base that enumerates. The learning rate follows one cycle up to `lr`. `start` is a
-    checkpoint to begin with, `certificate` the weight of the certificate's loss (see `certificate_loss`). `optimizer`
-    is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate).
+    batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
+    learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, `certificate` the weight of the
+    certificate's loss (see `certificate_loss`). `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first
+    decay rate).
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
@@ -43,7 +49,7 @@ class TrainingConfig:
 
     ablation: str | None = "columns:2"
     network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
-    voting: str = "threshold:0.3"
+    voting: str = _THRESHOLD
     encoding: str = "complement"
     patch: str = "5x5"
     epochs: int = 8
@@ -73,11 +79,21 @@ class TrainingConfig:
                     f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
                     f"drop --{own.name} or name an ablation"
                 )
+        for name, allowed in (("voting", (_THRESHOLD, "top1")), ("certificate", (0.0,))) if self._sparse else ():
+            if getattr(self, name) not in allowed:
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name)}, but a sparse ablation is trained by cross-entropy and casts "
+                    f"top-1 votes; drop --{name}"
+                )
+
+    @property
+    def _sparse(self) -> bool:
+        return self.ablation is not None and isinstance(parse_source(self.ablation), SparseAblation)
 
     def for_checkpoint(self) -> dict[str, Any]:
         """The settings as a checkpoint keeps them: with the guard of the voting, and without what has no meaning."""
         if self.ablation is not None:
-            return {**asdict(self), "guard": None}
+            return {**asdict(self), "guard": None} | ({"voting": "top1"} if self._sparse else {})
         return {name: value for name, value in asdict(self).items() if name not in _OF_ABLATIONS}
 
 
@@ -85,12 +101,17 @@ class TrainingConfig:
 class Accuracy:
     """Shares of all images: predicted right; right and certified by the margin; right and certified exactly.
 
-    The latter two are None where nothing was asked of a certificate.
+    The latter two are None where nothing was asked of a certificate. Of a randomized classifier, from the votes of
+    `enumerated` on the first 500 images: `base`, the share of single ablations that are classified right, and
+    `certifiable`, of images where the share of the votes for the true class exceeds 1/2 + τ. No certificate: what those
+    from many samples come near to.
     """
 
     clean: float
     certified_margin: float | None = None
     certified_exact: float | None = None
+    base: float | None = None
+    certifiable: float | None = None
 
 
 @torch.no_grad()
@@ -98,6 +119,8 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
     """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored. Without a threat, as
     there is none for an undefended classifier, clean accuracy alone.
     """
+    if isinstance(model, RandomizedClassifier):
+        return _sampled_accuracy(model, images, threat, device)
     training = model.training
     model.eval()
     hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
@@ -114,6 +137,24 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
     finally:
         model.train(training)
     return Accuracy(*(hits / len(images)).tolist())
+
+
+@torch.no_grad()
+def _sampled_accuracy(model: RandomizedClassifier, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
+    training = model.training
+    model.eval()
+    try:
+        x, y = (tensor.to(device) for tensor in images.batch(range(min(_SAMPLE, len(images)))))
+        shares = model(x)
+    finally:
+        model.train(training)
+    own = shares.gather(1, y[:, None])[:, 0]
+    chance = None if threat is None else touched_chance(model.ablation, threat, *images.image_shape[1:])
+    return Accuracy(
+        clean=float((first_argmax(shares) == y).float().mean()),
+        base=float(own.mean()),
+        certifiable=None if chance is None else float((own > 0.5 + chance).float().mean()),
+    )
 
 
 def train(
@@ -153,6 +194,8 @@ def train(
     if isinstance(model, SmoothedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
         sets = _touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
+    elif isinstance(model, RandomizedClassifier):
+        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
     if config.start is not None:
         loaded = load_checkpoint(config.start, ablation=ablation)
         same = ("network", "encoding", "image_shape", "class_names")  # an undefended classifier has no encoding
@@ -222,6 +265,11 @@ def _loss(
     cross-entropy.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16)
+    if isinstance(model, RandomizedClassifier):
+        with autocast:
+            logits = model.sampled_logits(x, config.ablations or 1, generator)
+        labels = y[:, None].expand(logits.shape[:2])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
     if not isinstance(model, SmoothedClassifier):
         with autocast:
             logits = model(x)

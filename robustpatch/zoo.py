@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from robustpatch.ablation import Ablation, parse_ablation
+from robustpatch.ablation import Ablation
 from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
+from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.sparse import SparseAblation, parse_source
 from robustpatch.voting import Voting, parse_voting
 
 FORMAT = 1
@@ -27,7 +29,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier in evaluation mode, smoothed or undefended, what it was built from, the file's SHA-256."""
+    """A trained classifier in evaluation mode, smoothed, randomized (sparse ablation) or undefended, what it was built
+    from, the file's SHA-256.
+    """
 
     model: nn.Module
     config: dict[str, Any]
@@ -36,7 +40,12 @@ class Checkpoint:
 
     @property
     def smoothed(self) -> SmoothedClassifier:
-        """The model, where it is a smoothed classifier; an undefended one is refused with `InvalidInput`."""
+        """The model, where it is a smoothed classifier; any other is refused with `InvalidInput`."""
+        if isinstance(self.model, RandomizedClassifier):
+            raise InvalidInput(
+                f"checkpoint {self.path.name} is of a sparse ablation, whose votes can only be sampled; name one of a "
+                "smoothed classifier, or take robustpatch.zoo.load_checkpoint(…).model, a RandomizedClassifier"
+            )
         if not isinstance(self.model, SmoothedClassifier):
             raise InvalidInput(
                 f"checkpoint {self.path.name} is undefended: it hides nothing, casts no votes and certifies nothing; "
@@ -56,12 +65,13 @@ def names() -> list[str]:
 
 
 def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Module:
-    """An untrained classifier from a configuration: a smoothed one, or, where `ablation` is None, the network alone.
+    """An untrained classifier from a configuration: a smoothed one, a randomized one where `ablation` is sparse, or,
+    where it is None, the network alone.
 
     Keys: network (name and options), image_shape [C,H,W], class_names, ablation; with an ablation, voting, guard and
     encoding too.
     """
-    ablation = None if config["ablation"] is None else parse_ablation(config["ablation"])
+    ablation = None if config["ablation"] is None else parse_source(config["ablation"])
     encoding = None if ablation is None else encoding_named(config["encoding"])
     channels, height, width = config["image_shape"]
     options = dict(config["network"])
@@ -75,18 +85,15 @@ def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Modul
     )
     if ablation is None or encoding is None:
         return network
-    return SmoothedClassifier(
-        network,
-        ablation,
-        num_classes=len(config["class_names"]),
-        encoding=encoding,
-        voting=voting or parse_voting(config["voting"], config["guard"]),
-    )
+    classes, voting = len(config["class_names"]), voting or parse_voting(config["voting"], config["guard"])
+    if not isinstance(ablation, SparseAblation):
+        return SmoothedClassifier(network, ablation, num_classes=classes, encoding=encoding, voting=voting)
+    return RandomizedClassifier(network, ablation, num_classes=classes, encoding=encoding, voting=voting)
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """What holds the weights: the base of a smoothed classifier, an undefended one itself."""
-    return model.base if isinstance(model, SmoothedClassifier) else model
+    """What holds the weights: the base of a smoothed or randomized classifier, an undefended one itself."""
+    return model.base if isinstance(model, SmoothedClassifier | RandomizedClassifier) else model
 
 
 def save_checkpoint(
@@ -110,7 +117,9 @@ def save_checkpoint(
     os.replace(part, path)
 
 
-def load_checkpoint(name: str | Path, *, ablation: Ablation | None = None, voting: Voting | None = None) -> Checkpoint:
+def load_checkpoint(
+    name: str | Path, *, ablation: Ablation | SparseAblation | None = None, voting: Voting | None = None
+) -> Checkpoint:
     """A shipped checkpoint by name, or a file by path. `voting` replaces the stored rule; `ablation` must equal it.
 
     Raises `InvalidInput` for a missing, damaged or foreign file, and when it was trained for another ablation. An
