@@ -13,31 +13,21 @@ import typer
 from rich.console import Console
 
 from attacks import parse_attacks
+from attacks.base import predict, referee
 from attacks.registry import names
-from evaluate.command import (
-    BROKEN,
-    DTYPES,
-    HELD,
-    check_dtype,
-    check_fit,
-    check_number,
-    circumstances,
-    progress_bar,
-    status_of,
-)
+from evaluate.command import BROKEN, HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.metrics import summarise
+from evaluate.models import as_in_run, described, load_model, voters
 from evaluate.runner import Settings, evaluate
 from evaluate.table import summary_table
-from robustpatch.ablation import parse_ablation
 from robustpatch.checks import calibrate_guard
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.randomized import RandomizedClassifier
 from robustpatch.threat import parse_threat
-from robustpatch.voting import Threshold, parse_voting
-from robustpatch.zoo import Checkpoint, load_checkpoint
+from robustpatch.zoo import load_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,10 +40,20 @@ def main(
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a file.")] = "mnist-columns2",
     ablation: Annotated[
-        str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8.")
+        str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.")
     ] = None,
     theta: Annotated[float | None, typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
+    randomized: Annotated[
+        bool, typer.Option("--randomized", help="Sample the ablations instead of enumerating them: top-1 votes.")
+    ] = False,
+    alpha: Annotated[
+        float | None, typer.Option(help="Chance of a randomized certificate to be wrong. Default 0.05.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Samples behind a randomized certificate, a tenth more to choose. Default 10,000."),
+    ] = None,
     patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
     attacks: Annotated[
         str,
@@ -80,7 +80,8 @@ def main(
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 
     Exit status 0: no certificate was broken; the verdict says whether there was one and all were tested. 1: a certified
-    prediction was changed. 2: wrong call. 3: internal error.
+    prediction was changed; of certificates that hold with a confidence, significantly more than it allows (p < 0.001).
+    2: wrong call. 3: internal error.
     """
     if replay_file is not None:
         raise typer.Exit(status_of(lambda _: _replay(replay_file, device)))
@@ -92,6 +93,9 @@ def main(
             ablation,
             theta,
             guard,
+            randomized,
+            alpha,
+            samples,
             patch,
             attacks,
             steps,
@@ -116,6 +120,9 @@ def _run(
     ablation: str | None,
     theta: float | None,
     guard: float | None,
+    randomized: bool,
+    alpha: float | None,
+    samples: int | None,
     patch: str,
     attacks: str,
     steps: int | None,
@@ -134,22 +141,26 @@ def _run(
         raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
     settings = Settings(num_images, batch_size, certified_budget or None, seed, check_device(device))
     around = circumstances(settings.device)
-    loaded = _model(checkpoint, ablation, theta, guard, settings.device, dtype)
+    loaded = load_model(
+        checkpoint,
+        ablation=ablation,
+        theta=theta,
+        guard=guard,
+        randomized=randomized,
+        alpha=alpha,
+        samples=samples,
+        seed=seed,
+        device=settings.device,
+        dtype=dtype,
+    )
     images = load_images(dataset, data_root)
     check_fit(checkpoint, loaded, images)
     check_number(num_images, images)
     threat = parse_threat(patch, images.image_shape[1:])
     chosen = parse_attacks(attacks, steps=steps, budget=budget)
     model = loaded.model
-    smoothed = model if isinstance(model, SmoothedClassifier) else None
-    configuration: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, "ablation": None}
-    if smoothed is not None:
-        configuration |= {
-            "ablation": str(smoothed.ablation),
-            "voting": str(smoothed.voting),
-            "guard": smoothed.guard,
-            "encoding": smoothed.encoding.name,
-        }
+    smoothed = voters(model)
+    configuration: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, **described(model)}
     configuration |= {"dtype": dtype, "budget": budget}
     if output is None:
         what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
@@ -182,7 +193,9 @@ def _run(
             indent=1,
         )
     )
-    kind = "undefended" if smoothed is None else f"{smoothed.ablation}, {smoothed.voting}"
+    kind = "undefended" if smoothed is None else f"{configuration['ablation']}, {smoothed.voting}"
+    if isinstance(model, RandomizedClassifier):
+        kind += f", {model.sampling.estimation:,} samples"
     title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({kind})"
     console = Console()
     guard = None if smoothed is None else smoothed.guard
@@ -197,27 +210,6 @@ def _run(
     return BROKEN
 
 
-def _model(
-    name: str, ablation: str | None, theta: float | None, guard: float | None, device: str, dtype: str
-) -> Checkpoint:
-    precision = check_dtype(dtype)
-    loaded = load_checkpoint(name, ablation=None if ablation is None else parse_ablation(ablation))
-    model = loaded.model
-    for option, value in (("theta", theta), ("guard", guard)):
-        if value is not None and not isinstance(model, SmoothedClassifier):
-            raise InvalidInput(
-                f"{option} is {value}, but checkpoint {name} is undefended and casts no votes; "
-                f"drop --{option} or name another checkpoint"
-            )
-    if theta is not None:
-        loaded.smoothed.voting = Threshold(theta, loaded.smoothed.voting.guard)
-    if guard is not None:
-        loaded.smoothed.voting = loaded.smoothed.voting.with_guard(guard)
-    model.to(device, precision)
-    model.requires_grad_(False)
-    return loaded
-
-
 def _replay(path: Path, device: str) -> int:
     """Show a counterexample again with the checkpoint it came from; 1 when it still stands."""
     example = load_counterexample(path)
@@ -227,20 +219,25 @@ def _replay(path: Path, device: str) -> int:
     loaded = load_checkpoint(claim["checkpoint"])
     if loaded.sha256 != claim["checkpoint_sha256"]:
         raise InvalidInput(f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file")
-    model = loaded.smoothed.to(check_device(device), DTYPES[claim["dtype"]])
-    model.voting = parse_voting(claim["voting"], claim["guard"])
+    model = as_in_run(loaded, claim).to(check_device(device), check_dtype(claim["dtype"]))
+    votes = voters(model)
+    assert votes is not None
     outcome, certified = replay(example, model)
     console = Console()
     console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
-        counts = model.votes(image).cast[0].sum(dim=0).tolist()
-        console.print(f"votes {name}: {counts}, prediction {int(model.predict(image))}")
+        counts = votes.votes(image).cast[0].sum(dim=0).tolist()
+        console.print(f"votes {name}: {counts}, prediction {int(predict(referee(model), image))}")
     stands = certified and bool(outcome.broken[0])
     console.print(
         f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
         f"prediction changed: {bool(outcome.broken[0])}"
     )
+    if isinstance(model, RandomizedClassifier):
+        console.print(
+            f"a certificate may be wrong with a chance of {model.sampling.alpha:g}: the run counts such cases"
+        )
     console.print("the counterexample stands" if stands else "the counterexample does not stand here")
     return BROKEN if stands else HELD
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attacks.base import Outcome, Proposal, judge, predict
+from attacks.base import Outcome, Proposal, judge, predict, referee
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -85,10 +85,14 @@ def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bo
     none = torch.zeros(1, device=device)
     proposal = Proposal(x_adv, corners, none.long(), none)
     outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal)
-    if example.attack == "predict":  # no patch: predict itself contradicted the certificate, or abstained
-        outcome = replace(outcome, broken=predict(model, x) != example.prediction)
     methods: tuple[dict[str, Any], ...] = ({},)
     if isinstance(model, SmoothedClassifier):
         methods = ({"method": "exact"}, {"method": "margin"})
     claims = [model.certify(x, example.threat, **method) for method in methods]  # type: ignore[operator]
+    if example.attack == "predict":  # no patch: predict itself contradicted the certificate
+        answers = torch.stack([predict(model, x), predict(referee(model), x)])
+        wrong = answers != example.prediction
+        if claims[0].confidence is not None:  # it may abstain
+            wrong &= answers >= 0
+        outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binom, binomtest
 
 from evaluate.records import Record
 
+LEVEL = 0.001  # a run as bad as that has this chance or less, where the classifier is right: then it is not right
 Verdict = Literal["held", "broken", "not tested", "no certificate"]
 
 
@@ -64,8 +66,28 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """How many certified predictions were `changed`, against how many may be, of a classifier that certifies with
+    `confidence`.
+
+    An image is certified and found changed with a chance of at most `error` (see `Record`), over its samples, whether
+    many are certified or few: so the count is of all `images`, whose samples are independent where they differ.
+    `probability`: of so many or more, P(Bin(images, error) ≥ changed), at most. `most`: the largest count for which it
+    is not below `LEVEL`; more of them break the verdict.
+    """
+
+    confidence: float
+    error: float
+    images: int
+    changed: int
+    most: int
+    probability: float
+
+
+@dataclass(frozen=True)
 class Summary:
-    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed.
+    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed; of
+    certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err).
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
     one spent evaluations, tried a placement and proposed a patch within the threat. Of a classifier that certifies
@@ -88,10 +110,12 @@ class Summary:
     violations: list[dict[str, Any]]
     close_votes: int
     votes: int
+    allowance: Allowance | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
         out = {key: value.as_dict() if isinstance(value, Share) else value for key, value in vars(self).items()}
+        out["allowance"] = None if self.allowance is None else asdict(self.allowance)
         out["undecided"] = None if self.undecided is None else asdict(self.undecided)
         out["attacks"] = {
             name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()} for name, attack in self.attacks.items()
@@ -132,7 +156,9 @@ def summarise(records: list[Record]) -> Summary:
     violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
     exact = _certified(records, [record.certified_exact for record in records])
     verdict: Verdict = "held" if len(attacked) == len(certified) else "not tested"
-    if violations:
+    allowance = _allowance(records)
+    improbable = allowance is not None and allowance.probability < LEVEL
+    if improbable or any(record.violations for record in certified if record.confidence is None):
         verdict = "broken"
     elif exact is None and not certified:
         verdict = "no certificate"
@@ -155,6 +181,25 @@ def summarise(records: list[Record]) -> Summary:
         violations=violations,
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
+        allowance=allowance,
+    )
+
+
+def _allowance(records: list[Record]) -> Allowance | None:
+    """The count of changed certified predictions, where they are certified with a confidence; None where not."""
+    random = [record for record in records if record.confidence is not None]
+    if not random:
+        return None
+    error, number = max(record.error or 0.0 for record in random), len(random)
+    changed = sum(bool(record.violations) for record in random)
+    tail = binom.sf(np.arange(number + 1) - 1, number, error)  # P(Bin(number, error) ≥ k) for each count k
+    return Allowance(
+        confidence=min(record.confidence or 0.0 for record in random),
+        error=error,
+        images=number,
+        changed=changed,
+        most=int((tail >= LEVEL).nonzero()[0].max()),
+        probability=float(tail[changed]),
     )
 
 

@@ -45,12 +45,16 @@ class AttackRecord:
 class Record:
     """One image: its prediction, what was proved of it, and how each attack fared.
 
-    Margins are worst cases, certified iff ≥ 0; `largest_certified` is the side of a square. The paper's margin and the
-    largest square are None for classifiers that do not offer them; of one without certificates, `consistent` and
-    `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes` cells in all.
-    Attacks are those run: none on an image neither certified nor classified correctly, which needs none. `consistent`
-    says that `predict` returned the certified prediction. `refuted`: the vote-level adversary, `attacks.worst_votes`,
-    changes it; None where there are no votes.
+    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square. The
+    paper's margin and the largest square are None for classifiers that do not offer them; of one without certificates,
+    `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
+    cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
+    `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
+    `attacks.worst_votes`, changes it; None where there are no votes.
+
+    Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
+    image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
+    its `predict`'s (-1: it abstains), where certified the certificate's. None for all others.
     """
 
     index: int
@@ -65,6 +69,8 @@ class Record:
     close_votes: int
     votes: int
     refuted: bool | None = None
+    confidence: float | None = None
+    error: float | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property
@@ -126,6 +132,8 @@ SCHEMA = pa.schema(
         ("close_votes", pa.int64()),
         ("votes", pa.int64()),
         ("refuted", pa.bool_()),
+        ("confidence", pa.float64()),
+        ("error", pa.float64()),
         ("attacks", pa.list_(_ATTACK)),
     ]
 )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.base import Outcome, PatchAttack, Proposal, judge, predict
+from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
 from attacks.votes import worst_votes
 from evaluate.claim import claim, images_fingerprint
 from evaluate.counterexample import save_counterexample
@@ -23,6 +23,7 @@ from robustpatch import checks
 from robustpatch.certificate import Certificate, Evidence
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 
@@ -122,9 +123,11 @@ def evaluate(
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    """What tells models apart: their kind, their weights, and how a smoothed one ablates and votes."""
+    """What tells models apart: their kind, their weights, and how a smoothed one ablates, samples and votes."""
     parts: list[object] = [type(model).__qualname__]
-    if isinstance(model, SmoothedClassifier):
+    if isinstance(model, RandomizedClassifier):
+        parts += [repr(model.sampling), model.views]
+    if isinstance(model, SmoothedClassifier | RandomizedClassifier):
         parts += [
             type(model.base).__qualname__,
             str(model.ablation),
@@ -157,6 +160,14 @@ def _batch(
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
     consistent = predicted == prediction
+    error = None
+    if (
+        exact is not None and exact.confidence is not None
+    ):  # neither abstaining nor the class of an image that it leaves
+        prediction = torch.where(exact.certified, exact.prediction, predicted)
+        answers = torch.stack([predicted, predict(referee(model), x)])
+        consistent = ((answers == prediction) | (answers < 0) | ~exact.certified).all(dim=0)
+        error = _error(model, exact.confidence, len(attacks) * len(threat.threats))
     correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
@@ -191,6 +202,7 @@ def _batch(
     nothing = [None] * len(y)
     evidence = None if exact is None else exact.evidence
     margin = nothing if exact is None or exact.margin is None else exact.margin.double().tolist()
+    paper_margin = nothing if paper is None or paper.margin is None else paper.margin.double().tolist()
     largest = nothing if exact is None or evidence is None else exact.largest_certified().tolist()
     votes = 0 if evidence is None else evidence.votes.cast[0].numel()
     refuted = nothing if evidence is None else _refuted(evidence, threat)
@@ -203,15 +215,25 @@ def _batch(
             certified_exact=None if exact is None else bool(exact.certified[i]),
             margin_exact=margin[i],
             certified_margin=None if paper is None else bool(paper.certified[i]),
-            margin_margin=None if paper is None else float(paper.margin[i]),
+            margin_margin=paper_margin[i],
             largest_certified=largest[i],
             close_votes=0 if exact is None else int(exact.close[i]),
             votes=votes,
             refuted=refuted[i],
+            confidence=None if exact is None else exact.confidence,
+            error=error,
             attacks=found[i],
         )
         for i in range(len(y))
     ]
+
+
+def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
+    """At most the chance that an image is certified and found changed though all is right: that its certificate is
+    wrong, or its `predict`, or that the referee's, asked about the clean image and `judged` attacked ones.
+    """
+    own, referee = (float(getattr(model, name, 0.0)) for name in ("prediction_error", "judge_error"))
+    return min(1.0, 1 - confidence + own + referee * (1 + judged))
 
 
 def _attack(

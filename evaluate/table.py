@@ -25,7 +25,8 @@ def summary_table(
     if summary.certified_margin is not None:
         table.add_row("certified (margin)", *_share(summary.certified_margin))
     if summary.certified_exact is not None:
-        table.add_row("certified (exact)", *_share(summary.certified_exact), end_section=True)
+        kind = "(exact)" if summary.allowance is None else f"at {100 * summary.allowance.confidence:g}%"
+        table.add_row(f"certified {kind}", *_share(summary.certified_exact), end_section=True)
     for name, attack in summary.attacks.items():
         visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
         table.add_row(
@@ -41,9 +42,12 @@ def summary_table(
     table.add_row(*gap, "", "", "", f"{seconds:.1f} s")
     notes = []
     if guard is not None:
-        close = summary.close_votes / summary.votes if summary.votes else 0.0
         measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
-        votes = f"{summary.close_votes} of {summary.votes:,} votes close ({close:.2e})"
+        votes = f"{summary.close_votes} votes close"
+        if summary.votes:
+            votes = (
+                f"{summary.close_votes} of {summary.votes:,} votes close ({summary.close_votes / summary.votes:.2e})"
+            )
         notes.append(Text(f"guard {guard:g}{measured}; {votes}"))
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
@@ -72,19 +76,29 @@ def _verdict(summary: Summary) -> Text:
         f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
         f"{summary.certified_evaluations:,} evaluations"
     )
+    found = _changed(summary)
     if summary.verdict == "broken":
-        images = sorted({violation["index"] for violation in summary.violations})
-        return Text(
-            f"BROKEN: {len(images)} certified predictions were changed (images {_some(images)}); {attacked}",
-            style="bold red",
-        )
+        return Text(f"BROKEN: {found}; {attacked}", style="bold red")
     if summary.verdict == "no certificate":
         return Text("NO CERTIFICATE: this classifier proves nothing, so there is none to break", style="bold yellow")
     if summary.certified_images == 0:
         return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
     if summary.verdict == "not tested":
-        return Text(f"NOT TESTED: {attacked}", style="bold yellow")
-    return Text(f"HELD: no certified prediction was changed; {attacked}", style="bold green")
+        return Text(f"NOT TESTED: {found + '; ' if summary.violations else ''}{attacked}", style="bold yellow")
+    return Text(f"HELD: {found}; {attacked}", style="bold green")
+
+
+def _changed(summary: Summary) -> str:
+    """How many certified predictions were changed, and how many chance allows where certificates are randomized."""
+    images = sorted({violation["index"] for violation in summary.violations})
+    text = f"{len(images)} certified predictions were changed (images {_some(images)})"
+    random = summary.allowance
+    if random is None:
+        return text if images else "no certified prediction was changed"
+    allowed = f"where an error of at most {random.error:.3%} an image allows {random.most} of {random.images}"
+    if not images:
+        return f"no certified prediction was changed, {allowed}"
+    return f"{text}, {allowed} (P ≤ {random.probability:.2g} for so many)"
 
 
 def _some(numbers: list[int], most: int = 8) -> str:

@@ -35,6 +35,22 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sparse(tmp_path_factory):
+    """A sparse classifier that says 7, or 3 where the five pixels it sees are worth two white ones: most say 7."""
+    config = {**CONFIG, "network": {"name": "mlp", "widths": []}, "ablation": "sparse:5", "voting": "top1"}
+    torch.set_num_threads(1)
+    model = model_from(config)
+    with torch.no_grad():
+        for parameter in model.base.parameters():
+            parameter.zero_()
+        model.base.head.weight[3, : 28 * 28] = 4
+        model.base.head.bias[7] = 7
+    path = tmp_path_factory.mktemp("weights") / "sparse.safetensors"
+    save_checkpoint(path, model, config)
+    return path
+
+
+@pytest.fixture(scope="session")
 def undefended(tmp_path_factory):
     """A plain network of untrained features whose last layer knows the first eight images and no others."""
     config = {"network": {"name": "small-cnn", "widths": [4, 4], "hidden": 16}, "ablation": None}

@@ -1,0 +1,109 @@
+"""The model of a run: a checkpoint with what the command line changes of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from evaluate.command import check_dtype
+from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.sampling import Sampling
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.sparse import parse_source
+from robustpatch.voting import Threshold, parse_voting
+from robustpatch.zoo import Checkpoint, load_checkpoint
+
+
+def voters(model: torch.nn.Module) -> SmoothedClassifier | None:
+    """What casts the votes of a smoothed or a randomized classifier; None for one without votes."""
+    if isinstance(model, RandomizedClassifier):
+        return model.enumerated()
+    return model if isinstance(model, SmoothedClassifier) else None
+
+
+def load_model(
+    name: str,
+    *,
+    ablation: str | None = None,
+    theta: float | None = None,
+    guard: float | None = None,
+    randomized: bool = False,
+    alpha: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Checkpoint:
+    """The checkpoint of that name, its votes as asked for; None leaves what it has.
+
+    `randomized`: its ablations sampled; of a sparse checkpoint they always are. `alpha`, `samples` (a tenth as many
+    choose the class) and `seed` are for those alone. Raises `InvalidInput` for what the checkpoint gives no meaning.
+    """
+    precision = check_dtype(dtype)
+    loaded = load_checkpoint(name, ablation=None if ablation is None else parse_source(ablation))
+    for option, value in (("theta", theta), ("guard", guard), ("randomized", randomized or None)):
+        if value is not None and voters(loaded.model) is None:
+            raise InvalidInput(
+                f"{option} is {value}, but checkpoint {name} is undefended and casts no votes; "
+                f"drop --{option} or name another checkpoint"
+            )
+    sampled = randomized or isinstance(loaded.model, RandomizedClassifier)
+    if theta is not None and sampled:
+        raise InvalidInput(f"theta is {theta}, but randomized certificates are of top-1 votes; drop --theta")
+    for option, value in (("alpha", alpha), ("samples", samples)):
+        if value is not None and not sampled:
+            raise InvalidInput(
+                f"{option} is {value}, but of checkpoint {name} nothing is left to chance; drop --{option}, or sample "
+                "its ablations with --randomized"
+            )
+    if theta is not None:
+        loaded.smoothed.voting = Threshold(theta, loaded.smoothed.voting.guard)
+    if sampled:
+        options: dict[str, Any] = {"seed": seed}
+        options |= {} if alpha is None else {"alpha": alpha}
+        options |= {} if samples is None else {"estimation": samples, "selection": max(1, samples // 10)}
+        loaded = _sampled(loaded, Sampling(**options))
+    model = loaded.model
+    if guard is not None and isinstance(model, SmoothedClassifier | RandomizedClassifier):
+        model.voting = model.voting.with_guard(guard)
+    model.to(device, precision)
+    model.requires_grad_(False)
+    return loaded
+
+
+def described(model: torch.nn.Module) -> dict[str, Any]:
+    """What a run notes of the model besides the checkpoint: enough for `as_in_run`."""
+    votes = voters(model)
+    if votes is None:
+        return {"ablation": None}
+    note = {
+        "ablation": str(votes.ablation),
+        "voting": str(votes.voting),
+        "guard": votes.guard,
+        "encoding": votes.encoding.name,
+    }
+    if isinstance(model, RandomizedClassifier):
+        note |= {"ablation": str(model.ablation), "sampling": asdict(model.sampling)}
+    return note
+
+
+def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:
+    """The checkpoint's model with the votes and samples that a run noted."""
+    if "sampling" in note:
+        model = _sampled(loaded, Sampling(**note["sampling"])).model
+        assert isinstance(model, RandomizedClassifier)
+        model.voting = model.voting.with_guard(note["guard"])
+        return model
+    model = loaded.smoothed
+    model.voting = parse_voting(note["voting"], note["guard"])
+    return model
+
+
+def _sampled(loaded: Checkpoint, sampling: Sampling) -> Checkpoint:
+    if isinstance(loaded.model, RandomizedClassifier):
+        loaded.model.sampling = sampling
+        return loaded
+    return replace(loaded, model=RandomizedClassifier.of(loaded.smoothed, sampling))
