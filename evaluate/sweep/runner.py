@@ -71,6 +71,7 @@ def certify_scores(
     for patch in patches:
         for method in METHODS:
             found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
+            assert found.margin is not None  # of votes there always is one
             columns[margin_column(method, patch)] = found.margin
     return columns
 
