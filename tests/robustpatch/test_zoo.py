@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from robustpatch.ablation import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import SmallCNN
+from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import Threshold, TopOne
 from robustpatch.zoo import load_checkpoint, model_from, names, save_checkpoint
@@ -129,10 +130,21 @@ def test_an_undefended_checkpoint_is_taken_for_no_smoothed_one(plain, saved):
 
 def test_shipped_checkpoints_load():
     """Each name in the package gives a model that fits its own configuration."""
-    assert names() == ["mnist-columns2", "mnist-columns2-seed1", "mnist-columns2-seed2", "mnist-undefended"]
+    families = [
+        "2blocks4",
+        "2columns1",
+        "blocks8",
+        "columns2",
+        "columns2-seed1",
+        "columns2-seed2",
+        "columns4-top1",
+        "rows2",
+    ]
+    assert names() == [*(f"mnist-{family}" for family in families), "mnist-sparse5", "mnist-undefended"]
     for name in names():
         checkpoint = load_checkpoint(name)
-        assert isinstance(checkpoint.model, SmoothedClassifier) == (name != "mnist-undefended")
+        kind = {"mnist-undefended": SmallCNN, "mnist-sparse5": RandomizedClassifier}.get(name, SmoothedClassifier)
+        assert isinstance(checkpoint.model, kind)
         channels, height, width = checkpoint.config["image_shape"]
         scores = checkpoint.model(torch.zeros(1, channels, height, width))
         assert scores.shape == (1, len(checkpoint.config["class_names"]))
