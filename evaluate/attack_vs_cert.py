@@ -15,11 +15,12 @@ from rich.console import Console
 from attacks import parse_attacks
 from attacks.base import predict, referee
 from attacks.registry import names
+from evaluate.batch import Settings
 from evaluate.command import BROKEN, HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.metrics import summarise
 from evaluate.models import as_in_run, described, load_model, voters
-from evaluate.runner import Settings, evaluate
+from evaluate.runner import evaluate
 from evaluate.table import summary_table
 from robustpatch.checks import calibrate_guard
 from robustpatch.data import load_images

@@ -7,33 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 
 
-def claim(output: Path, configuration: dict[str, Any]) -> None:
+def claim(output: str | Path | Store, configuration: dict[str, Any]) -> None:
     """Make `output` this run's, or find that it is already. Raises `InvalidInput` where it holds another."""
     configuration = json.loads(json.dumps(configuration))
-    path = output / "run.json"
-    if path.exists():
+    store = Store.of(output)
+    if store.exists("run.json"):
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(store.read("run.json"))
         except ValueError:  # no JSON, or no text at all
             stored = None
         if stored != configuration:
             differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]
             raise InvalidInput(
-                f"output {output} holds another run (other {', '.join(differing) or 'keys'}); name "
+                f"output {store} holds another run (other {', '.join(differing) or 'keys'}); name "
                 "another output, or repeat that run's options to resume it"
             )
         return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(configuration, indent=1))
-        part.replace(path)
-    except OSError as error:
-        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
+    store.write("run.json", json.dumps(configuration, indent=1).encode())
 
 
 def images_fingerprint(images: ImageSet, total: int) -> str:

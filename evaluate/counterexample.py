@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
+from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -35,36 +36,25 @@ class Counterexample:
     configuration: dict[str, Any]
 
 
-def save_counterexample(
-    output: Path,
-    model: torch.nn.Module,
-    x: Tensor,
-    x_adv: Tensor,
-    corners: list[int],
-    index: int,
-    prediction: int,
-    attack: str,
-    threat: PatchThreat,
-    configuration: dict[str, Any],
-) -> Path:
-    """Write `output`/counterexamples/image-INDEX-ATTACK-PATCH.safetensors and return its path."""
-    patch = str(threat).replace("*", "of")
-    path = Path(output) / "counterexamples" / f"image-{index:08d}-{attack}-{patch}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    where = torch.tensor(corners or [0, 0] * threat.count).reshape(threat.count, 2)
-    tensors = {"x": x.cpu().contiguous().clone(), "x_adv": x_adv.cpu().contiguous().clone(), "corners": where}
+def save_counterexample(output: str | Path | Store, model: torch.nn.Module, example: Counterexample) -> str:
+    """Write counterexamples/image-INDEX-ATTACK-PATCH.safetensors under `output`; returns that name."""
+    patch = str(example.threat).replace("*", "of")
+    name = f"counterexamples/image-{example.index:08d}-{example.attack}-{patch}.safetensors"
+    images = {"x": example.x, "x_adv": example.x_adv}
+    tensors = {kept: image.cpu().contiguous().clone() for kept, image in images.items()} | {"corners": example.corners}
     if isinstance(model, SmoothedClassifier):
-        for name, image in (("votes_before", x), ("votes_after", x_adv)):
-            tensors[name] = model.votes(image[None]).cast[0].to(torch.uint8).cpu()
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
+            tensors[kept] = model.votes(image[None].to(device)).cast[0].to(torch.uint8).cpu()
     claim = {
-        "index": index,
-        "prediction": prediction,
-        "attack": attack,
-        "configuration": configuration,
-        "threat": [threat.height, threat.width, threat.count],
+        "index": example.index,
+        "prediction": example.prediction,
+        "attack": example.attack,
+        "configuration": example.configuration,
+        "threat": [example.threat.height, example.threat.width, example.threat.count],
     }
-    save_file(tensors, path, metadata={"counterexample": json.dumps(claim)})
-    return path
+    Store.of(output).write(name, save(tensors, metadata={"counterexample": json.dumps(claim)}))
+    return name
 
 
 def load_counterexample(path: str | Path) -> Counterexample:

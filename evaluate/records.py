@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 
 TIMES = ("seconds",)  # the only fields in which two equal runs may differ
@@ -139,36 +139,37 @@ SCHEMA = pa.schema(
 )
 
 
-def shard_path(output: Path, first: int, stop: int) -> Path:
-    """The shard of images first, …, stop - 1."""
-    return output / "records" / f"{first:08d}-{stop:08d}.parquet"
+def shard_name(first: int, stop: int) -> str:
+    """The shard of images first, …, stop - 1, as `Store` names it."""
+    return f"records/{first:08d}-{stop:08d}.parquet"
 
 
-def write_shard(path: Path, records: list[Record]) -> None:
+def write_shard(output: str | Path | Store, name: str, records: list[Record]) -> None:
     """Write the records; a reader never sees half a file."""
-    write_table(path, pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA))
+    write_table(output, name, pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
     """Write a table; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".part-{os.getpid()}")
-    pq.write_table(table, part)
-    os.replace(part, path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    Store.of(output).write(name, sink.getvalue().to_pybytes())
 
 
-def read_shard(path: Path) -> list[Record]:
+def read_shard(output: str | Path | Store, name: str) -> list[Record]:
     """The records of one shard. Raises `InvalidInput` when it is damaged."""
+    store = Store.of(output)
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+        rows = pq.read_table(pa.BufferReader(store.read(name)), schema=SCHEMA).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(
-            f"shard {path} is damaged ({error}); delete it, and the run does its images again"
+            f"shard {store.path(name)} is damaged ({error}); delete it, and the run does its images again"
         ) from error
     return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
 
 
-def read_records(output: Path) -> list[Record]:
+def read_records(output: str | Path | Store) -> list[Record]:
     """All records of a run, by index."""
-    shards = sorted((output / "records").glob("*.parquet"))
-    return sorted((record for shard in shards for record in read_shard(shard)), key=lambda record: record.index)
+    store = Store.of(output)
+    shards = store.names("records", ".parquet")
+    return sorted((record for shard in shards for record in read_shard(store, shard)), key=lambda record: record.index)

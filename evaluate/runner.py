@@ -1,68 +1,28 @@
-"""images -> records: certify, attack, judge; in batches fixed by index, each written when whole."""
+"""images -> records: in batches fixed by index, each written when whole."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
-from attacks.votes import worst_votes
+from attacks.base import PatchAttack
+from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint
 from evaluate.counterexample import save_counterexample
-from evaluate.gap import damage
-from evaluate.records import AttackRecord, Record, read_records, shard_path, write_shard
-from robustpatch import checks
-from robustpatch.certificate import Certificate, Evidence
+from evaluate.records import Record, read_records, shard_name, write_shard
+from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat, Threat
+from robustpatch.threat import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the records besides model, images and attacks.
-
-    `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
-    for no limit.
-    """
-
-    num_images: int
-    batch_size: int = 50
-    certified_budget: int | None = 5_000
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-
-@torch.no_grad()
-def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
-    """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier; None without one."""
-    if not hasattr(model, "certify"):
-        checks.evaluation_mode(model)
-        checks.image_values(x)
-        return None, None
-    certificate: Certificate = model.certify(x, threat)  # type: ignore[operator]
-    if not isinstance(model, SmoothedClassifier):
-        return certificate, None
-    if type(model).certify is SmoothedClassifier.certify:
-        return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    return certificate, model.certify(x, threat, "margin")
 
 
 def evaluate(
@@ -71,7 +31,7 @@ def evaluate(
     threat: Threat,
     attacks: Sequence[PatchAttack],
     settings: Settings,
-    output: Path,
+    output: str | Path | Store,
     *,
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
@@ -87,7 +47,7 @@ def evaluate(
     and number of threads. Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is
     written to `output`/run.json; an output that holds another run is refused with `InvalidInput`.
     """
-    output = Path(output)
+    store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
     for attack in attacks:
         for one in threat.threats:
@@ -106,20 +66,30 @@ def evaluate(
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
-    claim(output, own)
-    done = {record.index for record in read_records(output)}
+    claim(store, own)
+    done = {record.index for record in read_records(store)}
     for first in range(0, total, settings.batch_size):
         stop = min(first + settings.batch_size, total)
         if done.issuperset(range(first, stop)):
             continue
         on_progress(first, "certifying")
         x, y = (tensor.to(settings.device) for tensor in images.batch(range(first, stop)))
-        records = _batch(
-            model, x, y, first, threat, attacks, settings, output, own, lambda what, at=first: on_progress(at, what)
+        batch = evaluate_batch(
+            model,
+            x,
+            y,
+            first,
+            threat,
+            attacks,
+            settings,
+            configuration=own,
+            on_progress=lambda what, at=first: on_progress(at, what),
         )
-        write_shard(shard_path(output, first, stop), records)
+        for example in batch.counterexamples:
+            save_counterexample(store, model, example)
+        write_shard(store, shard_name(first, stop), batch.records)
     on_progress(total, "done")
-    return read_records(output)
+    return read_records(store)
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
@@ -140,163 +110,3 @@ def _fingerprint(model: torch.nn.Module) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _batch(
-    model: torch.nn.Module,
-    x: Tensor,
-    y: Tensor,
-    first: int,
-    threat: Threat,
-    attacks: Sequence[PatchAttack],
-    settings: Settings,
-    output: Path,
-    configuration: dict[str, Any],
-    on_progress: Callable[[str], None],
-) -> list[Record]:
-    exact, paper = _certify(model, x, threat)
-    predicted = predict(model, x)
-    prediction = predicted if exact is None else exact.prediction
-    claims = [claim.certified for claim in (exact, paper) if claim is not None]
-    certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
-    consistent = predicted == prediction
-    error = None
-    if (
-        exact is not None and exact.confidence is not None
-    ):  # neither abstaining nor the class of an image that it leaves
-        prediction = torch.where(exact.certified, exact.prediction, predicted)
-        answers = torch.stack([predicted, predict(referee(model), x)])
-        consistent = ((answers == prediction) | (answers < 0) | ~exact.certified).all(dim=0)
-        error = _error(model, exact.confidence, len(attacks) * len(threat.threats))
-    correct = prediction == y
-    found: list[list[AttackRecord]] = [[] for _ in y]
-    for i in (certified & ~consistent).nonzero()[:, 0].tolist():
-        save_counterexample(
-            output, model, x[i], x[i], [], first + i, int(prediction[i]), "predict", threat.threats[0], configuration
-        )
-    for attack in attacks:
-        for one in threat.threats:
-            for unpruned, chosen in ((False, correct & ~certified), (True, certified)):
-                rows = chosen.nonzero()[:, 0]
-                if len(rows) == 0:
-                    continue
-                on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
-                run = attack.unpruned(settings.certified_budget) if unpruned else attack
-                scored_whole = unpruned and not run.touched_only
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings)
-                for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
-                    found[i].append(record)
-                    if unpruned and record.broken:
-                        save_counterexample(
-                            output,
-                            model,
-                            x[i],
-                            x_adv,
-                            record.corners,
-                            first + i,
-                            int(prediction[i]),
-                            attack.name,
-                            one,
-                            configuration,
-                        )
-    nothing = [None] * len(y)
-    evidence = None if exact is None else exact.evidence
-    margin = nothing if exact is None or exact.margin is None else exact.margin.double().tolist()
-    paper_margin = nothing if paper is None or paper.margin is None else paper.margin.double().tolist()
-    largest = nothing if exact is None or evidence is None else exact.largest_certified().tolist()
-    votes = 0 if evidence is None else evidence.votes.cast[0].numel()
-    refuted = nothing if evidence is None else _refuted(evidence, threat)
-    return [
-        Record(
-            index=first + i,
-            label=int(y[i]),
-            prediction=int(prediction[i]),
-            consistent=None if exact is None else bool(consistent[i]),
-            certified_exact=None if exact is None else bool(exact.certified[i]),
-            margin_exact=margin[i],
-            certified_margin=None if paper is None else bool(paper.certified[i]),
-            margin_margin=paper_margin[i],
-            largest_certified=largest[i],
-            close_votes=0 if exact is None else int(exact.close[i]),
-            votes=votes,
-            refuted=refuted[i],
-            confidence=None if exact is None else exact.confidence,
-            error=error,
-            attacks=found[i],
-        )
-        for i in range(len(y))
-    ]
-
-
-def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
-    """At most the chance that an image is certified and found changed though all is right: that its certificate is
-    wrong, or its `predict`, or that the referee's, asked about the clean image and `judged` attacked ones.
-    """
-    own, referee = (float(getattr(model, name, 0.0)) for name in ("prediction_error", "judge_error"))
-    return min(1.0, 1 - confidence + own + referee * (1 + judged))
-
-
-def _attack(
-    model: torch.nn.Module,
-    x: Tensor,
-    prediction: Tensor,
-    threat: PatchThreat,
-    attack: PatchAttack,
-    unpruned: bool,
-    settings: Settings,
-) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction."""
-    # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
-    generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
-    started = time.monotonic()
-    proposal = attack(model, x, prediction, threat, generator=generator)
-    outcome = judge(model, x, prediction, threat, proposal)
-    seconds = (time.monotonic() - started) / len(x)
-    done: list[dict[str, int]] = [{}] * len(x)
-    if isinstance(model, SmoothedClassifier):
-        done = [{} if i is None else i for i in _damage(model, x, prediction, threat, proposal, outcome)]
-    return [
-        (
-            AttackRecord(
-                attack=attack.name,
-                threat=str(threat),
-                unpruned=unpruned,
-                broken=bool(outcome.broken[i]),
-                contained=bool(outcome.contained[i]),
-                in_range=bool(outcome.in_range[i]),
-                prediction=int(outcome.prediction[i]),
-                corners=proposal.corners[i].flatten().tolist(),
-                evaluations=int(proposal.evaluations[i]),
-                visited=float(proposal.visited[i]),
-                seconds=seconds,
-                by=None if proposal.by is None else proposal.by[i],
-                **done[i],
-            ),
-            proposal.x_adv[i],
-        )
-        for i in range(len(x))
-    ]
-
-
-def _damage(
-    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: PatchThreat, proposal: Proposal, outcome: Outcome
-) -> list[dict[str, int] | None]:
-    """What each patch within the threat did to the votes; None of the others."""
-    valid = outcome.contained & outcome.in_range
-    x_adv, corners = torch.where(valid[:, None, None, None], proposal.x_adv, x), proposal.corners.clone()
-    corners[~valid] = 0
-    found = damage(model, x_adv, prediction, threat, corners)
-    parts = {name: getattr(found, name).tolist() for name in ("touched", "turned", "lead")}
-    return [{name: parts[name][i] for name in parts} if valid[i] else None for i in range(len(x))]
-
-
-def _refuted(evidence: Evidence, threat: Threat) -> list[bool]:
-    """Whether the vote-level adversary changes each prediction by some patch of the threat."""
-    cast = evidence.votes.cast
-    each = [worst_votes(cast, evidence.ablation, one, evidence.image_size).refuted for one in threat.threats]
-    return torch.stack(each).any(dim=0).tolist()
-
-
-def _seed(*parts: object) -> int:
-    """The seed of an attack: what was done before, or elsewhere, has no part in it."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evaluate.records import shard_path, write_table
+from evaluate.records import shard_name, write_table
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
 
@@ -37,18 +37,20 @@ def schema(patches: Sequence[object]) -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int64()) for name in (*numbers, *margins)])
 
 
-def sweep_shard(output: Path, checkpoint: str, first: int, stop: int) -> Path:
+def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
     """The shard of one checkpoint's images first, …, stop - 1."""
-    return output / "records" / checkpoint / shard_path(output, first, stop).name
+    folder, _, name = shard_name(first, stop).rpartition("/")
+    return f"{folder}/{checkpoint}/{name}"
 
 
 def write_sweep_shard(
-    path: Path, rows: Sequence[dict[str, Any]], patches: Sequence[object], seconds: dict[str, float]
+    output: Path, name: str, rows: Sequence[dict[str, Any]], patches: Sequence[object], seconds: dict[str, float]
 ) -> None:
     """Write columns, one dictionary of them for each voting rule, and beside them the time they took."""
     whole = schema(patches)
-    tables = [pa.table({name: some[name] for name in whole.names}, schema=whole) for some in rows]
-    write_table(path, pa.concat_tables(tables).replace_schema_metadata({_SECONDS: json.dumps(seconds).encode()}))
+    tables = [pa.table({column: some[column] for column in whole.names}, schema=whole) for some in rows]
+    times = {_SECONDS: json.dumps(seconds).encode()}
+    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(times))
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,14 @@ def sweep(
         model = checkpoint.smoothed
         for first in range(0, total, settings.batch_size):
             stop = min(first + settings.batch_size, total)
-            path = sweep_shard(output, name, first, stop)
-            if path.exists():
+            shard = sweep_shard(name, first, stop)
+            if (output / shard).exists():
                 continue
             on_progress(number * total + first, name)
             model.to(settings.device)
             rows, seconds = _batch(model, images, range(first, stop), settings)
             constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
-            write_sweep_shard(path, [{**constant, **row} for row in rows], settings.patches, seconds)
+            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], settings.patches, seconds)
         model.to("cpu")  # leaves the device to the next
     on_progress(len(checkpoints) * total, "done")
     return read_sweep(output)

@@ -10,7 +10,7 @@ import torch
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate import runner as module
-from evaluate.records import Record, read_records, read_shard, shard_path, write_shard
+from evaluate.records import Record, read_records, read_shard, shard_name, write_shard
 from robustpatch.ablation import Columns
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -131,7 +131,7 @@ def test_records_do_not_depend_on_what_was_done_before(tmp_path):
     """Two runs of the same call give the same records, times apart, and so does one that lost a shard."""
     first = run(tmp_path / "a")
     assert timeless(first) == timeless(run(tmp_path / "b"))
-    shard_path(tmp_path / "b", 4, 8).unlink()
+    (tmp_path / "b" / shard_name(4, 8)).unlink()
     assert timeless(first) == timeless(run(tmp_path / "b"))
     assert timeless(first) != timeless(run(tmp_path / "c", seed=1))
 
@@ -139,16 +139,16 @@ def test_records_do_not_depend_on_what_was_done_before(tmp_path):
 def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
     """A run started again does what is missing and no more."""
     before = run(tmp_path)
-    done, original = [], module._batch
+    done, original = [], module.evaluate_batch
 
-    def batch(model, x, y, first, *rest):
+    def batch(model, x, y, first, *rest, **options):
         done.append(first)
-        return original(model, x, y, first, *rest)
+        return original(model, x, y, first, *rest, **options)
 
-    monkeypatch.setattr(module, "_batch", batch)
+    monkeypatch.setattr(module, "evaluate_batch", batch)
     assert run(tmp_path) == before
     assert done == []
-    shard_path(tmp_path, 4, 8).unlink()
+    (tmp_path / shard_name(4, 8)).unlink()
     assert timeless(run(tmp_path)) == timeless(before)
     assert done == [4]
 
@@ -197,7 +197,7 @@ def test_a_damaged_claim_is_another_run(tmp_path):
 def test_an_output_that_is_no_folder(tmp_path):
     """A file in the way is a wrong call."""
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InvalidInput, match="cannot be written to"):
+    with pytest.raises(InvalidInput, match="cannot be written"):
         run(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -207,10 +207,10 @@ def test_records_survive_parquet(tmp_path):
     records = run(tmp_path / "run")
     nothing = dict.fromkeys(("margin_exact", "certified_margin", "margin_margin", "largest_certified"))
     odd = replace(records[0], attacks=[], **nothing)
-    path = shard_path(tmp_path / "again", 0, 10)
-    write_shard(path, [odd, *records[1:]])
-    assert read_shard(path) == [odd, *records[1:]]
-    (path.parent / "00000010-00000020.part-1").write_bytes(b"PAR1")
+    name = shard_name(0, 10)
+    write_shard(tmp_path / "again", name, [odd, *records[1:]])
+    assert read_shard(tmp_path / "again", name) == [odd, *records[1:]]
+    (tmp_path / "again" / "records" / "00000010-00000020.parquet.1.part").write_bytes(b"PAR1")
     assert read_records(tmp_path / "again") == [odd, *records[1:]]
     assert not list((tmp_path / "run" / "records").glob("*.part*"))
 
@@ -219,7 +219,7 @@ def test_records_survive_parquet(tmp_path):
 def test_a_truncated_shard_is_refused(keep, tmp_path):
     """With its name and what to do about it."""
     run(tmp_path)
-    path = shard_path(tmp_path, 4, 8)
+    path = tmp_path / shard_name(4, 8)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InvalidInput, match=r"00000004-00000008\.parquet is damaged.*delete it"):
         run(tmp_path)

@@ -67,7 +67,7 @@ def test_an_output_that_holds_another_run(checkpoint, tmp_path):
     assert call(*given).exit_code == 0
     refused(call(*given, "--seed", 1), "holds another run (other seed); name another output")
     (tmp_path / "mine").write_text("text")
-    refused(call(*given[:-1], tmp_path / "mine"), "cannot be written to")
+    refused(call(*given[:-1], tmp_path / "mine"), "cannot be written")
 
 
 @pytest.mark.parametrize("text", [{}, [], {"threat": [5, 5, 1]}, {"threat": [0, 5, 1]}, None])
