@@ -11,14 +11,17 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, ImageFolder
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from robustpatch.errors import InvalidInput
 
 DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
 SPLITS = ("train", "validation", "test")
+_PARTS = ("train", "training", "val", "validation", "valid")  # folders that are no classes
 VALIDATION = 5_000  # the last training images: every choice is made on these
 
 
@@ -33,6 +36,7 @@ class ImageSet:
     labels: Tensor
     _bytes: Tensor | None = None
     _folder: ImageFolder | None = None
+    _resized: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,14 +52,24 @@ class ImageSet:
         assert self._folder is not None
         path = self._folder.samples[i][0]
         try:
-            image = pil_to_tensor(self._folder.loader(path)).to(torch.float32) / 255
+            image = pil_to_tensor(self._folder.loader(path))
         except OSError as error:  # PIL's UnidentifiedImageError is one
             raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error
+        if self._resized:
+            size = self.image_shape[1:]
+            image = center_crop(resize(image, _covering(image.shape[1:], size), antialias=True), list(size))
         if tuple(image.shape) != self.image_shape:
             raise InvalidInput(
-                f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; resize all to one size"
+                f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; bring all to one size with "
+                "--image-size"
             )
-        return image
+        return image.to(torch.float32) / 255
+
+
+def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """`size` scaled so that it just covers `wanted`."""
+    scale = max(side / own for own, side in zip(size, wanted, strict=True))
+    return [max(side, round(own * scale)) for own, side in zip(size, wanted, strict=True)]
 
 
 def default_root() -> Path:
@@ -63,19 +77,40 @@ def default_root() -> Path:
     return Path(os.environ.get("ROBUSTPATCH_DATA", "~/.cache/robustpatch/data")).expanduser()
 
 
-def load_images(name: str, root: str | Path | None = None, split: str = "test") -> ImageSet:
+def load_images(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "test",
+    *,
+    image_size: tuple[int, int] | None = None,
+    channels: int = 3,
+    class_names: Sequence[str] | None = None,
+) -> ImageSet:
     """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
     folder, validation is an even sample of at most a tenth.
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
     - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
-    - "folder": `root`/test/CLASS/IMAGE (and train), in RGB, all of one size; classes in alphabetical order.
+    - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE.
+
+    The last three are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
+    to cover it and cropped in the middle. They are read in colour, or with `channels` 1 in grey. Its classes are in
+    alphabetical order, or `class_names`, in the order of a model's outputs: of these the folder may hold a few.
 
     Raises `InvalidInput` for an unknown name or split, and where files are missing.
     """
     if split not in SPLITS:
         raise InvalidInput(f"split is {split!r}; known are {', '.join(SPLITS)}")
     root = Path(root).expanduser() if root is not None else default_root()
+    if name == "folder":
+        return _folder(root, split, image_size, channels, class_names)
+    for option, value in (
+        ("image_size", image_size),
+        ("channels", None if channels == 3 else channels),
+        ("class_names", class_names),
+    ):
+        if value is not None:
+            raise InvalidInput(f"{option} is {value}, but dataset {name} has its own; drop it, or use --dataset folder")
     if name == "mnist-sample":
         if split != "test":
             raise InvalidInput(f'split is {split!r}, but mnist-sample has only "test"; use --dataset mnist')
@@ -94,8 +129,6 @@ def load_images(name: str, root: str | Path | None = None, split: str = "test") 
         cifar = _torchvision(CIFAR10, root, train=split != "test")
         images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
         return _part(_of_bytes(name, split, images, torch.tensor(cifar.targets), tuple(cifar.classes)), split)
-    if name == "folder":
-        return _folder(root, split)
     raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
 
 
@@ -130,18 +163,45 @@ def _part(images: ImageSet, split: str) -> ImageSet:
     )
 
 
-def _folder(root: Path, split: str) -> ImageSet:
+def _folder(
+    root: Path, split: str, image_size: tuple[int, int] | None, channels: int, class_names: Sequence[str] | None
+) -> ImageSet:
+    if channels not in (1, 3):
+        raise InvalidInput(f"channels is {channels}; images are read in colour (3) or in grey (1)")
+    if image_size is not None and min(image_size) < 1:
+        raise InvalidInput(f"image_size is {image_size}; give a height and a width of at least 1")
     path = root / ("test" if split == "test" else "train")
+    if split == "test" and not path.is_dir():
+        path = root
+        parts = sorted(part.name for part in root.iterdir() if part.name in _PARTS) if root.is_dir() else []
+        if parts:
+            raise InvalidInput(
+                f"data-root is {root}, which holds {', '.join(parts)} but no test; name the one to test, as in "
+                f"{root / parts[-1]}"
+            )
     try:
-        folder = ImageFolder(str(path))
+        folder = ImageFolder(str(path), loader=_in_grey if channels == 1 else default_loader)
     except FileNotFoundError as error:
-        raise InvalidInput(f"data-root is {root}, but there are no images in {path}/CLASS/ ({error})") from error
-    labels = torch.tensor(folder.targets)
-    channels, height, width = pil_to_tensor(folder.loader(folder.samples[0][0])).shape
+        raise InvalidInput(
+            f"data-root is {root}, but there are no images in {path}/CLASS/ ({error}); make one folder for each class"
+        ) from error
+    names = tuple(folder.classes if class_names is None else class_names)
+    unknown = sorted(set(folder.classes) - set(names))
+    if unknown or len(set(names)) < len(names):
+        what = f"not {', '.join(unknown[:5])}, folders of {path}" if unknown else "one of them twice"
+        raise InvalidInput(f"class_names is {', '.join(names[:5])}, … ({len(names)}), {what}; name each class once")
+    labels = torch.tensor([names.index(name) for name in folder.classes])[torch.tensor(folder.targets)]
+    size = image_size or tuple(pil_to_tensor(folder.loader(folder.samples[0][0])).shape[1:])
     # A folder is sorted by class, so its validation images are an even sample and not the last ones.
     order = torch.arange(len(labels))
     if split != "test":
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
         folder.samples = [folder.samples[int(i)] for i in order]
-    return ImageSet("folder", split, tuple(folder.classes), (channels, height, width), labels[order], _folder=folder)
+    shape = (channels, *size)
+    return ImageSet("folder", split, names, shape, labels[order], _folder=folder, _resized=image_size is not None)
+
+
+def _in_grey(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("L")

@@ -93,5 +93,37 @@ def test_folders_that_are_none(tmp_path):
     folder(tmp_path, "test", 1)
     Image.fromarray(np.zeros((5, 8, 3), np.uint8)).save(tmp_path / "test" / "dog" / "999.png")
     images = load_images("folder", tmp_path)
-    with pytest.raises(InvalidInput, match="resize all to one size"):
+    with pytest.raises(InvalidInput, match="bring all to one size with --image-size"):
         images.batch(range(len(images)))
+
+
+def test_a_folder_of_other_sizes_is_cropped_in_the_middle(tmp_path):
+    """Scaled to cover the size asked for, then cropped: the middle stays, whichever side is longer."""
+    for name, size in (("wide", (10, 40)), ("tall", (40, 10)), ("small", (4, 4))):
+        pixels = np.zeros((*size, 3), np.uint8)
+        pixels[size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1] = 255
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "1.png")
+    images = load_images("folder", tmp_path, image_size=(6, 8), class_names=("wide", "other", "tall", "small"))
+    x, y = images.batch(range(3))
+    assert (images.image_shape, tuple(x.shape), y.tolist()) == ((3, 6, 8), (3, 3, 6, 8), [3, 2, 0])
+    assert (x[:, :, 2:4, 3:5] > 0.5).all()
+    torch.testing.assert_close(x, x.flip(2, 3), atol=2 / 255, rtol=0)
+    grey = load_images("folder", tmp_path, image_size=(6, 8), channels=1)
+    assert (grey.image_shape, grey.class_names) == ((1, 6, 8), ("small", "tall", "wide"))
+    torch.testing.assert_close(grey.batch(range(3))[0], x[:, :1], atol=1 / 255, rtol=0)
+
+
+def test_folders_laid_out_otherwise(tmp_path):
+    """`root`/CLASS is taken for the test images, `root`/val is not taken for a class; class names are checked."""
+    folder(tmp_path, "val", 1)
+    with pytest.raises(InvalidInput, match=r"holds val but no test; name the one to test, as in .*val"):
+        load_images("folder", tmp_path)
+    assert load_images("folder", tmp_path / "val").class_names == ("cat", "dog")
+    for names, why in ((("cat", "cow"), "not dog, folders of"), (("cat", "dog", "cat"), "one of them twice")):
+        with pytest.raises(InvalidInput, match=why):
+            load_images("folder", tmp_path / "val", class_names=names)
+    with pytest.raises(InvalidInput, match="channels is 4"):
+        load_images("folder", tmp_path / "val", channels=4)
+    with pytest.raises(InvalidInput, match=r"image_size is \(4, 4\), but dataset mnist-sample has its own"):
+        load_images("mnist-sample", image_size=(4, 4))
