@@ -60,8 +60,8 @@ class ImageSet:
             image = center_crop(resize(image, _covering(image.shape[1:], size), antialias=True), list(size))
         if tuple(image.shape) != self.image_shape:
             raise InvalidInput(
-                f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; bring all to one size with "
-                "--image-size"
+                f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; bring all to one size "
+                "with --image-size"
             )
         return image.to(torch.float32) / 255
 
