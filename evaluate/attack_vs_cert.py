@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 
 from attacks import parse_attacks
 from attacks.base import predict, referee
-from attacks.registry import names
 from evaluate.batch import Settings
-from evaluate.command import BROKEN, HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
+from evaluate.claim import model_fingerprint
+from evaluate.command import BROKEN, HELD, check_dtype, check_fit, check_number, circumstances, showing, takes
 from evaluate.counterexample import load_counterexample, replay
+from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
-from evaluate.models import as_in_run, described, load_model, voters
+from evaluate.models import as_in_run, check_answers, described, load_model, own_model, voters
+from evaluate.options import Options, write_configuration
 from evaluate.runner import evaluate
-from evaluate.table import summary_table
+from evaluate.store import Store
+from evaluate.table import summary_table, verdict
 from robustpatch.checks import calibrate_guard
-from robustpatch.data import load_images
+from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.randomized import RandomizedClassifier
@@ -34,202 +38,163 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def main(
-    dataset: Annotated[
-        str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")
-    ] = "mnist-sample",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="A shipped checkpoint's name, or a file.")] = "mnist-columns2",
-    ablation: Annotated[
-        str | None, typer.Option(help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.")
-    ] = None,
-    theta: Annotated[float | None, typer.Option(help="Vote threshold instead of the checkpoint's.")] = None,
-    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
-    randomized: Annotated[
-        bool, typer.Option("--randomized", help="Sample the ablations instead of enumerating them: top-1 votes.")
-    ] = False,
-    alpha: Annotated[
-        float | None, typer.Option(help="Chance of a randomized certificate to be wrong. Default 0.05.")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Samples behind a randomized certificate, a tenth more to choose. Default 10,000."),
-    ] = None,
-    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).")] = "5x5",
-    attacks: Annotated[
-        str,
-        typer.Option(
-            help=f"Comma-separated: {names()}; or none. "
-            "standard is the worst case over an ensemble, quick a smaller one."
-        ),
-    ] = "standard",
-    steps: Annotated[int | None, typer.Option(help="Gradient steps of a climb instead of each attack's own.")] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Evaluations an image and attack; default: each attack's own.")
-    ] = None,
-    certified_budget: Annotated[int, typer.Option(help="The same on certified images, unpruned; 0: no limit.")] = 5_000,
-    num_images: Annotated[int, typer.Option(help="Test images, from the first on.")] = 200,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    batch_size: Annotated[int, typer.Option(help="Images certified and attacked together.")] = 50,
-    seed: int = 0,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the records; a run killed is resumed from it. Default: runs/NAME.")
-    ] = None,
-    replay_file: Annotated[Path | None, typer.Option("--replay", help="Show a saved counterexample again.")] = None,
-) -> None:
+@takes(Options)
+def main(options: Options, errors: Console) -> int:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 
     Exit status 0: no certificate was broken; the verdict says whether there was one and all were tested. 1: a certified
     prediction was changed; of certificates that hold with a confidence, significantly more than it allows (p < 0.001).
     2: wrong call. 3: internal error.
     """
-    if replay_file is not None:
-        raise typer.Exit(status_of(lambda _: _replay(replay_file, device)))
-    status = status_of(
-        lambda errors: _run(
-            dataset,
-            data_root,
-            checkpoint,
-            ablation,
-            theta,
-            guard,
-            randomized,
-            alpha,
-            samples,
-            patch,
-            attacks,
-            steps,
-            budget,
-            certified_budget,
-            num_images,
-            device,
-            dtype,
-            batch_size,
-            seed,
-            output,
-            errors,
-        )
-    )
-    raise typer.Exit(status)
-
-
-def _run(
-    dataset: str,
-    data_root: Path | None,
-    checkpoint: str,
-    ablation: str | None,
-    theta: float | None,
-    guard: float | None,
-    randomized: bool,
-    alpha: float | None,
-    samples: int | None,
-    patch: str,
-    attacks: str,
-    steps: int | None,
-    budget: int | None,
-    certified_budget: int,
-    num_images: int,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    seed: int,
-    output: Path | None,
-    errors: Console,
-) -> int:
     started = time.monotonic()
-    if certified_budget < 0:
-        raise InvalidInput(f"certified_budget is {certified_budget}; give evaluations, or 0 for no limit")
-    settings = Settings(num_images, batch_size, certified_budget or None, seed, check_device(device))
-    around = circumstances(settings.device)
-    loaded = load_model(
-        checkpoint,
-        ablation=ablation,
-        theta=theta,
-        guard=guard,
-        randomized=randomized,
-        alpha=alpha,
-        samples=samples,
-        seed=seed,
-        device=settings.device,
-        dtype=dtype,
+    console = Console(no_color=True) if options.plain else Console()
+    if options.replay is not None:
+        return _replay(options.replay, options.device, console)
+    if options.certified_budget < 0:
+        raise InvalidInput(f"certified_budget is {options.certified_budget}; give evaluations, or 0 for no limit")
+    device = check_device(options.device)
+    around = circumstances(device)
+    images = load_images(
+        options.dataset,
+        options.data_root,
+        image_size=None if options.image_size is None else parse_image_size(options.image_size),
+        channels=options.channels,
+        class_names=None if options.classes is None else named_classes(options.classes),
     )
-    images = load_images(dataset, data_root)
-    check_fit(checkpoint, loaded, images)
-    check_number(num_images, images)
-    threat = parse_threat(patch, images.image_shape[1:])
-    chosen = parse_attacks(attacks, steps=steps, budget=budget)
-    model = loaded.model
-    smoothed = voters(model)
-    configuration: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_sha256": loaded.sha256, **described(model)}
-    configuration |= {"dtype": dtype, "budget": budget}
-    if output is None:
-        what = json.dumps([dataset, configuration, str(threat), repr(chosen), vars(settings)])
-        output = Path("runs") / f"{Path(checkpoint).stem}-{dataset}-{sha256(what.encode()).hexdigest()[:8]}"
-    x, _ = images.batch(range(min(8, num_images)))
-    deviation = None if smoothed is None else calibrate_guard(smoothed, x.to(settings.device))
-    progress = progress_bar(errors)
-    task = progress.add_task("", total=num_images)
-    with ExitStack() as shown:
-
-        def on_progress(finished: int, what: str) -> None:
-            if not progress.live.is_started:  # not before the call is found right: an error stands alone
-                shown.enter_context(progress)
-            progress.update(task, completed=finished, description=what)
-
+    subject = _subject(options, images, device)
+    count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
+    check_number(count, images)
+    settings = Settings(count, options.batch_size, options.certified_budget or None, options.seed, device)
+    threat = parse_threat(options.patch, images.image_shape[1:])
+    chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
+    model, configuration = subject.model, {**subject.note, "dtype": options.dtype, "budget": options.budget}
+    with showing(errors, count, plain=options.plain, quiet=options.quiet) as on_progress:
+        if options.dry_run:
+            found = estimate(model, images, threat, chosen, settings, on_progress=on_progress)
+            console.print(_expected(found), highlight=False, soft_wrap=True)
+            return HELD
+        if options.output is None:
+            what = json.dumps([options.dataset, configuration, str(threat), repr(chosen), vars(settings)])
+            output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
+        else:
+            output = options.output
+        smoothed = voters(model)
+        x, _ = images.batch(range(min(8, count)))
+        deviation = None if smoothed is None else calibrate_guard(smoothed, x.to(device))
         records = evaluate(
             model, images, threat, chosen, settings, output, configuration=configuration, on_progress=on_progress
         )
-    summary = summarise(records)
+    summary, store = summarise(records), Store(output)
     seconds = time.monotonic() - started
-    (output / "summary.json").write_text(
-        json.dumps(
-            {
-                **summary.as_dict(),
-                "measured_deviation": deviation,
-                "seconds": seconds,
-                "configuration": json.loads((output / "run.json").read_text()),
-                **around,
-            },
-            indent=1,
-        )
-    )
-    kind = "undefended" if smoothed is None else f"{configuration['ablation']}, {smoothed.voting}"
-    if isinstance(model, RandomizedClassifier):
-        kind += f", {model.sampling.estimation:,} samples"
-    title = f"{len(records)} {dataset} test images, {threat} patch, {checkpoint} ({kind})"
-    console = Console()
-    guard = None if smoothed is None else smoothed.guard
-    console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
-    console.print(f"records and summary.json in {output}", highlight=False, soft_wrap=True, markup=False)
+    store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
+    content = {
+        **summary.as_dict(),
+        "measured_deviation": deviation,
+        "seconds": seconds,
+        "configuration": json.loads(store.read("run.json")),
+        **around,
+    }
+    store.write("summary.json", json.dumps(content, indent=1).encode())
+    if options.quiet:
+        console.print(verdict(summary), soft_wrap=True)
+    else:
+        title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({_kind(model)})"
+        guard = None if smoothed is None else smoothed.guard
+        console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
+        _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
     if summary.verdict != "broken":
         return HELD
-    for path in sorted((output / "counterexamples").glob("*.safetensors")):
-        console.print(
-            f"see it again: python -m evaluate.attack_vs_cert --replay {path}", highlight=False, soft_wrap=True
-        )
+    for name in store.names("counterexamples", ".safetensors"):
+        _say(console, f"see it again: python -m evaluate.attack_vs_cert --replay {store.path(name)}")
     return BROKEN
 
 
-def _replay(path: Path, device: str) -> int:
-    """Show a counterexample again with the checkpoint it came from; 1 when it still stands."""
+@dataclass(frozen=True)
+class _Subject:
+    """The model of the run: what to call it, and what a run notes of it to find it again."""
+
+    model: torch.nn.Module
+    name: str
+    stem: str
+    note: dict[str, Any]
+
+
+def _subject(options: Options, images: ImageSet, device: str) -> _Subject:
+    if options.model is None:
+        loaded = load_model(
+            options.checkpoint,
+            ablation=options.ablation,
+            theta=options.theta,
+            guard=options.guard,
+            randomized=options.randomized,
+            alpha=options.alpha,
+            samples=options.samples,
+            seed=options.seed,
+            device=device,
+            dtype=options.dtype,
+        )
+        check_fit(options.checkpoint, loaded, images)
+        note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **described(loaded.model)}
+        return _Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note)
+    for name in ("ablation", "theta", "guard", "randomized", "alpha", "samples"):
+        value = getattr(options, name)
+        if value:
+            raise InvalidInput(
+                f"{name} is {value}, which is for checkpoints; build model {options.model} as it is to be tested, and "
+                f"drop --{name}"
+            )
+    model = own_model(options.model, device=device, dtype=options.dtype)
+    check_answers(options.model, model, images, device)
+    stem = options.model.rpartition(":")[2]
+    return _Subject(model, options.model, stem, {"model": options.model, **described(model)})
+
+
+def _kind(model: torch.nn.Module) -> str:
+    smoothed = voters(model)
+    if smoothed is None:
+        return f"{type(model).__name__}, its own certificates" if hasattr(model, "certify") else "undefended"
+    if isinstance(model, RandomizedClassifier):
+        return f"{model.ablation}, {smoothed.voting}, {model.sampling.estimation:,} samples"
+    return f"{smoothed.ablation}, {smoothed.voting}"
+
+
+def _expected(found: Estimate) -> str:
+    minutes = "under a minute" if found.seconds < 60 else f"{found.seconds / 60:,.0f} minutes"
+    return (
+        f"{found.images} images: about {minutes} ({found.certifying:,.0f} s to certify, {found.attacking:,.0f} s to "
+        f"attack) and {found.evaluations:,} evaluations, from {found.attacked} images attacked; about "
+        f"{found.certified:.0%} certified, {found.open:.0%} correct but not certified. Nothing was written."
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _replay(path: Path, device: str, console: Console) -> int:
+    """Show a counterexample again with the model it came from; 1 when it still stands."""
     example = load_counterexample(path)
     claim = example.configuration
-    if "checkpoint" not in claim:
+    if "checkpoint" in claim:
+        loaded = load_checkpoint(claim["checkpoint"])
+        if loaded.sha256 != claim["checkpoint_sha256"]:
+            raise InvalidInput(
+                f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file"
+            )
+        model: torch.nn.Module = as_in_run(loaded, claim).to(check_device(device), check_dtype(claim["dtype"]))
+    elif "model" in claim:
+        model = own_model(claim["model"], device=check_device(device), dtype=claim["dtype"])
+        if model_fingerprint(model) != claim.get("model_sha256"):
+            raise InvalidInput(f"model {claim['model']} has changed since {path} was saved; restore its weights")
+    else:
         raise InvalidInput(f"replay is {path}, found with a model of Python's own; use evaluate.counterexample.replay")
-    loaded = load_checkpoint(claim["checkpoint"])
-    if loaded.sha256 != claim["checkpoint_sha256"]:
-        raise InvalidInput(f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file")
-    model = as_in_run(loaded, claim).to(check_device(device), check_dtype(claim["dtype"]))
     votes = voters(model)
-    assert votes is not None
     outcome, certified = replay(example, model)
-    console = Console()
     console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
-        counts = votes.votes(image).cast[0].sum(dim=0).tolist()
-        console.print(f"votes {name}: {counts}, prediction {int(predict(referee(model), image))}")
+        counts = "" if votes is None else f"votes {votes.votes(image).cast[0].sum(dim=0).tolist()}, "
+        console.print(f"{name}: {counts}prediction {int(predict(referee(model), image))}")
     stands = certified and bool(outcome.broken[0])
     console.print(
         f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "

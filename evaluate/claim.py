@@ -7,9 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
 
 
 def claim(output: str | Path | Store, configuration: dict[str, Any]) -> None:
@@ -35,3 +39,23 @@ def images_fingerprint(images: ImageSet, total: int) -> str:
     """What tells data sets of one name apart: all labels, and the first and the last image."""
     x, _ = images.batch([0, total - 1])
     return hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes()).hexdigest()
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """What tells models apart: their kind, their weights, and how a smoothed one ablates, samples and votes."""
+    parts: list[object] = [type(model).__qualname__]
+    if isinstance(model, RandomizedClassifier):
+        parts += [repr(model.sampling), model.views]
+    if isinstance(model, SmoothedClassifier | RandomizedClassifier):
+        parts += [
+            type(model.base).__qualname__,
+            str(model.ablation),
+            str(model.voting),
+            model.guard,
+            model.encoding.name,
+        ]
+    digest = hashlib.sha256(repr(parts).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import wraps
 from importlib.metadata import version
-from typing import Any
+from inspect import Parameter, Signature
+from typing import Any, TypeVar, get_type_hints
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -16,6 +22,9 @@ from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import Checkpoint
 
+T = TypeVar("T")
+Shown = Callable[[int, str], None]
+LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
 HELD, BROKEN, WRONG_CALL, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
@@ -30,7 +39,7 @@ def status_of(run: Callable[[Console], int]) -> int:
     try:
         return run(errors)
     except InvalidInput as error:
-        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        refused(error)
         return WRONG_CALL
     except KeyboardInterrupt:
         errors.print("interrupted; the finished batches are kept, and the same command resumes the run")
@@ -39,6 +48,43 @@ def status_of(run: Callable[[Console], int]) -> int:
         errors.print_exception()
         errors.print("internal error: please report it with the lines above")
         return INTERNAL
+
+
+def refusing(read: Callable[[], T]) -> T:
+    """What `read` returns; where it refuses, say so and end with the status of a wrong call."""
+    try:
+        return read()
+    except InvalidInput as error:
+        refused(error)
+        raise typer.Exit(WRONG_CALL) from error
+
+
+def refused(error: InvalidInput) -> None:
+    """One line on stderr."""
+    console = Console(stderr=True)
+    console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+
+
+def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[..., None]]:
+    """Make a command line of a function of `options` (a dataclass whose fields are annotated for typer) and a console
+    on stderr, which returns the exit status; see `status_of`.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    own = [field for field in fields(options) if field.init]  # type: ignore[arg-type]
+
+    def command(run: Callable[[T, Console], int]) -> Callable[..., None]:
+        @wraps(run)
+        def main(**values: Any) -> None:
+            raise typer.Exit(status_of(lambda errors: run(options(**values), errors)))
+
+        parameters = [
+            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]) for f in own
+        ]
+        main.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        main.__annotations__ = {f.name: hints[f.name] for f in own}
+        return main
+
+    return command
 
 
 def check_dtype(name: str) -> torch.dtype:
@@ -82,3 +128,36 @@ def progress_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
+
+
+@contextmanager
+def showing(console: Console, total: int, *, plain: bool = False, quiet: bool = False) -> Iterator[Shown]:
+    """A callback for how far work is and what is done: a bar on a terminal, lines elsewhere or if `plain`.
+
+    Nothing is shown before the first call: an error stands alone. Lines come when a number changes, and every half
+    minute.
+    """
+    if quiet:
+        yield lambda *_: None
+        return
+    if plain or not console.is_terminal:
+        last = (-1, 0.0)
+
+        def line(finished: int, what: str) -> None:
+            nonlocal last
+            if finished != last[0] or time.monotonic() - last[1] > LINE_EVERY:
+                last = (finished, time.monotonic())
+                console.print(f"{finished}/{total} {what}", style=None, highlight=False, markup=False, soft_wrap=True)
+
+        yield line
+        return
+    with ExitStack() as started:
+        progress = progress_bar(console)
+        task = progress.add_task("", total=total)
+
+        def move(finished: int, what: str) -> None:
+            if not progress.live.is_started:
+                started.enter_context(progress)
+            progress.update(task, completed=finished, description=what)
+
+        yield move

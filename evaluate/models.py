@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from evaluate.command import check_dtype
+from evaluate.named import named_object
+from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
@@ -72,6 +74,46 @@ def load_model(
     model.to(device, precision)
     model.requires_grad_(False)
     return loaded
+
+
+def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torch.nn.Module:
+    """The module FILE.py:NAME or MODULE:NAME, or what a function of that name returns, in evaluation mode.
+
+    Raises `InvalidInput` where it is no `torch.nn.Module`.
+    """
+    precision = check_dtype(dtype)
+    found = named_object(name, "model")
+    if not isinstance(found, torch.nn.Module) and callable(found):
+        found = found()
+    if not isinstance(found, torch.nn.Module):
+        raise InvalidInput(
+            f"model is {name}, a {type(found).__name__}; name a torch.nn.Module or a function without arguments that "
+            "returns one (any other certifier: python -m evaluate.audit)"
+        )
+    return found.eval().requires_grad_(False).to(device, precision)
+
+
+@torch.no_grad()
+def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: str) -> None:
+    """Refuse a module that does not answer images of this size with one score for each class."""
+    x, _ = images.batch(range(min(2, len(images))))
+    try:
+        scores = model(x.to(device))
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(
+            f"model {name} fails on {images.name}'s images, {tuple(x.shape)} ({reason}); bring a folder's images to "
+            "the size it takes with --image-size and --channels"
+        ) from error
+    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != len(x):
+        what = type(scores).__name__ if shape is None else f"a tensor of shape {shape}"
+        raise InvalidInput(f"model {name} answers {len(x)} images with {what}; it must return scores [B,K]")
+    if shape[1] != len(images.class_names):
+        raise InvalidInput(
+            f"model {name} has {shape[1]} outputs, but {images.name} has {len(images.class_names)} classes; name those "
+            "of the outputs, in order, with --classes"
+        )
 
 
 def described(model: torch.nn.Module) -> dict[str, Any]:

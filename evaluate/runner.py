@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +11,12 @@ import torch
 
 from attacks.base import PatchAttack
 from evaluate.batch import Settings, evaluate_batch
-from evaluate.claim import claim, images_fingerprint
+from evaluate.claim import claim, images_fingerprint, model_fingerprint
 from evaluate.counterexample import save_counterexample
 from evaluate.records import Record, read_records, shard_name, write_shard
 from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
@@ -62,7 +59,7 @@ def evaluate(
         "dataset": images.name,
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
-        "model_sha256": _fingerprint(model),
+        "model_sha256": model_fingerprint(model),
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
@@ -90,23 +87,3 @@ def evaluate(
         write_shard(store, shard_name(first, stop), batch.records)
     on_progress(total, "done")
     return read_records(store)
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """What tells models apart: their kind, their weights, and how a smoothed one ablates, samples and votes."""
-    parts: list[object] = [type(model).__qualname__]
-    if isinstance(model, RandomizedClassifier):
-        parts += [repr(model.sampling), model.views]
-    if isinstance(model, SmoothedClassifier | RandomizedClassifier):
-        parts += [
-            type(model.base).__qualname__,
-            str(model.ablation),
-            str(model.voting),
-            model.guard,
-            model.encoding.name,
-        ]
-    digest = hashlib.sha256(repr(parts).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

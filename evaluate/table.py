@@ -54,7 +54,7 @@ def summary_table(
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(_gap(summary.undecided)))
-    return Group(table, *notes, _verdict(summary))
+    return Group(table, *notes, verdict(summary))
 
 
 def _gap(gap: Gap) -> str:
@@ -71,7 +71,8 @@ def _share(share: Share) -> tuple[str, str]:
     return f"{share.value:.1%}", f"{low:.1%}–{high:.1%}"
 
 
-def _verdict(summary: Summary) -> Text:
+def verdict(summary: Summary) -> Text:
+    """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
     attacked = (
         f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
         f"{summary.certified_evaluations:,} evaluations"

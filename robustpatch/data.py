@@ -72,6 +72,25 @@ def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:
     return [max(side, round(own * scale)) for own, side in zip(size, wanted, strict=True)]
 
 
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read "224" or "224x320" (height × width). Raises `InvalidInput`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InvalidInput(f"image_size is {text!r}; use 224 or 224x320 (height × width)")
+    return int(parts[0]), int(parts[-1])
+
+
+def named_classes(text: str) -> tuple[str, ...]:
+    """Class names from a file with one a line, or from "cat,dog". Raises `InvalidInput` for neither."""
+    if "," in text and not Path(text).exists():
+        return tuple(part.strip() for part in text.split(","))
+    try:
+        lines = Path(text).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"classes is {text}, which is no list a,b,c and no text file ({error})") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def default_root() -> Path:
     """$ROBUSTPATCH_DATA, or ~/.cache/robustpatch/data."""
     return Path(os.environ.get("ROBUSTPATCH_DATA", "~/.cache/robustpatch/data")).expanduser()
@@ -198,7 +217,7 @@ def _folder(
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
         folder.samples = [folder.samples[int(i)] for i in order]
-    shape = (channels, *size)
+    shape = (channels, size[0], size[1])
     return ImageSet("folder", split, names, shape, labels[order], _folder=folder, _resized=image_size is not None)
 
 

@@ -26,7 +26,7 @@ WRONG = {
     "theta": (["--theta", "1.5"], "theta is 1.5; the threshold must lie strictly between 0 and 1"),
     "theta nan": (["--theta", "nan"], "theta is nan; the threshold must lie"),
     "guard": (["--guard", "-1"], "guard is -1.0; it must lie in [0, 1)"),
-    "no images": (["--num-images", "0"], "num_images is 0; it must be at least 1"),
+    "no images": (["--num-images", "-1"], "num_images is -1; it must be at least 1"),
     "too many images": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
     "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; give"),

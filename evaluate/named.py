@@ -1,0 +1,63 @@
+"""Objects of the user's own, by name: mine.py:net or package.module:net."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from robustpatch.errors import InvalidInput
+
+
+def named_object(text: str, option: str) -> Any:
+    """The object NAME of "FILE.py:NAME" or "PACKAGE.MODULE:NAME"; NAME may have dots.
+
+    The module is run, so name none that you do not trust. What it raises is not caught: its traceback says where.
+    Raises `InvalidInput`, naming `option`, where there is no such file, module or object.
+    """
+    where, _, name = text.rpartition(":")
+    if not where or not name:
+        raise InvalidInput(f"{option} is {text!r}; use FILE.py:NAME or PACKAGE.MODULE:NAME")
+    found: Any = _module(where, text, option)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            offered = [own for own in dir(found) if not own.startswith("_")]
+            raise InvalidInput(f"{option} is {text!r}, but {where} has no {part}; it has {', '.join(offered[:12])}")
+        found = getattr(found, part)
+    return found
+
+
+def _module(where: str, text: str, option: str) -> Any:
+    if where.endswith(".py"):
+        path = Path(where).expanduser().resolve()
+        if not path.is_file():
+            raise InvalidInput(
+                f"{option} is {text!r}, but there is no file {where}; give a path from here, or a full one"
+            )
+        known = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(path)), None)
+        if known is not None:
+            return known
+        sys.path.insert(0, str(path.parent))  # for what it imports from beside itself
+        spec = importlib.util.spec_from_file_location(
+            path.stem if path.stem not in sys.modules else f"_{path.stem}", path
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # as an import does: a worker process finds its classes by this name
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[spec.name]
+            raise
+        return module
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not where.startswith(error.name):  # one that the module itself wants
+            raise
+        raise InvalidInput(f"{option} is {text!r}, but there is no module {error.name}; run from its folder") from error
