@@ -6,8 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, combinations
 from math import comb
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -200,7 +202,7 @@ class _Grid(Ablation):
         """The cells that each ablation keeps, ascending."""
         self.count(height, width)
         rows, columns = self.grid(height, width)
-        return _choices(rows * columns, self.keep)
+        return _choices(rows * columns, self.keep).clone()
 
     def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
         choices, cells = self.choices(height, width), self.cells(height, width)
@@ -245,7 +247,9 @@ class _Grid(Ablation):
 
 @lru_cache(maxsize=8)
 def _choices(cells: int, keep: int) -> Int[Tensor, "N keep"]:
-    return torch.combinations(torch.arange(cells), keep)
+    # torch.combinations lists all cells^keep tuples before it drops the rest.
+    flat = chain.from_iterable(combinations(range(cells), keep))
+    return torch.from_numpy(np.fromiter(flat, np.int64, comb(cells, keep) * keep)).reshape(-1, keep)
 
 
 @dataclass(frozen=True)

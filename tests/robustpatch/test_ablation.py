@@ -190,3 +190,16 @@ def test_a_grid_keeps_no_more_cells_than_there_are_and_lists_no_millions():
         GridColumns(3, 4).masks(4, 8)
     with pytest.raises(InvalidInput, match=r"keep is 4, which makes 59626385 ablations"):
         GridBlocks(16, 4).count(224, 224)
+
+
+def test_many_cells_of_a_grid_are_listed_without_every_tuple_of_them():
+    """Eight of 16 cells are 12,870 choices of 4 billion tuples; all but one of 28 columns, 28 of 28^27."""
+    masks = GridBlocks(7, 8).masks(28, 28)
+    assert masks.shape == (12_870, 28, 28)
+    assert (masks.flatten(1).sum(dim=1) == 8 * 49).all()
+    assert len(masks[:, ::7, ::7].flatten(1).unique(dim=0)) == 12_870
+    left_out = (~GridColumns(1, 27).masks(2, 28)).any(dim=1).nonzero()
+    assert left_out.tolist() == [[n, 27 - n] for n in range(28)]
+    choices = GridColumns(1, 27).choices(2, 28)
+    choices.zero_()  # the caller's own
+    assert GridColumns(1, 27).choices(2, 28)[0].tolist() == list(range(27))
