@@ -52,7 +52,8 @@ class PatchAttack(Protocol):
     Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs. `touched_only` says
     that it re-scores only the ablations which the patch touches, or skips placements that the certificate closes:
     such an attack must not be used to test that certificate; `unpruned(budget)` is the same attack without both, and
-    with that many evaluations an image (None: no limit).
+    with that many evaluations an image (None: no limit). One that asks `judge` itself, as an ensemble does of its
+    members' proposals, says by an attribute `judged` of how many of them for an image: of each a referee may err.
     """
 
     @property

@@ -43,6 +43,11 @@ class Ensemble:
         return self.label
 
     @property
+    def judged(self) -> int:
+        """How many proposals of an image the judge is asked about: each member's, before the best is picked."""
+        return sum(getattr(member, "judged", 1) for member in self.members)
+
+    @property
     def touched_only(self) -> bool:
         return any(member.touched_only for member in self.members)
 

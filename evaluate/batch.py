@@ -94,7 +94,8 @@ def evaluate_batch(
         prediction = torch.where(exact.certified, exact.prediction, predicted)
         answers = torch.stack([predicted, predict(referee(model), x)])
         consistent = ((answers == prediction) | (answers < 0) | ~exact.certified).all(dim=0)
-        error = _error(model, exact.confidence, len(attacks) * len(threat.threats))
+        judged = sum(getattr(attack, "judged", 1) for attack in attacks)
+        error = _error(model, exact.confidence, judged * len(threat.threats))
     correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     counterexamples: list[Counterexample] = []

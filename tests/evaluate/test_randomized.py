@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from attacks import ExhaustivePGD
+from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from attacks.base import predict
 from evaluate import Settings, evaluate, summarise
 from evaluate.counterexample import load_counterexample, replay
@@ -21,7 +21,7 @@ from evaluate.table import summary_table
 from robustpatch import randomized, sampling
 from robustpatch.ablation import Columns
 from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling
+from robustpatch.sampling import Sampling, image_keys
 from robustpatch.sparse import SparseAblation
 from robustpatch.threat import PatchThreat
 from tests.attacks.toys import Level
@@ -141,6 +141,23 @@ def test_the_error_adds_up(tmp_path):
     records, _ = run(classifier(SparseAblation(2)), torch.zeros(2, 1, *SIZE), tmp_path, attacks)
     assert [r.error for r in records] == pytest.approx([0.01 + 4 * 0.001] * 2)
     assert [r.confidence for r in records] == [0.99] * 2
+
+
+def test_the_error_counts_all_that_the_referee_is_asked(tmp_path, monkeypatch):
+    """An ensemble has every member's proposal judged before it picks one: each may be wrong, and each is counted."""
+    asked, real = set(), RandomizedClassifier.predict
+
+    def noted(self, x):
+        if self.sampling.seed != FEW.seed:
+            asked.update(image_keys(x))
+        return real(self, x)
+
+    monkeypatch.setattr(RandomizedClassifier, "predict", noted)
+    members = (PatchPGD(steps=1, restarts=1), PatchPGD(steps=2, restarts=1), ExhaustivePGD(steps=1, rounds=0))
+    attacks = (Ensemble((Ensemble(members[:2], "two"), members[2]), "three"),)
+    records, _ = run(classifier(SparseAblation(2)), torch.zeros(1, 1, *SIZE), tmp_path, attacks)
+    assert len(asked) == 1 + 3
+    assert [r.error for r in records] == pytest.approx([0.01 + 0.001 + 0.001 * len(asked)])
 
 
 def test_predictions_of_a_randomized_classifier(tmp_path):
