@@ -36,9 +36,12 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> None:
 
 
 def images_fingerprint(images: ImageSet, total: int) -> str:
-    """What tells data sets of one name apart: all labels, and the first and the last image."""
+    """What tells data sets of one name apart: all labels, every image as stored, and the first and the last as read."""
     x, _ = images.batch([0, total - 1])
-    return hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes())
+    for i in range(total):
+        digest.update(hashlib.sha256(images.stored(i)).digest())
+    return digest.hexdigest()
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:

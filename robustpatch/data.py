@@ -48,6 +48,17 @@ class ImageSet:
             return self._bytes[index].to(torch.float32) / 255, self.labels[index]
         return torch.stack([self._read(int(i)) for i in index]), self.labels[index]
 
+    def stored(self, i: int) -> bytes:
+        """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
+        if self._bytes is not None:
+            return self._bytes[i].numpy().tobytes()
+        assert self._folder is not None
+        path = Path(self._folder.samples[i][0])
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
+
     def _read(self, i: int) -> Tensor:
         assert self._folder is not None
         path = self._folder.samples[i][0]

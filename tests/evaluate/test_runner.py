@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate import runner as module
 from evaluate.records import Record, read_records, read_shard, shard_name, write_shard
 from robustpatch.ablation import Columns
-from robustpatch.data import ImageSet
+from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import AnyOf, PatchThreat
@@ -200,6 +201,27 @@ def test_an_output_that_is_no_folder(tmp_path):
     with pytest.raises(InvalidInput, match="cannot be written"):
         run(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_other_images_in_the_middle_are_another_run(kind, tmp_path):
+    """Labels, the first image and the last are not enough to know a data set by: what was done is of other images."""
+
+    def data(shade: int) -> ImageSet:
+        if kind == "memory":
+            return image_set(torch.tensor([0, shade, 0])[:, None, None, None].expand(-1, 1, *SIZE) / 255, zeros, 3)
+        for i, level in enumerate((0, shade, 0)):
+            place = tmp_path / "data" / "test" / "cat"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("L", SIZE[::-1], level).save(place / f"{i}.png")
+        names = ("cat", "dog", "eel")
+        return load_images("folder", tmp_path / "data", image_size=SIZE, channels=1, class_names=names)
+
+    zeros = torch.zeros(3, dtype=torch.long)
+    assert [r.certified for r in run(tmp_path / "out", data=data(0))] == [True] * 3
+    run(tmp_path / "out", data=data(0))
+    with pytest.raises(InvalidInput, match="other images_sha256"):
+        run(tmp_path / "out", data=data(120))
 
 
 def test_records_survive_parquet(tmp_path):
