@@ -23,10 +23,22 @@ GUARD_REDUCED = 1e-2  # bfloat16, float16 or TF32
 
 @dataclass(frozen=True)
 class Votes:
-    """`cast` [B,N,K]: the votes as computed. `close` [B,N,K]: those that rounding could turn over."""
+    """`cast` [B,N,K]: the votes as computed. `close` [B,N,K]: those that rounding could turn over.
+
+    Raises `InvalidInput` for anything but booleans: a certificate allows for one vote for a class from each ablation
+    touched; counts and weights can change by more.
+    """
 
     cast: Bool[Tensor, "B N K"]
     close: Bool[Tensor, "B N K"]
+
+    def __post_init__(self) -> None:
+        for name in ("cast", "close"):
+            dtype = getattr(self, name).dtype
+            if dtype != torch.bool:
+                raise InvalidInput(
+                    f"{name} votes have dtype {dtype}; an ablation votes for a class or does not, so pass booleans"
+                )
 
 
 def first_argmax(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustpatch.errors import InvalidInput
-from robustpatch.voting import Threshold, TopOne, first_argmax, log_odds, parse_voting
+from robustpatch.voting import Threshold, TopOne, Votes, first_argmax, log_odds, parse_voting
 
 
 def test_the_threshold_is_met_by_equality():
@@ -136,3 +136,15 @@ def test_parse():
     for text in ("top1:3", "majority", "threshold:x", "threshold:2", ""):
         with pytest.raises(InvalidInput):
             parse_voting(text)
+
+
+@pytest.mark.parametrize("name", ["cast", "close"])
+def test_votes_are_true_or_false(name):
+    """Three votes of each of four ablations, 9 to 3, were certified against a pixel that makes it 6 to 6. (The suite's
+    type checks come first, users have none.)
+    """
+    counts = torch.tensor([[[0, 3], [0, 3], [0, 3], [3, 0]]])
+    votes = Votes(counts > 0, counts > 3)
+    object.__setattr__(votes, name, counts)
+    with pytest.raises(InvalidInput, match=rf"{name} votes have dtype torch.int64; .* pass booleans"):
+        votes.__post_init__()
