@@ -26,7 +26,7 @@ from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.train import shown
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import TrainingConfig, about, train
 from robustpatch.voting import parse_voting
 from robustpatch.zoo import load_checkpoint, save_checkpoint
 
@@ -102,16 +102,19 @@ def follow(
     """Train a run and write `output`/NAME.safetensors: weights rounded to float16, all stages and their seconds.
 
     Stage i is kept in `output`/NAME/i. A run that was interrupted goes on where it was; a finished one is left alone,
-    unless its settings have changed: then it is refused with `InvalidInput`. `progress(i, config)` gives the callbacks
-    of `train` for a stage.
+    unless its settings or the data set have changed: then it is refused with `InvalidInput`. `progress(i, config)`
+    gives the callbacks of `train` for a stage.
     """
     output, start, histories = Path(output), None, []
     final = output / f"{run.name}.safetensors"
     claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
     if final.exists():
         kept = load_checkpoint(final).config
-        if kept.get("stages") != claims or run.vote not in (None, kept["voting"]):
+        vote = run.vote or run.stages[-1].for_checkpoint().get("voting")
+        if kept.get("stages") != claims or kept.get("voting") != vote:
             raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
+        if any(kept.get(key) != value for key, value in about(images).items()):
+            raise InvalidInput(f"output {final} was trained on other images; name another output, or delete it")
         return final
     for number, config in enumerate(run.stages, 1):
         folder = output / run.name / str(number)

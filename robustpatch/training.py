@@ -180,13 +180,7 @@ def train(
     state = output / "state.safetensors"
     if state.exists() and not resume:
         raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
-    full = {
-        **config.for_checkpoint(),
-        "image_shape": list(images.image_shape),
-        "class_names": list(images.class_names),
-        "dataset": images.name,
-        "train_images": len(images),
-    }
+    full = {**config.for_checkpoint(), **about(images)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_from(full).to(device)
@@ -242,6 +236,16 @@ def train(
         (output / "history.json").write_text(json.dumps(history, indent=1))
         on_epoch(row)
     return model.eval()
+
+
+def about(images: ImageSet) -> dict[str, Any]:
+    """What a checkpoint notes of the images that it was trained on."""
+    return {
+        "image_shape": list(images.image_shape),
+        "class_names": list(images.class_names),
+        "dataset": images.name,
+        "train_images": len(images),
+    }
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

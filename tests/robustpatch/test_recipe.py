@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,9 +136,21 @@ def test_the_rule_to_vote_by_is_kept(images, tmp_path):
     _, blocks = load_recipe(written(tmp_path, text))
     kept = load_checkpoint(follow(blocks, images, images, tmp_path / "out")).config
     assert (kept["voting"], kept["stages"][0]["voting"]) == ("threshold:0.2", "threshold:0.3")
-    (_, other) = load_recipe(written(tmp_path, text.replace("threshold:0.2", "top1")))
-    with pytest.raises(InvalidInput, match="another recipe"):
-        follow(other, images, images, tmp_path / "out")
+    for changed in (text.replace("threshold:0.2", "top1"), text.replace('vote = "threshold:0.2"', "")):
+        (_, other) = load_recipe(written(tmp_path, changed))
+        with pytest.raises(InvalidInput, match="another recipe"):
+            follow(other, images, images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"name": "thirds"}, {"class_names": tuple("abcdefghij")}, {"labels": None}])
+def test_a_finished_run_is_of_its_images(images, tmp_path, change):
+    """Followed on another data set, on classes of other names, or on more images, it is not taken for finished."""
+    _, blocks = load_recipe(written(tmp_path))
+    follow(blocks, images, images, tmp_path / "out")
+    if "labels" in change:
+        change = {"labels": images.labels[:80], "_bytes": images._bytes[:80]}
+    with pytest.raises(InvalidInput, match=r"blocks\.safetensors was trained on other images"):
+        follow(blocks, replace(images, **change), images, tmp_path / "out")
 
 
 def test_the_shipped_recipes_are_read():
