@@ -56,6 +56,9 @@ def main(
     certificate: Annotated[
         float, typer.Option(help="Weight of the certificate's own loss beside cross-entropy; 0: none.")
     ] = _DEFAULT.certificate,
+    clean: Annotated[
+        float, typer.Option(help="Weight of the clean prediction within the certificate's loss.")
+    ] = _DEFAULT.clean,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
@@ -83,6 +86,7 @@ def main(
             weight_decay=weight_decay,
             ablations=ablations,
             certificate=certificate,
+            clean=clean,
             start=start,
             bfloat16=bfloat16,
             seed=seed,

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.losses import objective, touched_sets
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import touched_chance
 from robustpatch.smoothing import SmoothedClassifier
@@ -28,7 +27,14 @@ from robustpatch.threat import Threat, parse_threat
 from robustpatch.voting import first_argmax
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
 
-_OF_ABLATIONS = ("voting", "encoding", "patch", "ablations", "certificate")  # settings that an ablation gives a meaning
+_OF_ABLATIONS = (
+    "voting",
+    "encoding",
+    "patch",
+    "ablations",
+    "certificate",
+    "clean",
+)  # settings that an ablation gives a meaning
 _THRESHOLD = "threshold:0.3"
 _SAMPLE = 500  # images whose votes are sampled after an epoch
 
@@ -40,8 +46,8 @@ class TrainingConfig:
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
     learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, `certificate` the weight of the
-    certificate's loss (see `certificate_loss`). `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first
-    decay rate).
+    certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`). `optimizer` is "sgd"
+    (Nesterov) or "adamw" (`momentum` is its first decay rate).
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
@@ -60,6 +66,7 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     ablations: int = 0
     certificate: float = 0.0
+    clean: float = 1.0
     start: str | None = None
     bfloat16: bool = True
     seed: int = 0
@@ -68,7 +75,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate"):
+        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.optimizer not in ("sgd", "adamw"):
@@ -79,12 +86,10 @@ class TrainingConfig:
                     f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
                     f"drop --{own.name} or name an ablation"
                 )
-        for name, allowed in (("voting", (_THRESHOLD, "top1")), ("certificate", (0.0,))) if self._sparse else ():
-            if getattr(self, name) not in allowed:
-                raise InvalidInput(
-                    f"{name} is {getattr(self, name)}, but a sparse ablation is trained by cross-entropy and casts "
-                    f"top-1 votes; drop --{name}"
-                )
+        if self._sparse and self.voting not in (_THRESHOLD, "top1"):
+            raise InvalidInput(f"voting is {self.voting}, but a sparse ablation casts top-1 votes; drop --voting")
+        if self.clean != 1.0 and not self.certificate:
+            raise InvalidInput(f"clean is {self.clean}, a weight within the certificate's loss; set --certificate too")
 
     @property
     def _sparse(self) -> bool:
@@ -187,7 +192,7 @@ def train(
     threat, sets, ablation = None, None, None
     if isinstance(model, SmoothedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
-        sets = _touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
+        sets = touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
     elif isinstance(model, RandomizedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
     if config.start is not None:
@@ -216,7 +221,7 @@ def train(
         losses = 0.0
         for step in range(steps):
             x, y = images.batch(order[step * config.batch_size : (step + 1) * config.batch_size])
-            loss = _loss(model, x.to(device), y.to(device), config, sets, generator)
+            loss = objective(model, x.to(device), y.to(device), config, threat, sets, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -259,63 +264,6 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
     )
-
-
-def _loss(
-    model: nn.Module, x: Tensor, y: Tensor, config: TrainingConfig, sets: Tensor | None, generator: torch.Generator
-) -> Tensor:
-    """Cross-entropy of the true class in every ablation drawn for this step, and the certificate's loss, with and
-    without a patch: so that certified accuracy is not bought with clean accuracy. Of an undefended classifier,
-    cross-entropy.
-    """
-    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16)
-    if isinstance(model, RandomizedClassifier):
-        with autocast:
-            logits = model.sampled_logits(x, config.ablations or 1, generator)
-        labels = y[:, None].expand(logits.shape[:2])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-    if not isinstance(model, SmoothedClassifier):
-        with autocast:
-            logits = model(x)
-        return torch.nn.functional.cross_entropy(logits.float(), y)
-    n = model.ablation.count(*x.shape[2:])
-    drawn = config.ablations or (n if model.one_pass or config.certificate else 1)
-    index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
-    with autocast:
-        logits = model.logits(x, index)
-    labels = y[:, None].expand(logits.shape[:2])
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    if config.certificate and sets is not None:
-        soft = model.voting.sharp(logits)
-        sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
-        untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
-        scale = (
-            max(1.0, float(sets.sum(dim=1).max())) / 3
-        )  # of the votes that a patch moves: two bands of the six of width 2
-        clean = certificate_loss(soft, y, untouched, scale)
-        loss = loss + config.certificate * (clean + certificate_loss(soft, y, sets, scale))
-    return loss
-
-
-def certificate_loss(
-    soft: Float[Tensor, "B N K"], y: Int[Tensor, " B"], sets: Bool[Tensor, "S N"], scale: float
-) -> Float[Tensor, ""]:
-    """About the share of images that are not certified for y: the mean of sigmoid(-margin / `scale`).
-
-    margin = min over touched sets A and rivals j of s_y - s_y[A] - (s_j - s_j[A]) - |A|: the exact certificate, with
-    soft votes s in place of those cast. An image far from certified, or certified by far, has little gradient.
-    """
-    left = torch.einsum("sn,bnk->bsk", (~sets).to(soft), soft)
-    true = y[:, None, None].expand(-1, len(sets), 1)
-    rival = left.scatter(2, true, -torch.inf).amax(dim=2)
-    margin = left.gather(2, true)[..., 0] - rival - sets.sum(dim=1)
-    return torch.sigmoid(-margin.amin(dim=1) / scale).mean()
-
-
-def _touched_sets(ablation: Ablation, threat: Threat, height: int, width: int) -> Bool[Tensor, "S N"]:
-    """The sets of ablations that one patch of the threat can touch."""
-    touched = [ablation.touched(one, height, width) for one in threat.threats]
-    return torch.cat([one.member(torch.arange(len(one.sizes))) for one in touched])
 
 
 def _save(path: Path, config: dict[str, Any], model: nn.Module, optimizer, schedule, history) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from robustpatch.ablation import Columns
 from robustpatch.data import ImageSet, load_images
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
+from robustpatch.losses import majority_loss
 from robustpatch.networks import MLP, build
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
@@ -147,11 +149,11 @@ def test_a_checkpoint_goes_round(tmp_path):
 
 
 def test_settings_that_a_sparse_ablation_gives_no_meaning():
-    """A threshold of one's own, and the certificate's loss."""
+    """A threshold of one's own, and a weight without what it weighs."""
     with pytest.raises(InvalidInput, match=r"voting is threshold:0.4, but a sparse ablation .*; drop --voting"):
         replace(CONFIG, voting="threshold:0.4")
-    with pytest.raises(InvalidInput, match=r"certificate is 1.0, but a sparse ablation .*; drop --certificate"):
-        replace(CONFIG, certificate=1.0)
+    with pytest.raises(InvalidInput, match=r"clean is 0.5, a weight within the certificate's loss; set --certificate"):
+        replace(CONFIG, clean=0.5)
     assert replace(CONFIG, voting="top1").for_checkpoint() == {**CONFIG.for_checkpoint()}
     with pytest.raises(InvalidInput, match="sparse keep is 0"):
         replace(CONFIG, ablation="sparse:0")
@@ -191,3 +193,20 @@ def test_the_command_line(tmp_path):
     loaded = load_checkpoint(tmp_path / "out" / "checkpoint.safetensors")
     assert isinstance(loaded.model, RandomizedClassifier)
     assert isinstance(loaded.model.base, MLP)
+
+
+def test_the_majority_loss_counts_images_that_miss_a_majority():
+    """Of votes for 2, 2, 1 and 0 out of three classes, margins by hand; with the true class ahead the loss falls, and
+    its gradient raises the true class and lowers the others.
+    """
+    logits = torch.tensor([[[0.0, 0, 9], [0, 0, 9], [0, 9, 0], [9, 0, 0]]], requires_grad=True)
+    chance = 0.06
+    for y, own, rival in ((2, 0.5, 0.25), (1, 0.25, 0.5)):
+        expected = 1 / (1 + math.exp((own - 0.5 - chance) / (chance / 3)))
+        expected += 0.5 / (1 + math.exp((own - rival) / (chance / 3)))
+        loss = majority_loss(logits, torch.tensor([y]), chance, 0.5)
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+    (gradient,) = torch.autograd.grad(majority_loss(logits, torch.tensor([2]), chance, 0.5), logits)
+    assert (gradient[..., 2] <= 0).all()
+    assert (gradient[..., :2] >= 0).all()
+    assert gradient.abs().sum() > 0

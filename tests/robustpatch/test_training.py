@@ -14,11 +14,12 @@ from robustpatch.ablation import Columns
 from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.losses import certificate_loss
 from robustpatch.networks import SmallCNN
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
-from robustpatch.training import TrainingConfig, accuracy, certificate_loss, train
+from robustpatch.training import TrainingConfig, accuracy, train
 from robustpatch.voting import Votes
 from robustpatch.zoo import load_checkpoint, network_of
 from tests import toys

@@ -1,0 +1,117 @@
+"""What training minimises: cross-entropy of the ablations, and how far the votes are from a certificate."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustpatch.ablation import Ablation
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.sampling import touched_chance
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import Threat
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """What a loss takes of `TrainingConfig`."""
+
+    @property
+    def ablations(self) -> int: ...
+    @property
+    def certificate(self) -> float: ...
+    @property
+    def clean(self) -> float: ...
+    @property
+    def bfloat16(self) -> bool: ...
+
+
+def objective(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    weights: Weights,
+    threat: Threat | None,
+    sets: Tensor | None,
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the true class in every ablation drawn for this step, and `certificate` times the certificate's
+    loss, with a patch and, `clean` times, without: so that certified accuracy is not bought with clean accuracy. `sets`
+    are `touched_sets` of the threat. Of an undefended classifier, cross-entropy.
+    """
+    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
+    if isinstance(model, RandomizedClassifier):
+        with autocast:
+            logits = model.sampled_logits(x, weights.ablations or 1, generator).float()
+        loss = cross_entropy(logits, y)
+        if weights.certificate and threat is not None:
+            chance = touched_chance(model.ablation, threat, x.shape[2], x.shape[3])
+            loss = loss + weights.certificate * majority_loss(logits, y, chance, weights.clean)
+        return loss
+    if not isinstance(model, SmoothedClassifier):
+        with autocast:
+            logits = model(x)
+        return torch.nn.functional.cross_entropy(logits.float(), y)
+    n = model.ablation.count(*x.shape[2:])
+    drawn = weights.ablations or (n if model.one_pass or weights.certificate else 1)
+    index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
+    with autocast:
+        logits = model.logits(x, index)
+    loss = cross_entropy(logits, y)
+    if weights.certificate and sets is not None:
+        soft = model.voting.sharp(logits)
+        sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
+        untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
+        scale = max(1.0, float(sets.sum(dim=1).max())) / 3  # of the votes that a patch moves
+        clean = certificate_loss(soft, y, untouched, scale)
+        loss = loss + weights.certificate * (weights.clean * clean + certificate_loss(soft, y, sets, scale))
+    return loss
+
+
+def cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Of every ablation, for the image's class."""
+    labels = y[:, None].expand(logits.shape[:2])
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def majority_loss(
+    logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"], chance: float, clean: float
+) -> Float[Tensor, ""]:
+    """About the share of images not certified for y at random ablations, and `clean` times that of images not predicted
+    as y: means of sigmoid(-margin / (τ/3)), where τ = `chance` is that of an ablation to be touched.
+
+    With p the shares of the N sampled votes, the margins are p_y - (1/2 + τ), the certificate of Levine & Feizi (2019),
+    and p_y - max_j p_j. Votes are those cast, with the gradient of the softmax of twice the logits.
+    """
+    soft = (2 * logits).softmax(dim=-1)
+    cast = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(soft)
+    shares = (cast + soft - soft.detach()).mean(dim=1)
+    own = shares.gather(1, y[:, None])[:, 0]
+    rival = shares.scatter(1, y[:, None], -1.0).amax(dim=1)
+    scale = max(chance, 1e-3) / 3
+    certified = torch.sigmoid(-(own - 0.5 - chance) / scale).mean()
+    return certified + clean * torch.sigmoid(-(own - rival) / scale).mean()
+
+
+def certificate_loss(
+    soft: Float[Tensor, "B N K"], y: Int[Tensor, " B"], sets: Bool[Tensor, "S N"], scale: float
+) -> Float[Tensor, ""]:
+    """About the share of images that are not certified for y: the mean of sigmoid(-margin / `scale`).
+
+    margin = min over touched sets A and rivals j of s_y - s_y[A] - (s_j - s_j[A]) - |A|: the exact certificate, with
+    soft votes s in place of those cast. An image far from certified, or certified by far, has little gradient.
+    """
+    left = torch.einsum("sn,bnk->bsk", (~sets).to(soft), soft)
+    true = y[:, None, None].expand(-1, len(sets), 1)
+    rival = left.scatter(2, true, -torch.inf).amax(dim=2)
+    margin = left.gather(2, true)[..., 0] - rival - sets.sum(dim=1)
+    return torch.sigmoid(-margin.amin(dim=1) / scale).mean()
+
+
+def touched_sets(ablation: Ablation, threat: Threat, height: int, width: int) -> Bool[Tensor, "S N"]:
+    """The sets of ablations that one patch of the threat can touch."""
+    touched = [ablation.touched(one, height, width) for one in threat.threats]
+    return torch.cat([one.member(torch.arange(len(one.sizes))) for one in touched])
