@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from evaluate.finished import read_run
 from evaluate.metrics import Share, summarise
-from evaluate.records import read_records
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,32 +42,25 @@ class Curve:
 
 def read_curve(runs: list[Path]) -> Curve:
     """The runs' records as one curve. Raises `InvalidInput` where one is missing, unfinished or of something else."""
-    points, shared, summary = [], None, None
-    for run in runs:
-        try:
-            claim = json.loads((run / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"run {run} holds no run.json ({error}); name an --output of evaluate.attack_vs_cert"
-            ) from error
-        same = {key: claim.get(key) for key in ("images_sha256", "model_sha256", "threat", "num_images", "dataset")}
+    points: list[Point] = []
+    shared = summary = run = None
+    for output in runs:
+        run = read_run(output)
+        claim, records = run.claim, run.records
+        same = {key: claim[key] for key in ("images_sha256", "model_sha256", "threat", "num_images", "dataset")}
         if shared is not None and same != shared:
             differing = ", ".join(key for key in same if same[key] != shared[key])
-            raise InvalidInput(f"run {run} has another {differing} than {runs[0]}; a curve is of one model and threat")
-        records = read_records(run)
-        if len(records) < claim["num_images"]:
             raise InvalidInput(
-                f"run {run} has {len(records)} of {claim['num_images']} images; repeat its command first"
+                f"run {output} has another {differing} than {runs[0]}; a curve is of one model and threat"
             )
         shared, summary = same, summarise(records)
         for name, found in summary.attacks.items():
             spent = found.evaluations / len(records)
             points.append(Point(name, spent, found.accuracy, claim.get("budget")))
-    if summary is None or shared is None:
+    if summary is None or run is None:
         raise InvalidInput("runs is empty; name at least one --output of evaluate.attack_vs_cert")
     points.sort(key=lambda point: (point.attack, point.evaluations))
-    title = f"{summary.images} {shared['dataset']} test images, {shared['threat']} patch"
-    return Curve(points, summary.clean, summary.certified_exact, title)
+    return Curve(points, summary.clean, summary.certified_exact, run.title)
 
 
 def draw_curve(curve: Curve, path: Path) -> None:

@@ -1,0 +1,193 @@
+"""python -m evaluate.compare RUN RUN...: runs on the same images side by side, image for image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+
+from evaluate.command import HELD, status_of
+from evaluate.finished import Run, read_run
+from evaluate.metrics import Share
+from evaluate.records import Record
+from robustpatch.errors import InvalidInput
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+MEASURES: dict[str, Callable[[Record], bool | None]] = {  # what is asked of an image; None: no answer
+    "clean": lambda record: record.correct,
+    "certified (margin)": lambda r: None if r.certified_margin is None else r.certified_margin and r.correct,
+    "certified (exact)": lambda r: None if r.certified_exact is None else r.certified_exact and r.correct,
+    "under all attacks": lambda r: r.correct and not any(attack.broken for attack in r.attacks),
+}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs' answers to one question on the same images: `only_first` and `only_second` images have it in one run
+    alone. `p`: of so uneven a split or a more uneven one if both were equally likely (McNemar's exact test, two-sided);
+    `adjusted` for all tests of the comparison together (Holm).
+    """
+
+    measure: str
+    first: str
+    second: str
+    only_first: int
+    only_second: int
+    p: float
+    adjusted: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Shares of each run, by measure (None where it has no answer), and each later run against the first."""
+
+    title: str
+    runs: list[str]
+    shares: dict[str, list[Share | None]]
+    pairs: list[Paired]
+
+    def as_dict(self) -> dict[str, object]:
+        shares = {
+            measure: [None if one is None else one.as_dict() for one in row] for measure, row in self.shares.items()
+        }
+        return {
+            "title": self.title,
+            "runs": self.runs,
+            "shares": shares,
+            "pairs": [asdict(pair) for pair in self.pairs],
+        }
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Hold runs on the same images against each other. Raises `InvalidInput` where they are not, or fewer than two."""
+    if len(runs) < 2:
+        raise InvalidInput(f"runs is {len(runs)} run; name at least two --outputs of evaluate.attack_vs_cert")
+    first = runs[0]
+    for run in runs[1:]:
+        for key in ("images_sha256", "num_images"):
+            if run.claim[key] != first.claim[key]:
+                raise InvalidInput(
+                    f"run {run.output} has another {key} than {first.output}; images are compared one by one, so name "
+                    "runs on the same ones"
+                )
+    names = _names(runs)
+    shares: dict[str, list[Share | None]] = {}
+    found: list[Paired] = []
+    for measure in MEASURES:
+        answers = [_answers(run, measure) for run in runs]
+        if all(row is None for row in answers):
+            continue
+        shares[measure] = [None if row is None else Share(sum(row), len(row)) for row in answers]
+        for name, row in zip(names[1:], answers[1:], strict=True):
+            if answers[0] is not None and row is not None:
+                found.append(_paired(measure, names[0], name, answers[0], row))
+    threats = dict.fromkeys(str(run.claim["threat"]) for run in runs)
+    title = f"{len(first.records)} {first.claim['dataset']} test images, {' / '.join(threats)} patch"
+    return Comparison(title, names, shares, _holm(found))
+
+
+def _answers(run: Run, measure: str) -> list[bool] | None:
+    """The answer of each image, None where the run has none."""
+    if measure == "under all attacks" and not run.claim["attacks"]:
+        return None
+    answers = [MEASURES[measure](record) for record in run.records]
+    return None if None in answers else [bool(answer) for answer in answers]
+
+
+def _paired(measure: str, first: str, second: str, ours: Sequence[bool], theirs: Sequence[bool]) -> Paired:
+    pairs = list(zip(ours, theirs, strict=True))
+    only = pairs.count((True, False)), pairs.count((False, True))
+    p = 1.0 if not any(only) else float(binomtest(only[0], sum(only)).pvalue)
+    return Paired(measure, first, second, *only, p, p)
+
+
+def _holm(pairs: list[Paired]) -> list[Paired]:
+    """Holm's adjustment: the i-th smallest of m is multiplied by m - i, and none is below a smaller one's."""
+    least, adjusted = 0.0, {}
+    for rank, pair in enumerate(sorted(pairs, key=lambda pair: pair.p)):
+        least = max(least, min(1.0, (len(pairs) - rank) * pair.p))
+        adjusted[id(pair)] = least
+    return [Paired(**{**asdict(pair), "adjusted": adjusted[id(pair)]}) for pair in pairs]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What tells the runs apart: the model, where that does, else the folder."""
+    for names in ([run.model for run in runs], [Path(run.output).name for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    return [run.output for run in runs]
+
+
+def markdown(found: Comparison) -> str:
+    """The comparison as Markdown: shares with 95% intervals, then the paired tests."""
+    lines = [f"# {found.title}", "", "| | " + " | ".join(found.runs) + " |", "| --- " * (1 + len(found.runs)) + "|"]
+    for measure, row in found.shares.items():
+        lines.append(f"| {measure} | " + " | ".join(_text(share) for share in row) + " |")
+    lines += [
+        "",
+        "Images that one run has and the other has not; McNemar's exact test, and Holm's adjustment for all.",
+        "",
+    ]
+    lines += ["| | against | only first | only second | p | adjusted |", "| --- | --- | --- | --- | --- | --- |"]
+    for pair in found.pairs:
+        counts = f"{pair.only_first} | {pair.only_second} | {pair.p:.2g} | {pair.adjusted:.2g}"
+        lines.append(f"| {pair.measure} | {pair.first} / {pair.second} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(share: Share | None) -> str:
+    if share is None:
+        return "–"
+    low, high = share.interval
+    return f"{100 * share.value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+@app.command()
+def main(
+    runs: Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for compare.md, compare.html and compare.json.")] = None,
+) -> None:
+    """Put runs side by side, each against the first, image for image.
+
+    Exit status 0: done. 2: wrong call. 3: internal error.
+    """
+    raise typer.Exit(status_of(lambda errors: _run(runs, output)))
+
+
+def _run(runs: list[str], output: Path | None) -> int:
+    found = compare([read_run(run) for run in runs])
+    console = Console()
+    table = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in found.runs:
+        table.add_column(name, justify="right")
+    for measure, row in found.shares.items():
+        table.add_row(measure, *(_text(share) for share in row))
+    console.print(table)
+    tests = Table(title="image for image", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "against", "only first", "only second", "p", "adjusted"):
+        tests.add_column(name, justify="left" if name in ("", "against") else "right")
+    for pair in found.pairs:
+        counts = (str(pair.only_first), str(pair.only_second), f"{pair.p:.2g}", f"{pair.adjusted:.2g}")
+        tests.add_row(pair.measure, f"{pair.first} / {pair.second}", *counts)
+    console.print(tests)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "compare.md").write_text(markdown(found), encoding="utf-8")
+        (output / "compare.json").write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
+        console.print(f"compare.md and compare.json in {output}", highlight=False, soft_wrap=True, markup=False)
+    return HELD
+
+
+if __name__ == "__main__":
+    app()
