@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -58,12 +60,25 @@ def summary_table(
 
 
 def _gap(gap: Gap) -> str:
-    turned = ", ".join(f"{some}: {images}" for some, images in gap.turned.items())
-    missing = ", ".join(f"{votes}: {images}" for votes, images in gap.missing.items())
+    turned, missing = _counts(gap.turned), _counts({str(votes): images for votes, images in gap.missing.items()})
     return (
         f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "
         f"each turned so many of the touched ablations ({turned}) and lacked so many votes ({missing})"
     )
+
+
+def _counts(images: Mapping[str, int]) -> str:
+    """How many images each value has; of many values, the least, the median and the greatest."""
+    if len(images) <= 6:
+        return ", ".join(f"{value}: {count}" for value, count in images.items())
+    in_order = sorted(images, key=_size)
+    all_values = [value for value in in_order for _ in range(images[value])]
+    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]}"
+
+
+def _size(value: str) -> float:
+    some, _, all_ = value.partition(" of ")
+    return int(some) / max(1, int(all_ or 1))
 
 
 def _share(share: Share) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate
 from evaluate.gap import damage
 from evaluate.metrics import summarise
-from evaluate.table import summary_table
+from evaluate.table import _counts, summary_table
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import Threshold
@@ -140,3 +140,12 @@ def test_the_table_says_it():
     assert "the gap is 3 images, 2 of them refuted by the vote-level adversary" in text
     assert "5 of 6: 2, 4 of 6: 1" in text
     assert "1: 2, 3: 1" in text
+
+
+def test_many_values_are_summed_up():
+    """Six values are listed; of seven, the ends and the median, whatever their order."""
+    few = {f"{n} of 6": n for n in range(6)}
+    assert _counts(few) == "0 of 6: 0, 1 of 6: 1, 2 of 6: 2, 3 of 6: 3, 4 of 6: 4, 5 of 6: 5"
+    many = {"0 of 0": 1, "60 of 120": 1, "121 of 125": 2, "3 of 125": 1, "90 of 120": 1, "2 of 125": 1, "1 of 2": 1}
+    assert _counts(many) == "from 0 of 0 to 121 of 125, median 1 of 2"
+    assert _counts({str(n): 1 for n in range(20)}) == "from 0 to 19, median 10"
