@@ -98,7 +98,7 @@ def sweep(
     claim(
         output,
         {
-            "checkpoints": [_described(name, checkpoint) for name, checkpoint in checkpoints.items()],
+            "checkpoints": [_described(name, checkpoint, settings.device) for name, checkpoint in checkpoints.items()],
             "votings": [str(voting) for voting in settings.votings],
             "patches": [str(patch) for patch in settings.patches],
             "num_images": total,
@@ -130,8 +130,10 @@ def sweep(
     return read_sweep(output)
 
 
-def _described(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    model = checkpoint.smoothed
+def _described(name: str, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
+    model = checkpoint.smoothed.to(device)  # whose precision decides the guard
+    guard = model.guard
+    model.to("cpu")
     return {
         "name": name,
         "sha256": checkpoint.sha256,
@@ -139,7 +141,7 @@ def _described(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
         "ablations": model.ablation.count(*checkpoint.config["image_shape"][1:]),
         "encoding": model.encoding.name,
         "voting": str(model.voting),
-        "guard": model.guard,
+        "guard": guard,
     }
 
 

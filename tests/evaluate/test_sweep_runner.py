@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from evaluate.sweep import SweepSettings, read_sweep, sweep
+from evaluate.sweep import runner as module
 from evaluate.sweep.records import margin_column
+from robustpatch import precision
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -122,6 +124,24 @@ def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     assert again.configuration == whole.configuration
     assert all(again.seconds[name][part] > 0 for name in checkpoints for part in ("scoring", "certifying"))
+
+
+def test_the_guard_noted_is_the_one_that_certifies(checkpoints, tmp_path, monkeypatch):
+    """A device that computes in TF32 has a larger guard than the processor that the weights are loaded on."""
+    used, certify, on = [], module.certify_votes, ["cpu"]
+
+    def to(self, device):
+        on[0] = device
+        return self
+
+    monkeypatch.setattr(SmoothedClassifier, "to", to)
+    monkeypatch.setattr(precision, "is_reduced", lambda tensors, kind: on[0] != "cpu")
+    monkeypatch.setattr(module, "certify_votes", lambda *a, **o: used.append(o["guard"]) or certify(*a, **o))
+    for device, guard in (("cpu", 1e-4), ("cpu:0", 1e-2)):
+        used.clear()
+        found = run({"columns": checkpoints["columns"]}, tmp_path / device, device=device)
+        assert [checkpoint["guard"] for checkpoint in found.configuration["checkpoints"]] == [guard]
+        assert set(used) == {guard}
 
 
 def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
