@@ -129,12 +129,7 @@ def certify_votes(
     of their damages, n_c[A] - n_j[A] + |A| each; for columns and rows their exact worst union is found.
     """
     _check_method(method)
-    n, k = ablation.count(*image_size), votes.cast.shape[-1]
-    if votes.cast.shape != votes.close.shape or votes.cast.ndim != 3 or votes.cast.shape[1] != n or k < 2:
-        raise InvalidInput(
-            f"votes have shapes {tuple(votes.cast.shape)} (cast) and {tuple(votes.close.shape)} (close); {ablation} on "
-            f"{image_size[0]}x{image_size[1]} needs [B, {n}, K] twice, with at least two classes"
-        )
+    check_votes(votes, ablation, image_size)
     prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
     margins, maps = [], []
     for one in threat.threats:
@@ -168,9 +163,10 @@ def largest_certified(
 
     A smaller square touches no more at any placement, so the certified sides are exactly 1, …, the one returned. The
     paper's margin needs the counts alone and implies the exact certificate, which is therefore tried from there on,
-    side by side, each on the images that have come so far.
+    side by side, each on the images that have come so far. Raises `InvalidInput`.
     """
     _check_method(method)
+    check_votes(votes, ablation, image_size)
     prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
     lead = _paper_margin(votes, prediction, 0)
     side = torch.zeros_like(prediction)
@@ -199,6 +195,16 @@ def _square(ablation: Ablation, side: int, image_size: tuple[int, int]) -> Touch
 def _check_method(method: str) -> None:
     if method not in ("exact", "margin"):
         raise InvalidInput(f'method is {method!r}; use "exact" or "margin"')
+
+
+def check_votes(votes: Votes, ablation: Ablation, image_size: tuple[int, int]) -> None:
+    """Refuse votes that are not those of every ablation of such an image, for two classes or more."""
+    n, cast = ablation.count(*image_size), votes.cast
+    if cast.shape != votes.close.shape or cast.ndim != 3 or cast.shape[1] != n or cast.shape[2] < 2:
+        raise InvalidInput(
+            f"votes have shapes {tuple(cast.shape)} (cast) and {tuple(votes.close.shape)} (close); {ablation} on "
+            f"{image_size[0]}x{image_size[1]} needs [B, {n}, K] twice, with at least two classes"
+        )
 
 
 def _paper_margin(votes: Votes, prediction: Tensor, affected: int) -> Int[Tensor, " B"]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustpatch import checks
 from robustpatch.ablation import Ablation
-from robustpatch.certificate import Certificate
+from robustpatch.certificate import Certificate, check_votes
 from robustpatch.errors import InvalidInput
 from robustpatch.sparse import SparseAblation
 from robustpatch.threat import Threat
@@ -92,14 +92,9 @@ def certify_randomized(
     `keys` tell the images apart, each its own samples; without them, their number in the batch does. Raises
     `InvalidInput`. (Levine & Feizi 2020, "randomized"; Cohen et al. 2019, Section 3.2.2.)
     """
-    n, cast = ablation.count(*image_size), votes.cast
-    if cast.shape != votes.close.shape or cast.ndim != 3 or cast.shape[1] != n or cast.shape[2] < 2:
-        raise InvalidInput(
-            f"votes have shapes {tuple(cast.shape)} (cast) and {tuple(votes.close.shape)} (close); {ablation} on "
-            f"{image_size[0]}x{image_size[1]} needs [B, {n}, K] twice, with at least two classes"
-        )
+    check_votes(votes, ablation, image_size)
     threat.check_fits(*image_size)
-    draw = from_votes(votes, _numbers(len(cast)) if keys is None else keys, sampling.seed)
+    draw = from_votes(votes, _numbers(len(votes.cast)) if keys is None else keys, sampling.seed)
     return certify_draws(draw, touched_chance(ablation, threat, *image_size), threat, sampling, guard)
 
 

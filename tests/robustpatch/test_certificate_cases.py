@@ -150,3 +150,6 @@ def test_what_cannot_be_certified_is_refused():
         for method in ("exact", "margin"):
             with pytest.raises(InvalidInput):
                 certify_votes(bad, ablation, PatchThreat(*patch), size, method=method)
+            if patch == (1, 1):
+                with pytest.raises(InvalidInput, match=r"needs \[B, \d, K\] twice|take at most 6"):
+                    largest_certified(bad, ablation, size, method)
