@@ -1,4 +1,4 @@
-"""One batch of images -> records and counterexamples: certify, attack, judge. No file is touched."""
+"""One batch of images -> records, counterexamples and exhibits: certify, attack, judge. No file is touched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
 from attacks.votes import worst_votes
 from evaluate.counterexample import Counterexample
+from evaluate.exhibits import Exhibit, Furthest, exhibit
 from evaluate.gap import damage
 from evaluate.records import AttackRecord, Record
 from robustpatch import checks
@@ -28,7 +29,7 @@ class Settings:
     """What decides the records besides model, images and attacks.
 
     `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
-    for no limit.
+    for no limit. `gallery`: images of each outcome kept to look at, about, spread over the batches; 0 for none.
     """
 
     num_images: int
@@ -36,11 +37,21 @@ class Settings:
     certified_budget: int | None = 5_000
     seed: int = 0
     device: str = "cpu"
+    gallery: int = 8
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.gallery < 0:
+            raise InvalidInput(f"gallery is {self.gallery}; give a number of images, or 0 for none")
+
+    @property
+    def quota(self) -> int:
+        """Images of each outcome that a batch keeps: twice its part of the gallery, since the outcomes are unevenly
+        spread, and one at the least."""
+        batches = -(-self.num_images // self.batch_size)
+        return -(-2 * self.gallery // batches) if self.gallery else 0
 
 
 @torch.no_grad()
@@ -60,10 +71,11 @@ def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certifi
 
 @dataclass(frozen=True)
 class Batch:
-    """What was found of the images of one batch; `counterexamples` are to certificates."""
+    """What was found of the images of one batch; `counterexamples` are to certificates, `exhibits` for a gallery."""
 
     records: list[Record]
     counterexamples: list[Counterexample]
+    exhibits: list[Exhibit]
 
 
 def evaluate_batch(
@@ -99,6 +111,7 @@ def evaluate_batch(
     correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     counterexamples: list[Counterexample] = []
+    furthest = Furthest(none=settings.quota == 0)
 
     def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
@@ -119,6 +132,7 @@ def evaluate_batch(
                 records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
+                    furthest.offer(i, record, x_adv)
                     if unpruned and record.broken:
                         keep(i, x_adv, record.corners, attack.name, one)
     nothing = [None] * len(y)
@@ -148,7 +162,7 @@ def evaluate_batch(
         )
         for i in range(len(y))
     ]
-    return Batch(records, counterexamples)
+    return Batch(records, counterexamples, exhibit(model, x, records, exact, threat, furthest, settings.quota))
 
 
 def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:

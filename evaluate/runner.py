@@ -13,6 +13,7 @@ from attacks.base import PatchAttack
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_fingerprint
 from evaluate.counterexample import save_counterexample
+from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.records import Record, read_records, shard_name, write_shard
 from evaluate.store import Store
 from robustpatch.data import ImageSet
@@ -57,6 +58,7 @@ def evaluate(
         "num_images": total,
         "threat": str(threat),
         "dataset": images.name,
+        "class_names": list(images.class_names),
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
         "model_sha256": model_fingerprint(model),
@@ -84,6 +86,7 @@ def evaluate(
         )
         for example in batch.counterexamples:
             save_counterexample(store, model, example)
+        write_exhibits(store, exhibits_name(shard_name(first, stop)), batch.exhibits)
         write_shard(store, shard_name(first, stop), batch.records)
     on_progress(total, "done")
     return read_records(store)
