@@ -23,6 +23,7 @@ from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
 from evaluate.models import as_in_run, check_answers, described, load_model, own_model, voters
 from evaluate.options import Options, write_configuration
+from evaluate.report import write_report
 from evaluate.runner import evaluate
 from evaluate.store import Store
 from evaluate.table import summary_table, verdict
@@ -64,7 +65,9 @@ def main(options: Options, errors: Console) -> int:
     subject = _subject(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
-    settings = Settings(count, options.batch_size, options.certified_budget or None, options.seed, device)
+    settings = Settings(
+        count, options.batch_size, options.certified_budget or None, options.seed, device, options.gallery
+    )
     threat = parse_threat(options.patch, images.image_shape[1:])
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
     model, configuration = subject.model, {**subject.note, "dtype": options.dtype, "budget": options.budget}
@@ -102,7 +105,16 @@ def main(options: Options, errors: Console) -> int:
         guard = None if smoothed is None else smoothed.guard
         console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
-    if summary.verdict != "broken":
+    broken = summary.verdict == "broken"
+    try:
+        address = write_report(store)
+        if not options.quiet:
+            _say(console, f"report in {address}")
+    except Exception:
+        if not broken:
+            raise
+        errors.print_exception()  # a report that fails must not hide the verdict
+    if not broken:
         return HELD
     for name in store.names("counterexamples", ".safetensors"):
         _say(console, f"see it again: python -m evaluate.attack_vs_cert --replay {store.path(name)}")

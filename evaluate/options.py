@@ -155,6 +155,13 @@ class Options:
             rich_help_panel=_OUTPUT,
         ),
     ] = None
+    gallery: Annotated[
+        int,
+        typer.Option(
+            help="Images of each outcome kept to look at in the report, spread over the batches; 0: none.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = 8
     dry_run: Annotated[
         bool,
         typer.Option(

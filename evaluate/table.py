@@ -55,11 +55,12 @@ def summary_table(
         if attack.out_of_threat:
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
     if summary.undecided is not None and summary.undecided.images:
-        notes.append(Text(_gap(summary.undecided)))
+        notes.append(Text(gap_text(summary.undecided)))
     return Group(table, *notes, verdict(summary))
 
 
-def _gap(gap: Gap) -> str:
+def gap_text(gap: Gap) -> str:
+    """What is left between proof and attacks, taken apart."""
     turned, missing = _counts(gap.turned), _counts({str(votes): images for votes, images in gap.missing.items()})
     return (
         f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "

@@ -1,0 +1,34 @@
+"""python -m evaluate.report RUN: the report of a run again, or of one that is not finished."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from evaluate.command import HELD, status_of
+from evaluate.report.write import write_report
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    run: Annotated[str, typer.Argument(help="An --output of evaluate.attack_vs_cert, finished or not.")],
+    output: Annotated[str | None, typer.Option(help="Folder of the report. Default: the run's.")] = None,
+) -> None:
+    """Write report.html, report.md and report.json from a run's records.
+
+    Exit status 0: written, whatever the verdict in it. 2: wrong call. 3: internal error.
+    """
+
+    def work(_: Console) -> int:
+        Console().print(f"report in {write_report(run, output)}", highlight=False, soft_wrap=True, markup=False)
+        return HELD
+
+    raise typer.Exit(status_of(work))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,230 @@
+"""A run's folder -> everything that its report shows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluate.exhibits import outcome
+from evaluate.metrics import Share, Summary, summarise
+from evaluate.records import AttackRecord, Record, read_records
+from evaluate.report.cards import Card, read_cards
+from evaluate.report.note import assumption, budgets, command_of, title_of
+from evaluate.store import Store
+from evaluate.table import gap_text
+from evaluate.table import verdict as verdict_of
+from robustpatch.errors import InvalidInput
+
+SCHEMA = "robustpatch-report/1"
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One attack: accuracy left of all images, and the work on `open_images` (classified correctly, not certified) and
+    on certified ones. `members`: of an ensemble, how many of its broken images each member broke. `budget` is what the
+    attack was given on an open image, None where it says of none; on certified ones the run's `certified_budget` holds.
+    """
+
+    name: str
+    accuracy: Share
+    broken: int
+    open_images: int
+    evaluations: int
+    certified_images: int
+    evaluations_certified: int
+    visited: float | None
+    out_of_threat: int
+    seconds: float
+    budget: int | None
+    members: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The images of one class: classified correctly, certified (None without certificates), standing under attack."""
+
+    name: str
+    clean: Share
+    certified: Share | None
+    under_all: Share | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows and report.json holds, field by field.
+
+    Attributes:
+        schema: names this form. title: what was run on what.
+        finished: whether all `planned` images have records; `images` are those that have.
+        summary: as in summary.json (`evaluate.metrics.Summary`), with configuration, command and versions.
+        verdict: one sentence that begins with HELD, BROKEN, NOT TESTED or NO CERTIFICATE. assumption: what every
+            certificate of the run leans on, guard and confidence included. gap: what is left between proof and attacks.
+        attacked: whether any attack was run; else nothing is said of accuracy under attack.
+        parts: disjoint counts of all images: "certified" (and correct), "standing" (neither proved nor broken),
+            "broken", "wrong" (before any attack), "violated" (certified, and changed all the same).
+        sides: side of a square patch -> share classified correctly and certified against it; empty without votes.
+        attacks, classes: tables. cards: the gallery. scale: its maps are coloured from -scale to scale votes.
+        command: repeats the run; None where it is not known.
+        replays: commands that show each counterexample again.
+    """
+
+    schema: str
+    title: str
+    finished: bool
+    images: int
+    planned: int
+    summary: dict[str, Any]
+    verdict: str
+    assumption: str
+    gap: str | None
+    attacked: bool
+    parts: dict[str, int]
+    sides: dict[int, Share]
+    attacks: list[AttackRow]
+    classes: list[ClassRow]
+    cards: list[Card]
+    scale: int
+    command: str | None
+    replays: list[str]
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        return self.summary["configuration"]
+
+    def as_json(self) -> str:
+        """report.json: shares as in summary.json."""
+        return json.dumps(_plain(self), indent=1)
+
+
+def read_report(run: str | Path | Store) -> Report:
+    """The report of a run's folder, finished or not. Raises `InvalidInput` where there is none, or it is damaged."""
+    store = Store.of(run)
+    configuration = _read(store, "run.json")
+    if configuration is None:
+        raise InvalidInput(f"run is {store}, which holds no run.json; name an --output of evaluate.attack_vs_cert")
+    records = read_records(store)
+    if not records:
+        raise InvalidInput(f"run is {store}, where no batch is finished yet; repeat the run's command first")
+    planned = configuration["num_images"]
+    finished = len(records) == planned
+    summary = summarise(records)
+    around = (_read(store, "summary.json") if finished else None) or {}
+    known = around.keys() - vars(summary).keys()
+    cards, scale = read_cards(store, records, configuration)
+    guards = [card.guard for card in cards if card.guard is not None]
+    return Report(
+        schema=SCHEMA,
+        title=title_of(configuration, len(records)),
+        finished=finished,
+        images=len(records),
+        planned=planned,
+        summary={
+            **summary.as_dict(),
+            **{key: around[key] for key in around if key in known},
+            "configuration": configuration,
+        },
+        verdict=str(verdict_of(summary)),
+        assumption=assumption(summary, configuration, around.get("measured_deviation"), guards),
+        gap=gap_text(summary.undecided) if summary.undecided is not None and summary.undecided.images else None,
+        attacked=bool(summary.attacks),
+        parts=_parts(records),
+        sides=_sides(records),
+        attacks=_attacks(records, summary, budgets(configuration)),
+        classes=_classes(records, configuration.get("class_names")),
+        cards=cards,
+        scale=scale,
+        command=command_of(around.get("command")),
+        replays=_replays(store),
+    )
+
+
+def _read(store: Store, name: str) -> dict[str, Any] | None:
+    if not store.exists(name):
+        return None
+    try:
+        found = json.loads(store.read(name))
+    except ValueError as error:
+        raise InvalidInput(f"{store.path(name)} is damaged ({error}); repeat the run in another folder") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{store.path(name)} holds no object; repeat the run in another folder")
+    return found
+
+
+def _parts(records: list[Record]) -> dict[str, int]:
+    """A certified image of the wrong class is a wrong one here: the parts are those of accuracy."""
+    kinds = [outcome(record) for record in records]
+    found = Counter(
+        "wrong" if kind == "certified" and not record.correct else kind
+        for kind, record in zip(kinds, records, strict=True)
+    )
+    return {kind: found[kind] for kind in ("certified", "standing", "broken", "wrong", "violated")}
+
+
+def _sides(records: list[Record]) -> dict[int, Share]:
+    """From side 1 to one more than the largest that is certified of any image."""
+    largest = [record.largest_certified for record in records]
+    if None in largest:
+        return {}
+    right = [side or 0 for record, side in zip(records, largest, strict=True) if record.correct]
+    return {m: Share(sum(side >= m for side in right), len(records)) for m in range(1, max(right, default=0) + 2)}
+
+
+def _attacks(records: list[Record], summary: Summary, budget: list[int | None]) -> list[AttackRow]:
+    rows = []
+    if len(budget) != len(summary.attacks):
+        budget = [None] * len(summary.attacks)
+    for (name, found), own_budget in zip(summary.attacks.items(), budget, strict=True):
+        own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
+        broke: dict[int, AttackRecord] = {}
+        for record, attack in own:
+            if attack.broken and record.correct:
+                broke.setdefault(record.index, attack)
+        rows.append(
+            AttackRow(
+                name=name,
+                accuracy=found.accuracy,
+                broken=len(broke),
+                open_images=len({record.index for record, _ in own if not record.certified}),
+                evaluations=found.evaluations,
+                certified_images=len({record.index for record, _ in own if record.certified}),
+                evaluations_certified=found.evaluations_certified,
+                visited=found.visited,
+                out_of_threat=found.out_of_threat,
+                seconds=found.seconds,
+                budget=own_budget,
+                members=dict(Counter(attack.by for attack in broke.values() if attack.by).most_common()),
+            )
+        )
+    return rows
+
+
+def _classes(records: list[Record], names: list[str] | None) -> list[ClassRow]:
+    rows = []
+    for label in sorted({record.label for record in records}):
+        own = [record for record in records if record.label == label]
+        summary = summarise(own)
+        name = names[label] if names is not None and label < len(names) else str(label)
+        under = summary.under_all if any(record.attacks for record in records) else None
+        rows.append(ClassRow(name, summary.clean, summary.certified_exact, under))
+    return rows
+
+
+def _replays(store: Store) -> list[str]:
+    names = store.names("counterexamples", ".safetensors")
+    return [f"python -m evaluate.attack_vs_cert --replay {store.path(name)}" for name in names]
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as JSON types."""
+    if isinstance(value, Share):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if is_dataclass(value):
+        return {key: _plain(one) for key, one in vars(value).items()}
+    return value

@@ -1,0 +1,34 @@
+"use strict";
+(() => {
+  const filter = document.querySelector(".filter");
+  if (!filter) return;
+  const buttons = [...filter.querySelectorAll("button")];
+  const cards = [...document.querySelectorAll(".card")];
+  const status = document.querySelector(".status");
+  const shown = () => cards.filter((card) => !card.hidden);
+
+  const show = (kind) => {
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.show === kind));
+    for (const card of cards) card.hidden = kind !== "all" && card.dataset.outcome !== kind;
+    status.textContent = `${shown().length} of ${cards.length} images shown`;
+  };
+  filter.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) show(button.dataset.show);
+  });
+
+  // Arrow keys go from card to card, so that a long gallery need not be tabbed through.
+  const steps = { ArrowRight: 1, ArrowLeft: -1 };
+  document.querySelector(".cards").addEventListener("keydown", (event) => {
+    if (!(event.key in steps) || !event.target.matches(".card")) return;
+    const visible = shown();
+    const next = visible[visible.indexOf(event.target) + steps[event.key]];
+    if (next) {
+      event.preventDefault();
+      next.focus();
+      next.scrollIntoView({ block: "nearest" });
+    }
+  });
+  filter.hidden = false;
+  show("all");
+})();

@@ -1,0 +1,77 @@
+"""What a run's configuration says in words: its title, its budgets, what its certificates lean on."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from typing import Any
+
+from evaluate.metrics import Summary
+
+
+def title_of(configuration: dict[str, Any], images: int) -> str:
+    """Images, patch, and the classifier as far as the run names it."""
+    title = f"{images:,} {configuration['dataset']} test images, {configuration['threat']} patch"
+    model = configuration.get("checkpoint") or configuration.get("model")
+    if model is None:
+        return title
+    if configuration.get("ablation") is None:
+        return f"{title}, {model}" + (" (undefended)" if "checkpoint" in configuration else "")
+    kind = f"{configuration['ablation']}, {configuration['voting']}"
+    if "sampling" in configuration:
+        kind += f", {configuration['sampling']['estimation']:,} samples"
+    return f"{title}, {model} ({kind})"
+
+
+def assumption(summary: Summary, configuration: dict[str, Any], deviation: float | None, guards: list[float]) -> str:
+    """What the certificates lean on. `guards`: those of single certificates, where the configuration has none."""
+    if summary.certified_exact is None and summary.certified_images == 0:
+        return "This classifier has no certificates, so nothing is assumed of it and nothing promised."
+    guard = configuration.get("guard")
+    guard = max(guards, default=None) if guard is None else guard
+    if guard is None:
+        text = "The run does not say within which guard its certificates hold."
+    else:
+        text = (
+            "Certificates assume that the score of an ablation which the patch does not touch moves by no more than "
+            f"the guard, {guard:g}, between two evaluations"
+        )
+        text += f" (largest deviation measured: {deviation:.1e})." if deviation is not None else "."
+    if summary.votes:
+        text += (
+            f" {summary.close_votes:,} of {summary.votes:,} votes lay that close to turning over; each counts against "
+            "its certificate."
+        )
+    random = summary.allowance
+    if random is None:
+        return f"{text} The proof leaves nothing to chance (confidence 100%)."
+    return (
+        f"{text} Each holds with a confidence of {100 * random.confidence:g}%, over the samples drawn for its image: "
+        f"of {random.images} images, up to {random.most} changed certified predictions would be chance."
+    )
+
+
+def budgets(configuration: dict[str, Any]) -> list[int | None]:
+    """The evaluations an image that each attack was given, as its repr says; None where it names no number."""
+    return [_budget(text) for text in configuration.get("attacks", [])]
+
+
+def _budget(text: str) -> int | None:
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:  # an attack of somebody else's, whose repr is no expression
+        return None
+    for keyword in call.keywords if isinstance(call, ast.Call) else []:
+        if keyword.arg == "budget" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, int):
+            return keyword.value.value
+    return None
+
+
+def command_of(line: str | None) -> str | None:
+    """The command as it is typed: `python -m evaluate.attack_vs_cert` for the file that it ran."""
+    if line is None:
+        return None
+    program, *arguments = shlex.split(line) or [""]
+    parts = program.replace("\\\\", "/").removesuffix(".py").split("/")
+    module = parts[-2:] == ["evaluate", "attack_vs_cert"]
+    return shlex.join([*(["python", "-m", "evaluate.attack_vs_cert"] if module else [program]), *arguments])

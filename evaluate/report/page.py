@@ -1,0 +1,189 @@
+"""A report -> one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from evaluate.metrics import Share
+from evaluate.report.cards import AttackedPicture, Card, MapPicture
+from evaluate.report.data import Report
+from evaluate.report.pictures import heat_colors, sides_chart
+
+OUTCOMES = {
+    "violated": "certified, yet changed",
+    "certified": "certified",
+    "broken": "broken",
+    "standing": "standing, not certified",
+}
+PARTS = {
+    "certified": "right, certified",
+    "standing": "right, standing, not certified",
+    "broken": "right, broken by an attack",
+    "wrong": "wrong before any attack",
+    "violated": "right, certified, yet changed",
+}
+_TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificate": "doubt"}
+
+
+def page(report: Report) -> str:
+    """The HTML. Equal reports give equal pages; all that comes from names is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "each": _each,
+        "budget": lambda value, otherwise: otherwise if value is None else f"{value:,}",
+        "facts": facts,
+        "places": places,
+        "map_text": _map_text,
+    }
+    js = _asset("gallery.js")
+    word, _, sentence = report.verdict.partition(": ")
+    present = [card.outcome for card in report.cards]
+    return environment.from_string(_asset("template.html.j2")).render(
+        report=report,
+        summary={**headline(report), "gap": report.summary["gap"]},
+        word=word,
+        sentence=sentence[:1].upper() + sentence[1:] + ".",
+        tone=_tone(report),
+        certified_name=certified_name(report),
+        parts=parts(report),
+        gap_text=gap_picture_text(report),
+        sides_text=sides_text(report),
+        chart=Markup(sides_chart(report.sides, tested_side(report))) if report.sides else "",
+        ramp=_ramp(report.scale),
+        maps=any(card.maps for card in report.cards),
+        names=outcome_names(report),
+        outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
+        notes=notes(report),
+        css=Markup(_asset("style.css")),
+        js=Markup(js),
+        script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("evaluate.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _tone(report: Report) -> str:
+    if report.summary["verdict"] == "held" and report.summary["certified_images"] == 0:
+        return "doubt"
+    return _TONES[report.summary["verdict"]]
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def interval(share: Share) -> str:
+    low, high = share.interval
+    return f"{low:.1%}–{high:.1%}"
+
+
+def _each(evaluations: int, images: int) -> str:
+    return f"{evaluations / images:,.0f}" if images else "–"
+
+
+def headline(report: Report) -> dict[str, Share | None]:
+    """The four numbers; None where there is none."""
+    names = ("clean", "certified_margin", "certified_exact", "under_all")
+    found = {name: report.summary[name] for name in names}
+    return {name: None if one is None else Share(one["hits"], one["total"]) for name, one in found.items()}
+
+
+def certified_name(report: Report) -> str:
+    allowance = report.summary["allowance"]
+    return "certified (exact)" if allowance is None else f"certified at {100 * allowance['confidence']:g}%"
+
+
+def outcome_names(report: Report) -> dict[str, str]:
+    """What an outcome is called; nothing stands where nothing attacks."""
+    return {kind: name if report.attacked else name.replace("standing, ", "") for kind, name in OUTCOMES.items()}
+
+
+def parts(report: Report) -> list[dict[str, Any]]:
+    """The parts of all images that occur, in the order of the picture."""
+    return [
+        {
+            "kind": kind,
+            "name": name if report.attacked else name.replace("standing, ", ""),
+            "count": report.parts[kind],
+            "share": report.parts[kind] / report.images,
+        }
+        for kind, name in PARTS.items()
+        if report.parts[kind]
+    ]
+
+
+def gap_picture_text(report: Report) -> str:
+    """The picture of the gap in words."""
+    return "Of all images: " + "; ".join(f"{percent(part['share'])} {part['name']}" for part in parts(report))
+
+
+def tested_side(report: Report) -> int | None:
+    """The side of the threat where it is one square."""
+    match = re.fullmatch(r"(\d+)x(\d+)", report.configuration["threat"])
+    return int(match[1]) if match and match[1] == match[2] else None
+
+
+def sides_text(report: Report) -> str:
+    each = ", ".join(f"{side}: {percent(share.value)}" for side, share in report.sides.items())
+    return f"Certified accuracy by side of a square patch in pixels: {each}"
+
+
+def facts(card: Card) -> str:
+    """What is known of one image, in a line or two."""
+    text = f"Label {card.label}, predicted {card.prediction}"
+    attacked = card.attacked
+    if attacked is not None:
+        by = f"{attacked.by}, " if attacked.by and attacked.by != attacked.attack else ""
+        text += f", under the patch {attacked.prediction} (by {by}{attacked.attack})"
+    found = []
+    if card.margin is not None:
+        found.append(f"worst margin {card.margin:.4g}")
+    if card.largest_certified is not None:
+        side = card.largest_certified
+        found.append(f"certified up to {side}×{side}" if side else "certified against no square")
+    if card.violations:
+        found.append(f"changed by {', '.join(card.violations)}")
+    rest = ", ".join(found)
+    return f"{text}. {rest[:1].upper()}{rest[1:]}." if rest else f"{text}."
+
+
+def places(attacked: AttackedPicture) -> str:
+    """Where the patches lie, in pixels."""
+    return " and ".join(f"row {row}, column {column}" for row, column in attacked.corners)
+
+
+def _map_text(found: MapPicture) -> str:
+    text = f"Vulnerability map: margins from {found.worst} to {found.best} votes over {found.placements} placements"
+    return text if found.open is None else f"{text}, {found.open} of them open"
+
+
+def _ramp(scale: int) -> str:
+    colors = heat_colors(np.linspace(-scale, scale, 9), scale)
+    return ",".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
+
+
+def notes(report: Report) -> list[tuple[str, str]]:
+    """Configuration, versions and machine as names and values."""
+    found: list[tuple[str, str]] = []
+    for key, value in report.configuration.items():
+        for one in value if key == "attacks" else [value]:
+            found.append((key, one if isinstance(one, str) else json.dumps(one)))
+    for key in ("measured_deviation", "seconds", "python", "threads", "device_name"):
+        if key in report.summary:
+            value = report.summary[key]
+            found.append((key, f"{value:.3g}" if isinstance(value, float) else str(value)))
+    return found + [(name, version) for name, version in report.summary.get("versions", {}).items()]

@@ -1,0 +1,101 @@
+"""Pictures inside the page: images as data URIs, charts as SVG whose colours follow the page's, light or dark."""
+
+from __future__ import annotations
+
+import base64
+import re
+from io import BytesIO, StringIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from evaluate.exhibits import PlacementMap
+from evaluate.metrics import Share
+
+_EXACT = 64  # pixels a side
+# Stand-ins that matplotlib draws with, and the page's colours that take their place.
+_COLORS = {"#010203": "var(--ink)", "#040506": "var(--muted)", "#070809": "var(--line)", "#0a0b0c": "var(--proved)"}
+_INK, _MUTED, _LINE, _PROVED = _COLORS
+
+
+def picture(image: np.ndarray) -> str:
+    """uint8 [C,H,W] as a data URI: one channel in grey, three in colour, any other number by their mean. Small ones are
+    exact (PNG), large ones nearly (JPEG).
+    """
+    if image.shape[0] == 3:
+        return _uri(np.ascontiguousarray(image.transpose(1, 2, 0)), exact=max(image.shape[1:]) <= _EXACT)
+    grey = image[0] if image.shape[0] == 1 else image.mean(axis=0).round().astype(np.uint8)
+    return _uri(np.ascontiguousarray(grey), exact=max(image.shape[1:]) <= _EXACT)
+
+
+def heat(found: PlacementMap, limit: int) -> str:
+    """Worst margins as a picture, one pixel a cell: blue where certified (≥ 0), red where not, by a colour map that
+    reaches from -limit to limit.
+    """
+    return _uri(heat_colors(found.margins, limit), exact=True)
+
+
+def heat_colors(margins: np.ndarray, limit: int) -> np.ndarray:
+    """uint8 [..., 3]. The middle of the map lies between -1 and 0, where certificates end."""
+    from matplotlib import colormaps
+
+    share = (margins.astype(float) + 0.5) / (2 * limit + 1) + 0.5
+    return (np.asarray(colormaps["RdBu"](0.08 + 0.84 * share.clip(0, 1)))[..., :3] * 255).round().astype(np.uint8)
+
+
+def _uri(pixels: np.ndarray, exact: bool) -> str:
+    content = BytesIO()
+    if exact:
+        Image.fromarray(pixels).save(content, "PNG", optimize=True)
+    else:
+        Image.fromarray(pixels).save(content, "JPEG", quality=92, subsampling=0)
+    kind = "png" if exact else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def sides_chart(sides: dict[int, Share], tested: int | None) -> str:
+    """Certified accuracy against the side of a square patch, with its interval; `tested` is marked. SVG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    style: Any = {"svg.hashsalt": "robustpatch", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
+    with rc_context(style):
+        figure = Figure(figsize=(4.4, 2.9), layout="constrained")
+        axes = figure.subplots()
+        low, high = zip(*(share.interval for share in sides.values()), strict=True)
+        each = list(sides)
+        axes.fill_between(each, [100 * v for v in low], [100 * v for v in high], color=_PROVED, alpha=0.2, linewidth=0)
+        values = [100 * share.value for share in sides.values()]
+        axes.plot(each, values, color=_PROVED, marker="o", markersize=4, linewidth=1.6)
+        if tested is not None:
+            axes.axvline(tested, color=_MUTED, linewidth=1, linestyle="--")
+            axes.annotate("tested", (tested, 100), (4, -2), textcoords="offset points", color=_MUTED, va="top")
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("side of the patch, pixels", color=_INK)
+        axes.set_ylabel("certified accuracy, %", color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(colors=_MUTED)
+        axes.grid(color=_LINE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_MUTED)
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+        content = StringIO()
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _inline(content.getvalue())
+
+
+def _inline(svg: str) -> str:
+    """The `<svg>` alone, of the page's colours and font and of its width."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", svg)
+    for stand_in, color in _COLORS.items():
+        svg = svg.replace(stand_in, color)
+    return svg
