@@ -101,8 +101,9 @@ class Furthest:
         self.found: dict[int, tuple[AttackRecord, Tensor]] = {}
 
     def offer(self, i: int, record: AttackRecord, x_adv: Tensor) -> None:
-        """Keep the patch if it broke image i first, or left a smaller lead than those before."""
-        if self.none or not (record.contained and record.in_range):
+        """Keep the patch if it broke image i first, or left a smaller lead than those before. An attack that tried no
+        placement has no patch."""
+        if self.none or not (record.contained and record.in_range and record.visited > 0):
             return
         if i not in self.found or _standing(record) < _standing(self.found[i][0]):
             self.found[i] = record, x_adv.detach().cpu().clone()

@@ -125,22 +125,23 @@ def test_quota():
 
 
 def test_the_patch_that_went_furthest():
-    """The first that broke it, else the smallest lead, else the first; never one outside the threat."""
+    """The first that broke it, else the smallest lead, else the first; none outside the threat, nor the clean image."""
     x = [torch.full((1, 2, 2), value / 10) for value in range(10)]
     offers = [
         (replace(attack(contained=False), lead=-9), "out"),
+        (attack(visited=0.0), "only the clean image"),
         (attack(), "first"),
         (replace(attack(), lead=3), "closer"),
         (replace(attack(), lead=3), "as close"),
         (replace(attack(broken=True), lead=-1), "broke"),
         (replace(attack(broken=True), lead=-5), "broke later"),
     ]
-    expected = [None, "first", "closer", "closer", "broke", "broke"]
+    expected = [None, None, "first", "closer", "closer", "broke", "broke"]
     furthest = Furthest()
     for (made, name), image, wanted in zip(offers, x, expected, strict=False):
         furthest.offer(0, replace(made, by=name), image)
         assert (furthest.found[0][0].by if furthest.found else None) == wanted
-    assert furthest.found[0][1].equal(x[4])
+    assert furthest.found[0][1].equal(x[5])
     none = Furthest(none=True)
     none.offer(0, attack(), x[0])
     assert none.found == {}
