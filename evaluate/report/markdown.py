@@ -20,11 +20,12 @@ def markdown(report: Report) -> str:
     rows = [(part["name"], part["count"], percent(part["share"])) for part in parts(report)]
     lines += [_table(("of all images", "images", "share"), rows), _text(report.assumption)]
     lines += [_text(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
-    lines.append("## Certified accuracy against patch size")
+    certifies = report.summary["certified_exact"] is not None
+    lines += ["## Certified accuracy against patch size"] if certifies else []
     if report.sides:
         sides = [(f"{m}×{m}", percent(s.value), interval(s), s.hits) for m, s in report.sides.items()]
         lines.append(_table(("square", "accuracy", "95% interval", "images"), sides))
-    else:
+    elif certifies:
         lines.append("The certificates of this run carry no votes, so nothing is known of other patch sizes.")
     lines += ["## Attacks", _attacks(report) if report.attacks else "No attack was run.", "## Classes"]
     classes = [(r.name, r.clean.total, *map(_short, (r.clean, r.certified, r.under_all))) for r in report.classes]

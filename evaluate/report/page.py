@@ -9,13 +9,12 @@ import re
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from evaluate.metrics import Share
 from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
-from evaluate.report.pictures import heat_colors, sides_chart
+from evaluate.report.pictures import ramp, sides_chart
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -52,7 +51,7 @@ def page(report: Report) -> str:
     present = [card.outcome for card in report.cards]
     return environment.from_string(_asset("template.html.j2")).render(
         report=report,
-        summary={**headline(report), "gap": report.summary["gap"]},
+        summary=headline(report),
         word=word,
         sentence=sentence[:1].upper() + sentence[1:] + ".",
         tone=_tone(report),
@@ -61,7 +60,7 @@ def page(report: Report) -> str:
         gap_text=gap_picture_text(report),
         sides_text=sides_text(report),
         chart=Markup(sides_chart(report.sides, tested_side(report))) if report.sides else "",
-        ramp=_ramp(report.scale),
+        ramp=ramp(report.scale),
         maps=any(card.maps for card in report.cards),
         names=outcome_names(report),
         outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
@@ -108,8 +107,15 @@ def certified_name(report: Report) -> str:
 
 
 def outcome_names(report: Report) -> dict[str, str]:
-    """What an outcome is called; nothing stands where nothing attacks."""
-    return {kind: name if report.attacked else name.replace("standing, ", "") for kind, name in OUTCOMES.items()}
+    """What each outcome is called."""
+    return {kind: _worded(report, name) for kind, name in OUTCOMES.items()}
+
+
+def _worded(report: Report, name: str) -> str:
+    """Nothing stands where nothing attacks, and nothing need be called not certified where nothing is."""
+    if not report.attacked:
+        return name.replace("standing, ", "")
+    return name if report.summary["certified_exact"] is not None else name.replace(", not certified", "")
 
 
 def parts(report: Report) -> list[dict[str, Any]]:
@@ -151,7 +157,7 @@ def facts(card: Card) -> str:
         text += f", under the patch {attacked.prediction} (by {by}{attacked.attack})"
     found = []
     if card.margin is not None:
-        found.append(f"worst margin {card.margin:.4g}")
+        found.append(f"worst margin {card.margin:.4g}".replace("-", "−"))
     if card.largest_certified is not None:
         side = card.largest_certified
         found.append(f"certified up to {side}×{side}" if side else "certified against no square")
@@ -169,11 +175,6 @@ def places(attacked: AttackedPicture) -> str:
 def _map_text(found: MapPicture) -> str:
     text = f"Vulnerability map: margins from {found.worst} to {found.best} votes over {found.placements} placements"
     return text if found.open is None else f"{text}, {found.open} of them open"
-
-
-def _ramp(scale: int) -> str:
-    colors = heat_colors(np.linspace(-scale, scale, 9), scale)
-    return ",".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
 
 
 def notes(report: Report) -> list[tuple[str, str]]:

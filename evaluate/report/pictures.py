@@ -37,11 +37,19 @@ def heat(found: PlacementMap, limit: int) -> str:
 
 
 def heat_colors(margins: np.ndarray, limit: int) -> np.ndarray:
-    """uint8 [..., 3]. The middle of the map lies between -1 and 0, where certificates end."""
+    """uint8 [..., 3]. Between -1 and 0, where certificates end, the colour leaps: one vote is seen."""
     from matplotlib import colormaps
 
-    share = (margins.astype(float) + 0.5) / (2 * limit + 1) + 0.5
-    return (np.asarray(colormaps["RdBu"](0.08 + 0.84 * share.clip(0, 1)))[..., :3] * 255).round().astype(np.uint8)
+    strength = 0.28 * (np.where(margins < 0, -1 - margins, margins) / max(1, limit)).clip(0, 1)
+    place = np.where(margins < 0, 0.36 - strength, 0.64 + strength)
+    return (np.asarray(colormaps["RdBu"](place))[..., :3] * 255).round().astype(np.uint8)
+
+
+def ramp(limit: int) -> str:
+    """About the same as the stops of a CSS gradient, the leap in the middle."""
+    ends = heat_colors(np.array([-limit - 1, -1, 0, limit]), limit)
+    colors = [f"rgb({red} {green} {blue})" for red, green, blue in ends.tolist()]
+    return f"{colors[0]},{colors[1]} 50%,{colors[2]} 50%,{colors[3]}"
 
 
 def _uri(pixels: np.ndarray, exact: bool) -> str:
