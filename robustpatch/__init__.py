@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustpatch.smoothing import SmoothedClassifier
     from robustpatch.sparse import SparseAblation
     from robustpatch.threat import AnyOf, PatchThreat, parse_threat
+    from robustpatch.union import Union
     from robustpatch.voting import Threshold, TopOne, Votes
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "smoothing": ("SmoothedClassifier",),
     "sparse": ("SparseAblation",),
     "threat": ("AnyOf", "PatchThreat", "parse_threat"),
+    "union": ("Union",),
     "voting": ("Threshold", "TopOne", "Votes"),
 }
 
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "AnyOf",
     "PatchThreat",
     "parse_threat",
+    "Union",
     "Threshold",
     "TopOne",
     "Votes",

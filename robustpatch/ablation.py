@@ -290,11 +290,16 @@ class GridBlocks(_Grid):
         return self.size, self.size
 
 
-def parse_ablation(text: str) -> Columns | Rows | Blocks | GridColumns | GridBlocks:
-    """Read "columns:2", "rows:3", "blocks:8", "blocks:4x6", with a stride "columns:19/10", or of a grid
-    "2*grid-columns:1", "2*grid-blocks:4". Raises `InvalidInput`. `str(ablation)` is the inverse.
+def parse_ablation(text: str) -> Ablation:
+    """Read "columns:2", "rows:3", "blocks:8", "blocks:4x6", with a stride "columns:19/10", of a grid
+    "2*grid-columns:1", "2*grid-blocks:4", or several as one: "columns:2+rows:2". Raises `InvalidInput`.
+    `str(ablation)` is the inverse.
     """
     text = text.strip().lower()
+    if "+" in text:
+        from robustpatch.union import Union
+
+        return Union(tuple(parse_ablation(part) for part in text.split("+")))
     if (match := _GRID_GRAMMAR.fullmatch(text)) is not None:
         kind = GridColumns if match[2] == "columns" else GridBlocks
         return kind(int(match[3]), int(match[1] or 1))
@@ -303,7 +308,8 @@ def parse_ablation(text: str) -> Columns | Rows | Blocks | GridColumns | GridBlo
     if match is None or (match[3] is not None and (match[1] != "blocks" or int(match[3]) == 0)):
         raise InvalidInput(
             f'ablation is {text!r}; use "columns:2", "rows:3" or "blocks:8" (size in pixels), '
-            'with a stride after a slash: "columns:19/10", or cells of a grid: "2*grid-columns:1", "2*grid-blocks:4"'
+            'with a stride after a slash: "columns:19/10", cells of a grid: "2*grid-columns:1", "2*grid-blocks:4", or '
+            'several together: "columns:2+rows:2"'
         )
     kind, size, other, stride = match[1], int(match[2]), match[3], int(match[4] or 1)
     if kind == "blocks":

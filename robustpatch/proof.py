@@ -50,8 +50,10 @@ def _windows(length: int, size: int, stride: int) -> list[set[int]]:
 
 def masks(ablation: str, height: int, width: int) -> np.ndarray:
     """The kept pixels [N,H,W] of "columns:2", "rows:3", "blocks:4x6", with a stride "columns:19/10", or, of a grid,
-    "2*grid-columns:1" and "2*grid-blocks:4": every two of its cells.
+    "2*grid-columns:1" and "2*grid-blocks:4": every two of its cells; of "columns:2+rows:2" one after the other.
     """
+    if "+" in ablation:
+        return np.concatenate([masks(part, height, width) for part in ablation.split("+")])
     if "grid-" in ablation:
         return _grid_masks(ablation, height, width)
     kind, _, rest = ablation.partition(":")

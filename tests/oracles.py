@@ -21,6 +21,8 @@ def windows(length: int, size: int, stride: int) -> list[set[int]]:
 
 def kept(text: str, height: int, width: int) -> list[set[tuple[int, int]]]:
     """The kept pixels (row, column) of each ablation of "columns:2/1", "rows:3/2", "blocks:4x6/1" and grids."""
+    if "+" in text:
+        return [some for part in text.split("+") for some in kept(part, height, width)]
     if "*" in text:
         return kept_of_grid(text, height, width)
     kind, _, rest = text.partition(":")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from robustpatch.ablation import Ablation, Blocks, Columns, Rows
-from robustpatch.networks import StripNet, build, one_pass_name
+from robustpatch.networks import StripNet, UnionNet, build, one_pass_name
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.union import Union
 from robustpatch.voting import Threshold
 
 SIZE = (6, 8)  # of the toy images: height × width
@@ -66,6 +67,8 @@ def one_pass(
     """The one-pass base for any ablation, as small and as awake as `strip`."""
     if isinstance(ablation, Columns | Rows):
         return strip(ablation, size, classes, in_channels=in_channels, seed=seed)
+    if isinstance(ablation, Union):
+        return UnionNet(ablation, [one_pass(part, size, in_channels, classes, seed) for part in ablation.parts])
     options = {"widths": [6, 5]} if isinstance(ablation, Blocks) else {"features": 8, "hidden": 6}
     net = seeded(
         lambda: build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -15,15 +16,30 @@ from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
+from robustpatch.networks.union import UnionNet
 from robustpatch.sparse import SparseAblation
+from robustpatch.union import Union
 
-__all__ = ["MLP", "BlockNet", "GridNet", "MnistCNN", "SmallCNN", "StripNet", "build", "one_pass_name", "usual_name"]
+__all__ = [
+    "MLP",
+    "BlockNet",
+    "GridNet",
+    "MnistCNN",
+    "SmallCNN",
+    "StripNet",
+    "UnionNet",
+    "build",
+    "one_pass_name",
+    "usual_name",
+]
 
 _ONE_PASS = {"strip": StripNet, "block": BlockNet, "grid": GridNet}
 
 
 def one_pass_name(ablation: Ablation) -> str:
     """The name of the network that scores all ablations of this kind in one pass."""
+    if isinstance(ablation, Union):
+        return "union"
     if isinstance(ablation, Columns | Rows):
         return "strip"
     return "block" if isinstance(ablation, Blocks) else "grid"
@@ -45,9 +61,10 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    "strip", "block", "grid": `StripNet`, `BlockNet`, `GridNet`, one pass. "mnist-cnn": the paper's, by enumeration.
-    "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse ablation. The latter three see encoded images, or images as they
-    are where `ablation` and `encoding` are None. Raises `InvalidInput`.
+    "strip", "block", "grid": `StripNet`, `BlockNet`, `GridNet`, one pass. "union": `UnionNet` of such; its option
+    `parts` has a name and options for each part of the ablation, by default the usual ones. "mnist-cnn": the paper's,
+    by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse ablation. The latter three see encoded images, or
+    images as they are where `ablation` and `encoding` are None. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
@@ -59,6 +76,8 @@ def build(
         return _ONE_PASS[name](
             ablation, image_size=(height, width), num_classes=num_classes, in_channels=channels, **options
         )
+    if name == "union":
+        return _union(ablation, image_shape, num_classes, encoding, **options)
     if name == "mnist-cnn":
         if (height, width) != (28, 28):
             raise InvalidInput(f"network mnist-cnn takes 28x28 images, not {height}x{width}; choose another network")
@@ -67,4 +86,32 @@ def build(
         return SmallCNN(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
     if name == "mlp":
         return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
-    raise InvalidInput(f'network is {name!r}; known are "strip", "block", "grid", "mnist-cnn", "small-cnn" and "mlp"')
+    raise InvalidInput(
+        f'network is {name!r}; known are "strip", "block", "grid", "union", "mnist-cnn", "small-cnn" and "mlp"'
+    )
+
+
+def _union(
+    ablation: Ablation | SparseAblation | None,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    encoding: Encoding | None,
+    parts: Sequence[dict[str, Any]] | None = None,
+) -> nn.Module:
+    if not isinstance(ablation, Union):
+        raise InvalidInput(f"network is union, but ablation is {ablation}; name one such as columns:2+rows:2")
+    given = [{"name": one_pass_name(part)} for part in ablation.parts] if parts is None else [*parts]
+    if len(given) != len(ablation.parts):
+        raise InvalidInput(f"network union has {len(given)} parts, but ablation is {ablation}; give one for each part")
+    built = [
+        build(
+            str(options["name"]),
+            ablation=part,
+            image_shape=image_shape,
+            num_classes=num_classes,
+            encoding=encoding,
+            options={key: value for key, value in options.items() if key != "name"},
+        )
+        for part, options in zip(ablation.parts, given, strict=True)
+    ]
+    return UnionNet(ablation, built)

@@ -11,6 +11,7 @@ from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import BlockNet, GridNet, MnistCNN, SmallCNN, StripNet, build
+from robustpatch.union import Union
 from tests import toys
 
 CASES = [
@@ -35,6 +36,7 @@ CASES += [
     if not (isinstance(ablation, Blocks) and ablation.width > image[1])
 ]
 CASES += [(GridBlocks(5, 1), (9, 7)), (GridBlocks(3, 3), (6, 9)), (Blocks(7, 5), (7, 5))]
+CASES += [(Union((Columns(2), Rows(3, 2))), (5, 7)), (Union((GridColumns(2, 2), Rows(1), Blocks(2))), (4, 6))]
 
 
 @pytest.mark.parametrize(("ablation", "size"), CASES)
@@ -65,7 +67,7 @@ def test_one_pass_equals_its_enumeration(ablation, size):
             torch.testing.assert_close(seen, one_pass, atol=1e-5, rtol=0)
         back = torch.arange(n).flip(0)
         torch.testing.assert_close(net.score_all(x, back), one_pass.flip(1), atol=1e-5, rtol=0)
-        pairs = torch.stack([back, torch.arange(n)])[:, :3]
+        pairs = torch.stack([back, torch.arange(n)])[:, :3]  # of a union, of different parts at one place
         own = torch.stack([one_pass[b, pairs[b]] for b in range(2)])
         torch.testing.assert_close(net.score_all(x, pairs), own, atol=1e-5, rtol=0)
         assert torch.equal(net(x), one_pass)

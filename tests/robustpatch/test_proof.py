@@ -34,6 +34,8 @@ CASES = [
     ("2*grid-columns:2", "1x2", (3, 9)),
     ("2*grid-blocks:2", "2x1", (5, 6)),
     ("1*grid-blocks:2", "2*1x1", (5, 6)),
+    ("columns:2+rows:1", "2x1,1x2", (4, 6)),
+    ("rows:2+columns:1", "2*1x1", (5, 6)),
 ]
 
 

@@ -48,6 +48,11 @@ CASES = [
     ("2*grid-blocks:3", (2, 4), (7, 5)),
     ("3*grid-blocks:2", (1, 3), (5, 4)),
     ("6*grid-blocks:2", (1, 1), (4, 6)),
+    ("columns:2+rows:2", (2, 3), (5, 7)),
+    ("rows:3/2+columns:2", (3, 1), (7, 5)),
+    ("columns:1+rows:1+blocks:2", (2, 2), (4, 5)),
+    ("columns:2+2*grid-blocks:3", (1, 2), (5, 7)),
+    ("columns:2+columns:2", (1, 1), (1, 6)),
 ]
 
 
@@ -99,6 +104,17 @@ def grids(draw, longest=8):
     keep = draw(st.integers(1, min(cells, 3)).filter(lambda k: comb(cells, k) <= 1000))
     patch = draw(st.integers(1, height)), draw(st.integers(1, width))
     return f"{keep}*{kind}:{size}", patch, (height, width)
+
+
+@given(geometries(longest=6), st.sampled_from(["columns:1", "rows:1/2", "2*grid-columns:1", "blocks:1"]))
+@settings(max_examples=40)
+def test_any_union_equals_the_oracle(geometry, other):
+    """Whatever its parts are."""
+    text, patch, size = geometry
+    if (other.startswith("2*") and size[1] < 2) or (other == "rows:1/2" and size[0] < 2):
+        other = "columns:1"
+    for together in (f"{text}+{other}", f"{other}+{text}"):
+        agrees_with_the_oracle(together, patch, size)
 
 
 @given(grids())
