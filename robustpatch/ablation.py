@@ -218,17 +218,18 @@ class _Grid(Ablation):
         return DenseTouched(sets[:, self.choices(height, width)].any(dim=-1), of_placement)
 
     def affected_closed_form(self, threat: PatchThreat, height: int, width: int) -> int:
-        """The paper's Δ for one patch, C(N, k) - C(N - a, k): N cells, of which it touches a, along an axis at most
-        ceil((m-1)/s) + 1 and never more than there are.
+        """The paper's Δ, of one patch C(N, k) - C(N - a, k): N cells, of which it touches a, along an axis at most
+        ceil((m-1)/s) + 1 and never more than there are. Of several, so much of each, and no more than there are.
 
         Equal to `affected` where the size divides the image, and never below it elsewhere: the certificates count
-        what is touched and do not need it. (Levine & Feizi 2020, Section 3.)
+        what is touched and do not need it. Raises `InvalidInput`. (Levine & Feizi 2020, Section 3.)
         """
         threat.check_fits(height, width)
         cell, grid, patch = self.cell(height, width), self.grid(height, width), (threat.height, threat.width)
         rows, columns = (min(n, -(-(m - 1) // s) + 1) for m, s, n in zip(patch, cell, grid, strict=True))
-        cells = grid[0] * grid[1]
-        return comb(cells, self.keep) - comb(cells - rows * columns, self.keep)
+        choices = self.count(height, width)
+        most = choices - comb(grid[0] * grid[1] - rows * columns, self.keep)
+        return min(choices, threat.count * most)
 
     def __str__(self) -> str:
         return f"{self.keep}*{self.kind}:{self.size}"
