@@ -1,8 +1,9 @@
 """A certificate on disk, and a verifier that trusts nothing but the masks.
 
-`python -m robustpatch.proof verify FILE` exits 0 when every claim in the file follows from the votes in it, 1 when one
-does not, 2 when the file cannot be read. Verification needs numpy alone and shares no code with the certificates: it
-draws every mask pixel by pixel, slides every patch over them, and checks the inequality for every rival.
+`python -m robustpatch.proof verify FILE` says what the file claims, and exits 0 when every claim follows from the votes
+in it, 1 when one does not, 2 when the file cannot be read. Verification needs numpy alone and shares no code with the
+certificates: it draws every mask pixel by pixel, slides every patch over them, and checks the inequality for every
+rival.
 
 The file is a numpy archive: `cast`, `close` (bit-packed [B,N,K]), `shape`, `prediction`, `certified`, `margin` and
 `claim`, a JSON text: ablation, image_size, threats (height, width, count), method, guard.
@@ -79,7 +80,10 @@ def _grid_masks(ablation: str, height: int, width: int) -> np.ndarray:
     if kind not in ("grid-columns", "grid-blocks") or step < 1:
         raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
     tops = [0] if kind == "grid-columns" else range(0, height, step)
-    choices = list(combinations([(top, left) for top in tops for left in range(0, width, step)], int(keep)))
+    cells = [(top, left) for top in tops for left in range(0, width, step)]
+    if comb(len(cells), int(keep)) > 2**20:
+        raise ValueError(f"{ablation} has more than a million choices of {len(cells)} cells: too many for plain loops")
+    choices = list(combinations(cells, int(keep)))
     kept = np.zeros((len(choices), height, width), bool)
     for n, chosen in enumerate(choices):
         for top, left in chosen:
@@ -90,6 +94,8 @@ def _grid_masks(ablation: str, height: int, width: int) -> np.ndarray:
 def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.ndarray:
     """The distinct sets [S,N] of ablations that `count` rectangles of `height` × `width` can touch together."""
     rows, columns = kept.shape[1] - height + 1, kept.shape[2] - width + 1
+    if min(height, width, count) < 1:
+        raise ValueError(f"{count} patches of {height}x{width} are none: nothing is claimed")
     if rows < 1 or columns < 1:
         raise ValueError(f"a {height}x{width} patch does not fit into {kept.shape[1]}x{kept.shape[2]}")
     single = {
@@ -144,15 +150,29 @@ def verify(path: str | Path) -> list[str]:
     return wrong
 
 
+def claimed(path: str | Path) -> str:
+    """What the file says that it proves, for a reader to hold against what was promised."""
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        claim, certified = json.loads(file["claim"].tobytes()), file["certified"]
+    threats = [f"{count}*{h}x{w}" if count > 1 else f"{h}x{w}" for h, w, count in claim["threats"]]
+    height, width = claim["image_size"]
+    return (
+        f"claim: of {len(certified)} images of {height}x{width} under {claim['ablation']}, {int(certified.sum())} "
+        f"certified against {' or '.join(threats)}, where no score of an untouched ablation moves by more than "
+        f"{claim['guard']:g}"
+    )
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "verify":
         print("usage: python -m robustpatch.proof verify FILE", file=sys.stderr)
         return 2
     try:
-        wrong = verify(arguments[1])
+        claim, wrong = claimed(arguments[1]), verify(arguments[1])
     except Exception as error:  # a damaged file can fail in any way, and each way means: nothing was proved
         print(f"{arguments[1]} cannot be verified: {error}", file=sys.stderr)
         return 2
+    print(claim)
     print("\n".join(wrong) or "every claim follows from the votes")
     return 1 if wrong else 0
 
