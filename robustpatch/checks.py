@@ -29,6 +29,7 @@ def shape_and_type(x: Tensor) -> None:
 def image_values(x: Tensor) -> None:
     """Refuse images that are not finite or not in [0, 1]: nothing is certified about them."""
     shape_and_type(x)
+    x = x.detach()
     if not bool(torch.isfinite(x).all()):
         raise InvalidInput("images contain NaN or infinite values; clean the input, nothing is certified about those")
     low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 1.0)

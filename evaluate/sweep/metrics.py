@@ -134,7 +134,7 @@ def telling_sides(settings: Iterable[Setting]) -> range:
 
 @dataclass(frozen=True)
 class Choice:
-    """Picks settings by what validation images say of them, and never by the images whose accuracy is reported.
+    """Picks settings by what validation images say of them, and never by test images.
 
     `judged` are the validation sweep's settings; `images` says which images those are.
     """

@@ -40,6 +40,12 @@ def test_values_that_are_none(spoil, message):
             call(spoil(toys.images(3)))
 
 
+def test_images_with_a_gradient_are_images():
+    """Answered as without, and without torch's warning, an error here."""
+    model, x = toys.smoothed(), toys.images(3)
+    assert torch.equal(model.certify(x.clone().requires_grad_(), ONE).margin, model.certify(x, ONE).margin)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
