@@ -3,7 +3,7 @@
 A recipe has a table `[[run]]` for each network: its `name`, and the settings of `TrainingConfig`. `stages`, a list of
 tables, trains it in several stages, each from the weights of the one before; a stage's settings go over the run's, and
 a run's over those of the table `[defaults]`. `vote` is the voting rule that the checkpoint is kept with, where another
-than the training's did best on validation images.
+than the training's did best on validation images; `start`, a checkpoint whose weights the first stage begins with.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class Run:
-    """One network of a recipe: its checkpoint's name, its stages, each but the first from the one before, and the
-    voting rule that it is kept with (None: that of the last stage).
+    """One network of a recipe: its checkpoint's name, its stages, each but the first from the one before, the voting
+    rule that it is kept with (None: that of the last stage), and what the first begins with (None: new weights).
     """
 
     name: str
     stages: tuple[TrainingConfig, ...]
     vote: str | None = None
+    start: str | None = None
 
 
 def load_recipe(path: str | Path) -> list[Run]:
@@ -63,6 +64,7 @@ def load_recipe(path: str | Path) -> list[Run]:
 def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run:
     settings = {**defaults, **run}
     name, stages, vote = settings.pop("name", None), settings.pop("stages", [{}]), settings.pop("vote", None)
+    start = settings.pop("start", None)
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise InvalidInput(f"recipe {path}: name is {name!r}; each run needs one, which becomes the checkpoint's file")
     configs = []
@@ -73,7 +75,7 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         if unknown:
             raise InvalidInput(
                 f"recipe {path}, run {name}: {', '.join(unknown)} is no setting here; those are "
-                f"{', '.join(key for key in known if key != 'start')}, name, stages and vote"
+                f"{', '.join(key for key in known if key != 'start')}, name, stages, start and vote"
             )
         if chosen.get("ablation") is not None:
             chosen.setdefault("network", {"name": usual_name(parse_source(chosen["ablation"]))})
@@ -87,7 +89,9 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
     if vote is not None:
         parse_voting(str(vote))
-    return Run(name, tuple(configs), vote)
+    if not isinstance(start, str | None):
+        raise InvalidInput(f"recipe {path}, run {name}: start is {start!r}; name a checkpoint, or leave it out")
+    return Run(name, tuple(configs), vote, start)
 
 
 def follow(
@@ -105,13 +109,13 @@ def follow(
     unless its settings or the data set have changed: then it is refused with `InvalidInput`. `progress(i, config)`
     gives the callbacks of `train` for a stage.
     """
-    output, start, histories = Path(output), None, []
+    output, start, histories = Path(output), run.start, []
     final = output / f"{run.name}.safetensors"
     claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
     if final.exists():
         kept = load_checkpoint(final).config
         vote = run.vote or run.stages[-1].for_checkpoint().get("voting")
-        if kept.get("stages") != claims or kept.get("voting") != vote:
+        if (kept.get("stages"), kept.get("voting"), kept.get("start")) != (claims, vote, run.start):
             raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
         if any(kept.get(key) != value for key, value in about(images).items()):
             raise InvalidInput(f"output {final} was trained on other images; name another output, or delete it")
@@ -125,7 +129,12 @@ def follow(
         histories.append(json.loads((folder / "history.json").read_text()))
     assert start is not None
     trained = load_checkpoint(start)
-    config = {**trained.config, "start": None, "stages": claims, "history": [row for rows in histories for row in rows]}
+    config = {
+        **trained.config,
+        "start": run.start,
+        "stages": claims,
+        "history": [row for rows in histories for row in rows],
+    }
     config |= {} if run.vote is None else {"voting": run.vote}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
     save_checkpoint(final, trained.model, config, dtype=torch.float16)

@@ -15,15 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.losses import objective, touched_sets
+from robustpatch.networks import UnionNet
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import touched_chance
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation, parse_source
 from robustpatch.threat import Threat, parse_threat
+from robustpatch.union import Union
 from robustpatch.voting import first_argmax
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
 
@@ -45,7 +48,8 @@ class TrainingConfig:
 
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
-    learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, `certificate` the weight of the
+    learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
+    for each part ("mnist-columns2+mnist-rows2"), `certificate` the weight of the
     certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`). `optimizer` is "sgd"
     (Nesterov) or "adamw" (`momentum` is its first decay rate).
 
@@ -196,13 +200,7 @@ def train(
     elif isinstance(model, RandomizedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
     if config.start is not None:
-        loaded = load_checkpoint(config.start, ablation=ablation)
-        same = ("network", "encoding", "image_shape", "class_names")  # an undefended classifier has no encoding
-        if any(loaded.config.get(key) != full.get(key) for key in same):
-            raise InvalidInput(
-                f"start is {config.start}, a checkpoint of another network or data set; name one of this"
-            )
-        network_of(model).load_state_dict(network_of(loaded.model).state_dict())
+        _begin_with(config.start, model, full)
     if config.batch_size > len(images):
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
@@ -251,6 +249,30 @@ def about(images: ImageSet) -> dict[str, Any]:
         "dataset": images.name,
         "train_images": len(images),
     }
+
+
+def _begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
+    """Load the weights of a checkpoint, or of one for each part of a union, joined by "+"."""
+    ablation = model.ablation if isinstance(model, SmoothedClassifier | RandomizedClassifier) else None
+    pairs: list[tuple[str, Ablation | SparseAblation | None, nn.Module]] = [(start, ablation, network_of(model))]
+    if isinstance(ablation, Union) and "+" in start:
+        assert isinstance(model, SmoothedClassifier)
+        parts = list(model.base.parts) if isinstance(model.base, UnionNet) else []
+        names = start.split("+")
+        if len(names) != len(parts):
+            raise InvalidInput(f"start is {start}, {len(names)} checkpoints, but {ablation} has {len(parts)} parts")
+        pairs = list(zip(names, ablation.parts, parts, strict=True))
+    for name, own, network in pairs:
+        loaded = load_checkpoint(name, ablation=own)
+        same = ["encoding", "image_shape", "class_names"]  # an undefended classifier has no encoding
+        same += ["network"] if network is network_of(model) else []
+        unlike = f"start is {name}, a checkpoint of another network or data set; name one of this"
+        if any(loaded.config.get(key) != config.get(key) for key in same):
+            raise InvalidInput(unlike)
+        try:
+            network.load_state_dict(network_of(loaded.model).state_dict())
+        except RuntimeError as error:
+            raise InvalidInput(unlike) from error
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.losses import certificate_loss
-from robustpatch.networks import SmallCNN
+from robustpatch.networks import SmallCNN, UnionNet
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
@@ -243,3 +243,27 @@ def test_the_command_line_trains_either_kind(tmp_path):
     )
     assert refused.exit_code == 2
     assert "network is strip, which sees parts" in refused.output
+
+
+def test_a_union_starts_from_its_parts(images, tmp_path):
+    """Each part's weights are those of its checkpoint, in order; another number of them or another part is refused."""
+    parts = ("columns:2", "rows:2")
+    for part in parts:
+        train(replace(STRIP, ablation=part, epochs=1), images, images, tmp_path / part)
+    starts = [str(tmp_path / part / "checkpoint.safetensors") for part in parts]
+    network = {"name": "union", "parts": [STRIP.network, STRIP.network]}
+    config = replace(STRIP, ablation="columns:2+rows:2", network=network, start="+".join(starts), epochs=1, lr=0.0)
+    model = train(replace(config, weight_decay=0.0), images, images, tmp_path / "union")
+    assert isinstance(model, SmoothedClassifier)
+    assert isinstance(model.base, UnionNet)
+    for own, start in zip(model.base.parts, starts, strict=True):
+        saved = load_checkpoint(start).model.base.state_dict()
+        assert all(torch.equal(own.state_dict()[name], saved[name]) for name, _ in own.named_parameters())
+    x, _ = images.batch(range(4))
+    assert load_checkpoint(tmp_path / "union" / "checkpoint.safetensors").smoothed.votes(x).cast.shape[1] == 14 + 14
+    for wrong, message in (
+        ("+".join(starts[:1] * 3), "3 checkpoints, but columns:2\\+rows:2 has 2 parts"),
+        ("+".join(reversed(starts)), "ablation"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            train(replace(config, start=wrong), images, images, tmp_path / wrong[-40:].replace("/", "-"))
