@@ -18,6 +18,8 @@ from evaluate.command import HELD, status_of
 from evaluate.finished import Run, read_run
 from evaluate.metrics import Share
 from evaluate.records import Record
+from evaluate.report.page import render
+from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -145,6 +147,11 @@ def markdown(found: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def page(found: Comparison, outputs: Sequence[str]) -> str:
+    """The comparison as one HTML page that needs nothing but itself; `outputs` are what the runs were named by."""
+    return render("compare.html.j2", found=found, outputs=outputs)
+
+
 def _text(share: Share | None) -> str:
     if share is None:
         return "–"
@@ -182,10 +189,10 @@ def _run(runs: list[str], output: Path | None) -> int:
         tests.add_row(pair.measure, f"{pair.first} / {pair.second}", *counts)
     console.print(tests)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "compare.md").write_text(markdown(found), encoding="utf-8")
-        (output / "compare.json").write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
-        console.print(f"compare.md and compare.json in {output}", highlight=False, soft_wrap=True, markup=False)
+        content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(found.as_dict(), indent=1)}
+        for ending, text in content.items():
+            Store(output).write(f"compare.{ending}", text.encode())
+        console.print(f"compare.html, .md and .json in {output}", highlight=False, soft_wrap=True, markup=False)
     return HELD
 
 

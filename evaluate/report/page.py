@@ -34,22 +34,11 @@ _TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificat
 
 def page(report: Report) -> str:
     """The HTML. Equal reports give equal pages; all that comes from names is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "each": _each,
-        "budget": lambda value, otherwise: otherwise if value is None else f"{value:,}",
-        "facts": facts,
-        "places": places,
-        "map_text": _map_text,
-    }
     js = _asset("gallery.js")
     word, _, sentence = report.verdict.partition(": ")
     present = [card.outcome for card in report.cards]
-    return environment.from_string(_asset("template.html.j2")).render(
+    return render(
+        "template.html.j2",
         report=report,
         summary=headline(report),
         word=word,
@@ -65,10 +54,26 @@ def page(report: Report) -> str:
         names=outcome_names(report),
         outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
         notes=notes(report),
-        css=Markup(_asset("style.css")),
         js=Markup(js),
         script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
     )
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of this package with the report's style; all that is no `Markup` is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "each": _each,
+        "budget": lambda value, otherwise: otherwise if value is None else f"{value:,}",
+        "facts": facts,
+        "places": places,
+        "map_text": _map_text,
+    }
+    return environment.from_string(_asset(template)).render(css=Markup(_asset("style.css")), **content)
 
 
 def _asset(name: str) -> str:

@@ -106,6 +106,10 @@ def test_the_command(checkpoint, undefended, tmp_path):
     assert content["shares"]["clean"][1]["hits"] == 8
     assert content["shares"]["certified (exact)"][1] is None
     assert (tmp_path / "out" / "compare.md").read_text() == markdown(compare([read_run(f) for f in folders]))
+    html = (tmp_path / "out" / "compare.html").read_text()
+    for word in ("8 mnist-sample test images", "toy", "plain", "Images that only one run has", "100.0%"):
+        assert word in html
+    assert "://" not in html
     next((tmp_path / "bare" / "records").iterdir()).unlink()
     result = CliRunner().invoke(module.app, folders)
     assert result.exit_code == 2
