@@ -16,11 +16,13 @@ from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 
 
-def claim(output: str | Path | Store, configuration: dict[str, Any]) -> None:
-    """Make `output` this run's, or find that it is already. Raises `InvalidInput` where it holds another."""
+def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
+    """Make `output` this run's, or find that it is already; returns `run_of` it. Raises `InvalidInput` where it holds
+    another, and of two runs that come at once for one of them.
+    """
     configuration = json.loads(json.dumps(configuration))
     store = Store.of(output)
-    if store.exists("run.json"):
+    if not store.create("run.json", json.dumps(configuration, indent=1).encode()):
         try:
             stored = json.loads(store.read("run.json"))
         except ValueError:  # no JSON, or no text at all
@@ -31,8 +33,16 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> None:
                 f"output {store} holds another run (other {', '.join(differing) or 'keys'}); name "
                 "another output, or repeat that run's options to resume it"
             )
-        return
-    store.write("run.json", json.dumps(configuration, indent=1).encode())
+    return run_of(store)
+
+
+def run_of(output: str | Path | Store) -> str:
+    """What tells the run in `output` from others: a hash of run.json; "" where there is none that can be read."""
+    try:
+        configuration = json.loads(Store.of(output).read("run.json"))
+    except (FileNotFoundError, ValueError):
+        return ""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
 def images_fingerprint(images: ImageSet, total: int) -> str:

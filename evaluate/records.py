@@ -1,13 +1,17 @@
-"""The record of one image, and Parquet shards of them, each there whole or not at all."""
+"""The record of one image, and Parquet shards of them, each there whole or not at all and sealed by a checksum."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evaluate.claim import run_of
 from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 
@@ -139,37 +143,74 @@ SCHEMA = pa.schema(
 )
 
 
+_NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
+_SEAL, _BLANK = b"sha256:", b"0" * 64  # in the file's metadata: the SHA-256 of the file as it is with _BLANK there
+
+
+class DamagedShard(InvalidInput):
+    """A shard that is not what was written for its name and run; its images have to be done again."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"shard {path} is damaged ({reason}); repeat the run's command, which does its images again")
+        self.reason = reason
+
+
 def shard_name(first: int, stop: int) -> str:
     """The shard of images first, …, stop - 1, as `Store` names it."""
     return f"records/{first:08d}-{stop:08d}.parquet"
 
 
-def write_shard(output: str | Path | Store, name: str, records: list[Record]) -> None:
-    """Write the records; a reader never sees half a file."""
-    write_table(output, name, pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA))
+def write_shard(output: str | Path | Store, name: str, records: list[Record], run: str = "") -> None:
+    """Write the records, and that they are those of `run` (see `run_of`); a reader never sees half a file."""
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+    write_table(output, name, table.replace_schema_metadata({"run": run}))
 
 
 def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
-    """Write a table; a reader never sees half a file."""
+    """Write a table, sealed by a checksum of every byte of the file; a reader never sees half a file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    Store.of(output).write(name, sink.getvalue().to_pybytes())
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), b"seal": _SEAL + _BLANK}), sink)
+    blank = sink.getvalue().to_pybytes()
+    head, _, tail = blank.rpartition(_SEAL + _BLANK)
+    Store.of(output).write(name, head + _SEAL + sha256(blank).hexdigest().encode() + tail)
 
 
-def read_shard(output: str | Path | Store, name: str) -> list[Record]:
-    """The records of one shard. Raises `InvalidInput` when it is damaged."""
+def read_table(output: str | Path | Store, name: str, schema: pa.Schema) -> pa.Table:
+    """The table that `write_table` wrote. Raises `DamagedShard` for any other content, before it is parsed."""
     store = Store.of(output)
-    try:
-        rows = pq.read_table(pa.BufferReader(store.read(name)), schema=SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(
-            f"shard {store.path(name)} is damaged ({error}); delete it, and the run does its images again"
-        ) from error
+    content = store.read(name)
+    at = content.rfind(_SEAL) + len(_SEAL)
+    stored, blank = content[at : at + len(_BLANK)], content[:at] + _BLANK + content[at + len(_BLANK) :]
+    if at < len(_SEAL) or sha256(blank).hexdigest().encode() != stored:
+        raise DamagedShard(store.path(name), "its checksum is wrong or missing")
+    table = pq.read_table(pa.BufferReader(content))
+    if not table.schema.equals(schema):
+        raise DamagedShard(store.path(name), "it has other columns")
+    return table
+
+
+def read_shard(output: str | Path | Store, name: str, run: str = "") -> list[Record]:
+    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run`."""
+    store = Store.of(output)
+    table = read_table(store, name, SCHEMA)
+    if table.schema.metadata[b"run"].decode() != run:
+        raise DamagedShard(store.path(name), "it is of another run")
+    rows = table.to_pylist()
+    match = _NAME.fullmatch(name)
+    if match is None or [row["index"] for row in rows] != list(range(*map(int, match.groups()))):
+        raise DamagedShard(store.path(name), "it has other images than its name says")
     return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
 
 
 def read_records(output: str | Path | Store) -> list[Record]:
-    """All records of a run, by index."""
+    """All records of a run, by index. Raises `InvalidInput` where a shard is damaged or two hold the same image."""
     store = Store.of(output)
-    shards = store.names("records", ".parquet")
-    return sorted((record for shard in shards for record in read_shard(store, shard)), key=lambda record: record.index)
+    run, shards = run_of(store), store.names("records", ".parquet")
+    records = sorted((one for shard in shards for one in read_shard(store, shard, run)), key=lambda one: one.index)
+    for one, other in pairwise(records):
+        if one.index == other.index:
+            raise InvalidInput(
+                f"output {store} has image {one.index} in two shards of {', '.join(shards)}; remove the one that is "
+                "not of this run"
+            )
+    return records

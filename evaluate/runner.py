@@ -3,24 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attacks.base import PatchAttack
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_fingerprint
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
-from evaluate.records import Record, read_records, shard_name, write_shard
+from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
 from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a batch needs but its images, and where its results go."""
+
+    model: torch.nn.Module
+    threat: Threat
+    attacks: tuple[PatchAttack, ...]
+    settings: Settings
+    store: Store
+    configuration: dict[str, Any]
+    run: str
+
+    def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
+        """Certify and attack the images `first`, `first` + 1, …, and write counterexamples, exhibits and, last, their shard."""
+        x, y = x.to(self.settings.device), y.to(self.settings.device)
+        batch = evaluate_batch(
+            self.model,
+            x,
+            y,
+            first,
+            self.threat,
+            self.attacks,
+            self.settings,
+            configuration=self.configuration,
+            on_progress=on_progress,
+        )
+        for example in batch.counterexamples:
+            save_counterexample(self.store, self.model, example)
+        name = shard_name(first, first + len(y))
+        write_exhibits(self.store, exhibits_name(name), batch.exhibits)
+        write_shard(self.store, name, batch.records, self.run)
+
+    def damage(self, batch: range) -> str | None:
+        """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
+        try:
+            read_shard(self.store, shard_name(batch.start, batch.stop), self.run)
+        except FileNotFoundError:
+            return ""
+        except DamagedShard as error:
+            return error.reason
+        return None
+
+
+# Does the missing batches, here or elsewhere, and tells how many of their images are finished.
+Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
 
 def evaluate(
@@ -33,6 +82,8 @@ def evaluate(
     *,
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
+    on_damaged: Callable[[str, str], None] = lambda *_: None,
+    workers: Workers | None = None,
 ) -> list[Record]:
     """Certify and attack every image, and return the records; what `output` already holds is not done again.
 
@@ -42,8 +93,10 @@ def evaluate(
     `certify` certifies nothing; any `nn.Module` whose output's largest entry is the prediction will do.
 
     A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
-    and number of threads. Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is
-    written to `output`/run.json; an output that holds another run is refused with `InvalidInput`.
+    and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
+    shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
+    Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
+    `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
     """
     store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
@@ -65,28 +118,40 @@ def evaluate(
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
-    claim(store, own)
-    done = {record.index for record in read_records(store)}
-    for first in range(0, total, settings.batch_size):
-        stop = min(first + settings.batch_size, total)
-        if done.issuperset(range(first, stop)):
-            continue
-        on_progress(first, "certifying")
-        x, y = (tensor.to(settings.device) for tensor in images.batch(range(first, stop)))
-        batch = evaluate_batch(
-            model,
-            x,
-            y,
-            first,
-            threat,
-            attacks,
-            settings,
-            configuration=own,
-            on_progress=lambda what, at=first: on_progress(at, what),
-        )
-        for example in batch.counterexamples:
-            save_counterexample(store, model, example)
-        write_exhibits(store, exhibits_name(shard_name(first, stop)), batch.exhibits)
-        write_shard(store, shard_name(first, stop), batch.records)
+    job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
+    batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
+    missing = _missing(job, batches, on_damaged)
+    finished = total - sum(map(len, missing))
+    if missing:
+        store.check_writable()
+        work = workers or _here
+        work(job, images, missing, lambda more, what: on_progress(finished + more, what))
     on_progress(total, "done")
     return read_records(store)
+
+
+def _missing(job: Job, batches: Sequence[range], on_damaged: Callable[[str, str], None]) -> list[range]:
+    """The batches to be done. Raises `InvalidInput` for a shard that no batch of this run has."""
+    known = {shard_name(batch.start, batch.stop) for batch in batches}
+    foreign = [name for name in job.store.names("records", ".parquet") if name not in known]
+    if foreign:
+        raise InvalidInput(
+            f"output {job.store} has {', '.join(foreign)}, which is not of this run; remove it or name another output"
+        )
+    missing = []
+    for batch in batches:
+        damage = job.damage(batch)
+        if damage is not None:
+            missing.append(batch)
+        if damage:
+            on_damaged(shard_name(batch.start, batch.stop), damage)
+    return missing
+
+
+def _here(job: Job, images: ImageSet, missing: Sequence[range], on_progress: Progress) -> None:
+    finished = 0
+    for batch in missing:
+        on_progress(finished, "certifying")
+        if job.damage(batch) is not None:  # else another process did it meanwhile
+            job.do(*images.batch(batch), batch.start, lambda what, at=finished: on_progress(at, what))
+        finished += len(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,42 +35,51 @@ class Store:
     @property
     def local(self) -> Path | None:
         """The folder, where it is one of this machine."""
-        return Path(self.root) if isinstance(self._files, LocalFileSystem) else None
+        return Path(self._base) if isinstance(self._files, LocalFileSystem) else None
 
     def path(self, name: str) -> str:
         """What to call the file `name` in a message."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
+        self._files.invalidate_cache()  # others write here too
         return bool(self._files.exists(self._at(name)))
 
     def read(self, name: str) -> bytes:
-        """The file's content. Raises `OSError` (`FileNotFoundError` where there is none)."""
-        content = self._files.cat_file(self._at(name))
+        """The content. Raises `FileNotFoundError` where there is no such file, `InvalidInput` if it cannot be read."""
+        try:
+            content = self._files.cat_file(self._at(name))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InvalidInput(
+                f"output is {self.root}, where {name} cannot be read ({error}); see to that, and repeat the command"
+            ) from error
         assert isinstance(content, bytes)
         return content
 
     def write(self, name: str, content: bytes) -> None:
         """Put the file in its place, over what was there."""
-        place = self._at(name)
+        self._put(name, content, os.replace, "overwrite")
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put the file in its place unless there is one, and say whether it was put: of two that try, one does.
+
+        So on this machine, where it knows hard links, and in object stores that put on a condition.
+        """
+        if self.exists(name):
+            return False
         try:
-            self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            if not isinstance(self._files, LocalFileSystem):
-                self._files.pipe_file(place, content)
-                return
-            part = f"{place}.{uuid4().hex[:8]}.part"
-            try:
-                with open(part, "wb") as file:
-                    file.write(content)
-                os.replace(part, place)
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise InvalidInput(
-                f"output is {self.root}, where {name} cannot be written ({error}); make room or name another output, "
-                "and repeat the command: what is finished is kept"
-            ) from error
+            self._put(name, content, _link, "create")
+        except _There:
+            return False
+        return True
+
+    def check_writable(self) -> None:
+        """Raises `InvalidInput` where nothing can be written, before there is anything to lose."""
+        name = f"writable-{uuid4().hex[:8]}"
+        self.write(name, b"A file that was written to see whether it can be; delete it.")
+        self.remove(name)
 
     def remove(self, name: str) -> None:
         """Delete the file, if it is there."""
@@ -78,6 +88,7 @@ class Store:
 
     def names(self, folder: str, ending: str) -> list[str]:
         """The files right inside `folder` whose names end so, in order; none where there is no such folder."""
+        self._files.invalidate_cache()
         try:
             found = self._files.ls(self._at(folder), detail=False)
         except FileNotFoundError:
@@ -85,8 +96,58 @@ class Store:
         names = (str(place).rstrip("/").rpartition("/")[2] for place in found)
         return sorted(f"{folder}/{name}" for name in names if name.endswith(ending))
 
+    def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
+        place, local = self._at(name), isinstance(self._files, LocalFileSystem)
+        failures = OSError if local else Exception  # object stores raise what they like
+        try:
+            self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            if local:
+                _put_locally(place, content, move)
+            else:
+                self._put_remotely(place, content, mode)
+        except _There:
+            raise
+        except failures as error:
+            raise InvalidInput(
+                f"output is {self.root}, where {name} cannot be written ({error}); make room or name another output, "
+                "and repeat the command: what is finished is kept"
+            ) from error
+
+    def _put_remotely(self, place: str, content: bytes, mode: str) -> None:
+        try:
+            self._files.pipe_file(place, content, mode=mode)
+        except FileExistsError as error:
+            raise _There from error
+
     def _at(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}"
 
     def __str__(self) -> str:
         return self.root
+
+
+class _There(Exception):
+    """What was to be created exists."""
+
+
+def _put_locally(place: str, content: bytes, move: Callable[[str, str], None]) -> None:
+    """On the disk first, then in its place: what has a name is whole, even after a loss of power."""
+    part = f"{place}.{uuid4().hex[:8]}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        move(part, place)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _link(part: str, place: str) -> None:
+    """Move without replacing."""
+    try:
+        os.link(part, place)
+    except FileExistsError as error:
+        raise _There from error
+    except OSError:  # a file system without hard links
+        os.replace(part, place)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from evaluate.records import shard_name, write_table
+from evaluate.records import DamagedShard, read_table, shard_name, write_table
+from evaluate.store import Store
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
 
@@ -73,7 +73,7 @@ def read_sweep(output: Path) -> Run:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
     columns, seconds = {}, {}
     for name in (checkpoint["name"] for checkpoint in checkpoints):
-        shards = [_read(path, patches) for path in sorted((output / "records" / name).glob("*.parquet"))]
+        shards = [_read(output, shard, patches) for shard in Store(output).names(f"records/{name}", ".parquet")]
         rows = pa.concat_tables([schema(patches).empty_table(), *(table for table, _ in shards)])
         seconds[name] = {part: sum(times.get(part, 0.0) for _, times in shards) for part in ("scoring", "certifying")}
         for voting in votings:
@@ -87,12 +87,15 @@ def read_sweep(output: Path) -> Run:
     return Run(configuration, columns, seconds)
 
 
-def _read(path: Path, patches: Sequence[object]) -> tuple[pa.Table, dict[str, float]]:
+def is_whole(output: Path, name: str, patches: Sequence[object]) -> bool:
+    """Whether the shard is there as it was written."""
     try:
-        table = pq.read_table(path)
-        times = json.loads((table.schema.metadata or {}).get(_SECONDS, b"{}"))
-        return table.replace_schema_metadata(None).cast(schema(patches)), times
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InvalidInput(
-            f"shard {path} is damaged ({error}); delete it, and the run does its images again"
-        ) from error
+        _read(output, name, patches)
+    except (FileNotFoundError, DamagedShard):
+        return False
+    return True
+
+
+def _read(output: Path, name: str, patches: Sequence[object]) -> tuple[pa.Table, dict[str, float]]:
+    table = read_table(output, name, schema(patches))
+    return table.replace_schema_metadata(None), json.loads(table.schema.metadata[_SECONDS])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evaluate.claim import claim, images_fingerprint
 from evaluate.runner import Progress
-from evaluate.sweep.records import Run, margin_column, read_sweep, sweep_shard, write_sweep_shard
+from evaluate.sweep.records import Run, is_whole, margin_column, read_sweep, sweep_shard, write_sweep_shard
 from robustpatch.certificate import Method, certify_votes, largest_certified
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -118,9 +118,10 @@ def sweep(
         for first in range(0, total, settings.batch_size):
             stop = min(first + settings.batch_size, total)
             shard = sweep_shard(name, first, stop)
-            if (output / shard).exists():
+            if is_whole(output, shard, settings.patches):
                 continue
-            on_progress(number * total + first, name)
+            again = " (once more: its shard is damaged)" if (output / shard).exists() else ""
+            on_progress(number * total + first, name + again)
             model.to(settings.device)
             rows, seconds = _batch(model, images, range(first, stop), settings)
             constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}

@@ -237,16 +237,6 @@ def test_records_survive_parquet(tmp_path):
     assert not list((tmp_path / "run" / "records").glob("*.part*"))
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_truncated_shard_is_refused(keep, tmp_path):
-    """With its name and what to do about it."""
-    run(tmp_path)
-    path = tmp_path / shard_name(4, 8)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InvalidInput, match=r"00000004-00000008\.parquet is damaged.*delete it"):
-        run(tmp_path)
-
-
 def test_progress_reaches_the_end(tmp_path):
     """The numbers reported rise to the number of images."""
     seen: list[int] = []

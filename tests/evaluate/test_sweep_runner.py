@@ -187,7 +187,9 @@ def test_folders_that_hold_no_finished_sweep(checkpoints, tmp_path):
     run({"columns": checkpoints["columns"]}, output)
     shard = next((output / "records" / "columns").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(InvalidInput, match=r"is damaged.*delete it"):
+    with pytest.raises(InvalidInput, match=r"is damaged.*repeat the run's command"):
         read_sweep(output)
-    shard.unlink()
-    run({"columns": checkpoints["columns"]}, output)
+    told = []
+    run({"columns": checkpoints["columns"]}, output, on_progress=lambda _, what: told.append(what))
+    assert told == ["columns (once more: its shard is damaged)", "done"]
+    assert len(rows_of(output)) == 4 * 7
