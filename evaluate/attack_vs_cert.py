@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,18 @@ from attacks import parse_attacks
 from attacks.base import predict, referee
 from evaluate.batch import Settings
 from evaluate.claim import model_fingerprint
-from evaluate.command import BROKEN, HELD, check_dtype, check_fit, check_number, circumstances, showing, takes
+from evaluate.cluster import Cluster
+from evaluate.command import (
+    BROKEN,
+    HELD,
+    RayCommand,
+    check_dtype,
+    check_fit,
+    check_number,
+    circumstances,
+    showing,
+    takes,
+)
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
@@ -38,7 +49,7 @@ from robustpatch.zoo import load_checkpoint
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=RayCommand)
 @takes(Options)
 def main(options: Options, errors: Console) -> int:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
@@ -53,7 +64,8 @@ def main(options: Options, errors: Console) -> int:
         return _replay(options.replay, options.device, console)
     if options.certified_budget < 0:
         raise InvalidInput(f"certified_budget is {options.certified_budget}; give evaluations, or 0 for no limit")
-    device = check_device(options.device)
+    cluster = Cluster.of(options.ray, options.num_workers, errors.print)
+    device = check_device(options.device if cluster is None else "cpu")
     around = circumstances(device)
     images = load_images(
         options.dataset,
@@ -66,13 +78,14 @@ def main(options: Options, errors: Console) -> int:
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
     settings = Settings(
-        count, options.batch_size, options.certified_budget or None, options.seed, device, options.gallery
+        count, options.batch_size, options.certified_budget or None, options.seed, options.device, options.gallery
     )
     threat = parse_threat(options.patch, images.image_shape[1:])
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
     model, configuration = subject.model, {**subject.note, "dtype": options.dtype, "budget": options.budget}
     with showing(errors, count, plain=options.plain, quiet=options.quiet) as on_progress:
         if options.dry_run:
+            settings = replace(settings, device=device)
             found = estimate(model, images, threat, chosen, settings, on_progress=on_progress)
             console.print(_expected(found), highlight=False, soft_wrap=True)
             return HELD
@@ -81,19 +94,37 @@ def main(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
-        smoothed = voters(model)
-        x, _ = images.batch(range(min(8, count)))
-        deviation = None if smoothed is None else calibrate_guard(smoothed, x.to(device))
+        store, smoothed, deviation = Store(output), voters(model), None
+        if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
+            deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
+        redone: dict[str, str] = {}
+
+        def on_damaged(shard: str, reason: str) -> None:
+            redone[shard] = reason
+            _say(errors, f"shard {store.path(shard)} is damaged ({reason}): its images are done again")
+
         records = evaluate(
-            model, images, threat, chosen, settings, output, configuration=configuration, on_progress=on_progress
+            model,
+            images,
+            threat,
+            chosen,
+            settings,
+            store,
+            configuration=configuration,
+            on_progress=on_progress,
+            on_damaged=on_damaged,
+            workers=cluster,
         )
-    summary, store = summarise(records), Store(output)
+    summary = summarise(records)
+    if cluster is not None:
+        deviation, around["workers"] = cluster.deviation, cluster.machines
     seconds = time.monotonic() - started
     store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
     content = {
         **summary.as_dict(),
         "measured_deviation": deviation,
         "seconds": seconds,
+        "redone": redone,
         "configuration": json.loads(store.read("run.json")),
         **around,
     }
@@ -183,7 +214,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _replay(path: Path, device: str, console: Console) -> int:
+def _replay(path: str, device: str, console: Console) -> int:
     """Show a counterexample again with the model it came from; 1 when it still stands."""
     example = load_counterexample(path)
     claim = example.configuration

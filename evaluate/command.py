@@ -17,6 +17,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand
 
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -26,6 +27,7 @@ T = TypeVar("T")
 Shown = Callable[[int, str], None]
 LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
 HELD, BROKEN, WRONG_CALL, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
+LOCAL_RAY = "local"  # what --ray says without an address
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
 
@@ -85,6 +87,16 @@ def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[
         return main
 
     return command
+
+
+class RayCommand(TyperCommand):
+    """A command whose --ray may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        following = [*args[1:], "--"]
+        alone = f"--ray={LOCAL_RAY}"
+        given = zip(args, following, strict=True)
+        return super().parse_args(ctx, [alone if one == "--ray" and after[:1] == "-" else one for one, after in given])
 
 
 def check_dtype(name: str) -> torch.dtype:

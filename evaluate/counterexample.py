@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
@@ -60,11 +61,17 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
 def load_counterexample(path: str | Path) -> Counterexample:
     """Read a saved counterexample. Raises `InvalidInput` when there is none or it is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            claim = json.loads(file.metadata()["counterexample"])
-            tensors = {name: file.get_tensor(name) for name in ("x", "x_adv", "corners")}
-        return Counterexample(**tensors, threat=PatchThreat(*claim.pop("threat")), **claim)
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        with fsspec.open(str(path), "rb") as file:
+            content: bytes = file.read()  # type: ignore[union-attr]
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        claim = json.loads(header["__metadata__"]["counterexample"])
+        tensors = load(content)
+        return Counterexample(
+            **{name: tensors[name] for name in ("x", "x_adv", "corners")},
+            threat=PatchThreat(*claim.pop("threat")),
+            **claim,
+        )
+    except (SafetensorError, OSError, ImportError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidInput(f"replay is {path}, which is no counterexample ({error})") from error
 
 

@@ -148,6 +148,21 @@ class Options:
     batch_size: Annotated[
         int, typer.Option(help="Images certified and attacked together.", rich_help_panel=_MACHINE)
     ] = 50
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Run on a Ray cluster: auto or HOST:PORT; without an address, on one of this machine's own.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Workers on the cluster, each with as many threads as here, or a GPU. Default: all that fit.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None
     output: Annotated[
         str | None,
         typer.Option(
@@ -187,7 +202,7 @@ class Options:
         ),
     ] = None
     replay: Annotated[
-        Path | None, typer.Option(help="Show a saved counterexample again, and do no more.", rich_help_panel=_OUTPUT)
+        str | None, typer.Option(help="Show a saved counterexample again, and do no more.", rich_help_panel=_OUTPUT)
     ] = None
 
     def given(self) -> dict[str, Any]:
