@@ -95,7 +95,7 @@ class RayCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         following = [*args[1:], "--"]
         alone = f"--ray={LOCAL_RAY}"
-        given = zip(args, following, strict=True)
+        given = zip(args, following, strict=False)
         return super().parse_args(ctx, [alone if one == "--ray" and after[:1] == "-" else one for one, after in given])
 
 

@@ -1,0 +1,94 @@
+"""A run that takes less than a second, in this process or in one that can be killed."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from attacks import ExhaustivePGD, PatchPGD
+from evaluate import Settings, evaluate
+from evaluate.records import Record, read_records
+from robustpatch.ablation import Columns
+from robustpatch.threat import PatchThreat
+from tests.attacks.toys import Level, images, smoothed
+from tests.evaluate.planted import image_set
+
+ATTACKS = (PatchPGD(steps=1, restarts=1), ExhaustivePGD(steps=1, rounds=0))
+NUMBER, BATCH = 6, 2
+
+
+def scene():
+    """Black, grey and white images with any labels: certified and not, classified rightly and wrongly."""
+    x = images(NUMBER, (4, 8))
+    x[0::3], x[1::3, :, :, 3:7] = 0, 0
+    return image_set(x, torch.arange(NUMBER) % 2 * 2, 3)
+
+
+def run(output, *, attacks=ATTACKS, seed=0, **options) -> list[Record]:
+    model, settings = smoothed(Level(3), Columns(1), 3), Settings(NUMBER, BATCH, 300, seed)
+    return evaluate(model, scene(), PatchThreat(2, 2), attacks, settings, output, **options)
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    """The records without the one thing in which equal runs differ."""
+    return [replace(r, attacks=[replace(a, seconds=0.0) for a in r.attacks]) for r in records]
+
+
+def found(output) -> list[Record]:
+    return timeless(read_records(output))
+
+
+def contents(output) -> dict[str, bytes]:
+    """The shards that are there."""
+    return {path.name: path.read_bytes() for path in Path(output).glob("records/*.parquet")}
+
+
+def process(output, fatal: int | None = None):
+    """Start the run in a process of its own, which kills itself before the step numbered `fatal` of those that put
+    files in their places, or in the middle of the write that it is about.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    started = server.Process(target=_child, args=(str(output), fatal))
+    started.start()
+    return started
+
+
+def _child(output: str, fatal: int | None) -> None:
+    torch.set_num_threads(1)
+    if fatal is not None:
+        _plant(fatal)
+    run(output)
+
+
+def _plant(fatal: int) -> None:
+    from evaluate import store
+
+    count = 0
+
+    def step(do):
+        def done(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(*arguments, **options)
+
+        return done
+
+    class Halves(io.FileIO):
+        """A file that may die with half of what was to be written."""
+
+        def write(self, content) -> int:
+            half = len(content) // 2
+            return super().write(content[:half]) + step(super().write)(content[half:])
+
+    for name in ("fsync", "link", "replace"):
+        setattr(os, name, step(getattr(os, name)))
+    store.open = step(Halves)
