@@ -1,4 +1,4 @@
-"""Runs that are killed, that meet a full or a read-only disk, or whose shards are damaged: no result is lost or wrong."""
+"""Runs that are killed, find the disk full or read-only, or their shards damaged: no result is lost or wrong."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def shard(tmp_path_factory):
     """A shard's bytes, and a place for a copy that is not what was written."""
     output = tmp_path_factory.mktemp("shard")
     run(output)
-    return (output / SHARDS[0]).read_bytes(), Store(tmp_path_factory.mktemp("damaged")), run_of(output)
+    return (output / SHARDS[0]).read_bytes(), Store("memory://damaged"), run_of(output)
 
 
 @settings(max_examples=300)
