@@ -64,7 +64,7 @@ def main(options: Options, errors: Console) -> int:
         return _replay(options.replay, options.device, console)
     if options.certified_budget < 0:
         raise InvalidInput(f"certified_budget is {options.certified_budget}; give evaluations, or 0 for no limit")
-    cluster = Cluster.of(options.ray, options.num_workers, errors.print)
+    cluster = Cluster.of(options.ray, options.num_workers, options.device, lambda text: _say(errors, text))
     device = check_device(options.device if cluster is None else "cpu")
     around = circumstances(device)
     images = load_images(

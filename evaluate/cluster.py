@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import os
-import platform
+import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import attacks
-import evaluate
-import robustpatch
-from evaluate.claim import run_of
-from evaluate.models import voters
+from evaluate.command import LOCAL_RAY
 from evaluate.runner import Job, Progress
+from evaluate.worker import Worker, conditions, takes_gpu
 from robustpatch import precision
-from robustpatch.checks import calibrate_guard
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 
@@ -46,7 +40,7 @@ class Cluster:
     Afterwards `machines` tells where workers ran, and `deviation` the largest change of a score that they measured.
     """
 
-    address: str = "local"
+    address: str = LOCAL_RAY
     num_workers: int | None = None
     on_notice: Callable[[str], None] = lambda _: None
     machines: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -59,15 +53,22 @@ class Cluster:
             raise InvalidInput(f"ray is {self.address}, but Ray is not here; pip install 'robustpatch[ray]'")
 
     @classmethod
-    def of(cls, address: str | None, num_workers: int | None, on_notice: Callable[[str], None]) -> Cluster | None:
-        """The cluster that a command line asks for; None for none."""
+    def of(
+        cls, address: str | None, num_workers: int | None, device: str, on_notice: Callable[[str], None]
+    ) -> Cluster | None:
+        """The cluster that a command line asks for, None for none; and a look at whether it can have the device."""
         if address is None and num_workers is not None:
             raise InvalidInput(f"num_workers is {num_workers}, but the run is in this process; add --ray or drop it")
-        return None if address is None else cls(address, num_workers, on_notice)
+        if address is None:
+            return None
+        takes_gpu(device)
+        if address == LOCAL_RAY:
+            precision.check_device(device)
+        return cls(address, num_workers, on_notice)
 
     def __call__(self, job: Job, images: ImageSet, missing: Sequence[range], on_progress: Progress) -> None:
         """Do the missing batches, and return. No worker is left behind, however this ends."""
-        gpu = _gpu(job.settings.device)
+        gpu = takes_gpu(job.settings.device)
         needs = {"num_cpus": torch.get_num_threads(), "num_gpus": int(gpu)}
         sample = images.batch(range(min(8, job.settings.num_images, len(images))))[0]
         with self._connected(needs) as ray:
@@ -81,14 +82,15 @@ class Cluster:
 
         here = ray.is_initialized()  # by the caller, whose it stays
         options: dict[str, Any] = {"address": self.address, "log_to_driver": False, "logging_level": "ERROR"}
-        if self.address == "local":
+        if self.address == LOCAL_RAY:
             options["include_dashboard"] = False
             if self.num_workers is not None:
                 options["num_cpus"] = self.num_workers * needs["num_cpus"]
         try:
             if not here:
+                _reach(self.address)
                 ray.init(**options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SystemExit) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInput(
                 f"ray is {self.address}, where no cluster answers ({reason}); start one by `ray start --head`, or give "
@@ -121,7 +123,7 @@ class _Run:
 
     def __init__(self, cluster: Cluster, ray: Any, job: Job, images: ImageSet, sample: Tensor, needs: dict) -> None:
         self.cluster, self.ray, self.images, self.job = cluster, ray, images, job
-        self.actor = ray.remote(_Worker).options(**needs)
+        self.actor = ray.remote(Worker).options(**needs)
         _take_along(ray, job.model)
         kept = replace(job, model=deepcopy(job.model).to("cpu"))
         self.setting = ray.put((kept, sample, conditions(job.settings.device)))
@@ -191,51 +193,11 @@ class _Run:
         return True
 
 
-class _Worker:
-    """A process of the cluster that does batches of one job."""
-
-    def prepare(self, setting: tuple[Job, Tensor, dict[str, object]]) -> dict[str, Any]:
-        """Get ready, or refuse with `InvalidInput`; says where this is."""
-        job, sample, wanted = setting
-        host, device = platform.node(), precision.check_device(job.settings.device)
-        torch.set_num_threads(int(str(wanted["threads"])))
-        here = conditions(device)
-        differing = [f"{name} {here[name]} instead of {wanted[name]}" for name in wanted if here[name] != wanted[name]]
-        if differing:
-            raise InvalidInput(
-                f"ray has a worker on {host} with {', '.join(differing)}, which may give other records; install there "
-                "what is installed here"
-            )
-        if run_of(job.store) != job.run:
-            raise InvalidInput(
-                f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
-            )
-        self.job = replace(job, model=job.model.to(device).requires_grad_(False))
-        smoothed = voters(self.job.model)
-        return {
-            "host": host,
-            "device": torch.cuda.get_device_name() if _gpu(device) else torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "deviation": None if smoothed is None else calibrate_guard(smoothed, sample.to(device)),
-        }
-
-    def do(self, x: Tensor, y: Tensor, first: int) -> None:
-        self.job.do(x, y, first)
-
-
-def conditions(device: str) -> dict[str, object]:
-    """What has to be equal for two processes to give the same records on the same kind of device."""
-    digest = sha256()
-    for package in (robustpatch, attacks, evaluate):
-        folder = Path(str(package.__file__)).parent
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return {
-        "code": digest.hexdigest()[:12],
-        **{name: version(name) for name in ("torch", "numpy", "kornia", "adversarial-robustness-toolbox")},
-        "threads": torch.get_num_threads(),
-        "precision": precision.settings(torch.device(device).type),
-    }
+def _reach(address: str) -> None:
+    """Raises `OSError` where nothing answers at HOST:PORT; Ray itself would try for minutes and then leave Python."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _take_along(ray: Any, model: torch.nn.Module) -> None:
@@ -244,15 +206,6 @@ def _take_along(ray: Any, model: torch.nn.Module) -> None:
     for name in {type(part).__module__ for part in model.modules()}:
         if name.partition(".")[0] not in installed and name in sys.modules:
             ray.cloudpickle.register_pickle_by_value(sys.modules[name])
-
-
-def _gpu(device: str) -> bool:
-    """Whether a run on this device asks Ray for GPUs. Raises `InvalidInput` for one of several: Ray says which."""
-    if torch.device(device).type != "cuda":
-        return False
-    if torch.device(device).index is not None:
-        raise InvalidInput(f"device is {device}, but Ray gives each worker a GPU of its own; use --device cuda")
-    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,88 @@
+"""A process of a cluster that does batches of a run, once it is known to be like the one that asks."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import attacks
+import evaluate
+import robustpatch
+from evaluate.claim import run_of
+from evaluate.models import voters
+from evaluate.runner import Job
+from robustpatch import precision
+from robustpatch.checks import calibrate_guard
+from robustpatch.errors import InvalidInput
+
+PACKAGES = ("torch", "numpy", "kornia", "adversarial-robustness-toolbox")
+
+
+class Worker:
+    """A process of the cluster that does batches of one job."""
+
+    def prepare(self, setting: tuple[Job, Tensor, dict[str, object]]) -> dict[str, Any]:
+        """Get ready, or refuse with `InvalidInput`; says where this is."""
+        job, sample, wanted = setting
+        host, device = platform.node(), precision.check_device(job.settings.device)
+        torch.set_num_threads(int(str(wanted["threads"])))
+        here = conditions(device)
+        differing = [f"{name} {here[name]} instead of {wanted[name]}" for name in wanted if here[name] != wanted[name]]
+        if differing:
+            raise InvalidInput(
+                f"ray has a worker on {host} with {', '.join(differing)}, which may give other records; install there "
+                "what is installed here"
+            )
+        if run_of(job.store) != job.run:
+            raise InvalidInput(
+                f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
+            )
+        self.job = replace(job, model=job.model.to(device).requires_grad_(False))
+        smoothed = voters(self.job.model)
+        return {
+            "host": host,
+            "device": torch.cuda.get_device_name() if takes_gpu(device) else torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "deviation": None if smoothed is None else calibrate_guard(smoothed, sample.to(device)),
+        }
+
+    def do(self, x: Tensor, y: Tensor, first: int) -> None:
+        self.job.do(x, y, first)
+
+
+def conditions(device: str) -> dict[str, object]:
+    """What has to be equal for two processes to give the same records on the same kind of device."""
+    return {
+        "code": _code(),
+        **{name: version(name).partition("+")[0] for name in PACKAGES},  # +cpu and +cu128 are of one version
+        "threads": torch.get_num_threads(),
+        "precision": precision.settings(torch.device(device).type),
+    }
+
+
+@cache
+def _code() -> str:
+    """A hash of every line of ours."""
+    digest = sha256()
+    for package in (robustpatch, attacks, evaluate):
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def takes_gpu(device: str) -> bool:
+    """Whether a run on this device asks Ray for GPUs. Raises `InvalidInput` for one of several: Ray says which."""
+    if torch.device(device).type != "cuda":
+        return False
+    if torch.device(device).index is not None:
+        raise InvalidInput(f"device is {device}, but Ray gives each worker a GPU of its own; use --device cuda")
+    return True
