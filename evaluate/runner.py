@@ -38,7 +38,7 @@ class Job:
     run: str
 
     def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
-        """Certify and attack the images `first`, `first` + 1, …, and write counterexamples, exhibits and, last, their shard."""
+        """Certify and attack the images `first`, `first` + 1, …, and write what was found: their shard last."""
         x, y = x.to(self.settings.device), y.to(self.settings.device)
         batch = evaluate_batch(
             self.model,

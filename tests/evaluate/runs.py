@@ -31,7 +31,7 @@ def scene():
 
 
 def run(output, *, attacks=ATTACKS, seed=0, **options) -> list[Record]:
-    model, settings = smoothed(Level(3), Columns(1), 3), Settings(NUMBER, BATCH, 300, seed)
+    model, settings = smoothed(Level(3), Columns(1), 3), Settings(NUMBER, BATCH, 300, seed, gallery=0)
     return evaluate(model, scene(), PatchThreat(2, 2), attacks, settings, output, **options)
 
 
