@@ -3,7 +3,7 @@
 python benchmarks/kills.py [--ray] [--kills 5] [--seed 0] [-- OPTIONS OF evaluate.attack_vs_cert]
 
 The whole run is killed with SIGKILL that many times and repeated after each; on Ray, then a worker of one more run,
-which has to get through by itself. Exit status 0: all records are equal, times apart. Linux, for its /proc.
+which has to get through by itself. Exit status 0: all records are equal, times apart, and no process is left. For Linux.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ def main(
         shards = len(shards_of(quiet))
         console.print(f"undisturbed: {seconds:.0f} s, {shards} shards")
         there = ["--ray", "--num-workers", "2"] if ray else []
+        left: dict[int, str] = {}
         for number in range(kills):
             before, whole = len(shards_of(killed)), (number + 1) * shards // (kills + 1)
             run = start([*given, *there], killed)
             while run.poll() is None and len(shards_of(killed)) < max(whole, before + 1):
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, seconds / shards))  # somewhere in what follows
-            left = descendants(run.pid)
-            stop(run, signal.SIGKILL)
-            console.print(f"kill {number + 1}: {len(shards_of(killed))} shards there, {gone(left)}")
+            left |= descendants(run.pid)
+            kill(run)
+            console.print(f"kill {number + 1}: {len(shards_of(killed))} shards there")
         finish([*given, *there], killed)
         verdicts = [compared("killed and resumed", killed, quiet)]
         if ray:
@@ -79,6 +80,7 @@ def main(
                 run.returncode == 0,
                 "a worker was lost" in said,
             ]
+            verdicts.append(gone(left))
     raise typer.Exit(0 if all(verdicts) else 1)
 
 
@@ -87,9 +89,12 @@ def start(given: list[str], output: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def stop(run: subprocess.Popen[str], how: signal.Signals) -> None:
-    run.send_signal(how)
-    run.communicate()
+def kill(run: subprocess.Popen[str]) -> None:
+    run.kill()
+    run.wait()
+    for pipe in (run.stdout, run.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def finish(given: list[str], output: Path) -> float:
@@ -127,18 +132,16 @@ def descendants(pid: int) -> dict[int, str]:
     return {child: titles[child] for child in own - {pid}}
 
 
-def gone(left: dict[int, str], patience: float = 30.0) -> str:
-    """Whether the processes of a killed run end by themselves."""
-    if not left:
-        return "no other process"
-    until = time.monotonic() + patience
+def gone(left: dict[int, str], patience: float = 180.0) -> bool:
+    """Whether the processes that killed runs had started end by themselves; Ray's agents take a minute to see it."""
+    started = time.monotonic()
     while still := [pid for pid in left if alive(pid)]:
-        if time.monotonic() > until:
-            return f"{len(still)} of its {len(left)} processes are still there: " + ", ".join(
-                left[pid] for pid in still
-            )
+        if time.monotonic() - started > patience:
+            console.print(f"{len(still)} processes are left: {', '.join(left[pid].strip() for pid in still)}")
+            return False
         time.sleep(0.1)
-    return f"its {len(left)} processes are gone"
+    console.print(f"all {len(left)} processes of the killed runs are gone")
+    return True
 
 
 def alive(pid: int) -> bool:

@@ -73,7 +73,11 @@ class Cluster:
         sample = images.batch(range(min(8, job.settings.num_images, len(images))))[0]
         with self._connected(needs) as ray:
             workers = min(self._room(ray, needs), len(missing))
-            _Run(self, ray, job, images, sample, needs).all(deque(missing), workers, on_progress)
+            run = _Run(self, ray, job, images, sample, needs)
+            try:
+                run.all(deque(missing), workers, on_progress)
+            finally:
+                run.end()
 
     @contextmanager
     def _connected(self, needs: dict[str, int]) -> Iterator[Any]:
@@ -128,11 +132,13 @@ class _Run:
         kept = replace(job, model=deepcopy(job.model).to("cpu"))
         self.setting = ray.put((kept, sample, conditions(job.settings.device)))
         self.doing: dict[Any, tuple[Any, range | None]] = {}  # answer to come -> worker, batch (None: getting ready)
+        self.workers: list[Any] = []
         self.free: list[Any] = []
         self.lost: Counter[range | None] = Counter()
 
     def start(self) -> None:
         worker = self.actor.remote()
+        self.workers.append(worker)
         self.doing[worker.prepare.remote(self.setting)] = (worker, None)
 
     def all(self, waiting: deque[range], workers: int, on_progress: Progress) -> None:
@@ -156,6 +162,11 @@ class _Run:
                 continue
             finished += 0 if batch is None else len(batch)
             self.free.append(worker)
+
+    def end(self) -> None:
+        """Stop every worker, whatever it does."""
+        for worker in self.workers:
+            self.ray.kill(worker)
 
     def hand_out(self, batch: range) -> int:
         """Give the batch to a free worker; the number of its images if another process has done it meanwhile."""

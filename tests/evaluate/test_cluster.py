@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import evaluate
 from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings
 from evaluate import cluster as module
@@ -222,6 +226,38 @@ def test_the_error_of_a_worker_is_that_of_the_run(tmp_path):
         run = module._Run(Cluster(), ray, job(tmp_path), scene(), scene().batch(range(2))[0], {})
         with pytest.raises(InvalidInput if isinstance(cause, InvalidInput) else RayTaskError):
             run.all(deque([range(2)]), 1, lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_behind(how, checkpoint, tmp_path):
+    """Ctrl-C ends in one line and status 130, and Ray with it, as it does when the driver is killed; the same command
+    finishes the run."""
+    given = ["--checkpoint", str(checkpoint), "--attacks", "quick", "--num-images", "24", "--batch-size", "1"]
+    given += ["--ray", "--num-workers", "2", "--output", str(tmp_path)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "evaluate.attack_vs_cert", *given],
+        cwd=Path(evaluate.__file__).parents[1],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while run.poll() is None and not list(tmp_path.glob("records/*.parquet")):
+        time.sleep(0.01)
+    left = set(descendants(run.pid))
+    assert len(left) > 3
+    (os.killpg if how == signal.SIGINT else os.kill)(run.pid, how)
+    said = run.communicate()[1]
+    assert run.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+    if how == signal.SIGINT:
+        assert said.splitlines()[-1].startswith("interrupted; the finished batches are kept")
+    while any(Path(f"/proc/{pid}/stat").exists() for pid in left):  # or the test's own limit ends it
+        time.sleep(0.1)
+    before = {path: path.read_bytes() for path in tmp_path.glob("records/*.parquet")}
+    assert 0 < len(before) < 24
+    assert call(*given).exit_code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_wrong_calls(checkpoint, tmp_path, monkeypatch):
