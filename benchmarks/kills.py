@@ -3,7 +3,7 @@
 python benchmarks/kills.py [--ray] [--kills 5] [--seed 0] [-- OPTIONS OF evaluate.attack_vs_cert]
 
 The whole run is killed with SIGKILL that many times and repeated after each; on Ray, then a worker of one more run,
-which has to get through by itself. Exit status 0: all records are equal, times apart, and no process is left. For Linux.
+which has to get through by itself. Exit status 0: all records equal, times apart, and no process left. For Linux.
 """
 
 from __future__ import annotations
