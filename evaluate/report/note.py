@@ -68,10 +68,10 @@ def _budget(text: str) -> int | None:
 
 
 def command_of(line: str | None) -> str | None:
-    """The command as it is typed: `python -m evaluate.attack_vs_cert` for the file that it ran."""
+    """The command as it is typed: a program by its name, a file of this package as `python -m`."""
     if line is None:
         return None
     program, *arguments = shlex.split(line) or [""]
-    parts = program.replace("\\\\", "/").removesuffix(".py").split("/")
-    module = parts[-2:] == ["evaluate", "attack_vs_cert"]
-    return shlex.join([*(["python", "-m", "evaluate.attack_vs_cert"] if module else [program]), *arguments])
+    *_, folder, name = ["", *program.replace("\\", "/").split("/")]
+    module = ["python", "-m", f"{folder}.{name.removesuffix('.py')}"] if name.endswith(".py") else [name]
+    return shlex.join([*module, *arguments])

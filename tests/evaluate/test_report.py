@@ -79,7 +79,15 @@ def test_a_run_ends_with_its_report(finished):
         assert "the guard, 0.0001, between two evaluations (largest deviation measured:" in text
         assert "confidence 100%" in text
         assert f"{summary['close_votes']} of {summary['votes']:,} votes" in text
-    assert "python -m evaluate.attack_vs_cert" in command_of("/some/where/evaluate/attack_vs_cert.py --seed 1")
+
+
+def test_commands_are_as_they_are_typed():
+    """A program by its name, a module of the package by python -m; what a shell would take apart is quoted."""
+    assert command_of("/some/where/evaluate/attack_vs_cert.py --seed 1") == "python -m evaluate.attack_vs_cert --seed 1"
+    assert command_of("/usr/bin/robustpatch attack-vs-cert --patch '2*5x5'") == (
+        "robustpatch attack-vs-cert --patch '2*5x5'"
+    )
+    assert command_of(None) is None
 
 
 def test_equal_records_give_equal_files(finished, tmp_path):
