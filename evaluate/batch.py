@@ -48,10 +48,10 @@ class Settings:
 
     @property
     def quota(self) -> int:
-        """Images of each outcome that a batch keeps: twice its part of the gallery, since the outcomes are unevenly
-        spread, and one at the least."""
+        """Images of each outcome that a batch keeps: twice its part of the gallery, rounded up, since the outcomes are
+        unevenly spread."""
         batches = -(-self.num_images // self.batch_size)
-        return -(-2 * self.gallery // batches) if self.gallery else 0
+        return -(-2 * self.gallery // batches)
 
 
 @torch.no_grad()

@@ -120,7 +120,11 @@ def test_tables_and_gallery_are_of_the_records(tmp_path):
     assert report.parts["certified"] == summary.certified_exact.hits
     assert report.parts["certified"] + report.parts["standing"] == summary.under_all.hits
     assert report.sides[2].hits == summary.certified_exact.hits  # the threat is 2x2
+    assert {m: share.hits for m, share in report.sides.items()} == {
+        m: sum(r.correct and r.largest_certified >= m for r in records) for m in range(1, len(report.sides) + 1)
+    }
     assert list(report.sides.values())[-1].hits == 0
+    assert len({share.hits for share in report.sides.values()}) > 2
     assert [row.accuracy for row in report.attacks] == [one.accuracy for one in summary.attacks.values()]
     assert [row.broken for row in report.attacks] == [
         sum(r.correct and any(a.broken for a in r.attacks if a.attack == name) for r in records)
@@ -309,6 +313,19 @@ def folder_of(tmp_path, records, exhibits, **configuration):
     write_exhibits(tmp_path, exhibits_name(name), exhibits)
     write_shard(tmp_path, name, records)
     return tmp_path
+
+
+def test_a_wrong_image_is_not_broken_by_an_attack(tmp_path):
+    """One certified for a wrong class and changed counts against the certificate, not among those an attack broke."""
+    records = [
+        record(0, exact=True, correct=False, attacks=[attack(broken=True)]),
+        record(1, attacks=[attack(broken=True)]),
+        record(2, attacks=[attack()]),
+    ]
+    report = read_report(folder_of(tmp_path, records, []))
+    assert report.attacks[0].broken == 1
+    assert report.attacks[0].accuracy.hits == 1
+    assert report.parts == {"certified": 0, "standing": 1, "broken": 1, "wrong": 0, "violated": 1}
 
 
 def test_large_images_make_no_large_page(tmp_path):
