@@ -27,7 +27,7 @@ PARTS = {
     "standing": "right, standing, not certified",
     "broken": "right, broken by an attack",
     "wrong": "wrong before any attack",
-    "violated": "right, certified, yet changed",
+    "violated": "certified, yet changed",
 }
 _TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificate": "doubt"}
 
