@@ -176,7 +176,7 @@ def _subject(options: Options, images: ImageSet, device: str) -> _Subject:
             device=device,
             dtype=options.dtype,
         )
-        check_fit(options.checkpoint, loaded, images)
+        check_fit(options.checkpoint, loaded, images, named=options.classes is not None)
         note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **described(loaded.model)}
         return _Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note)
     for name in ("ablation", "theta", "guard", "randomized", "alpha", "samples"):

@@ -106,13 +106,24 @@ def check_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet) -> None:
-    """Refuse a checkpoint, called `name`, for images of another shape or with another number of classes."""
+def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet, *, named: bool = False) -> None:
+    """Refuse a checkpoint, called `name`, for images of another shape or of other classes: of another number, name or
+    order. Where the user has `named` them, in the order of the outputs, names may differ.
+    """
     shape, classes = tuple(checkpoint.config["image_shape"]), len(checkpoint.config["class_names"])
     if shape != images.image_shape or len(images.class_names) != classes:
         raise InvalidInput(
             f"dataset {images.name} has {images.image_shape} images of {len(images.class_names)} classes, but "
             f"checkpoint {name} was trained for {shape} and {classes}; name a checkpoint for this dataset"
+        )
+    if not named and list(images.class_names) != list(checkpoint.config["class_names"]):
+        own, trained = (
+            ", ".join(some[:5]) + ", …" * (len(some) > 5)
+            for some in (images.class_names, checkpoint.config["class_names"])
+        )
+        raise InvalidInput(
+            f"dataset {images.name} has the classes {own}, but checkpoint {name} answers {trained}, in this order; "
+            "name the folders so, or name them in the order of the answers with --classes (of attack_vs_cert)"
         )
 
 

@@ -27,7 +27,7 @@ def place(tmp_path_factory):
     generator = np.random.default_rng(0)
     for split, number in (("test", 4), ("train", 24)):
         for k in range(CLASSES):
-            folder = root / "images" / split / f"class{k}"
+            folder = root / "images" / split / str(k)
             folder.mkdir(parents=True)
             for i in range(number):
                 pixels = generator.integers(0, 256, (*SIZE, 3), dtype=np.uint8)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.evaluate.calls import call, refused
@@ -84,6 +85,23 @@ def test_several_patches_are_attacked_by_default_and_refused_where_asked_too_muc
     assert call(*shared, "--output", tmp_path / "default").exit_code == 0
     refused(call(*shared, "--attacks", "pgd,exhaustive", "--output", tmp_path / "asked"), "use pgd for several")
     assert not (tmp_path / "asked").exists()
+
+
+def test_classes_of_other_names_or_in_another_order(checkpoint, tmp_path):
+    """A folder of digits by name is in alphabetical order, eight first; what is right or wrong would be chance. The
+    order said with --classes is taken at its word.
+    """
+    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for k, name in enumerate(digits):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("L", (28, 28), 20 * k).save(tmp_path / "photos" / name / "a.png")
+    shared = ["--checkpoint", checkpoint, "--dataset", "folder", "--data-root", tmp_path / "photos", "--channels", 1]
+    shared += ["--num-images", 1, "--attacks", "none"]
+    found = "dataset folder has the classes eight, five, four, nine, one, …, but checkpoint"
+    refused(call(*shared, "--output", tmp_path / "out"), found)
+    assert not (tmp_path / "out").exists()
+    given = call(*shared, "--classes", ",".join(digits), "--output", tmp_path / "out")
+    assert given.exit_code == 0, given.output
 
 
 def test_text_that_looks_like_markup_or_digits(checkpoint, tmp_path):
