@@ -1,0 +1,196 @@
+"""python -m evaluate.audit MODULE:OBJECT: try to break somebody else's certificates."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evaluate.audit.finding import Audit
+from evaluate.audit.report import markdown, table
+from evaluate.audit.reproduce import load, replay
+from evaluate.audit.run import audit
+from evaluate.command import BROKEN, HELD, circumstances, status_of
+from robustpatch.data import load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="MODULE:OBJECT with predict(x) and certify(x, threat), or a function without arguments that makes "
+            "one; or the name of a shipped checkpoint."
+        ),
+    ] = None,
+    factory: Annotated[
+        str | None, typer.Option(help="MODULE:make, called as make(base, num_classes, image_shape).")
+    ] = None,
+    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches).")] = "5x5",
+    images: Annotated[int, typer.Option(help="Images of the data, and as many structured ones.")] = 32,
+    dataset: Annotated[
+        str | None, typer.Option(help="mnist, cifar10 or folder instead of the packaged sample.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None,
+    budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000,
+    seed: int = 0,
+    output: Annotated[Path, typer.Option(help="Folder of report and reproducers.")] = Path("runs/audit"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    replay_file: Annotated[Path | None, typer.Option("--replay", help="Show a saved finding again.")] = None,
+) -> None:
+    """Attack what is certified, hold predict and certify against each other, and dictate votes through the factory.
+
+    Exit status 0: nothing was found, warnings apart. 1: a certified prediction was changed, or the certifier
+    contradicts itself; each finding has a file that shows it again. 2: wrong call. 3: internal error.
+    """
+    if replay_file is not None:
+        raise typer.Exit(status_of(lambda _: _replay(replay_file, target, factory)))
+    raise typer.Exit(
+        status_of(
+            lambda errors: _run(
+                target,
+                factory,
+                patch,
+                images,
+                dataset,
+                data_root,
+                shape,
+                classes,
+                budget,
+                seed,
+                output,
+                as_json,
+                errors,
+            )
+        )
+    )
+
+
+def _run(
+    target: str | None,
+    factory: str | None,
+    patch: str,
+    images: int,
+    dataset: str | None,
+    data_root: Path | None,
+    shape: str | None,
+    classes: int | None,
+    budget: int,
+    seed: int,
+    output: Path,
+    as_json: bool,
+    errors: Console,
+) -> int:
+    size = None if shape is None else _shape(shape)
+    data = None if dataset is None else load_images(dataset, data_root)
+    measured = (
+        size or (data.image_shape if data is not None else None) or (1, 28 if target else 40, 28 if target else 40)
+    )
+    threat = PatchThreat.parse(patch, measured[1:])
+    if images < 1:
+        raise InvalidInput(f"images is {images}; it must be at least 1")
+    x = None if data is None else data.batch(range(min(images, len(data))))[0]
+    certifier, make = _named(target, "target"), _named(factory, "factory")
+    with ExitStack() as shown:
+        status = shown.enter_context(errors.status("audit"))
+        done = audit(
+            certifier,
+            factory=make,
+            threat=threat,
+            x=x,
+            image_shape=size,
+            num_classes=classes,
+            images=images,
+            budget=budget,
+            seed=seed,
+            output=output,
+            asked={"target": target, "factory": factory},
+            on_progress=lambda what: status.update(what),
+        )
+    _write(done, output)
+    console = Console()
+    if as_json:
+        console.print(json.dumps(done.as_dict()), highlight=False, soft_wrap=True, markup=False)
+        return BROKEN if done.failed else HELD
+    console.print(table(done))
+    console.print(f"report.md and audit.json in {output}", highlight=False, soft_wrap=True, markup=False)
+    for finding in done.findings:
+        again = f"see it again: python -m evaluate.audit --replay {finding.path}"
+        console.print(again, highlight=False, soft_wrap=True, markup=False)
+    return BROKEN if done.failed else HELD
+
+
+def _write(done: Audit, output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "report.md").write_text(markdown(done))
+        (output / "audit.json").write_text(json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1))
+    except OSError as error:
+        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
+
+
+def _replay(path: Path, target: str | None, factory: str | None) -> int:
+    """Show a finding again with the certifier it names, or with another; 1 when it still stands."""
+    _, note = load(path)
+    console = Console()
+    console.print(f"{note['check']}, {note['severity']}: {note['sentence']}", highlight=False, markup=False)
+    certifier = _named(target or note.get("target"), "target")
+    make = _named(factory or note.get("factory"), "factory")
+    if make is None and certifier is not None:
+        from evaluate.audit.run import own_factory
+
+        make = own_factory(certifier)
+    stands = replay(path, certifier, make)
+    console.print("the finding stands" if stands else "the finding does not stand here")
+    return BROKEN if stands else HELD
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidInput(f"shape is {text!r}; give channels, height and width, as 1x28x28")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _named(text: str | None, what: str) -> Any:
+    """The object of that name: MODULE:OBJECT from here or from what is installed. Raises `InvalidInput`."""
+    if text is None:
+        return None
+    module, colon, name = text.partition(":")
+    if not colon:
+        if what == "target":
+            return SmoothedClassifier.from_pretrained(text)
+        raise InvalidInput(f"{what} is {text!r}; name it as MODULE:OBJECT")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(
+            f"{what} is {text!r}, which cannot be imported ({error}); name it as MODULE:OBJECT"
+        ) from error
+    if (what == "target" and not hasattr(found, "predict")) or (what == "target" and isinstance(found, type)):
+        if not callable(found):
+            raise InvalidInput(f"{what} is {text!r}, a {type(found).__name__} without predict; name a certifier")
+        found = found()
+    return found
+
+
+if __name__ == "__main__":
+    app()

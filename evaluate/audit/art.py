@@ -1,0 +1,128 @@
+"""ART's `PyTorchDeRandomizedSmoothing` as a certifier that the audit understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import Threat
+
+if TYPE_CHECKING:
+    from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
+
+By = Literal["evaluation", "predict"]
+
+
+@dataclass(frozen=True)
+class ARTClaim:
+    """What ART's `certify` said of each image."""
+
+    prediction: Int[Tensor, " B"]
+    certified: Bool[Tensor, " B"]
+
+
+class ARTCertifier:
+    """ART's smoothed classifier, square patches only: every vote, prediction and certificate is ART's own.
+
+    `predict` is the argmax of ART's `predict`. `certify` is what the ablator's `certify` says: of the votes that ART's
+    `eval_and_certify` counts (`by` "evaluation"), or of what its `predict` returns (`by` "predict"), as its examples
+    have it. The size certified is that of the patch's side.
+    """
+
+    def __init__(self, classifier: PyTorchDeRandomizedSmoothing, by: By = "evaluation") -> None:
+        if by not in ("evaluation", "predict"):
+            raise InvalidInput(f'by is {by!r}; use "evaluation" or "predict"')
+        self.classifier = classifier
+        self.by: By = by
+        self.num_classes = int(classifier.nb_classes)
+
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        return self.scores(x).argmax(dim=1)
+
+    def scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """What ART's `predict` returns: votes (levine2020), or the sum of the model's outputs (salman2021)."""
+        return torch.from_numpy(np.asarray(self.classifier.predict(_array(x)), np.float64)).float()
+
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> ARTClaim:
+        one = threat.threats[0]
+        if len(threat.threats) > 1 or one.count > 1 or one.height != one.width:
+            raise InvalidInput(f"patch is {threat}; ART certifies against one square")
+        heard: list[Any] = []
+        ablator, labels = self.classifier.ablator, np.zeros(len(x), np.int64)
+        if self.by == "predict":
+            counts = self.classifier.predict(_array(x))
+            heard.append(ablator.certify(counts, size_to_certify=one.height, label=labels))
+        else:
+            asked = ablator.certify
+
+            def certify(*given: Any, **named: Any) -> Any:
+                heard.append(asked(*given, **named))
+                return heard[-1]
+
+            ablator.certify = certify  # eval_and_certify returns means only: listen to what it is told
+            try:
+                one_hot = np.eye(self.num_classes, dtype=np.float32)[labels]
+                self.classifier.eval_and_certify(_array(x), one_hot, one.height, verbose=False)
+            finally:
+                del ablator.certify
+        return ARTClaim(
+            torch.cat([torch.as_tensor(told[2]) for told in heard]).long().cpu(),
+            torch.cat([torch.as_tensor(told[0]) for told in heard]).bool().cpu(),
+        )
+
+    def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
+        """The same settings around another base: the audit's factory."""
+        made = self.classifier
+        threshold, logits = (0.3, True) if made.threshold is None else (made.threshold, bool(made.logits))
+        make = ARTFactory(made.algorithm, made.ablation_type, made.ablation_size[0], self.by, threshold, logits)
+        return make(base, num_classes, image_shape)
+
+
+@dataclass(frozen=True)
+class ARTFactory:
+    """Makes ART certifiers of one kind around any base, on the CPU."""
+
+    algorithm: str
+    ablation_type: str
+    ablation_size: int
+    by: By = "evaluation"
+    threshold: float = 0.3
+    logits: bool = True
+
+    def __call__(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
+        from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
+
+        classifier = PyTorchDeRandomizedSmoothing(
+            model=base,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=image_shape,
+            nb_classes=num_classes,
+            ablation_size=self.ablation_size,
+            algorithm=self.algorithm,
+            ablation_type=self.ablation_type,
+            threshold=self.threshold,
+            logits=self.logits,
+            clip_values=(0.0, 1.0),
+            device_type="cpu",
+            verbose=False,
+        )
+        return ARTCertifier(classifier, self.by)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy().astype(np.float32)
+
+
+levine_column = ARTFactory("levine2020", "column", 1)
+levine_row = ARTFactory("levine2020", "row", 1)
+levine_block = ARTFactory("levine2020", "block", 3)
+levine_probabilities = ARTFactory("levine2020", "column", 1, logits=False)
+salman_column = ARTFactory("salman2021", "column", 1)
+salman_row = ARTFactory("salman2021", "row", 1)
+salman_block = ARTFactory("salman2021", "block", 3)

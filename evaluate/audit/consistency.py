@@ -1,0 +1,180 @@
+"""What a certifier must not contradict itself about: one function a check, each yields findings.
+
+A check is given the subject, images, the threat and what `certify` said of the images. It must not change the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from math import inf, nan
+
+import torch
+from torch import Tensor, nn
+
+from evaluate.audit.finding import Finding, Severity
+from evaluate.audit.interface import Claim, Refused, Subject
+from robustpatch.threat import PatchThreat
+
+Check = Callable[[Subject, Tensor, PatchThreat, Claim], Iterator[Finding]]
+
+
+def agreement(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """`predict` says of each image what `certify` says."""
+    predicted = subject.predict(x)
+    for i in (predicted != claim.prediction).nonzero()[:, 0].tolist():
+        yield _finding(
+            "agreement",
+            f"predict says {int(predicted[i])} of an image that certify says {int(claim.prediction[i])} of",
+            x[i : i + 1],
+            claim.certified[i],
+        )
+
+
+def companions(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """Batches of 1, 2 and 3 images, and the other way round, give what the whole batch gave."""
+    whole = subject.predict(x)
+    for what, order, size in (("1", 1, 1), ("2", 1, 2), ("3", 1, 3), ("all, in reverse", -1, len(x))):
+        turned = x if order == 1 else x.flip(0)
+        predicted = torch.cat([subject.predict(some) for some in turned.split(size)])
+        claims = [subject.certify(some, threat) for some in turned.split(size)]
+        said, certified = (torch.cat([getattr(c, name) for c in claims]) for name in ("prediction", "certified"))
+        predicted, said, certified = (
+            rows[::order] if order == 1 else rows.flip(0) for rows in (predicted, said, certified)
+        )
+        for i in (predicted != whole).nonzero()[:, 0].tolist():
+            pair = f"{int(whole[i])} of an image in a batch of {len(x)}, and {int(predicted[i])} in one of {what}"
+            yield _finding("companions", f"predict says {pair}", x, claim.certified[i])
+        if bool(((said != claim.prediction) | (certified != claim.certified)).any()):
+            sentence = f"certify says something else of an image in a batch of {len(x)} and in one of {what}"
+            yield _finding("companions", sentence, x)
+
+
+def repeats(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """Asked again, also after other questions, it says the same."""
+    first = subject.predict(x)
+    other = 1 - x.flip(3)
+    subject.predict(other)
+    subject.certify(other, threat)
+    for again in range(2):
+        second, claimed = subject.predict(x), subject.certify(x, threat)
+        changed = (second != first).nonzero()[:, 0].tolist()
+        for i in changed:
+            sentence = f"predict says {int(first[i])} of an image, and {int(second[i])} when asked again"
+            yield _finding("repeats", sentence, x[i : i + 1], claim.certified[i])
+        for i in ((claimed.prediction != claim.prediction) | (claimed.certified != claim.certified)).nonzero()[:, 0]:
+            yield _finding("repeats", "certify says something else of an image when asked again", x[i : i + 1])
+        if changed or again:
+            return
+
+
+def inputs(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """The caller's images are as they were."""
+    for name, more in (("predict", ()), ("certify", (threat,))):
+        left = subject.watched(name, x, *more)
+        if not torch.equal(left, x):
+            rows = (left != x).flatten(1).any(dim=1)
+            sentence = f"{name} writes to the caller's images ({int(rows.sum())} of {len(x)} are changed afterwards)"
+            yield _finding("inputs", sentence, x)
+
+
+def training_mode(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """In training mode it refuses, or says what it says in evaluation mode."""
+    if not isinstance(subject.target, nn.Module):
+        return
+    copy = Subject(deepcopy(subject.target).train(), subject.num_classes, subject.numpy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            claims = [copy.certify(some, threat) for some in (x, x, x[:1])]
+        except Refused:
+            return
+    changed = [
+        (c.prediction != claim.prediction[: len(c.prediction)]) | (c.certified != claim.certified[: len(c.certified)])
+        for c in claims
+    ]
+    if any(bool(rows.any()) for rows in changed):
+        sentence = (
+            "certify answers in training mode, and says something else than in evaluation mode: batch statistics or "
+            "dropout; it has to refuse"
+        )
+        yield _finding("training mode", sentence, x)
+
+
+def values(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """Images with a pixel that is NaN, infinite or far out of range are refused, or not certified."""
+    cases: list[tuple[float, Severity]] = [(nan, "inconsistent"), (inf, "inconsistent"), (1e30, "warning")]
+    for value, severity in cases:
+        wrong = x.clone()
+        wrong[:, :, x.shape[2] // 2, x.shape[3] // 2] = value
+        try:
+            certified = subject.certify(wrong, threat).certified
+        except Refused:
+            continue
+        if bool(certified.any()):
+            sentence = f"{int(certified.sum())} of {len(x)} images with a pixel of {value:g} are certified"
+            yield _finding("values", sentence, x, severity=severity)
+
+
+def smaller(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """What is certified against a patch is certified against every smaller one, which the patch contains."""
+    sizes = {(1, 1), (max(1, threat.height - 1), threat.width), (threat.height, max(1, threat.width - 1))}
+    for height, width in sizes - {(threat.height, threat.width)}:
+        one = PatchThreat(height, width, threat.count)
+        try:
+            certified = subject.certify(x, one).certified
+        except Refused:
+            continue
+        for i in (claim.certified & ~certified).nonzero()[:, 0].tolist():
+            yield _finding(
+                "smaller patch", f"an image is certified against {threat}, but not against {one}", x[i : i + 1]
+            )
+
+
+def whole_image(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """A patch as large as the image may show any other image: where predictions differ, nothing is certified."""
+    everything, predicted = PatchThreat(x.shape[2], x.shape[3]), subject.predict(x)
+    try:
+        told = subject.certify(x, everything)
+    except Refused:
+        return
+    for i in told.certified.nonzero()[:, 0].tolist():
+        others = ((predicted != told.prediction[i]) & (predicted >= 0)).nonzero()[:, 0]
+        if len(others):
+            pair = torch.stack([x[i], x[int(others[0])]])
+            sentence = f"an image is certified against a patch that covers it, {everything}, and so could be any other"
+            yield _finding("whole image", sentence, pair, torch.tensor(True))
+
+
+def non_square(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
+    """Images that are not square, where it takes them, are predicted as they are certified, alone and in company."""
+    for turned in (torch.cat([x, x], dim=3), torch.cat([x, x], dim=2)):
+        try:
+            told = subject.certify(turned, threat)
+        except Refused:
+            continue
+        for check in (agreement, repeats):
+            for found in check(subject, turned, threat, told):
+                yield Finding("non-square images", found.severity, found.sentence, found.tensors, found.note)
+
+
+CHECKS: dict[str, Check] = {
+    "agreement": agreement,
+    "companions": companions,
+    "repeats": repeats,
+    "inputs": inputs,
+    "training mode": training_mode,
+    "values": values,
+    "smaller patch": smaller,
+    "whole image": whole_image,
+    "non-square images": non_square,
+}
+
+
+def _finding(
+    check: str, sentence: str, x: Tensor, certified: Tensor | None = None, severity: Severity = "inconsistent"
+) -> Finding:
+    """`certified`: whether the image is certified; then what contradicts its prediction breaks the certificate."""
+    if certified is not None and bool(certified):
+        severity, sentence = "broken certificate", f"{sentence}; it is certified"
+    return Finding(check, severity, sentence, {"x": x.clone()}, {"kind": "consistency"})

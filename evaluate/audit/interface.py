@@ -1,0 +1,162 @@
+"""What is asked of a certifier: `predict` and `certify`, in torch or in numpy, and how the audit speaks to either."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import Threat
+from robustpatch.voting import first_argmax
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`certified[i]`: no patch within the threat changes the prediction of image i from `prediction[i]` (-1: none)."""
+
+    prediction: Int[Tensor, " B"]
+    certified: Bool[Tensor, " B"]
+
+
+class Refused(Exception):
+    """The certifier raised an error instead of answering."""
+
+
+class Subject(nn.Module):
+    """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
+
+    `predict` may return a class for each image, or scores [B,K], of which the first largest counts. Images go in as
+    float32 tensors [B,C,H,W], or as arrays where `numpy` is set; each call gets a copy, unless `watched` is used. As a
+    module it gives scores to attacks: the certifier's own `forward`, else its `scores(x)`, else its predictions.
+
+    Raises `InvalidInput` where one of the two is missing.
+    """
+
+    def __init__(self, target: Any, num_classes: int, numpy: bool = False) -> None:
+        super().__init__()
+        missing = [name for name in ("predict", "certify") if not callable(getattr(target, name, None))]
+        if missing:
+            raise InvalidInput(
+                f"certifier is a {type(target).__name__} without {' and '.join(missing)}; it needs predict(x) and "
+                "certify(x, threat), whose result has .prediction and .certified"
+            )
+        if isinstance(target, RandomizedClassifier):
+            raise InvalidInput(
+                "certifier is a RandomizedClassifier, whose certificates may be wrong now and then; "
+                "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
+            )
+        self.numpy, self.num_classes = numpy, num_classes
+        self._target = (target,)
+        if isinstance(target, nn.Module):
+            self.module = target  # registered: attacks refuse what is in training mode
+
+    @property
+    def target(self) -> Any:
+        return self._target[0]
+
+    @classmethod
+    def of(cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"]) -> Subject:
+        """The subject, its language found out by asking for a prediction: torch first, then numpy."""
+        subject = cls(target, num_classes)
+        try:
+            subject.predict(x)
+            return subject
+        except Refused as refusal:
+            subject.numpy = True
+            try:
+                subject.predict(x)
+            except Refused as other:
+                raise InvalidInput(
+                    f"certifier does not predict images of shape {tuple(x.shape)}: {refusal} (and of an array: {other})"
+                    "; name the right image shape"
+                ) from refusal
+            return subject
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class of each image, -1 where it abstains. Raises `Refused`."""
+        found = _tensor(self._ask(self.target.predict, self._given(x)), "predict")
+        if found.ndim == 2 and len(found) == len(x) and found.shape[1] > 1:
+            found = first_argmax(found.to(torch.float64))
+        return self._classes(found.flatten() if found.shape == (len(x), 1) else found, len(x), "predict")
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Claim:
+        """What it claims of each image. Raises `Refused`."""
+        return self.claim(self._ask(self.target.certify, self._given(x), threat), len(x))
+
+    def claim(self, found: Any, images: int) -> Claim:
+        """What `certify` returned, checked. Raises `Refused` where it is no claim."""
+        for name in ("prediction", "certified"):
+            if not hasattr(found, name):
+                raise Refused(f"certify returned a {type(found).__name__} without .{name}")
+        if getattr(found, "confidence", None) is not None:
+            raise Refused("its certificates hold with a confidence only; the audit is of certificates that always hold")
+        certified = _tensor(found.certified, "certified")
+        if certified.shape != (images,):
+            raise Refused(f"certified has shape {tuple(certified.shape)} for {images} images")
+        prediction = self._classes(_tensor(found.prediction, "prediction"), images, "certify's prediction")
+        return Claim(prediction, certified.bool())
+
+    def watched(self, name: str, x: Float[Tensor, "B C H W"], *more: Any) -> Float[Tensor, "B C H W"]:
+        """What is left of x after a call of that method: itself, if it was not written to."""
+        mine = x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
+        with torch.no_grad():
+            self._ask(getattr(self.target, name), mine, *more)
+        return torch.as_tensor(mine)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        if hasattr(self, "module") and self.white_box(x):
+            return self.module(x)
+        with torch.no_grad():
+            if callable(getattr(self.target, "scores", None)) and not isinstance(self.target, nn.Module):
+                return _tensor(self._ask(self.target.scores, self._given(x)), "scores").float()
+            predicted = self.predict(x)
+            return nn.functional.one_hot(predicted.clamp(min=0), self.num_classes).float() * (predicted >= 0)[:, None]
+
+    def white_box(self, x: Float[Tensor, "B C H W"]) -> bool:
+        """Whether the certifier is a module whose output, scores of the K classes, has a gradient in the image."""
+        if isinstance(self.target, SmoothedClassifier):
+            return True
+        if not hasattr(self, "module") or type(self.module).forward is nn.Module.forward:
+            return False
+        if not hasattr(self, "_white_box"):
+            with torch.enable_grad():
+                leaf = x[:1].detach().clone().requires_grad_()
+                try:
+                    out = self.module(leaf)
+                    self._white_box = tuple(out.shape) == (1, self.num_classes) and out.requires_grad
+                except Exception:  # whatever a foreign module does with images
+                    self._white_box = False
+        return self._white_box
+
+    def _given(self, x: Tensor) -> Any:
+        return x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
+
+    def _ask(self, method: Any, *given: Any) -> Any:
+        try:
+            return method(*given)
+        except Exception as error:  # foreign code raises what it likes: that it did not answer is the answer
+            raise Refused(f"{type(error).__name__}: {error}") from error
+
+    def _classes(self, found: Tensor, images: int, what: str) -> Int[Tensor, " B"]:
+        if found.shape != (images,):
+            raise Refused(f"{what} has shape {tuple(found.shape)} for {images} images")
+        whole = found.to(torch.int64)
+        if bool((whole != found).any()) or bool(((whole < -1) | (whole >= self.num_classes)).any()):
+            raise Refused(f"{what} is {found.tolist()[:8]}; classes are 0 to {self.num_classes - 1}, or -1")
+        return whole
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Refused(f"{what} is a {type(value).__name__}, not an array ({error})") from error

@@ -1,0 +1,137 @@
+"""A factory's certifier around a base that answers by heart: which views a patch changes, and what is then claimed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from evaluate.audit.finding import Finding
+from evaluate.audit.interface import Refused, Subject
+from evaluate.audit.tables import Answer, Key, TableBase
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+
+Factory = Callable[[nn.Module, int, tuple[int, int, int]], Any]  # base, classes, (C,H,W) -> certifier
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place of the patch: the image changed there in every pixel, and the clean views that it no longer shows."""
+
+    corners: Int[Tensor, "count 2"]
+    x_adv: Float[Tensor, "1 C H W"]
+    touched: set[Key]
+    weight: int
+
+
+class Stand:
+    """One image of noise, and the certifier that `factory` makes around a `TableBase` for images of its shape.
+
+    Raises `InvalidInput` where the factory makes no certifier, or one that never asks its base.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        classes: int,
+        shape: tuple[int, int, int],
+        seed: int = 0,
+        x: Float[Tensor, "1 C H W"] | None = None,
+    ) -> None:
+        self.factory, self.classes, self.shape = factory, classes, shape
+        # Steps of 1/64 from 9/64 to 55/64: no pixel is black, white, or what it becomes under a patch.
+        levels = torch.randint(9, 56, (1, *shape), generator=torch.Generator().manual_seed(seed))
+        self.x = levels.float() / 64 if x is None else x
+        self.subject, self.base = self.made()
+        self.shown = self.views(self.x)
+        if not self.shown:
+            raise InvalidInput("factory's certifier predicts without asking its base; give it the base it was handed")
+
+    def made(self) -> tuple[Subject, TableBase]:
+        """A new certifier around a new base."""
+        base = TableBase(self.classes).eval()
+        try:
+            target = self.factory(base, self.classes, self.shape)
+        except Exception as error:  # foreign code
+            raise InvalidInput(
+                f"factory makes no certifier of {self.classes} classes for images {self.shape} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        return Subject.of(target, self.classes, self.x), base
+
+    def views(self, x: Float[Tensor, "1 C H W"], threat: PatchThreat | None = None) -> Counter[Key]:
+        """The views that the base is shown by `predict`, or by `certify` against a threat."""
+        with self.base.recording() as shown:
+            if threat is None:
+                self.subject.predict(x)
+            else:
+                self.subject.certify(x, threat)
+        return shown
+
+    def site(self, threat: PatchThreat, corners: Int[Tensor, "count 2"]) -> Site:
+        """The image with every pixel there moved by 1/2 (up or down, as there is room), and what that changes."""
+        inside = threat.footprint(corners[None], *self.shape[1:])[:, None]
+        x_adv = torch.where(inside, self.x + torch.where(self.x < 0.5, 0.5, -0.5) * 0.75, self.x)
+        left = self.views(x_adv)
+        touched = {key for key in self.shown if key not in left}
+        return Site(corners, x_adv, touched, sum(self.shown[key] for key in touched))
+
+    def sites(self, threat: PatchThreat, most: int, generator: torch.Generator) -> list[Site]:
+        """All places of the patch, or `most` of them: the corners of the image, its middle, and random others."""
+        places = threat.placements(*self.shape[1:])
+        columns, last = self.shape[2] - threat.width + 1, len(places) - 1
+        named = [0, columns - 1, last - columns + 1, last, (len(places) // columns // 2) * columns + columns // 2]
+        order = list(dict.fromkeys([*named, *torch.randperm(len(places), generator=generator).tolist()]))[:most]
+        if threat.count == 1:
+            return [self.site(threat, places[n][None]) for n in order]
+        partners = torch.randint(len(places), (len(order), threat.count - 1), generator=generator)
+        return [
+            self.site(threat, torch.cat([places[n][None], places[others]]))
+            for n, others in zip(order, partners, strict=True)
+        ]
+
+
+def reproducer(
+    stand: Stand, threat: PatchThreat, site: Site, answers: dict[Key, Answer], others: Answer
+) -> dict[str, Tensor]:
+    """The images and the table, as tensors; `tabled` makes the base again."""
+    votes = torch.zeros(len(answers) + 1, stand.classes, dtype=torch.uint8)
+    for row, answer in enumerate([others, *answers.values()]):
+        votes[row, list(answer)] = 1
+    keys = torch.frombuffer(bytearray(b"".join(answers)), dtype=torch.uint8).reshape(len(answers), -1)
+    corners = site.corners.reshape(threat.count, 2)
+    return {"x": stand.x[0], "x_adv": site.x_adv[0], "corners": corners, "keys": keys, "answers": votes}
+
+
+def tabled(base: TableBase, tensors: dict[str, Tensor], loud: float) -> None:
+    """Let the base answer as the reproducer says."""
+    others, *rest = [tuple(row.nonzero()[:, 0].tolist()) for row in tensors["answers"]]
+    keys = [bytes(row.tolist()) for row in tensors["keys"]]
+    base.dictate(dict(zip(keys, rest, strict=True)), others, loud=loud)
+
+
+def view_findings(stand: Stand, threat: PatchThreat) -> list[Finding]:
+    """Whether `predict` shows its base the same views every time, and `certify` shows it those as well."""
+    note = {"kind": "views", "threat": [threat.height, threat.width, threat.count], "classes": stand.classes}
+    tensors, findings = {"x": stand.x[0]}, []
+    if stand.views(stand.x) != stand.shown:
+        sentence = "predict shows its base other views of one image when it is asked again"
+        findings.append(Finding("views", "inconsistent", sentence, tensors, note))
+    try:
+        certified = stand.views(stand.x, threat)
+    except Refused:
+        return findings
+    missing = [key for key in stand.shown if key not in certified]
+    if certified and missing:
+        sentence = (
+            f"certify never shows its base {len(missing)} of the {len(stand.shown)} views of the image that predict "
+            "votes by, so it speaks of other votes: look for an ablation that overwrites the image"
+        )
+        findings.append(Finding("views", "inconsistent", sentence, tensors, note))
+    return findings
