@@ -11,6 +11,7 @@ from attacks.pgd import PatchPGD
 from attacks.registry import parse_attacks, quick, standard
 from attacks.search import Attack
 from attacks.sparse_rs import SparseRS
+from attacks.to_art import to_art
 from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
 from attacks.votes import WorstVotes, worst_votes
 
@@ -36,6 +37,7 @@ __all__ = [
     "parse_attacks",
     "quick",
     "standard",
+    "to_art",
     "train_and_transfer",
     "train_patch",
     "worst_votes",

@@ -43,7 +43,7 @@ def try_factory(
     Besides `threat`: a patch of one pixel, one that is low and wide and the same on its side, two patches. `budget`: of
     views shown for each shape and threat. Raises `InvalidInput` where the factory serves no shape at all.
     """
-    tested, sound = Tested(), False
+    tested, sound, plain = Tested(), False, (shape, threat)
     threat.check_fits(*shape[1:])
     low, wide = max(1, threat.height // 2), threat.width + 2
     others = [PatchThreat(1, 1), PatchThreat(low, wide), PatchThreat(wide, low), PatchThreat(1, 1, 2)]
@@ -67,7 +67,7 @@ def try_factory(
             tested.untested.append((f"images of {_text(size)}", str(refusal)))
             continue
         most = max(most, sum(stand.shown.values()))
-        sound = _try_shape(stand, threats, each, generator, tested, sound, on_progress)
+        sound = _try_shape(stand, threats, each, generator, tested, plain, sound, on_progress)
     if len(refusals) == len(plans):
         raise refusals[0]
     if most < _LONG:
@@ -87,10 +87,11 @@ def _try_shape(
     budget: int,
     generator: torch.Generator,
     tested: Tested,
+    plain: tuple[Shape, PatchThreat],
     sound: bool,
     on_progress: Callable[[str], None],
 ) -> bool:
-    """Whether a square patch on a square image has stood, now or before."""
+    """Whether the patch asked about has stood on images of the `plain` shape, now or before."""
     size, total, said = stand.shape, sum(stand.shown.values()), []
     for n, threat in enumerate(dict.fromkeys(threats)):
         if threat.height > size[1] or threat.width > size[2]:
@@ -104,12 +105,12 @@ def _try_shape(
             tested.untested.append((f"{threat} patch on {_text(size)}", str(refusal)))
             continue
         tested.ballots, tested.certified = tested.ballots + tally.ballots, tested.certified + tally.certified
-        square = threat.height == threat.width and size[1] == size[2]
-        if square and tally.certified and not tally.findings:
-            sound = True
-        counted = [one for one in tally.findings if one.check in ("counts", "border", "agreement")]
-        if counted and sound and not square:
-            why = "square patches on square images stand, so look for height and width swapped"
+        sound |= (size, threat) == plain and tally.certified > 0 and not tally.findings
+        (_, tall, wide), asked = plain
+        turned = (threat.height == threat.width, size[1] == size[2]) != (asked.height == asked.width, tall == wide)
+        counted = [one for one in tally.findings if one.check in ("counts", "border", "agreement", "more than all")]
+        if counted and sound and turned:
+            why = f"{asked} patches on {_text(plain[0])} stand, so height and width may be swapped"
             tally.findings = [
                 replace(one, check="sides", sentence=f"{one.sentence}; {why}") if one in counted else one
                 for one in tally.findings

@@ -13,6 +13,7 @@ from evaluate.audit.interface import Claim, Refused
 from evaluate.audit.stand import Site, Stand, reproducer
 from robustpatch.threat import PatchThreat
 
+_PLAIN = ("two classes", "unanimous")
 _LOUD = 1000.0  # how much louder patched views speak, to those who add up scores
 
 
@@ -26,7 +27,7 @@ class Tally:
     touched: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Break:
     """A ballot that was certified and overturned."""
 
@@ -50,12 +51,12 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
     chosen = _telling(sites, generator)
     cases = _ordered([(ballot, site) for site in chosen for ballot in _all(stand, site, generator)], generator)
     broken: list[Break] = []
-    for ballot, site in cases[: max(48, min(240, budget // (3 * total)))]:
+    for ballot, site in cases[: max(24, min(240, budget // (3 * total)))]:
         found = _tried(stand, threat, ballot, site, 1.0, tally)
         broken += [] if found is None else [found]
     if broken:
         tally.findings += _explained(stand, threat, broken, sites)
-    if not any(one.patched for one in broken):
+    if not any(one.patched and one.ballot.kind in _PLAIN for one in broken):
         for ballot, site in [(b, s) for b, s in cases if b.kind == "unanimous"][:12]:
             found = _tried(stand, threat, ballot, site, _LOUD, tally)
             if found is not None and found.patched:
@@ -96,7 +97,8 @@ def _ordered(cases: list[tuple[Ballot, Site]], generator: torch.Generator) -> li
 def _tried(stand: Stand, threat: PatchThreat, ballot: Ballot, site: Site, loud: float, tally: Tally) -> Break | None:
     """Certify the votes dictated and, where that is done, show the patched image; a success must be seen twice."""
     tally.ballots += 1
-    stand.base.dictate(ballot.answers, (ballot.rival,), loud=loud)
+    answers = {**dict.fromkeys(stand.extra(threat), (ballot.winner,)), **ballot.answers}
+    stand.base.dictate(answers, (ballot.rival,), loud=loud)
     claim = stand.subject.certify(stand.x, threat)
     if not bool(claim.certified[0]):
         return None
@@ -105,7 +107,7 @@ def _tried(stand: Stand, threat: PatchThreat, ballot: Ballot, site: Site, loud: 
     if _holds(claim, clean, attacked):
         return None
     subject, base = stand.made()  # nothing that was kept from other votes
-    base.dictate(ballot.answers, (ballot.rival,), loud=loud)
+    base.dictate(answers, (ballot.rival,), loud=loud)
     again = subject.certify(stand.x, threat)
     clean, attacked = (int(subject.predict(x)) for x in (stand.x, site.x_adv))
     if not bool(again.certified[0]) or _holds(again, clean, attacked):
@@ -125,7 +127,8 @@ _WHY = {
     "tie among rivals": "rivals with equal votes are not equal: the certificate compared with one that loses ties",
     "runner-up": "another rival than the one it was compared with wins",
     "border": "only where the patch touches more views than elsewhere: look at the wrap and the stride",
-    "reach": "the patch reaches every view: look at what happens before the ablation",
+    "reach": "one changed pixel reaches every view: look at what happens before the ablation",
+    "more than all": "the patch touches every view, and can do as it likes",
     "counts": "the certificate counts fewer views than the patch changes",
     "counters": "so many votes are more than the counter holds",
     "loudness": "scores are added up instead of votes, so that one view can outweigh all others",
@@ -146,10 +149,10 @@ def _explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: li
     ]
     if not rest:
         return found
-    plain = [one for one in rest if one.ballot.kind in ("two classes", "unanimous")]
+    plain = [one for one in rest if one.ballot.kind in _PLAIN]
     sizes = sorted(site.weight for site in sites)
-    if all(one.site.weight == sum(stand.shown.values()) for one in rest) and sizes[0] == sizes[-1]:
-        cause = "reach"
+    if all(one.site.weight == sum(stand.shown.values()) for one in rest):
+        cause = "reach" if stand.reach == sum(stand.shown.values()) else "more than all"
     elif all(one.ballot.tie for one in rest):
         cause = "tie" if plain else "tie among rivals"
     elif not plain:
@@ -185,7 +188,8 @@ def _finding(stand: Stand, threat: PatchThreat, one: Break, check: str, why: str
         "loud": one.loud,
         "patched": one.patched,
     }
-    tensors = reproducer(stand, threat, one.site, ballot.answers, (ballot.rival,))
+    answers = {**dict.fromkeys(stand.extra(threat), (ballot.winner,)), **ballot.answers}
+    tensors = reproducer(stand, threat, one.site, answers, (ballot.rival,))
     return Finding(check, "broken certificate", f"{asked}: {why}", tensors, note, times)
 
 

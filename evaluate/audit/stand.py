@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from robustpatch.threat import PatchThreat
 Factory = Callable[[nn.Module, int, tuple[int, int, int]], Any]  # base, classes, (C,H,W) -> certifier
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
     """A place of the patch: the image changed there in every pixel, and the clean views that it no longer shows."""
 
@@ -49,6 +50,7 @@ class Stand:
         levels = torch.randint(9, 56, (1, *shape), generator=torch.Generator().manual_seed(seed))
         self.x = levels.float() / 64 if x is None else x
         self.subject, self.base = self.made()
+        self._extra: dict[PatchThreat, list[Key]] = {}
         self.shown = self.views(self.x)
         if not self.shown:
             raise InvalidInput("factory's certifier predicts without asking its base; give it the base it was handed")
@@ -73,6 +75,18 @@ class Stand:
             else:
                 self.subject.certify(x, threat)
         return shown
+
+    def extra(self, threat: PatchThreat) -> list[Key]:
+        """The views that `certify` shows its base and `predict` does not."""
+        if threat not in self._extra:
+            self._extra[threat] = [key for key in self.views(self.x, threat) if key not in self.shown]
+        return self._extra[threat]
+
+    @cached_property
+    def reach(self) -> int:
+        """How many views one pixel, the middle one, is seen in."""
+        middle = torch.tensor([[self.shape[1] // 2, self.shape[2] // 2]])
+        return self.site(PatchThreat(1, 1), middle).weight
 
     def site(self, threat: PatchThreat, corners: Int[Tensor, "count 2"]) -> Site:
         """The image with every pixel there moved by 1/2 (up or down, as there is room), and what that changes."""
@@ -117,12 +131,21 @@ def tabled(base: TableBase, tensors: dict[str, Tensor], loud: float) -> None:
 
 
 def view_findings(stand: Stand, threat: PatchThreat) -> list[Finding]:
-    """Whether `predict` shows its base the same views every time, and `certify` shows it those as well."""
+    """Whether `predict` shows its base the same views every time, `certify` shows it those as well, and neither writes
+    to the caller's image.
+    """
     note = {"kind": "views", "threat": [threat.height, threat.width, threat.count], "classes": stand.classes}
     tensors, findings = {"x": stand.x[0]}, []
     if stand.views(stand.x) != stand.shown:
         sentence = "predict shows its base other views of one image when it is asked again"
         findings.append(Finding("views", "inconsistent", sentence, tensors, note))
+    for name, more in (("predict", ()), ("certify", (threat,))):
+        try:
+            left = stand.subject.watched(name, stand.x, *more)
+        except Refused:
+            continue
+        if not torch.equal(left, stand.x):
+            findings.append(Finding("inputs", "inconsistent", f"{name} writes to the caller's images", tensors, note))
     try:
         certified = stand.views(stand.x, threat)
     except Refused:
