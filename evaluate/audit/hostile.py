@@ -60,7 +60,7 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
         for ballot, site in [(b, s) for b, s in cases if b.kind == "unanimous"][:12]:
             found = _tried(stand, threat, ballot, site, _LOUD, tally)
             if found is not None and found.patched:
-                tally.findings.append(_finding(stand, threat, found, "loudness", _WHY["loudness"]))
+                tally.findings.append(_finding(stand, threat, found, "loudness"))
                 break
     return tally
 
@@ -137,22 +137,19 @@ _WHY = {
 
 def _explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: list[Site]) -> list[Finding]:
     """One finding for each cause that the broken ballots point to, the plainest case first."""
+    everywhere = stand.reach == sum(stand.shown.values())
     contradicted = [one for one in broken if not one.patched]
-    overflown = [
-        one for one in broken if one.patched and one.ballot.kind.endswith("votes") and one.ballot.kind[0] in "12"
-    ]
-    rest = [one for one in broken if one.patched and one not in overflown]
-    found = [
-        _finding(stand, threat, some[0], cause, _WHY[cause], len(some))
-        for cause, some in (("agreement", contradicted), ("counters", [] if rest else overflown))
-        if some
-    ]
+    rest = [one for one in broken if one.patched]
+    plain = [one for one in rest if one.ballot.kind in _PLAIN]
+    overflown = [one for one in rest if one.ballot.kind not in KINDS]
+    found = [_finding(stand, threat, some[0], "agreement", len(some)) for some in [contradicted] if some]
     if not rest:
         return found
-    plain = [one for one in rest if one.ballot.kind in _PLAIN]
     sizes = sorted(site.weight for site in sites)
     if all(one.site.weight == sum(stand.shown.values()) for one in rest):
-        cause = "reach" if stand.reach == sum(stand.shown.values()) else "more than all"
+        cause = "reach" if everywhere else "more than all"
+    elif len(overflown) == len(rest):
+        cause = "counters"
     elif all(one.ballot.tie for one in rest):
         cause = "tie" if plain else "tie among rivals"
     elif not plain:
@@ -163,10 +160,10 @@ def _explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: li
         cause = "counts"
     telling = plain or rest
     first = min(telling, key=lambda one: KINDS.index(one.ballot.kind) if one.ballot.kind in KINDS else len(KINDS))
-    return [*found, _finding(stand, threat, first, cause, _WHY[cause], len(rest))]
+    return [*found, _finding(stand, threat, first, cause, len(rest))]
 
 
-def _finding(stand: Stand, threat: PatchThreat, one: Break, check: str, why: str, times: int = 1) -> Finding:
+def _finding(stand: Stand, threat: PatchThreat, one: Break, check: str, times: int = 1) -> Finding:
     ballot, claimed = one.ballot, int(one.claim.prediction[0])
     shape, total = "x".join(map(str, stand.shape)), sum(stand.shown.values())
     asked = (
@@ -190,7 +187,7 @@ def _finding(stand: Stand, threat: PatchThreat, one: Break, check: str, why: str
     }
     answers = {**dict.fromkeys(stand.extra(threat), (ballot.winner,)), **ballot.answers}
     tensors = reproducer(stand, threat, one.site, answers, (ballot.rival,))
-    return Finding(check, "broken certificate", f"{asked}: {why}", tensors, note, times)
+    return Finding(check, "broken certificate", f"{asked}: {_WHY[check]}", tensors, note, times)
 
 
 __all__ = ["Refused", "Tally", "try_votes"]

@@ -1,0 +1,176 @@
+"""Dictated votes: each planted bug is found and named, a sound certifier never is, and the base is a function."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from evaluate.audit import audit, replay
+from evaluate.audit.ballots import ballots
+from evaluate.audit.factory import try_factory
+from evaluate.audit.hostile import try_votes
+from evaluate.audit.stand import Stand, view_findings
+from evaluate.audit.tables import TableBase, keys_of
+from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.encoding import MaskChannel
+from robustpatch.errors import InvalidInput
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold, TopOne
+from tests import oracles
+from tests.evaluate.audit_bugs import THROUGH_A_FACTORY, make
+from tests.evaluate.planted import PLANTS
+
+PLAIN = ((1, 3, 13), PatchThreat(2, 2))
+WHERE = {  # the images and the patch on which a bug shows
+    "3 stride": ((1, 3, 16), PatchThreat(1, 1)),
+    "7 patch sides swapped": ((1, 3, 13), PatchThreat(1, 3)),
+    "9 more than all": ((1, 3, 5), PatchThreat(1, 4)),
+    "10 one channel ablated": ((3, 3, 13), PatchThreat(2, 2)),
+    "16 eight bits": ((1, 2, 300), PatchThreat(2, 2)),
+    "several patches as one": ((1, 3, 13), PatchThreat(1, 1, 2)),
+}
+
+
+def chance():
+    return torch.Generator().manual_seed(0)
+
+
+def found(bug, budget=1_000):
+    shape, threat = WHERE.get(bug, PLAIN)
+    stand = Stand(make(bug), 4, shape)
+    return view_findings(stand, threat) + try_votes(stand, threat, budget, chance()).findings
+
+
+@pytest.mark.parametrize("bug", THROUGH_A_FACTORY)
+def test_each_bug_is_found_and_named(bug):
+    wanted = THROUGH_A_FACTORY[bug]
+    names = {finding.check for finding in found(bug)}
+    if wanted is None:
+        assert not names
+    elif wanted == "sides":  # one shape cannot tell a swap from a wrong count
+        assert names == {"counts"}
+    else:
+        assert wanted in names
+
+
+@pytest.mark.parametrize("bug", WHERE)
+def test_the_sound_certifier_stands_there(bug):
+    shape, threat = WHERE[bug]
+    stand = Stand(make("", 3 if bug == "3 stride" else 1), 4, shape)
+    tally = try_votes(stand, threat, 1_000, chance())
+    assert not view_findings(stand, threat) + tally.findings
+    assert tally.ballots >= 24
+    assert bug == "9 more than all" or tally.certified > 0
+
+
+def test_swapped_sides_are_named():
+    """Square patches stand, one that is low and wide does not."""
+    tested = try_factory(make("7 patch sides swapped"), 4, (1, 6, 13), PatchThreat(2, 2), 200, 0, lambda _: None)
+    assert {finding.check for finding in tested.findings} >= {"sides"}
+    assert not try_factory(make(""), 4, (1, 6, 13), PatchThreat(2, 2), 200, 0, lambda _: None).findings
+
+
+@pytest.mark.parametrize(
+    ("ablation", "voting", "encoding"),
+    [
+        (Columns(2), Threshold(0.3), None),
+        (Rows(2), Threshold(0.2), None),
+        (Blocks(2), TopOne(), None),
+        (Columns(3, 3), TopOne(), MaskChannel()),
+    ],
+)
+@pytest.mark.parametrize("size", [(4, 10), (10, 4)])
+def test_ours_stand(ablation, voting, encoding, size):
+    """Whatever is kept, voted for and encoded; and what is touched, read off the views alone, is what the loops say."""
+    options = {} if encoding is None else {"encoding": encoding}
+
+    def factory(base, classes, shape):
+        return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting, **options).eval()
+
+    stand, threat = Stand(factory, 4, (1, *size)), PatchThreat(1, 2)
+    tally = try_votes(stand, threat, 500, chance())
+    assert not view_findings(stand, threat) + tally.findings
+    sizes = {len(touched) for touched in oracles.touched(f"{ablation}", (1, 2), size)}
+    assert tally.touched == (min(sizes), max(sizes))
+    assert tally.certified > 0 or sum(stand.shown.values()) <= 2 * max(sizes)
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_plants_are_found_through_a_factory(name):
+    plant = PLANTS[name]
+    broken = plant.broken()
+
+    def factory(base, classes, shape):
+        return type(broken)(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
+
+    tall, wide = plant.room
+    stand = Stand(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
+    assert try_votes(stand, plant.threat, 1_000, chance()).findings
+
+
+def test_a_ballot_is_just_overturned():
+    """Of every kind: the winner wins, and loses to the rival when all touched views turn, by as little as can be."""
+    views = Counter({bytes([n]): 1 for n in range(40)})
+    touched = {bytes([n]) for n in range(3, 8)}
+    kinds = set()
+    for ballot in ballots(views, touched, 4, chance()):
+        kinds.add(ballot.kind)
+        assert oracles.winner(ballot.before) == ballot.winner
+        if ballot.kind != "unanimous":
+            assert oracles.winner(ballot.after) == ballot.rival
+            assert 0 <= ballot.after[ballot.rival] - ballot.after[ballot.winner] <= 4
+    assert len(kinds) == 6
+    published = (10, 20, 10, 0)
+    assert published in {b.before for b in ballots(views, touched, 4, chance()) if b.kind == "tied rivals"}
+
+
+def test_the_base_is_a_function_of_the_view():
+    """Equal rows, equal answers; 0 and -0 are equal; arrays and tensors alike."""
+    base = TableBase(3)
+    views = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-0.0, 1.0]])
+    keys = keys_of(views)
+    assert keys[0] == keys[2] != keys[1]
+    assert keys == keys_of(views.numpy()) == keys_of(views.double())
+    base.dictate({keys[0]: (1,)}, (2,))
+    assert base(views).argmax(dim=1).tolist() == base(views.numpy()).argmax(axis=1).tolist() == [1, 2, 1]
+    with base.recording() as shown:
+        base(views)
+    assert shown == Counter(keys)
+
+
+def test_a_reproducer_shows_it_again(tmp_path):
+    """Its file, with the factory alone; not with a certifier that is mended."""
+    done = audit(
+        factory=make("1 off by one"), threat=PatchThreat(2, 2), image_shape=(1, 4, 11), budget=4, output=tmp_path
+    )
+    assert done.verdict == "broken"
+    assert [finding.check for finding in done.findings] == ["counts"]
+    path = done.findings[0].path
+    assert replay(path, factory=make("1 off by one"))
+    assert not replay(path, factory=make(""))
+    with pytest.raises(InvalidInput, match="give that factory"):
+        replay(path)
+
+
+def test_bad_factories_are_refused():
+    threat = PatchThreat(2, 2)
+    with pytest.raises(InvalidInput, match="without asking its base"):
+        audit(factory=lambda base, *_: make("")(Deaf(), 4, ()), threat=threat, image_shape=(1, 4, 9))
+    with pytest.raises(InvalidInput, match="without certify"):
+        audit(factory=lambda *_: Predicts(), threat=threat, image_shape=(1, 4, 9))
+    with pytest.raises(InvalidInput, match="no certifier of 4 classes"):
+        audit(factory=lambda *_: 1 / 0, threat=threat, image_shape=(1, 4, 9))
+
+
+class Deaf(nn.Module):
+    def forward(self, x):
+        return torch.zeros(len(x), 4)
+
+
+class Predicts:
+    def predict(self, x):
+        return [0] * len(x)
