@@ -54,6 +54,7 @@ class Subject(nn.Module):
             )
         self.numpy, self.num_classes = numpy, num_classes
         self._target = (target,)
+        self.training = bool(getattr(target, "training", False))
         if isinstance(target, nn.Module):
             self.module = target  # registered: attacks refuse what is in training mode
 

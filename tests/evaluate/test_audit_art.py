@@ -1,0 +1,85 @@
+"""ART's derandomized smoothing under audit: its published tie-break bug and its others, through the factory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evaluate.audit import audit, replay
+from evaluate.audit.art import levine_block, levine_column, levine_probabilities, levine_row, salman_column
+from evaluate.audit.hostile import try_votes
+from evaluate.audit.stand import Stand, view_findings
+from evaluate.audit.tables import TableBase
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from tests.attacks.toys import images
+
+
+def found(factory, shape, threat, budget=1_000):
+    stand = Stand(factory, 4, shape)
+    findings = view_findings(stand, threat)
+    findings += try_votes(stand, threat, budget, torch.Generator().manual_seed(0)).findings
+    return {finding.check: finding for finding in findings}
+
+
+def test_the_published_tie_break():
+    """Of ten, twenty and ten votes in forty, ART compares with the ten that lose ties: [10, 20, 10, 0] is certified
+    against 5x5, and flipped. Nothing else is wrong with its columns on square patches."""
+    findings = found(levine_column, (1, 5, 40), PatchThreat(5, 5), 12_000)
+    assert set(findings) == {"tie among rivals"}
+    assert "of 40 views" in findings["tie among rivals"].sentence
+    counts = findings["tie among rivals"].sentence.split("[")[1].split("]")[0]
+    assert sorted(map(int, counts.split(", "))) == [0, 10, 10, 20]
+
+
+def test_the_very_votes():
+    """[10, 20, 10, 0] themselves: ART certifies class 1, our rule does not."""
+    base = TableBase(4)
+    certifier = levine_column(base, 4, (1, 5, 40))
+    certified, _, winner = certifier.classifier.ablator.certify(
+        torch.tensor([[10, 20, 10, 0]]), size_to_certify=5, label=torch.tensor([1])
+    )
+    assert (bool(certified), int(winner)) == (True, 1)
+
+
+def test_blocks_have_it_too():
+    assert "tie among rivals" in found(levine_block, (1, 6, 8), PatchThreat(1, 1), 2_000)
+
+
+def test_the_ablation_in_place():
+    """On the CPU salman2021 overwrites the image, so that its certificates are of other views than its predictions."""
+    pytest.importorskip("timm")
+    findings = found(salman_column, (1, 3, 20), PatchThreat(2, 2))
+    assert "views" in findings
+    assert any(finding.severity == "broken certificate" for finding in findings.values())
+
+
+def test_rows_of_an_image_that_is_not_square():
+    """`eval_and_certify` counts as many rows as there are columns."""
+    assert "agreement" in found(levine_row, (1, 6, 13), PatchThreat(1, 1))
+    assert "views" in found(levine_row, (1, 13, 6), PatchThreat(1, 1))
+    assert not set(found(levine_row, (1, 13, 13), PatchThreat(2, 2))) - {"tie among rivals"}
+
+
+def test_votes_that_are_added_as_booleans():
+    """With `logits` off, `predict` adds booleans: whoever has a vote has one."""
+    assert "counts" in found(levine_probabilities, (1, 3, 20), PatchThreat(2, 2))
+
+
+def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
+    """The whole audit of an object around a network of its own, with a file that shows it again."""
+    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
+    base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4)).eval()
+    certifier = levine_column(base, 4, (1, 3, 13))
+    x = images(2, (3, 13))
+    done = audit(certifier, x=x, threat=PatchThreat(1, 1), images=2, budget=2, output=tmp_path)
+    ties = [finding for finding in done.findings if finding.check == "tie among rivals"]
+    assert ties
+    assert replay(ties[0].path, certifier, certifier.with_base)
+    assert {finding.check for finding in done.findings} == {"tie among rivals"}
+
+
+def test_what_art_does_not_certify_is_refused():
+    certifier = levine_column(torch.nn.Flatten(), 4, (1, 3, 4))
+    with pytest.raises(InvalidInput, match="one square"):
+        certifier.certify(images(1, (3, 4)), PatchThreat(1, 2))
