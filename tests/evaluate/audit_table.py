@@ -81,12 +81,12 @@ def main(text: str) -> None:
             ]
             + [
                 (
-                    f"{ablation}, {voting}, factory, 1×16×16, 1×1",
+                    f"{ablation}, {voting}, factory, 1×24×24, 2×2",
                     lambda a=ablation, v=voting: audit(
-                        factory=ours(a, v), image_shape=(1, 16, 16), threat=PatchThreat(1, 1), budget=100
+                        factory=ours(a, v), image_shape=(1, 24, 24), threat=PatchThreat(2, 2), budget=400
                     ),
                 )
-                for ablation, voting in ((Blocks(2), Threshold(0.3)), (GridBlocks(4, 2), Threshold(0.3)))
+                for ablation, voting in ((Blocks(3), Threshold(0.3)), (GridBlocks(4, 2), Threshold(0.3)))
             ],
         ),
         (
