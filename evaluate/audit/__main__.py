@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +15,7 @@ from evaluate.audit.report import markdown, table
 from evaluate.audit.reproduce import load, replay
 from evaluate.audit.run import audit
 from evaluate.command import BROKEN, HELD, circumstances, status_of
+from evaluate.named import named_object
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -30,7 +29,7 @@ def main(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="MODULE:OBJECT with predict(x) and certify(x, threat), or a function without arguments that makes "
+            help="MODULE:OBJECT or FILE.py:OBJECT with predict(x) and certify(x, threat), or a function without arguments that makes "
             "one; or the name of a shipped checkpoint."
         ),
     ] = None,
@@ -167,25 +166,13 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _named(text: str | None, what: str) -> Any:
-    """The object of that name: MODULE:OBJECT from here or from what is installed. Raises `InvalidInput`."""
+    """The object of that name, a certifier made where it is a class or a function. Raises `InvalidInput`."""
     if text is None:
         return None
-    module, colon, name = text.partition(":")
-    if not colon:
-        if what == "target":
-            return SmoothedClassifier.from_pretrained(text)
-        raise InvalidInput(f"{what} is {text!r}; name it as MODULE:OBJECT")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise InvalidInput(
-            f"{what} is {text!r}, which cannot be imported ({error}); name it as MODULE:OBJECT"
-        ) from error
-    if (what == "target" and not hasattr(found, "predict")) or (what == "target" and isinstance(found, type)):
+    if ":" not in text and what == "target":
+        return SmoothedClassifier.from_pretrained(text)
+    found = named_object(text, what)
+    if what == "target" and (isinstance(found, type) or not hasattr(found, "predict")):
         if not callable(found):
             raise InvalidInput(f"{what} is {text!r}, a {type(found).__name__} without predict; name a certifier")
         found = found()

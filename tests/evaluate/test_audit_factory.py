@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,15 @@ def test_a_reproducer_shows_it_again(tmp_path):
     assert not replay(path, factory=make(""))
     with pytest.raises(InvalidInput, match="give that factory"):
         replay(path)
+
+
+def test_the_example_of_the_readme(monkeypatch, capsys):
+    """It runs as printed, and finds nothing in ours."""
+    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = readme.split("## Audit your own certifier")[1].split("```python\n")[1].split("```")[0]
+    exec(example, {"__name__": "readme"})
+    assert capsys.readouterr().out.startswith("held []")
 
 
 def test_bad_factories_are_refused():

@@ -230,10 +230,10 @@ def test_the_command(tmp_path):
     ("arguments", "message"),
     [
         ((), "both None"),
-        (("nowhere:x",), "cannot be imported"),
-        ((NAME + "nothing",), "cannot be imported"),
+        (("nowhere:x",), "no module nowhere"),
+        ((NAME + "nothing",), "has no nothing"),
         (("mnist-none",), "mnist-none"),
-        (("--factory", "make"), "MODULE:OBJECT"),
+        (("--factory", "make"), "use FILE.py:NAME"),
         ((NAME + "sound", "--shape", "28"), "shape is '28'"),
         ((NAME + "sound", "--patch", "99x99"), "larger than the image"),
         ((NAME + "sound", "--images", 0), "images is 0"),
