@@ -307,10 +307,10 @@ def folder_of(tmp_path, records, exhibits, **configuration):
         "certified_budget": 50,
         **configuration,
     }
-    claim(tmp_path, given)
+    whose = claim(tmp_path, given)
     name = shard_name(0, len(records))
     write_exhibits(tmp_path, exhibits_name(name), exhibits)
-    write_shard(tmp_path, name, records)
+    write_shard(tmp_path, name, records, whose)
     return tmp_path
 
 
