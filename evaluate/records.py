@@ -160,10 +160,10 @@ def shard_name(first: int, stop: int) -> str:
     return f"records/{first:08d}-{stop:08d}.parquet"
 
 
-def write_shard(output: str | Path | Store, name: str, records: list[Record], run: str = "") -> None:
-    """Write the records, and that they are those of `run` (see `run_of`); a reader never sees half a file."""
+def write_shard(output: str | Path | Store, name: str, records: list[Record], run: str | None = None) -> None:
+    """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`)."""
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    write_table(output, name, table.replace_schema_metadata({"run": run}))
+    write_table(output, name, table.replace_schema_metadata({"run": run_of(output) if run is None else run}))
 
 
 def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
@@ -189,11 +189,11 @@ def read_table(output: str | Path | Store, name: str, schema: pa.Schema) -> pa.T
     return table
 
 
-def read_shard(output: str | Path | Store, name: str, run: str = "") -> list[Record]:
-    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run`."""
+def read_shard(output: str | Path | Store, name: str, run: str | None = None) -> list[Record]:
+    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above)."""
     store = Store.of(output)
     table = read_table(store, name, SCHEMA)
-    if table.schema.metadata[b"run"].decode() != run:
+    if table.schema.metadata[b"run"].decode() != (run_of(store) if run is None else run):
         raise DamagedShard(store.path(name), "it is of another run")
     rows = table.to_pylist()
     match = _NAME.fullmatch(name)
