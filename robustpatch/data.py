@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from urllib.error import URLError
@@ -23,11 +23,14 @@ DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
 SPLITS = ("train", "validation", "test")
 _PARTS = ("train", "training", "val", "validation", "valid")  # folders that are no classes
 VALIDATION = 5_000  # the last training images: every choice is made on these
+_HELD = 2**30  # bytes of a folder's images, decoded, up to which they are kept in memory
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order."""
+    """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order. A
+    folder's images are read when first asked for, and kept as bytes where all of them take at most a gigabyte.
+    """
 
     name: str
     split: str
@@ -37,6 +40,7 @@ class ImageSet:
     _bytes: Tensor | None = None
     _folder: ImageFolder | None = None
     _resized: bool = False
+    _held: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,7 +50,7 @@ class ImageSet:
         index = torch.as_tensor(index, dtype=torch.long)
         if self._bytes is not None:
             return self._bytes[index].to(torch.float32) / 255, self.labels[index]
-        return torch.stack([self._read(int(i)) for i in index]), self.labels[index]
+        return torch.stack([self._pixels(i) for i in index.tolist()]).to(torch.float32) / 255, self.labels[index]
 
     def stored(self, i: int) -> bytes:
         """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
@@ -58,6 +62,14 @@ class ImageSet:
             return path.read_bytes()
         except OSError as error:
             raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
+
+    def _pixels(self, i: int) -> Tensor:
+        if i in self._held:
+            return self._held[i]
+        image = self._read(i)
+        if len(self) * image.numel() <= _HELD:
+            self._held[i] = image
+        return image
 
     def _read(self, i: int) -> Tensor:
         assert self._folder is not None
@@ -74,7 +86,7 @@ class ImageSet:
                 f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; bring all to one size "
                 "with --image-size"
             )
-        return image.to(torch.float32) / 255
+        return image
 
 
 def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.error import URLError
 
 import numpy as np
@@ -84,6 +85,27 @@ def test_a_folder(tmp_path):
     assert len(shades[0] | shades[1]) == 10
     assert not shades[0] & shades[1]
     assert shades[1]
+
+
+def test_a_folder_is_read_once(tmp_path, monkeypatch):
+    """Its files can go once each image was asked for; of another part nothing is kept, nor of a folder too large."""
+    folder(tmp_path, "test", 3)
+    images = load_images("folder", tmp_path)
+    first, _ = images.batch([0, 2, 4])
+    kept = [tmp_path / "test" / name for name in ("cat/000.png", "cat/002.png", "dog/001.png")]
+    for path in kept:
+        path.unlink()
+    assert torch.equal(images.batch([4, 2, 0, 0])[0], first[[2, 1, 0, 0]])
+    for other in (lambda: images.stored(0), lambda: replace(images).batch([0])):
+        with pytest.raises(InvalidInput, match=r"000\.png cannot be read"):
+            other()
+    images.batch([1])
+    monkeypatch.setattr("robustpatch.data._HELD", 6 * 6 * 8 * 3 - 1)
+    assert torch.equal(images.batch([4])[0], first[2:])
+    images.batch([3])
+    (tmp_path / "test" / "dog" / "000.png").unlink()
+    with pytest.raises(InvalidInput, match=r"000\.png cannot be read"):
+        images.batch([3])
 
 
 def test_folders_that_are_none(tmp_path):
