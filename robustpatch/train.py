@@ -38,7 +38,8 @@ def main(
         str | None,
         typer.Option(
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
-            "mlp (pixels at random), mnist-cnn (the paper's) or small-cnn (a usual one). Default: the ablation's own."
+            "residual-strip, a deeper one; mlp (pixels at random), mnist-cnn and resnet18 (the paper's) or small-cnn "
+            "(a usual one). Default: the ablation's own."
         ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
@@ -59,6 +60,10 @@ def main(
     clean: Annotated[
         float, typer.Option(help="Weight of the clean prediction within the certificate's loss.")
     ] = _DEFAULT.clean,
+    crop: Annotated[
+        int, typer.Option(help="Move each training image by up to so many pixels in either direction.")
+    ] = _DEFAULT.crop,
+    flip: Annotated[bool, typer.Option(help="Mirror training images left to right at random.")] = _DEFAULT.flip,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
@@ -87,6 +92,8 @@ def main(
             ablations=ablations,
             certificate=certificate,
             clean=clean,
+            crop=crop,
+            flip=flip,
             start=start,
             bfloat16=bfloat16,
             seed=seed,

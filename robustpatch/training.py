@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustpatch.ablation import Ablation
+from robustpatch.augmentation import augmented
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -49,9 +50,10 @@ class TrainingConfig:
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
     learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
-    for each part ("mnist-columns2+mnist-rows2"), `certificate` the weight of the
-    certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`). `optimizer` is "sgd"
-    (Nesterov) or "adamw" (`momentum` is its first decay rate).
+    for each part ("mnist-columns2+mnist-rows2"), `certificate` the weight of the certificate's loss, in which the clean
+    prediction weighs `clean` (see `robustpatch.losses`). `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its
+    first decay rate). `crop` and `flip` vary the training images: each is moved by up to so many pixels, and mirrored
+    at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
@@ -71,6 +73,8 @@ class TrainingConfig:
     ablations: int = 0
     certificate: float = 0.0
     clean: float = 1.0
+    crop: int = 0
+    flip: bool = False
     start: str | None = None
     bfloat16: bool = True
     seed: int = 0
@@ -79,7 +83,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean"):
+        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "crop"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.optimizer not in ("sgd", "adamw"):
@@ -201,6 +205,8 @@ def train(
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
     if config.start is not None:
         _begin_with(config.start, model, full)
+    if config.crop >= min(images.image_shape[1:]):
+        raise InvalidInput(f"crop is {config.crop}, but the images have {images.image_shape[1:]} pixels; move by fewer")
     if config.batch_size > len(images):
         raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
     steps = len(images) // config.batch_size
@@ -219,6 +225,7 @@ def train(
         losses = 0.0
         for step in range(steps):
             x, y = images.batch(order[step * config.batch_size : (step + 1) * config.batch_size])
+            x = augmented(x, config.crop, config.flip, generator)
             loss = objective(model, x.to(device), y.to(device), config, threat, sets, generator)
             optimizer.zero_grad()
             loss.backward()

@@ -49,6 +49,7 @@ class Interrupted(Exception):
         {"ablations": 3},
         {"seed": 7, "ablation": "rows:3/2"},
         {"optimizer": "adamw", "lr": 0.01},
+        {"crop": 2, "flip": True, "ablations": 3},
         PLAIN,
     ],
 )
@@ -111,11 +112,20 @@ def test_very_short_runs(images, tmp_path, batch_size):
 
 def test_options_that_are_none(images, tmp_path):
     """Epochs, batch size, rates: the parameter and its value."""
-    for options in ({"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ablations": -1}):
+    for options in (
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"ablations": -1},
+        {"crop": -1},
+    ):
         with pytest.raises(InvalidInput, match=f"{next(iter(options))} is"):
             replace(STRIP, **options)
     with pytest.raises(InvalidInput, match="more than the 120 training images"):
         train(replace(STRIP, batch_size=121), images, images, tmp_path)
+    with pytest.raises(InvalidInput, match="crop is 14, but the images have"):
+        train(replace(STRIP, crop=14), images, images, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
