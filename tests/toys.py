@@ -70,9 +70,30 @@ def one_pass(
     if isinstance(ablation, Union):
         return UnionNet(ablation, [one_pass(part, size, in_channels, classes, seed) for part in ablation.parts])
     options = {"widths": [6, 5]} if isinstance(ablation, Blocks) else {"features": 8, "hidden": 6}
+    return _awake(one_pass_name(ablation), options, ablation, size, in_channels, classes, seed)
+
+
+def residual_strip(
+    ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES, seed: int = 0
+) -> nn.Module:
+    """`ResidualStripNet`, with a shortcut of each kind, as small and as awake as `strip`."""
+    options = {"widths": [4, 6], "blocks": 2}
+    return _awake("residual-strip", options, ablation, size, in_channels, classes, seed, scale=2.0)  # its blocks add up
+
+
+def _awake(
+    name: str,
+    options: dict,
+    ablation: Ablation,
+    size: tuple[int, int],
+    in_channels: int,
+    classes: int,
+    seed: int,
+    scale: float = 8.0,
+) -> nn.Module:
     net = seeded(
         lambda: build(
-            one_pass_name(ablation),
+            name,
             ablation=ablation,
             image_shape=(in_channels, *size),
             num_classes=classes,
@@ -89,7 +110,7 @@ def one_pass(
             norm.bias.data.fill_(2.0)
     with torch.no_grad():
         head: nn.Linear = net.head  # type: ignore[assignment]
-        head.weight *= 8
+        head.weight *= scale
         head.bias -= net(images(8, in_channels, size)).mean(dim=(0, 1))
     return net
 

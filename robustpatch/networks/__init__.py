@@ -14,6 +14,8 @@ from robustpatch.networks.block import BlockNet
 from robustpatch.networks.grid import GridNet
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
+from robustpatch.networks.residual_strip import ResidualStripNet
+from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
@@ -25,6 +27,8 @@ __all__ = [
     "BlockNet",
     "GridNet",
     "MnistCNN",
+    "ResNet18",
+    "ResidualStripNet",
     "SmallCNN",
     "StripNet",
     "UnionNet",
@@ -33,7 +37,7 @@ __all__ = [
     "usual_name",
 ]
 
-_ONE_PASS = {"strip": StripNet, "block": BlockNet, "grid": GridNet}
+_ONE_PASS = {"strip": StripNet, "residual-strip": ResidualStripNet, "block": BlockNet, "grid": GridNet}
 
 
 def one_pass_name(ablation: Ablation) -> str:
@@ -61,10 +65,11 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    "strip", "block", "grid": `StripNet`, `BlockNet`, `GridNet`, one pass. "union": `UnionNet` of such; its option
-    `parts` has a name and options for each part of the ablation, by default the usual ones. "mnist-cnn": the paper's,
-    by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse ablation. The latter three see encoded images, or
-    images as they are where `ablation` and `encoding` are None. Raises `InvalidInput`.
+    "strip", "residual-strip", "block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`, `GridNet`, one pass.
+    "union": `UnionNet` of such; its option `parts` has a name and options for each part of the ablation, by default the
+    usual ones. "mnist-cnn", "resnet18": the paper's, by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse
+    ablation. The latter four see encoded images, or images as they are where `ablation` and `encoding` are None. Raises
+    `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
@@ -84,10 +89,13 @@ def build(
         return MnistCNN(num_classes=num_classes, in_channels=inputs, **options)
     if name == "small-cnn":
         return SmallCNN(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
+    if name == "resnet18":
+        return ResNet18(num_classes=num_classes, in_channels=inputs, **options)
     if name == "mlp":
         return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
     raise InvalidInput(
-        f'network is {name!r}; known are "strip", "block", "grid", "union", "mnist-cnn", "small-cnn" and "mlp"'
+        f'network is {name!r}; known are "strip", "residual-strip", "block", "grid", "union", "mnist-cnn", '
+        '"resnet18", "small-cnn" and "mlp"'
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import BlockNet, GridNet, MnistCNN, SmallCNN, StripNet, build
+from robustpatch.networks import BlockNet, GridNet, MnistCNN, ResidualStripNet, ResNet18, SmallCNN, StripNet, build
 from robustpatch.union import Union
 from tests import toys
 
@@ -37,12 +37,15 @@ CASES += [
 ]
 CASES += [(GridBlocks(5, 1), (9, 7)), (GridBlocks(3, 3), (6, 9)), (Blocks(7, 5), (7, 5))]
 CASES += [(Union((Columns(2), Rows(3, 2))), (5, 7)), (Union((GridColumns(2, 2), Rows(1), Blocks(2))), (4, 6))]
+NETS = [(toys.one_pass, *case) for case in CASES]
+NETS += [(toys.residual_strip, *case) for case in CASES if isinstance(case[0], Columns | Rows)]
+NETS += [(toys.residual_strip, kind(4), (9, 13)) for kind in (Columns, Rows)]
 
 
-@pytest.mark.parametrize(("ablation", "size"), CASES)
-def test_the_receptive_field_is_the_band(ablation, size):
+@pytest.mark.parametrize(("make", "ablation", "size"), NETS)
+def test_the_receptive_field_is_the_band(make, ablation, size):
     """The gradient of band n's logits is zero off the band and not zero on each of its rows and columns; 3 channels."""
-    net: Any = toys.one_pass(ablation, size, in_channels=3)
+    net: Any = make(ablation, size, in_channels=3)
     x = toys.images(1, 3, size).requires_grad_()
     logits, masks = net.score_all(x)[0], ablation.masks(*size)
     for n, mask in enumerate(masks):
@@ -53,10 +56,10 @@ def test_the_receptive_field_is_the_band(ablation, size):
         assert (seen.sum(dim=1) > 0).tolist() == mask.any(dim=1).tolist()
 
 
-@pytest.mark.parametrize(("ablation", "size"), CASES)
-def test_one_pass_equals_its_enumeration(ablation, size):
+@pytest.mark.parametrize(("make", "ablation", "size"), NETS)
+def test_one_pass_equals_its_enumeration(make, ablation, size):
     """`score_all(where(mask_n, x, fill))[:, n]` for fills 0, 1 and noise, and scores by index in both shapes."""
-    net: Any = toys.one_pass(ablation, size)
+    net: Any = make(ablation, size)
     x, masks = toys.images(2, 1, size), ablation.masks(*size)
     n = len(masks)
     with torch.no_grad():
@@ -73,22 +76,28 @@ def test_one_pass_equals_its_enumeration(ablation, size):
         assert torch.equal(net(x), one_pass)
 
 
-@pytest.mark.parametrize("ablation", [Columns(2), Rows(2), Blocks(3), GridColumns(2, 1), GridBlocks(3, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("make", "ablation"),
+    [(toys.one_pass, some) for some in (Columns(2), Rows(2), Blocks(3), GridColumns(2, 1), GridBlocks(3, 1))]
+    + [(toys.residual_strip, some) for some in (Columns(4), Rows(3, 2))],
+    ids=str,
+)
 @pytest.mark.parametrize("bad", [float("nan"), 1e30])
-def test_pixels_off_the_band_do_not_reach_it_by_index(ablation, bad):
+def test_pixels_off_the_band_do_not_reach_it_by_index(make, ablation, bad):
     """NaN and 1e30 off the band: bands asked for by index are bitwise equal, since they are cut out first."""
     size = (7, 7)
-    net: Any = toys.one_pass(ablation, size)
+    net: Any = make(ablation, size)
     x = toys.images(1, 1, size)
     for n, mask in enumerate(ablation.masks(*size)):
         index = torch.tensor([n])
         assert torch.equal(net.score_all(torch.where(mask, x, bad), index), net.score_all(x, index))
 
 
+@pytest.mark.parametrize("make", [toys.strip, toys.residual_strip])
 @pytest.mark.parametrize("kind", [Columns, Rows])
-def test_the_wrap_is_seen_in_order(kind):
+def test_the_wrap_is_seen_in_order(make, kind):
     """The last band is [W-1, 0]: it scores as the first band of the image rolled by one, with its own embedding."""
-    net, size = toys.strip(kind(2), (7, 7)), (7, 7)
+    net, size = make(kind(2), (7, 7)), (7, 7)
     x, along = toys.images(1, 1, size), 3 if kind is Columns else 2
     with torch.no_grad():
         net.embedding[0] = net.embedding[6]
@@ -132,8 +141,9 @@ def test_networks_refuse_what_they_cannot_see():
 
 def test_the_embedding_tells_equal_bands_apart():
     """On a constant image all bands look alike; their numbers do not."""
-    logits = toys.strip(Columns(2)).score_all(torch.full((1, 1, *toys.SIZE), 0.5))[0]
-    assert len(logits.unique(dim=0)) == len(logits)
+    for net in (toys.strip(Columns(2)), toys.residual_strip(Columns(2))):
+        logits = net(torch.full((1, 1, *toys.SIZE), 0.5))[0]
+        assert len(logits.unique(dim=0)) == len(logits)
 
 
 def test_a_strip_network_refuses_what_it_cannot_see():
@@ -145,6 +155,11 @@ def test_a_strip_network_refuses_what_it_cannot_see():
         StripNet(Columns(2), widths=[])
     with pytest.raises(InvalidInput, match="take at most 28"):
         StripNet(Columns(29))
+    with pytest.raises(InvalidInput, match="ablation is blocks:2"):
+        ResidualStripNet(Blocks(2))
+    for options in ({"widths": []}, {"blocks": 0}):
+        with pytest.raises(InvalidInput, match=r"widths is .* and blocks"):
+            ResidualStripNet(Columns(2), **options)
 
 
 def test_build_by_name():
@@ -157,10 +172,13 @@ def test_build_by_name():
     assert cnn(torch.zeros(2, 2, 28, 28)).shape == (2, 5)
     small = build("small-cnn", image_shape=(3, 6, 8), options={"hidden": 7}, **common)
     assert small(torch.zeros(2, 6, 6, 8)).shape == (2, 5)
+    deeper = build("residual-strip", image_shape=(3, 6, 8), options={"widths": [4], "blocks": 1}, **common)
+    assert deeper(toys.images(2, 3)).shape == (2, 8, 5)
+    assert build("resnet18", image_shape=(3, 6, 8), options={}, **common)(torch.zeros(2, 6, 6, 8)).shape == (2, 5)
     with pytest.raises(InvalidInput, match="28x28"):
         build("mnist-cnn", image_shape=(1, 32, 32), options={}, **common)
     with pytest.raises(InvalidInput, match="known are"):
-        build("resnet", image_shape=(1, 28, 28), options={}, **common)
+        build("resnet-1", image_shape=(1, 28, 28), options={}, **common)
 
 
 def test_build_without_an_ablation():
@@ -170,6 +188,17 @@ def test_build_without_an_ablation():
     assert build("small-cnn", image_shape=(3, 6, 8), options={}, **bare)(torch.zeros(2, 3, 6, 8)).shape == (2, 5)
     with pytest.raises(InvalidInput, match=r"network is strip, which sees parts .* use small-cnn"):
         build("strip", image_shape=(1, 28, 28), options={}, **bare)
+
+
+def test_the_papers_network_for_cifar10():
+    """Not pooled before the mean: its last features are an eighth of the image, not a 32nd; 11.2 million parameters."""
+    net = toys.seeded(ResNet18)
+    assert sum(tensor.numel() for tensor in net.parameters()) == 11_173_962 + 64 * 9 * 3
+    seen = []
+    net.net.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))  # type: ignore[union-attr]
+    assert net(toys.images(2, 6, (32, 32))).shape == (2, 10)
+    assert seen == [(2, 512, 4, 4)]
+    assert net.to(torch.bfloat16)(toys.images(1, 6, (32, 32))).dtype == torch.bfloat16
 
 
 def test_the_usual_network():
