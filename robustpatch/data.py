@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -87,6 +89,27 @@ class ImageSet:
                 "with --image-size"
             )
         return image
+
+
+def read_ahead(images: ImageSet, batches: Iterable[Tensor], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """`images.batch` of each index in turn, the next `workers` of them read meanwhile by as many threads."""
+    if workers < 0:
+        raise InvalidInput(f"workers is {workers}; give a number of threads, or 0 to read each batch when it is due")
+    if workers == 0:
+        yield from map(images.batch, batches)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        try:
+            for index in batches:
+                waiting.append(pool.submit(images.batch, index))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:

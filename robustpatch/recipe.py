@@ -20,6 +20,7 @@ import torch
 import typer
 from rich.console import Console
 
+from robustpatch import parallel
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
@@ -101,6 +102,7 @@ def follow(
     output: str | Path,
     *,
     device: str = "cpu",
+    workers: int = 0,
     progress: Callable[[int, TrainingConfig], AbstractContextManager[dict[str, Any]]] = lambda *_: nullcontext({}),
 ) -> Path:
     """Train a run and write `output`/NAME.safetensors: weights rounded to float16, all stages and their seconds.
@@ -124,7 +126,7 @@ def follow(
         folder = output / run.name / str(number)
         with progress(number, config) as callbacks:
             stage = replace(config, start=start)
-            train(stage, images, validation, folder, resume=True, device=device, **callbacks)
+            train(stage, images, validation, folder, resume=True, device=device, workers=workers, **callbacks)
         start = str(folder / "checkpoint.safetensors")
         histories.append(json.loads((folder / "history.json").read_text()))
     assert start is not None
@@ -137,7 +139,9 @@ def follow(
     }
     config |= {} if run.vote is None else {"voting": run.vote}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
-    save_checkpoint(final, trained.model, config, dtype=torch.float16)
+    if parallel.rank() == 0:
+        save_checkpoint(final, trained.model, config, dtype=torch.float16)
+    parallel.wait()
     return final
 
 
@@ -150,7 +154,8 @@ def main(
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
 ) -> None:
     """Train every network of a recipe; validated on the last 5,000 training images, never on test images."""
     console = Console(stderr=True)
@@ -162,15 +167,19 @@ def main(
         if unknown:
             raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
         images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
-        for run in [run for run in runs if wanted is None or run.name in wanted]:
+        with parallel.joined(device) as own:
+            shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
+            for run in [run for run in runs if wanted is None or run.name in wanted]:
 
-            def progress(number: int, config: TrainingConfig, run: Run = run) -> AbstractContextManager[dict[str, Any]]:
-                console.rule(f"{run.name}, stage {number} of {len(run.stages)}")
-                return shown(console, len(images) // config.batch_size)
+                def progress(
+                    number: int, config: TrainingConfig, run: Run = run
+                ) -> AbstractContextManager[dict[str, Any]]:
+                    shown_on.rule(f"{run.name}, stage {number} of {len(run.stages)}")
+                    return shown(shown_on, len(images) // config.batch_size)
 
-            path = follow(run, images, validation, output, device=device, progress=progress)
-            seconds = load_checkpoint(path).config["train_seconds"]
-            console.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
+                path = follow(run, images, validation, output, device=own, workers=workers, progress=progress)
+                seconds = load_checkpoint(path).config["train_seconds"]
+                shown_on.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
     except InvalidInput as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(2) from None

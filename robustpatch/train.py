@@ -1,4 +1,7 @@
-"""python -m robustpatch.train: train a base classifier on ablated images, or an undefended one on whole images."""
+"""python -m robustpatch.train: train a base classifier on ablated images, or an undefended one on whole images.
+
+By several processes that share each batch: torchrun --nproc-per-node=2 -m robustpatch.train …
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from robustpatch import parallel
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
@@ -67,7 +71,8 @@ def main(
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
 ) -> None:
     """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
@@ -99,8 +104,10 @@ def main(
             seed=seed,
         )
         images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
-        with shown(console, len(images) // batch_size) as callbacks:
-            train(config, images, validation, output, resume=resume, device=device, **callbacks)
+        with parallel.joined(device) as own:
+            shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
+            with shown(shown_on, len(images) // batch_size) as callbacks:
+                train(config, images, validation, output, resume=resume, device=own, workers=workers, **callbacks)
     except InvalidInput as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(2) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from robustpatch import parallel, state
 from robustpatch.ablation import Ablation
 from robustpatch.augmentation import augmented
 from robustpatch.certificate import Certificate
-from robustpatch.data import ImageSet
+from robustpatch.data import ImageSet, read_ahead
 from robustpatch.errors import InvalidInput
 from robustpatch.losses import objective, touched_sets
 from robustpatch.networks import UnionNet
@@ -178,6 +176,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    workers: int = 0,
     on_step: Callable[[int, int, float], None] = lambda *_: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda *_: None,
 ) -> nn.Module:
@@ -189,9 +188,9 @@ def train(
     same weights as one that was not, on the same kind of device and thread count. `on_step(epoch, step, loss)` and
     `on_epoch(history row)` report progress. Raises `InvalidInput`.
     """
-    output = Path(output)
-    state = output / "state.safetensors"
-    if state.exists() and not resume:
+    output, share, shares = Path(output), parallel.rank(), parallel.world()
+    saved = output / "state.safetensors"
+    if saved.exists() and not resume:
         raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
     full = {**config.for_checkpoint(), **about(images)}
     with torch.random.fork_rng(devices=[]):
@@ -205,10 +204,7 @@ def train(
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
     if config.start is not None:
         _begin_with(config.start, model, full)
-    if config.crop >= min(images.image_shape[1:]):
-        raise InvalidInput(f"crop is {config.crop}, but the images have {images.image_shape[1:]} pixels; move by fewer")
-    if config.batch_size > len(images):
-        raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
+    _check_images(config, images, shares)
     steps = len(images) // config.batch_size
     optimizer = _optimizer(model, config)
     total = steps * config.epochs + 1
@@ -216,36 +212,69 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total)
     )
-    history = _restore(state, full, model, optimizer, schedule) if resume and state.exists() else []
+    history = state.restore(saved, full, model, optimizer, schedule) if resume and saved.exists() else []
+    loss_of = parallel.shared(_Loss(model, config, threat, sets), some_unused=isinstance(ablation, Union))
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
-        generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
-        order = torch.randperm(len(images), generator=generator)
+        seed = 1_000_003 * config.seed + epoch
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(images), generator=generator)[: steps * config.batch_size]
+        if share:  # the first process draws as one alone would, the others for themselves
+            generator.manual_seed(seed + (share << 40))
         model.train()
         losses = 0.0
-        for step in range(steps):
-            x, y = images.batch(order[step * config.batch_size : (step + 1) * config.batch_size])
+        batches = order.view(steps, -1)[:, share::shares]
+        for step, (x, y) in enumerate(read_ahead(images, batches, workers)):
             x = augmented(x, config.crop, config.flip, generator)
-            loss = objective(model, x.to(device), y.to(device), config, threat, sets, generator)
+            loss = loss_of(x.to(device), y.to(device), generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             value = float(loss.detach())
             losses += value
-            on_step(epoch, step, value)
-        row = {
-            "epoch": epoch + 1,
-            "loss": losses / steps,
-            "seconds": round(time.monotonic() - started, 1),
-            **asdict(accuracy(model, validation, threat, device)),
-        }
-        history.append(row)
-        _save(state, full, model, optimizer, schedule, history)
-        save_checkpoint(output / "checkpoint.safetensors", model, {**full, "history": history})
-        (output / "history.json").write_text(json.dumps(history, indent=1))
-        on_epoch(row)
+            if not share:
+                on_step(epoch, step, value)
+        parallel.agree(model)
+        mean_loss = float(parallel.mean(torch.tensor(losses / steps, dtype=torch.float64, device=device)))
+        if not share:
+            row = {
+                "epoch": epoch + 1,
+                "loss": mean_loss,
+                "seconds": round(time.monotonic() - started, 1),
+                **asdict(accuracy(model, validation, threat, device)),
+            }
+            history.append(row)
+            state.save(saved, full, model, optimizer, schedule, history)
+            save_checkpoint(output / "checkpoint.safetensors", model, {**full, "history": history})
+            (output / "history.json").write_text(json.dumps(history, indent=1))
+            on_epoch(row)
+        parallel.wait()
     return model.eval()
+
+
+class _Loss(nn.Module):
+    """`objective` of the model as a module, which is what several processes can share."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, threat: Threat | None, sets: torch.Tensor | None
+    ) -> None:
+        super().__init__()
+        self.model, self._config, self._threat, self._sets = model, config, threat, sets
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return objective(self.model, x, y, self._config, self._threat, self._sets, generator)
+
+
+def _check_images(config: TrainingConfig, images: ImageSet, processes: int) -> None:
+    if config.crop >= min(images.image_shape[1:]):
+        raise InvalidInput(f"crop is {config.crop}, but the images have {images.image_shape[1:]} pixels; move by fewer")
+    if config.batch_size > len(images):
+        raise InvalidInput(f"batch_size is {config.batch_size}, more than the {len(images)} training images")
+    if config.batch_size % processes:
+        raise InvalidInput(
+            f"batch_size is {config.batch_size}, which {processes} processes cannot share evenly; use a multiple"
+        )
 
 
 def about(images: ImageSet) -> dict[str, Any]:
@@ -293,46 +322,3 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
     )
-
-
-def _save(path: Path, config: dict[str, Any], model: nn.Module, optimizer, schedule, history) -> None:
-    weights = network_of(model).state_dict()
-    tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    saved = optimizer.state_dict()
-    for number, entry in saved["state"].items():
-        for name, value in entry.items():
-            if value is not None:  # SGD has no buffer without momentum
-                tensors[f"optimizer.{number}.{name}"] = value.cpu().contiguous()
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
-    meta = {"config": config, "groups": groups, "schedule": schedule.state_dict(), "history": history}
-    part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part, metadata={"state": json.dumps(meta)})
-    os.replace(part, path)
-
-
-def _restore(path: Path, config: dict[str, Any], model: nn.Module, optimizer, schedule) -> list[dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["state"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"{path} is damaged ({error}); delete it to train from the start") from error
-    if meta["config"] != json.loads(json.dumps(config)):
-        differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))
-        raise InvalidInput(
-            f"output {path.parent} was trained with another {', '.join(differing)}; "
-            "resume with the same options, or name another output"
-        )
-    tensors = load_file(path)
-    weights = {k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")}
-    network_of(model).load_state_dict(weights)
-    saved = optimizer.state_dict()
-    for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
-        group.update(stored)
-    saved["state"] = {}
-    for key in tensors.keys() - {f"base.{name}" for name in weights}:
-        _, number, name = key.split(".")
-        saved["state"].setdefault(int(number), {})[name] = tensors[key]
-    optimizer.load_state_dict(saved)
-    schedule.load_state_dict(meta["schedule"])
-    return meta["history"]
