@@ -42,8 +42,8 @@ def main(
         str | None,
         typer.Option(
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
-            "residual-strip, a deeper one; mlp (pixels at random), mnist-cnn and resnet18 (the paper's) or small-cnn "
-            "(a usual one). Default: the ablation's own."
+            "residual-strip and conv-block, deeper ones; mlp (pixels at random), mnist-cnn and resnet18 (the paper's) "
+            "or small-cnn (a usual one). Default: the ablation's own."
         ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,

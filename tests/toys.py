@@ -81,6 +81,14 @@ def residual_strip(
     return _awake("residual-strip", options, ablation, size, in_channels, classes, seed, scale=2.0)  # its blocks add up
 
 
+def conv_block(
+    ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES, seed: int = 0
+) -> nn.Module:
+    """`ConvBlockNet` with a 3×3 convolution where the block has room for one, as small and as awake as `strip`."""
+    options = {"widths": [4, 6] if isinstance(ablation, Blocks) and ablation.height > 2 else [6], "hidden": 5}
+    return _awake("conv-block", options, ablation, size, in_channels, classes, seed, scale=2.0)
+
+
 def _awake(
     name: str,
     options: dict,

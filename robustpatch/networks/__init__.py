@@ -11,6 +11,7 @@ from robustpatch.ablation import Ablation, Blocks, Columns, Rows
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.block import BlockNet
+from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
@@ -25,6 +26,7 @@ from robustpatch.union import Union
 __all__ = [
     "MLP",
     "BlockNet",
+    "ConvBlockNet",
     "GridNet",
     "MnistCNN",
     "ResNet18",
@@ -37,7 +39,13 @@ __all__ = [
     "usual_name",
 ]
 
-_ONE_PASS = {"strip": StripNet, "residual-strip": ResidualStripNet, "block": BlockNet, "grid": GridNet}
+_ONE_PASS = {
+    "strip": StripNet,
+    "residual-strip": ResidualStripNet,
+    "block": BlockNet,
+    "conv-block": ConvBlockNet,
+    "grid": GridNet,
+}
 
 
 def one_pass_name(ablation: Ablation) -> str:
@@ -65,9 +73,9 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    "strip", "residual-strip", "block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`, `GridNet`, one pass.
-    "union": `UnionNet` of such; its option `parts` has a name and options for each part of the ablation, by default the
-    usual ones. "mnist-cnn", "resnet18": the paper's, by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse
+    "strip", "residual-strip", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`,
+    `ConvBlockNet`, `GridNet`, one pass. "union": `UnionNet` of such; its option `parts` has a name and options for each
+    part of the ablation, by default the usual ones. "mnist-cnn", "resnet18": the paper's, by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse
     ablation. The latter four see encoded images, or images as they are where `ablation` and `encoding` are None. Raises
     `InvalidInput`.
     """
@@ -94,8 +102,8 @@ def build(
     if name == "mlp":
         return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
     raise InvalidInput(
-        f'network is {name!r}; known are "strip", "residual-strip", "block", "grid", "union", "mnist-cnn", '
-        '"resnet18", "small-cnn" and "mlp"'
+        f'network is {name!r}; known are "strip", "residual-strip", "block", "conv-block", "grid", "union", '
+        '"mnist-cnn", "resnet18", "small-cnn" and "mlp"'
     )
 
 

@@ -10,7 +10,17 @@ import torch
 from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
-from robustpatch.networks import BlockNet, GridNet, MnistCNN, ResidualStripNet, ResNet18, SmallCNN, StripNet, build
+from robustpatch.networks import (
+    BlockNet,
+    ConvBlockNet,
+    GridNet,
+    MnistCNN,
+    ResidualStripNet,
+    ResNet18,
+    SmallCNN,
+    StripNet,
+    build,
+)
 from robustpatch.union import Union
 from tests import toys
 
@@ -40,6 +50,8 @@ CASES += [(Union((Columns(2), Rows(3, 2))), (5, 7)), (Union((GridColumns(2, 2), 
 NETS = [(toys.one_pass, *case) for case in CASES]
 NETS += [(toys.residual_strip, *case) for case in CASES if isinstance(case[0], Columns | Rows)]
 NETS += [(toys.residual_strip, kind(4), (9, 13)) for kind in (Columns, Rows)]
+NETS += [(toys.conv_block, *case) for case in CASES if isinstance(case[0], Blocks) and case[0].stride == 1]
+NETS += [(toys.conv_block, Blocks(4, 3), size) for size in ((5, 7), (8, 5))]
 
 
 @pytest.mark.parametrize(("make", "ablation", "size"), NETS)
@@ -79,7 +91,8 @@ def test_one_pass_equals_its_enumeration(make, ablation, size):
 @pytest.mark.parametrize(
     ("make", "ablation"),
     [(toys.one_pass, some) for some in (Columns(2), Rows(2), Blocks(3), GridColumns(2, 1), GridBlocks(3, 1))]
-    + [(toys.residual_strip, some) for some in (Columns(4), Rows(3, 2))],
+    + [(toys.residual_strip, some) for some in (Columns(4), Rows(3, 2))]
+    + [(toys.conv_block, Blocks(4))],
     ids=str,
 )
 @pytest.mark.parametrize("bad", [float("nan"), 1e30])
@@ -109,9 +122,10 @@ def test_the_wrap_is_seen_in_order(make, kind):
     assert (net.score_all(swapped)[0, 6] - net.score_all(x)[0, 6]).abs().max() > 1e-3
 
 
-def test_a_block_wraps_in_order():
+@pytest.mark.parametrize("make", [toys.one_pass, toys.conv_block])
+def test_a_block_wraps_in_order(make):
     """The last block holds the four corners of the image: as the block of a rolled image, with its own embedding."""
-    net, size = toys.one_pass(Blocks(2), (5, 6)), (5, 6)
+    net, size = make(Blocks(2), (5, 6)), (5, 6)
     x = toys.images(1, 1, size)
     with torch.no_grad():
         net.embedding[0] = net.embedding[29]  # type: ignore[index]
@@ -129,11 +143,15 @@ def test_a_choice_of_cells_knows_their_places_and_not_their_order():
 
 def test_networks_refuse_what_they_cannot_see():
     """Blocks for bands, bands for blocks, windows for cells; images of another size."""
-    for net, ablation in ((BlockNet, Columns(2)), (GridNet, Blocks(2)), (GridNet, Rows(2))):
+    wrong = ((BlockNet, Columns(2)), (GridNet, Blocks(2)), (GridNet, Rows(2)), (ConvBlockNet, Blocks(8, stride=2)))
+    for net, ablation in wrong:
         with pytest.raises(InvalidInput, match="ablation is"):
             net(ablation)
     with pytest.raises(InvalidInput, match="widths is"):
         BlockNet(Blocks(2), widths=[])
+    for widths in ([], [4, 4]):
+        with pytest.raises(InvalidInput, match=r"widths is .* give"):
+            ConvBlockNet(Blocks(2), widths=widths)
     for ablation in (Rows(2), Blocks(2), GridBlocks(2, 2)):
         with pytest.raises(InvalidInput, match="built for 1 channels of 6x8 pixels"):
             toys.one_pass(ablation)(toys.images(1, 1, (8, 6)))

@@ -1,0 +1,90 @@
+"""A convolutional network that sees one block at a time, and all blocks of an image in one pass: for natural images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustpatch.ablation import Ablation, Blocks
+from robustpatch.errors import InvalidInput
+from robustpatch.networks.one_pass import check_shape
+
+
+class ConvBlockNet(nn.Module):
+    """Logits of every block in one pass; the receptive field of block n is exactly block n.
+
+    The image is continued around its border, as in `BlockNet`. Convolutions without padding, 3×3 but for the last,
+    which is as large as what they leave of a block, take it to one position; blocks that overlap share what the layers
+    find. The layers after these look at one block only. The number of the block enters as a learned embedding.
+
+    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
+    neither blocks nor images.
+
+    Args:
+        ablation: `Blocks` with stride 1, the only one it can be used with.
+        image_size: (height, width). num_classes: K. in_channels: C.
+        widths: channels of the convolutions; all but the last take two pixels from each side of the block.
+        hidden: units of the layer between the last of them and the logits.
+    """
+
+    def __init__(
+        self,
+        ablation: Ablation,
+        *,
+        image_size: tuple[int, int] = (32, 32),
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 128, 256, 256, 384),
+        hidden: int = 384,
+    ) -> None:
+        super().__init__()
+        if not isinstance(ablation, Blocks) or ablation.stride > 1:
+            raise InvalidInput(f"ablation is {ablation}; a convolutional block network sees blocks with stride 1")
+        left = [side - 2 * (len(widths) - 1) for side in (ablation.height, ablation.width)]
+        if len(widths) < 1 or min(left) < 1:
+            raise InvalidInput(
+                f"widths is {widths}; give one or more, all but the last take two pixels from {ablation}"
+            )
+        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
+        self._axes = ablation.axes(*image_size)
+        pairs = list(pairwise((2 * in_channels, *widths)))
+        sizes = [(3, 3)] * (len(widths) - 1) + [(left[0], left[1])]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, size, bias=False) for (before, after), size in zip(pairs, sizes, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (*widths, hidden))
+        self.embedding = nn.Parameter(torch.randn(ablation.count(*image_size), widths[-1]) * 0.1)
+        self.hidden = nn.Conv2d(widths[-1], hidden, 1, bias=False)
+        self.head = nn.Linear(hidden, num_classes)
+
+    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
+        """Logits of all blocks, or of those in `index`, [n] for every image alike or [B,n], at the cost of those."""
+        check_shape(x, self.in_channels, self.image_size)
+        rows, columns = self._axes
+        x = torch.cat([x, x[:, :, : rows.size - 1]], dim=2)
+        x = torch.cat([x, x[:, :, :, : columns.size - 1]], dim=3)
+        if index is None:
+            return self._score(x, self.embedding.T.unflatten(1, (rows.count, columns.count))[None])
+        index = index.expand(len(x), -1) if index.ndim == 1 else index
+        row, column = torch.div(index, columns.count, rounding_mode="floor"), index % columns.count
+        windows = x.unfold(2, rows.size, 1).unfold(3, columns.size, 1).permute(0, 2, 3, 1, 4, 5)
+        image = torch.arange(len(x), device=x.device)[:, None]
+        cut = windows[image, row, column].flatten(0, 1)
+        return self._score(cut, self.embedding[index].flatten(0, 1)[..., None, None]).unflatten(0, index.shape)[:, :, 0]
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        """The same as `score_all`."""
+        return self.score_all(x)
+
+    def _score(self, x: Tensor, embedding: Tensor) -> Float[Tensor, "M n K"]:
+        x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
+        *before, last = self.convolutions
+        for convolution, norm in zip(before, self.norms, strict=False):
+            x = norm(convolution(x)).relu()
+        x = self.norms[-2](last(x) + embedding).relu()
+        x = self.norms[-1](self.hidden(x)).relu()
+        return self.head(x.flatten(2).transpose(1, 2))
