@@ -10,10 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from robustpatch.augmentation import augmented
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.losses import objective, touched_sets
 from robustpatch.recipe import app, follow, load_recipe
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threat import parse_threat
+from robustpatch.zoo import load_checkpoint, model_from
+from tests import toys
 
 TEXT = """
 [defaults]
@@ -160,6 +164,27 @@ def test_the_shipped_recipes_are_read():
     names = [run.name for file in files for run in load_recipe(file)]
     assert files
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-gpu"])
+def test_the_recipes_for_cifar10_take_steps(name):
+    """Each stage of each run lowers its own loss on two images of that size, in bfloat16 as it is to be trained."""
+    for run in load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml"):
+        for config in run.stages:
+            x, y, generator = toys.images(2, 3, (32, 32)), torch.tensor([3, 8]), torch.Generator().manual_seed(0)
+            about = {"image_shape": [3, 32, 32], "class_names": list("abcdefghij")}
+            model = toys.seeded(lambda config=config, about=about: model_from({**config.for_checkpoint(), **about}))
+            sets = touched_sets(model.ablation, parse_threat(config.patch, (32, 32)), 32, 32)  # type: ignore[attr-defined]
+            optimizer = torch.optim.SGD(model.train().parameters(), 0.02)
+            losses = []
+            for _ in range(3):
+                moved = augmented(x, config.crop, config.flip, generator)
+                loss = objective(model, moved, y, config, None, sets, generator)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+            assert losses[-1] < losses[0], (run.name, config)
 
 
 def test_the_command_line_refuses(tmp_path):
