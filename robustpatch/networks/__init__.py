@@ -73,11 +73,11 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    "strip", "residual-strip", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`,
-    `ConvBlockNet`, `GridNet`, one pass. "union": `UnionNet` of such; its option `parts` has a name and options for each
-    part of the ablation, by default the usual ones. "mnist-cnn", "resnet18": the paper's, by enumeration. "small-cnn": `SmallCNN`. "mlp": `MLP`, for sparse
-    ablation. The latter four see encoded images, or images as they are where `ablation` and `encoding` are None. Raises
-    `InvalidInput`.
+    In one pass: "strip", "residual-strip", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`,
+    `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and options for each part of
+    the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; "mlp",
+    for sparse ablation. The latter see encoded images, or, but for the paper's on MNIST, images as they are where
+    `ablation` and `encoding` are None. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
