@@ -75,8 +75,8 @@ def build(
 
     In one pass: "strip", "residual-strip", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`,
     `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and options for each part of
-    the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; "mlp",
-    for sparse ablation. The latter see encoded images, or, but for the paper's on MNIST, images as they are where
+    the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; and
+    "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST, images as they are where
     `ablation` and `encoding` are None. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
