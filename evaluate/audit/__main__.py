@@ -29,8 +29,8 @@ def main(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="MODULE:OBJECT or FILE.py:OBJECT with predict(x) and certify(x, threat), or a function without arguments that makes "
-            "one; or the name of a shipped checkpoint."
+            help="MODULE:OBJECT or FILE.py:OBJECT with predict(x) and certify(x, threat), or a function without "
+            "arguments that makes one; or the name of a shipped checkpoint."
         ),
     ] = None,
     factory: Annotated[
