@@ -59,7 +59,7 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
     if not any(one.patched and one.ballot.kind in _PLAIN for one in broken):
         for ballot, site in [(b, s) for b, s in cases if b.kind == "unanimous"][:12]:
             found = _tried(stand, threat, ballot, site, _LOUD, tally)
-            if found is not None and found.patched:
+            if found is not None and found.patched and _tried(stand, threat, ballot, site, 1.0, tally) is None:
                 tally.findings.append(_finding(stand, threat, found, "loudness"))
                 break
     return tally
