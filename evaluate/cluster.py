@@ -94,8 +94,13 @@ class Cluster:
             if not here:
                 _reach(self.address)
                 ray.init(**options)
-        except (OSError, ValueError, RuntimeError, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # Ray raises plain ones, and leaves Python
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if self.address == LOCAL_RAY:
+                raise InvalidInput(
+                    f"ray is {LOCAL_RAY}, but none could be started here ({reason}); repeat the command when the "
+                    "machine is less busy: what is finished is kept"
+                ) from error
             raise InvalidInput(
                 f"ray is {self.address}, where no cluster answers ({reason}); start one by `ray start --head`, or give "
                 "no address to have one of this machine"

@@ -273,6 +273,18 @@ def test_wrong_calls(checkpoint, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("new/records/*"))
 
 
+def test_a_ray_that_does_not_start(checkpoint, tmp_path, monkeypatch):
+    """On a busy machine Ray gives up after half a minute, with a plain exception: one line, and nothing is lost."""
+
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr("ray.init", late)
+    given = ["--checkpoint", checkpoint, "--attacks", "none", "--num-images", 2, "--output", tmp_path]
+    refused(call(*given, "--ray"), "ray is local, but none could be started here (The current node timed out during")
+    assert call(*given).exit_code == 0
+
+
 def test_a_model_on_a_device_stays_there(tmp_path):
     """What is sent to the workers is a copy."""
     own = job(tmp_path)
