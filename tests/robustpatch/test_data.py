@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
-from robustpatch.data import default_root, load_images
+from robustpatch.data import default_root, load_images, read_ahead
 from robustpatch.errors import InvalidInput
 
 
@@ -106,6 +106,34 @@ def test_a_folder_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "test" / "dog" / "000.png").unlink()
     with pytest.raises(InvalidInput, match=r"000\.png cannot be read"):
         images.batch([3])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 20])
+def test_batches_read_ahead(tmp_path, workers):
+    """In order, whatever the number of threads, and no more of them ahead than that; what fails, fails when due."""
+    folder(tmp_path, "test", 6)
+    images = load_images("folder", tmp_path)
+    batches = torch.arange(12).flip(0).split(2)
+    asked = []
+
+    def counted():
+        for number, index in enumerate(batches):
+            asked.append(number)
+            yield index
+
+    for number, (x, y) in enumerate(read_ahead(images, counted(), workers)):
+        assert len(asked) == min(6, number + workers + 1)
+        assert torch.equal(x, images.batch(batches[number])[0])
+        assert torch.equal(y, images.labels[batches[number]])
+    assert number == 5
+    (tmp_path / "test" / "cat" / "003.png").unlink()
+    broken = read_ahead(replace(images), batches, workers)
+    for _ in range(4):
+        next(broken)
+    with pytest.raises(InvalidInput, match=r"003\.png cannot be read"):
+        next(broken)
+    with pytest.raises(InvalidInput, match="workers is -1"):
+        next(read_ahead(images, batches, -1))
 
 
 def test_folders_that_are_none(tmp_path):
