@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,10 @@ def joined(device: str) -> Iterator[str]:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
-        yield device
+        with warnings.catch_warnings():
+            # Of 1×1 convolutions, whose gradients lie in memory as their weights do, under other strides.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield device
     finally:
         distributed.destroy_process_group()
 
@@ -49,10 +53,12 @@ def world() -> int:
 
 
 def shared(module: nn.Module, some_unused: bool = False) -> nn.Module:
-    """The module with gradients that are the mean over all processes; `some_unused`: a step may leave weights out."""
+    """The module with gradients that are the mean over all processes; `some_unused`: a step may leave weights out. Each
+    step begins with the running statistics of process 0.
+    """
     if world() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=some_unused)
+    return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
 def mean(value: Tensor) -> Tensor:
@@ -65,7 +71,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def agree(module: nn.Module) -> None:
-    """Set the running statistics of the module, which are of each process's images, to their mean."""
+    """Set the running statistics of the module, which differ by each process's last images, to their mean."""
     if world() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():

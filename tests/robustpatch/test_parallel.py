@@ -18,6 +18,7 @@ from robustpatch import parallel
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.training import TrainingConfig, train
+from robustpatch.zoo import load_checkpoint
 
 PLAIN = TrainingConfig(
     ablation=None, network={"name": "small-cnn", "widths": [4], "hidden": 8}, epochs=2, batch_size=6, bfloat16=False
@@ -74,6 +75,7 @@ def torchrun(*call: str) -> str:
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return done.stderr
 
 
@@ -100,11 +102,12 @@ def test_two_processes_train_one_network(root, tmp_path):
 
 
 def test_the_command_line_reports_once(root, tmp_path):
-    """One line an epoch from two processes; the same command without torchrun goes on from it."""
-    options = ["--dataset", "folder", "--data-root", str(root), "--output", str(tmp_path / "run"), "--epochs", "1"]
-    shown = torchrun("-m", "robustpatch.train", *options, "--batch-size", "4", "--crop", "1", "--flip")
-    assert shown.count("validation clean") == 1
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    """One line an epoch from two processes, and no warning."""
+    options = ["--dataset", "folder", "--data-root", str(root), "--output", str(tmp_path / "run")]
+    options += ["--network", "residual-strip", "--epochs", "2", "--batch-size", "4", "--crop", "1", "--flip"]
+    shown = torchrun("-m", "robustpatch.train", *options)
+    assert shown.count("validation clean") == 2
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").config["network"]["name"] == "residual-strip"
 
 
 def test_what_processes_cannot_share(root, tmp_path, monkeypatch):
