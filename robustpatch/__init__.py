@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustpatch.threat import AnyOf, PatchThreat, parse_threat
     from robustpatch.union import Union
     from robustpatch.voting import Threshold, TopOne, Votes
+    from robustpatch.wrapping import wrap
 
 _HOME = {
     "ablation": ("Ablation", "Blocks", "Columns", "GridBlocks", "GridColumns", "Rows", "parse_ablation"),
@@ -32,6 +33,7 @@ _HOME = {
     "threat": ("AnyOf", "PatchThreat", "parse_threat"),
     "union": ("Union",),
     "voting": ("Threshold", "TopOne", "Votes"),
+    "wrapping": ("wrap",),
 }
 
 __all__ = [  # noqa: RUF022  the order of the table above
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "Threshold",
     "TopOne",
     "Votes",
+    "wrap",
 ]
 
 

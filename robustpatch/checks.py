@@ -99,8 +99,11 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> fl
     index = torch.linspace(0, n - 1, min(n, _ABLATIONS), device=x.device).round().long()
 
     def sampled(images: Tensor) -> Tensor:
-        """The sample's scores, from the pass that votes are taken from: of a one-pass base, the one over all bands."""
-        return _scores(model, images)[:, index] if model.one_pass else _scores(model, images, index)
+        """The sample's scores, from the pass that votes are taken from: of a one-pass base, the one over all bands.
+        (Pairs are scored by one and the same function, all or some.)
+        """
+        whole = model.one_pass and not model.by_pairs
+        return _scores(model, images)[:, index] if whole else _scores(model, images, index)
 
     alone = sampled(x)
     company = torch.cat([_noise(x), x, torch.ones_like(x)])

@@ -11,15 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustpatch import checks, precision
+from robustpatch import checks, memory, precision
 from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate, Method, certify_votes, largest_certified
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
 from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Threshold, Votes, Voting, first_argmax
-
-_ENCODED_VALUES = 2**22  # values of network input in one chunk, where no chunk is given
 
 
 class SmoothedClassifier(nn.Module):
@@ -32,10 +30,12 @@ class SmoothedClassifier(nn.Module):
     Args:
         base: any `nn.Module` that maps encoded images [M,E,H,W] to logits [M,K]; or a one-pass base with an attribute
             `ablation`, equal to the one given here, and `score_all(x, index=None)`, logits [B,n,K] of the raw image.
+            One with `score_pairs(x, image, index)`, logits [M,K] of ablation index[m] of image[m], is given chunks.
             The proofs assume that the logits of an ablation depend on its kept pixels and its number alone.
         ablation: which pixels each view keeps. num_classes: K ≥ 2.
         voting: `Threshold(0.3)` or `TopOne()`. encoding: how hidden pixels are shown to a plain base.
-        chunk: ablated images scored at once; None chooses by image size. It bounds memory, with gradients too.
+        chunk: ablated images scored at once; None chooses by image size and free memory. It bounds memory, with
+            gradients too.
 
     `votes`, `predict` and `certify` need evaluation mode; `scores`, `soft` and `forward` allow training mode.
     """
@@ -54,7 +54,7 @@ class SmoothedClassifier(nn.Module):
         if num_classes < 2:
             raise InvalidInput(f"num_classes is {num_classes}; a classifier needs at least two")
         if chunk is not None and chunk < 1:
-            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size")
+            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
         if hasattr(base, "score_all") and getattr(base, "ablation", None) != ablation:
             raise InvalidInput(
                 f"the base was built for ablation {getattr(base, 'ablation', None)}, but ablation is {ablation}; one "
@@ -80,6 +80,11 @@ class SmoothedClassifier(nn.Module):
         return hasattr(self.base, "score_all")
 
     @property
+    def by_pairs(self) -> bool:
+        """Whether the base scores any pairs of image and ablation, by one computation for all of them or some."""
+        return hasattr(self.base, "score_pairs")
+
+    @property
     def guard(self) -> float:
         """The change of a score that certificates allow for: the voting's, or the default for this precision."""
         if self.voting.guard is not None:
@@ -97,10 +102,10 @@ class SmoothedClassifier(nn.Module):
         """
         checks.shape_and_type(x)
         n = self.ablation.count(*x.shape[2:])
-        if index is not None and index.shape[-1] == 0:  # a patch between the bands of a wide stride touches none
-            return torch.zeros(len(x), 0, self.num_classes, device=x.device)
-        if self.one_pass:
-            asked = n if index is None else index.shape[-1]
+        asked = n if index is None else index.shape[-1]
+        if asked == 0 or (self.by_pairs and not len(x)):  # a patch between the bands of a wide stride touches none
+            return torch.zeros(len(x), asked, self.num_classes, device=x.device)
+        if self.one_pass and not self.by_pairs:
             size = len(x) if self.base.training else self._chunk(x) // asked
             images = torch.arange(len(x), device=x.device).split(max(1, size))
             each = [(x[i], index[i] if index is not None and index.ndim == 2 else index) for i in images]
@@ -109,14 +114,20 @@ class SmoothedClassifier(nn.Module):
         index = index.expand(len(x), -1) if index.ndim == 1 else index
         image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
         pairs = zip(*(ids.flatten().split(self._chunk(x)) for ids in (image, index)), strict=True)
-        logits = self._run(self._score_chunk, [(x, *some) for some in pairs], x)
+        score = self._score_pairs if self.by_pairs else self._score_chunk
+        logits = self._run(score, [(x, *some) for some in pairs], x)
         return self._check_logits(logits.unflatten(0, index.shape), tuple(index.shape))
 
     def _chunk(self, x: Tensor) -> int:
-        return self.chunk or max(1, _ENCODED_VALUES // (self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]))
+        values = self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]
+        shown = getattr(self.base, "pair_values", values)  # of a base that leaves out what is hidden
+        return self.chunk or memory.chunk(int(shown), x.device, torch.is_grad_enabled())
 
     def _score_all(self, x: Tensor, index: Tensor | None) -> Tensor:
         return self.base.score_all(self._match(x), index)  # type: ignore[operator]
+
+    def _score_pairs(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
+        return self.base.score_pairs(self._match(x), image, index)  # type: ignore[operator]
 
     def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
         kept = self.ablation.masks(x.shape[2], x.shape[3], index)

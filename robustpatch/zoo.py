@@ -146,7 +146,9 @@ def load_checkpoint(
     if voting is not None and undefended:
         raise InvalidInput(f"voting is {voting}, but checkpoint {path.name} is undefended and casts no votes; drop it")
     try:
-        model = model_from(config, voting)
+        # Weights that training began with are not fetched again to be overwritten.
+        network = {key: value for key, value in config["network"].items() if key != "pretrained"}
+        model = model_from({**config, "network": network}, voting)
         network_of(model).load_state_dict(tensors)
     except InvalidInput:
         raise

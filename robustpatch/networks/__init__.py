@@ -13,6 +13,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
+from robustpatch.networks.library import adapt, create, is_library_name
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.residual_strip import ResidualStripNet
@@ -20,6 +21,7 @@ from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
+from robustpatch.networks.vit import TokenDropViT
 from robustpatch.sparse import SparseAblation
 from robustpatch.union import Union
 
@@ -33,6 +35,7 @@ __all__ = [
     "ResidualStripNet",
     "SmallCNN",
     "StripNet",
+    "TokenDropViT",
     "UnionNet",
     "build",
     "one_pass_name",
@@ -77,7 +80,8 @@ def build(
     `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and options for each part of
     the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; and
     "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST, images as they are where
-    `ablation` and `encoding` are None. Raises `InvalidInput`.
+    `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's ViT-Tiny/16) and "resnet50"
+    (torchvision's): see `library.adapt`; with options `mean` and `std`. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
@@ -101,9 +105,14 @@ def build(
         return ResNet18(num_classes=num_classes, in_channels=inputs, **options)
     if name == "mlp":
         return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
+    if is_library_name(name):
+        options = dict(options)
+        mean, std = (options.pop(key, None) for key in ("mean", "std"))
+        model = create(name, num_classes=num_classes, image_size=(height, width), **options)
+        return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
     raise InvalidInput(
         f'network is {name!r}; known are "strip", "residual-strip", "block", "conv-block", "grid", "union", '
-        '"mnist-cnn", "resnet18", "small-cnn" and "mlp"'
+        '"mnist-cnn", "resnet18", "small-cnn", "mlp", "vit", "resnet50", "torchvision:NAME" and "timm:NAME"'
     )
 
 

@@ -1,0 +1,121 @@
+"""Models of torchvision and timm as base classifiers, by name or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+
+from robustpatch.ablation import Ablation
+from robustpatch.encoding import Encoding
+from robustpatch.errors import InvalidInput
+from robustpatch.networks.transformer import is_token_transformer
+from robustpatch.networks.vit import TokenDropViT
+from robustpatch.networks.widen import MEAN, STD, Normalized, widen
+from robustpatch.sparse import SparseAblation
+
+SHORT = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
+
+
+def is_library_name(name: str) -> bool:
+    """Whether `create` knows the library of a model of that name."""
+    return name in SHORT or name.startswith(("torchvision:", "timm:"))
+
+
+def create(
+    name: str, *, num_classes: int | None, image_size: tuple[int, int], pretrained: bool = False, **options: Any
+) -> nn.Module:
+    """A model by name: "torchvision:NAME", "timm:NAME", or "vit" and "resnet50"; `options` are its constructor's.
+
+    `num_classes` None: as many as it has by default. Pretrained weights are downloaded by the library. Raises
+    `InvalidInput`.
+    """
+    if not is_library_name(name):
+        raise InvalidInput(f'model is "{name}"; use torchvision:NAME, timm:NAME, {" or ".join(SHORT)}')
+    library, _, model = SHORT.get(name, name).partition(":")
+    options = options if num_classes is None else {"num_classes": num_classes, **options}
+    try:
+        return (_torchvision if library == "torchvision" else _timm)(model, image_size, pretrained, options)
+    except InvalidInput:
+        raise
+    except (URLError, OSError) as error:
+        raise InvalidInput(
+            f"pretrained is {pretrained}, but the weights of {name} cannot be had ({error}); leave it out, or fetch "
+            "them where there is a network"
+        ) from error
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"model is {name}, which {library} does not build ({reason})") from error
+
+
+def _torchvision(name: str, image_size: tuple[int, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if name.startswith("vit_"):
+        if image_size[0] != image_size[1]:
+            raise InvalidInput(
+                f"image_size is {image_size[0]}x{image_size[1]}, but torchvision's {name} sees squares; take timm's"
+            )
+        options = {"image_size": image_size[0], **options}
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": True, **({} if pretrained else {"aux_logits": False}), **options}
+    return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+
+
+def _timm(name: str, image_size: tuple[int, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidInput(
+            f"model is timm:{name}, but timm is not installed; pip install 'robustpatch[timm]'"
+        ) from error
+    try:
+        return timm.create_model(name, pretrained=pretrained, img_size=image_size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, pretrained=pretrained, **options)  # a network for any size
+
+
+def normalization(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that a model's images are normalised by: those given, or the ones that timm notes,
+    ImageNet's for torchvision's, none (0 and 1) for any other.
+    """
+    if (mean is None) != (std is None):
+        raise InvalidInput(f"mean is {mean} and std {std}; give both or neither")
+    noted = getattr(model, "pretrained_cfg", None)
+    noted = noted if isinstance(noted, dict) else {}
+    library = type(model).__module__.startswith("torchvision.models")
+    own = tuple(noted.get("mean", MEAN if library else (0.0, 0.0, 0.0)) if mean is None else mean)
+    by = tuple(noted.get("std", STD if library else (1.0, 1.0, 1.0)) if std is None else std)
+    if len(own) != len(by) or not all(value > 0 for value in by):
+        raise InvalidInput(f"mean is {mean} and std {std}; give as many of each, std above 0")
+    return own, by
+
+
+def adapt(
+    model: nn.Module,
+    *,
+    ablation: Ablation | SparseAblation | None,
+    encoding: Encoding | None,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """The model as a base classifier of images [C,H,W] in [0, 1]; it is changed.
+
+    Its first convolution or patch embedding is widened (see `widen`); a vision transformer drops hidden tokens
+    (`TokenDropViT`); any other model is a plain base. Without ablation and encoding, the model after a normalisation.
+    """
+    own, by = normalization(model, mean, std)
+    channels, height, width = image_shape
+    if ablation is None or encoding is None:
+        return nn.Sequential(Normalized(own, by), model)
+    wide = widen(model, encoding, image_size=(height, width), in_channels=channels, mean=own, std=by)
+    if is_token_transformer(wide) and isinstance(ablation, Ablation):
+        return TokenDropViT(wide, ablation, image_size=(height, width), in_channels=channels, encoding=encoding)
+    return wide.to(memory_format=torch.channels_last)
