@@ -229,6 +229,7 @@ class SmoothedClassifier(nn.Module):
             tuple(self.base.modules()),
             tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors),
             (str(x.device), precision.settings(x.device.type), tuple(x.shape[1:])),
+            tuple(module._compiled_call_impl for module in self.base.modules()),
             (self.guard, self.chunk, self.encoding, self.ablation, self.voting),
         )
         if key not in self._checked:

@@ -43,7 +43,7 @@ def main(
         typer.Option(
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
             "residual-strip and conv-block, deeper ones; mlp (pixels at random), mnist-cnn and resnet18 (the paper's) "
-            "or small-cnn (a usual one). Default: the ablation's own."
+            "or small-cnn (a usual one); vit, resnet50, torchvision:NAME, timm:NAME. Default: the ablation's own."
         ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,

@@ -16,7 +16,7 @@
 18 (> against >=): test_voting.test_the_threshold_is_met_by_equality.
 19 (caches): test_refusals.test_what_was_checked_is_not_taken_for_something_else.
 20 (NULL as a colour): test_encoding.test_null_is_no_colour.
-21 (one-pass bases): test_networks, test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
+21 (one-pass bases): test_networks, test_vit, test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
 22 (the checker leans on the checked): no oracle uses a closed form; test_proof.
 23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
 """
