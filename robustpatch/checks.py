@@ -121,7 +121,8 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> fl
     kept = model.ablation.masks(x.shape[2], x.shape[3], index)[:, None]
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
         ablated = torch.where(kept, x, fill)
-        own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if n <= _ABLATIONS else None
+        few = n <= _ABLATIONS and not model.by_pairs  # pairs cost what they are, so none but the band is asked for
+        own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if few else None
         seen = (
             own[torch.arange(n, device=index.device), index][None]
             if own is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ def test_by_name():
         assert isinstance(model.base, TokenDropViT) == name.startswith("timm")
         assert model.scores(x).shape == (2, 7, 4)
         assert torch.equal(model.certify(x, PatchThreat(3, 3)).prediction, model.predict(x))
+
+
+def test_the_readme_s_example():
+    """It runs as printed, and drops tokens."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = readme.split("## A model of torchvision or timm")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert isinstance(names["vit"].base, TokenDropViT)
+    assert names["vit"].ablation.count(224, 224) == 23
 
 
 def test_torchvisions_transformer():
