@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "attack-vs-cert": "evaluate.attack_vs_cert",
     "report": "evaluate.report.__main__",
+    "audit": "evaluate.audit.__main__",
     "sweep": "evaluate.sweep.__main__",
     "compare": "evaluate.compare",
     "curve": "evaluate.curve",
