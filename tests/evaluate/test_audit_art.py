@@ -72,7 +72,7 @@ def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
     base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4)).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))
-    done = audit(certifier, x=x, threat=PatchThreat(1, 1), images=2, budget=2, output=tmp_path)
+    done = audit(certifier, x=x, threat=PatchThreat(2, 2), images=2, budget=100, output=tmp_path)
     ties = [finding for finding in done.findings if finding.check == "tie among rivals"]
     assert ties
     assert replay(ties[0].path, certifier, certifier.with_base)
