@@ -93,7 +93,7 @@ def test_one_pass_equals_its_enumeration(make, ablation, size):
     [(toys.one_pass, some) for some in (Columns(2), Rows(2), Blocks(3), GridColumns(2, 1), GridBlocks(3, 1))]
     + [(toys.residual_strip, some) for some in (Columns(4), Rows(3, 2))]
     + [(toys.conv_block, Blocks(4))],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("bad", [float("nan"), 1e30])
 def test_pixels_off_the_band_do_not_reach_it_by_index(make, ablation, bad):
