@@ -202,9 +202,9 @@ def _kind(model: torch.nn.Module) -> str:
 
 
 def _expected(found: Estimate) -> str:
-    minutes = "under a minute" if found.seconds < 60 else f"{found.seconds / 60:,.0f} minutes"
+    minutes = "less than a minute" if found.seconds < 60 else f"about {found.seconds / 60:,.0f} minutes"
     return (
-        f"{found.images} images: about {minutes} ({found.certifying:,.0f} s to certify, {found.attacking:,.0f} s to "
+        f"{found.images} images: {minutes} ({found.certifying:,.0f} s to certify, {found.attacking:,.0f} s to "
         f"attack) and {found.evaluations:,} evaluations, from {found.attacked} images attacked; about "
         f"{found.certified:.0%} certified, {found.open:.0%} correct but not certified. Nothing was written."
     )

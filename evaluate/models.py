@@ -101,9 +101,11 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
         scores = model(x.to(device))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "bring a folder's images to the size it takes with --image-size and --channels"
+        if voters(model) is not None:
+            remedy = "its base sees encoded images, by default of 2C channels, and returns num_classes scores"
         raise InvalidInput(
-            f"model {name} fails on {images.name}'s images, {tuple(x.shape)} ({reason}); bring a folder's images to "
-            "the size it takes with --image-size and --channels"
+            f"model {name} fails on {images.name}'s images, {tuple(x.shape)} ({reason}); {remedy}"
         ) from error
     shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != len(x):

@@ -31,6 +31,10 @@ make = Mean
 def three(): return Mean(3)
 def short(): return torch.nn.Flatten()
 def flat(): return torch.nn.Linear(12, 2)
+from robustpatch import Columns, SmoothedClassifier
+class Three(torch.nn.Module):
+    def forward(self, x): return torch.nn.functional.conv2d(x, torch.zeros(2, 3, 1, 1)).mean(dim=(2, 3))
+base_of_3_channels = SmoothedClassifier(Three(), Columns(2), num_classes=2)
 text = "no module"
 class inner: net = Mean()
 """
@@ -84,12 +88,13 @@ def test_names_of_classes(mine):
     [
         ("mine.py", (), "use FILE.py:NAME or PACKAGE.MODULE:NAME"),
         ("other.py:net", (), "there is no file other.py"),
-        ("mine.py:nothing", (), "has no nothing; it has Mean, flat, inner"),
+        ("mine.py:nothing", (), "has no nothing; it has Columns, Mean, SmoothedClassifier"),
         ("no.such.module:net", (), "there is no module no"),
         ("mine.py:text", (), "a str; name a torch.nn.Module"),
         ("mine.py:three", (), "has 3 outputs, but folder has 2 classes; name those of the outputs, in order"),
         ("mine.py:short", (), "has 504 outputs"),
         ("mine.py:flat", (), "fails on folder's images, (2, 3, 12, 14)"),
+        ("mine.py:base_of_3_channels", (), "its base sees encoded images, by default of 2C channels"),
         ("mine.py:net", ("--theta", 0.2), "theta is 0.2, which is for checkpoints"),
         ("mine.py:net", ("--classes", "light,day"), "not night, folders of photos"),
         ("mine.py:net", ("--classes", "nowhere"), "which is no list a,b,c and no text file"),
