@@ -13,6 +13,7 @@ from evaluate.audit.tables import TableBase
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 from tests.attacks.toys import images
+from tests.toys import seeded
 
 
 def found(factory, shape, threat, budget=1_000):
@@ -69,7 +70,7 @@ def test_votes_that_are_added_as_booleans():
 def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
     """The whole audit of an object around a network of its own, with a file that shows it again."""
     monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
-    base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4)).eval()
+    base = seeded(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4))).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))
     done = audit(certifier, x=x, threat=PatchThreat(2, 2), images=2, budget=100, output=tmp_path)
