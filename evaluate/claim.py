@@ -11,6 +11,7 @@ import torch
 
 from evaluate.store import Store
 from robustpatch.data import ImageSet
+from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
@@ -57,6 +58,8 @@ def images_fingerprint(images: ImageSet, total: int) -> str:
 def model_fingerprint(model: torch.nn.Module) -> str:
     """What tells models apart: their kind, their weights, and how a smoothed one ablates, samples and votes."""
     parts: list[object] = [type(model).__qualname__]
+    if isinstance(model, Defended):
+        parts += [str(model.defense), model_fingerprint(model.network)]
     if isinstance(model, RandomizedClassifier):
         parts += [repr(model.sampling), model.views]
     if isinstance(model, SmoothedClassifier | RandomizedClassifier):

@@ -10,6 +10,7 @@ import torch
 from evaluate.command import check_dtype
 from evaluate.named import named_object
 from robustpatch.data import ImageSet
+from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
@@ -49,7 +50,7 @@ def load_model(
     for option, value in (("theta", theta), ("guard", guard), ("randomized", randomized or None)):
         if value is not None and voters(loaded.model) is None:
             raise InvalidInput(
-                f"{option} is {value}, but checkpoint {name} is undefended and casts no votes; "
+                f"{option} is {value}, but checkpoint {name} is {_kind(loaded.model)} and casts no votes; "
                 f"drop --{option} or name another checkpoint"
             )
     sampled = randomized or isinstance(loaded.model, RandomizedClassifier)
@@ -121,6 +122,8 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
 def described(model: torch.nn.Module) -> dict[str, Any]:
     """What a run notes of the model besides the checkpoint: enough for `as_in_run`."""
     votes = voters(model)
+    if isinstance(model, Defended):
+        return {**described(model.network), "defense": str(model.defense)}
     if votes is None:
         return {"ablation": None}
     note = {
@@ -134,8 +137,14 @@ def described(model: torch.nn.Module) -> dict[str, Any]:
     return note
 
 
-def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:
+def _kind(model: torch.nn.Module) -> str:
+    return f"of {model.defense}" if isinstance(model, Defended) else "undefended"
+
+
+def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
     """The checkpoint's model with the votes and samples that a run noted."""
+    if isinstance(loaded.model, Defended):
+        return loaded.model
     if "sampling" in note:
         model = _sampled(loaded, Sampling(**note["sampling"])).model
         assert isinstance(model, RandomizedClassifier)

@@ -32,12 +32,16 @@ def main(
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     ablation: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
+            help="columns:2, the default, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
             "2*grid-columns:1, 2*grid-blocks:4; pixels at random: sparse:5; none: undefended."
         ),
-    ] = str(_DEFAULT.ablation),
+    ] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(help="Another defense around the network, NAME or NAME:OPTION=VALUE,…; by itself no ablation."),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -82,8 +86,11 @@ def main(
     console = Console(stderr=True)
     try:
         check_device(device)
+        if ablation is None:
+            ablation = str(_DEFAULT.ablation) if defense is None else "none"
         config = TrainingConfig(
             ablation=None if ablation == "none" else ablation,
+            defense=defense,
             network={"name": network or _network(ablation)},
             voting=voting,
             encoding=encoding,
@@ -130,9 +137,11 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
         task = progress.add_task("", total=steps, epoch=1, loss=float("nan"))
 
         def on_epoch(row: dict[str, Any]) -> None:
-            certified = "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
             text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
-            text += certified if row["certified_exact"] is not None else ""
+            if row["certified_margin"] is not None:
+                text += "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
+            elif row["certified_exact"] is not None:
+                text += "certified {certified_exact:.2%}, "
             text += "{certifiable:.2%} certifiable, base {base:.2%}, " if row["certifiable"] is not None else ""
             progress.console.print((text + "{seconds:.0f} s").format(**row), soft_wrap=True)
 

@@ -17,6 +17,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.augmentation import augmented
 from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet, read_ahead
+from robustpatch.defenses import Defended, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.losses import objective, touched_sets
 from robustpatch.networks import UnionNet
@@ -54,10 +55,13 @@ class TrainingConfig:
     at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
-    encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults.
+    encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
+    a `defense` ("name:option=value", see `robustpatch.defenses`) that is put around it and says what is minimised; the
+    patch is the one that it is to withstand.
     """
 
     ablation: str | None = "columns:2"
+    defense: str | None = None
     network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
     voting: str = _THRESHOLD
     encoding: str = "complement"
@@ -86,8 +90,10 @@ class TrainingConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.optimizer not in ("sgd", "adamw"):
             raise InvalidInput(f"optimizer is {self.optimizer!r}; use sgd or adamw")
+        if self.defense is not None:
+            parse_defense(self.defense)
         for own in fields(self) if self.ablation is None else ():
-            if own.name in _OF_ABLATIONS and getattr(self, own.name) != own.default:
+            if own.name in self._meaningless and getattr(self, own.name) != own.default:
                 raise InvalidInput(
                     f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
                     f"drop --{own.name} or name an ablation"
@@ -98,6 +104,12 @@ class TrainingConfig:
             raise InvalidInput(f"clean is {self.clean}, a weight within the certificate's loss; set --certificate too")
 
     @property
+    def _meaningless(self) -> list[str]:
+        if self.ablation is not None:
+            return []
+        return [name for name in _OF_ABLATIONS if self.defense is None or name != "patch"]
+
+    @property
     def _sparse(self) -> bool:
         return self.ablation is not None and isinstance(parse_source(self.ablation), SparseAblation)
 
@@ -105,7 +117,7 @@ class TrainingConfig:
         """The settings as a checkpoint keeps them: with the guard of the voting, and without what has no meaning."""
         if self.ablation is not None:
             return {**asdict(self), "guard": None} | ({"voting": "top1"} if self._sparse else {})
-        return {name: value for name, value in asdict(self).items() if name not in _OF_ABLATIONS}
+        return {name: value for name, value in asdict(self).items() if name not in self._meaningless}
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,8 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
     """
     if isinstance(model, RandomizedClassifier):
         return _sampled_accuracy(model, images, threat, device)
+    if isinstance(model, Defended):
+        return _defended_accuracy(model, images, threat, device)
     training = model.training
     model.eval()
     hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
@@ -148,6 +162,26 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
     finally:
         model.train(training)
     return Accuracy(*(hits / len(images)).tolist())
+
+
+@torch.no_grad()
+def _defended_accuracy(model: Defended, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
+    """`certified_exact` is the share of the first `certified_in_training` images; None where nothing is certified."""
+    training = model.training
+    model.eval()
+    clean = certified = 0
+    some = min(model.certified_in_training, len(images)) if hasattr(model, "certify") and threat is not None else 0
+    try:
+        for index in torch.arange(len(images)).split(500):
+            x, y = (tensor.to(device) for tensor in images.batch(index))
+            clean += int((model.predict(x) == y).sum())
+        for first in range(0, some, 100):
+            x, y = (tensor.to(device) for tensor in images.batch(range(first, min(first + 100, some))))
+            proved: Certificate = model.certify(x, threat)  # type: ignore[operator]
+            certified += int((proved.certified & (proved.prediction == y)).sum())
+    finally:
+        model.train(training)
+    return Accuracy(clean / len(images), certified_exact=certified / some if some else None)
 
 
 @torch.no_grad()
@@ -202,6 +236,8 @@ def train(
         sets = touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
     elif isinstance(model, RandomizedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
+    elif isinstance(model, Defended):
+        threat = parse_threat(config.patch, images.image_shape[1:])
     if config.start is not None:
         _begin_with(config.start, model, full)
     _check_images(config, images, shares)
@@ -226,7 +262,7 @@ def train(
         batches = order.view(steps, -1)[:, share::shares]
         for step, (x, y) in enumerate(read_ahead(images, batches, workers)):
             x = augmented(x, config.crop, config.flip, generator)
-            loss = loss_of(x.to(device), y.to(device), generator)
+            loss = loss_of(x.to(device), y.to(device), generator, (epoch * steps + step) / (steps * config.epochs))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -262,7 +298,10 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self._config, self._threat, self._sets = model, config, threat, sets
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, done: float) -> torch.Tensor:
+        if isinstance(self.model, Defended) and self._threat is not None:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self._config.bfloat16):
+                return self.model.training_loss(x, y, self._threat, generator, done).float()
         return objective(self.model, x, y, self._config, self._threat, self._sets, generator)
 
 
@@ -289,7 +328,8 @@ def about(images: ImageSet) -> dict[str, Any]:
 
 def _begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
     """Load the weights of a checkpoint, or of one for each part of a union, joined by "+"."""
-    ablation = model.ablation if isinstance(model, SmoothedClassifier | RandomizedClassifier) else None
+    inner = model.network if isinstance(model, Defended) else model
+    ablation = inner.ablation if isinstance(inner, SmoothedClassifier | RandomizedClassifier) else None
     pairs: list[tuple[str, Ablation | SparseAblation | None, nn.Module]] = [(start, ablation, network_of(model))]
     if isinstance(ablation, Union) and "+" in start:
         assert isinstance(model, SmoothedClassifier)

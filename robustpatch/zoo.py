@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robustpatch.ablation import Ablation
+from robustpatch.defenses import Defended, parse_defense
 from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
@@ -29,8 +30,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained classifier in evaluation mode, smoothed, randomized (sparse ablation) or undefended, what it was built
-    from, the file's SHA-256.
+    """A trained classifier in evaluation mode, smoothed, randomized (sparse ablation), otherwise defended or
+    undefended, what it was built from, the file's SHA-256.
     """
 
     model: nn.Module
@@ -45,6 +46,11 @@ class Checkpoint:
             raise InvalidInput(
                 f"checkpoint {self.path.name} is of a sparse ablation, whose votes can only be sampled; name one of a "
                 "smoothed classifier, or take robustpatch.zoo.load_checkpoint(…).model, a RandomizedClassifier"
+            )
+        if isinstance(self.model, Defended):
+            raise InvalidInput(
+                f"checkpoint {self.path.name} is of {self.model.defense}, no smoothed classifier; name one of those, "
+                "or take robustpatch.zoo.load_checkpoint(…).model"
             )
         if not isinstance(self.model, SmoothedClassifier):
             raise InvalidInput(
@@ -66,12 +72,13 @@ def names() -> list[str]:
 
 def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Module:
     """An untrained classifier from a configuration: a smoothed one, a randomized one where `ablation` is sparse, or,
-    where it is None, the network alone.
+    where it is None, the network alone; with a `defense`, that around it.
 
     Keys: network (name and options), image_shape [C,H,W], class_names, ablation; with an ablation, voting, guard and
-    encoding too.
+    encoding too; where there is one, defense.
     """
     ablation = None if config["ablation"] is None else parse_source(config["ablation"])
+    defense = None if config.get("defense") is None else parse_defense(config["defense"])
     encoding = None if ablation is None else encoding_named(config["encoding"])
     channels, height, width = config["image_shape"]
     options = dict(config["network"])
@@ -80,19 +87,24 @@ def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Modul
         ablation=ablation,
         image_shape=(channels, height, width),
         num_classes=len(config["class_names"]),
-        encoding=encoding,
+        encoding=defense.encoding if ablation is None and defense is not None else encoding,
         options=options,
     )
-    if ablation is None or encoding is None:
-        return network
-    classes, voting = len(config["class_names"]), voting or parse_voting(config["voting"], config["guard"])
-    if not isinstance(ablation, SparseAblation):
-        return SmoothedClassifier(network, ablation, num_classes=classes, encoding=encoding, voting=voting)
-    return RandomizedClassifier(network, ablation, num_classes=classes, encoding=encoding, voting=voting)
+    classes = len(config["class_names"])
+    model = network
+    if ablation is not None and encoding is not None:
+        voting = voting or parse_voting(config["voting"], config["guard"])
+        kind = RandomizedClassifier if isinstance(ablation, SparseAblation) else SmoothedClassifier
+        model = kind(network, ablation, num_classes=classes, encoding=encoding, voting=voting)  # type: ignore[arg-type]
+    return model if defense is None else defense.wrap(model, num_classes=classes)
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """What holds the weights: the base of a smoothed or randomized classifier, an undefended one itself."""
+    """What holds the weights: the base of a smoothed or randomized classifier, the network that a defense is around,
+    an undefended one itself.
+    """
+    if isinstance(model, Defended):
+        return network_of(model.network)
     return model.base if isinstance(model, SmoothedClassifier | RandomizedClassifier) else model
 
 
@@ -138,13 +150,14 @@ def load_checkpoint(
             "python -m robustpatch.train, or save it with robustpatch.zoo.save_checkpoint"
         )
     undefended = "ablation" in config and config["ablation"] is None
+    what = f"is of {config['defense']}" if config.get("defense") else "is undefended"
     if ablation is not None and str(ablation) != config.get("ablation"):
-        trained = "is undefended and has none" if undefended else f"was trained for {config.get('ablation')}"
+        trained = f"{what} and has none" if undefended else f"was trained for {config.get('ablation')}"
         raise InvalidInput(
             f"ablation is {ablation}, but checkpoint {path.name} {trained}; drop --ablation or name another checkpoint"
         )
     if voting is not None and undefended:
-        raise InvalidInput(f"voting is {voting}, but checkpoint {path.name} is undefended and casts no votes; drop it")
+        raise InvalidInput(f"voting is {voting}, but checkpoint {path.name} {what} and casts no votes; drop it")
     try:
         # Weights that training began with are not fetched again to be overwritten.
         network = {key: value for key, value in config["network"].items() if key != "pretrained"}

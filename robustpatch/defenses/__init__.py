@@ -1,0 +1,26 @@
+"""The other defenses, one a file: certified and attacked by the same evaluator as smoothing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from robustpatch.defenses.base import Defended, Defense, read_options
+from robustpatch.errors import InvalidInput
+
+__all__ = ["Defended", "Defense", "known_defenses", "parse_defense"]
+
+_HOME: dict[str, str] = {}  # name -> MODULE:CLASS, imported when asked for
+
+
+def known_defenses() -> list[str]:
+    """The names that `parse_defense` takes."""
+    return sorted(_HOME)
+
+
+def parse_defense(text: str) -> Defense:
+    """Read "name" or "name:option=value,…"; `str(defense)` is the inverse. Raises `InvalidInput`."""
+    name, _, options = text.strip().partition(":")
+    if name not in _HOME:
+        raise InvalidInput(f"defense is {text!r}; known are {', '.join(known_defenses())}")
+    module, _, kind = _HOME[name].partition(":")
+    return read_options(getattr(import_module(module), kind), options)

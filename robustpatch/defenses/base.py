@@ -1,0 +1,101 @@
+"""What every defense that is no smoothing has in common: a value that says how, and a module around a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustpatch import checks
+from robustpatch.encoding import Encoding
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import Threat
+from robustpatch.voting import first_argmax
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """How a network is defended. Its text, "name" or "name:option=value,option=value", is `parse_defense`'s input.
+
+    Options are the fields of the dataclass: numbers, booleans and words.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How the network is shown hidden pixels; None where it sees images as they are."""
+        return None
+
+    @abstractmethod
+    def wrap(self, network: nn.Module, *, num_classes: int) -> Defended:
+        """The network with this defense around it."""
+
+    def __str__(self) -> str:
+        given = [(own.name, getattr(self, own.name)) for own in fields(self) if getattr(self, own.name) != own.default]
+        return ":".join([self.name, *([",".join(f"{name}={value}" for name, value in given)] if given else [])])
+
+
+class Defended(nn.Module):
+    """A classifier with a defense around its `network`, which holds the weights: here one that changes nothing.
+
+    A defense that certifies adds `certify(x, threat) -> Certificate`, and predicts what that certifies. `forward` is
+    what attacks climb: its gradient leads through the defense, and its argmax is `predict` wherever that is no argmax
+    of something else.
+    """
+
+    certified_in_training: ClassVar[int] = 500
+    """How many validation images are certified after an epoch: the rest would take longer than the training."""
+
+    def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InvalidInput(f"num_classes is {num_classes}; a classifier needs at least two")
+        self.network, self.defense, self.num_classes = network, defense, num_classes
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        return self.network(x)
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class of the largest output, the lowest index among equals. Raises `InvalidInput`."""
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        return first_argmax(self(x).float())
+
+    def training_loss(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
+    ) -> Float[Tensor, ""]:
+        """What `robustpatch.train` minimises, under its autocast; `done` is the share of all steps taken, 0 to 1.
+
+        Chance is drawn from `generator` (on the CPU) alone, so that a run resumes to the bit.
+        """
+        return nn.functional.cross_entropy(self(x).float(), y)
+
+
+def read_options(kind: type[Defense], text: str) -> Defense:
+    """`kind` with the options of "option=value,option=value". Raises `InvalidInput`, naming what is wrong."""
+    known = {own.name: own.default for own in fields(kind)}
+    options: dict[str, Any] = {}
+    for part in text.split(",") if text else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in known:
+            raise InvalidInput(
+                f"defense {kind.name} has {part!r}; its options are "
+                f"{', '.join(f'{own}={default}' for own, default in known.items()) or 'none'}"
+            )
+        options[name] = _value(kind, name, value, known[name])
+    return kind(**options)
+
+
+def _value(kind: type[Defense], name: str, value: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError):
+        raise InvalidInput(f"defense {kind.name}: {name} is {value!r}; a value like {default!r} is needed") from None
