@@ -32,7 +32,7 @@ from evaluate.command import (
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
-from evaluate.models import as_in_run, check_answers, described, load_model, own_model, voters
+from evaluate.models import as_in_run, check_answers, described, load_model, own_model, voters, with_defense
 from evaluate.options import Options, write_configuration
 from evaluate.report import write_report
 from evaluate.runner import evaluate
@@ -40,6 +40,7 @@ from evaluate.store import Store
 from evaluate.table import summary_table, verdict
 from robustpatch.checks import calibrate_guard
 from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
+from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.randomized import RandomizedClassifier
@@ -166,6 +167,7 @@ def _subject(options: Options, images: ImageSet, device: str) -> _Subject:
     if options.model is None:
         loaded = load_model(
             options.checkpoint,
+            defense=options.defense,
             ablation=options.ablation,
             theta=options.theta,
             guard=options.guard,
@@ -188,11 +190,16 @@ def _subject(options: Options, images: ImageSet, device: str) -> _Subject:
             )
     model = own_model(options.model, device=device, dtype=options.dtype)
     check_answers(options.model, model, images, device)
+    if options.defense is not None:
+        model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
     stem = options.model.rpartition(":")[2]
     return _Subject(model, options.model, stem, {"model": options.model, **described(model)})
 
 
 def _kind(model: torch.nn.Module) -> str:
+    if isinstance(model, Defended):
+        around = f" around {_kind(model.network)}" if voters(model.network) is not None else ""
+        return f"{model.defense}{around}" + ("" if hasattr(model, "certify") else ", no certificates")
     smoothed = voters(model)
     if smoothed is None:
         return f"{type(model).__name__}, its own certificates" if hasattr(model, "certify") else "undefended"
@@ -227,6 +234,8 @@ def _replay(path: str, device: str, console: Console) -> int:
         model: torch.nn.Module = as_in_run(loaded, claim).to(check_device(device), check_dtype(claim["dtype"]))
     elif "model" in claim:
         model = own_model(claim["model"], device=check_device(device), dtype=claim["dtype"])
+        if claim.get("defense") is not None and not isinstance(model, Defended):
+            model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {claim['model']}")
         if model_fingerprint(model) != claim.get("model_sha256"):
             raise InvalidInput(f"model {claim['model']} has changed since {path} was saved; restore its weights")
     else:

@@ -27,10 +27,12 @@ class Run:
 
     @property
     def model(self) -> str:
-        """What to call the run's model: its checkpoint, or an object of the user's own."""
+        """What to call the run's model: its checkpoint, or an object of the user's own, and the defense around it."""
         if "checkpoint" in self.claim:
-            return Path(self.claim["checkpoint"]).stem
-        return str(self.claim.get("model") or self.claim["model_sha256"][:8])
+            name = Path(self.claim["checkpoint"]).stem
+        else:
+            name = str(self.claim.get("model") or self.claim["model_sha256"][:8])
+        return f"{name} ({self.claim['defense']})" if self.claim.get("defense") else name
 
 
 def read_run(output: str | Path) -> Run:

@@ -10,7 +10,7 @@ import torch
 from evaluate.command import check_dtype
 from evaluate.named import named_object
 from robustpatch.data import ImageSet
-from robustpatch.defenses import Defended
+from robustpatch.defenses import Defended, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
@@ -30,6 +30,7 @@ def voters(model: torch.nn.Module) -> SmoothedClassifier | None:
 def load_model(
     name: str,
     *,
+    defense: str | None = None,
     ablation: str | None = None,
     theta: float | None = None,
     guard: float | None = None,
@@ -40,7 +41,7 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Checkpoint:
-    """The checkpoint of that name, its votes as asked for; None leaves what it has.
+    """The checkpoint of that name, its votes as asked for, with that `defense` around it; None leaves what it has.
 
     `randomized`: its ablations sampled; of a sparse checkpoint they always are. `alpha`, `samples` (a tenth as many
     choose the class) and `seed` are for those alone. Raises `InvalidInput` for what the checkpoint gives no meaning.
@@ -72,9 +73,31 @@ def load_model(
     model = loaded.model
     if guard is not None and isinstance(model, SmoothedClassifier | RandomizedClassifier):
         model.voting = model.voting.with_guard(guard)
+    if defense is not None:
+        model = with_defense(model, defense, len(loaded.config["class_names"]), f"checkpoint {name}")
     model.to(device, precision)
     model.requires_grad_(False)
-    return loaded
+    return replace(loaded, model=model)
+
+
+def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
+    """The model with the defense of that text around it, in evaluation mode. Raises `InvalidInput` for one that has a
+    defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """
+    defense = parse_defense(text)
+    if isinstance(model, Defended):
+        raise InvalidInput(f"defense is {text}, but {named} is of {model.defense} already; drop --defense")
+    if isinstance(model, RandomizedClassifier):
+        raise InvalidInput(
+            f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"
+        )
+    if defense.encoding is not None:
+        raise InvalidInput(
+            f"defense is {text}, which shows hidden pixels to the network by the encoding {defense.encoding.name!r}, "
+            f"but {named} takes images as they are; train one that knows it: python -m robustpatch.train --ablation "
+            f"none --defense {text}"
+        )
+    return defense.wrap(model, num_classes=num_classes).eval()
 
 
 def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torch.nn.Module:
@@ -142,9 +165,16 @@ def _kind(model: torch.nn.Module) -> str:
 
 
 def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
-    """The checkpoint's model with the votes and samples that a run noted."""
+    """The checkpoint's model with the votes, samples and defense that a run noted."""
     if isinstance(loaded.model, Defended):
         return loaded.model
+    if note.get("defense") is None:
+        return _voting_as_in_run(loaded, note)
+    inner = loaded.model if note["ablation"] is None else _voting_as_in_run(loaded, note)
+    return with_defense(inner, note["defense"], len(loaded.config["class_names"]), f"checkpoint {loaded.path.name}")
+
+
+def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:
     if "sampling" in note:
         model = _sampled(loaded, Sampling(**note["sampling"])).model
         assert isinstance(model, RandomizedClassifier)

@@ -12,6 +12,7 @@ import typer
 from attacks.registry import names as attack_names
 from evaluate.command import DTYPES, refusing
 from robustpatch.data import DATASETS
+from robustpatch.defenses import known_defenses
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import names as checkpoint_names
 
@@ -47,6 +48,14 @@ class Options:
             help="Your own instead: FILE.py:NAME or MODULE:NAME, a torch.nn.Module (its certify is tested, if it has "
             "one) or a function that returns one.",
             rich_help_panel=_MODEL,
+        ),
+    ] = None
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Put a defense around it: {', '.join(known_defenses())}; with options, NAME:OPTION=VALUE,….",
+            rich_help_panel=_MODEL,
+            **_completing(*known_defenses()),
         ),
     ] = None
     ablation: Annotated[

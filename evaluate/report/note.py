@@ -15,12 +15,14 @@ def title_of(configuration: dict[str, Any], images: int) -> str:
     model = configuration.get("checkpoint") or configuration.get("model")
     if model is None:
         return title
+    defense = configuration.get("defense")
     if configuration.get("ablation") is None:
-        return f"{title}, {model}" + (" (undefended)" if "checkpoint" in configuration else "")
+        kind = defense or ("undefended" if "checkpoint" in configuration else None)
+        return f"{title}, {model}" + (f" ({kind})" if kind else "")
     kind = f"{configuration['ablation']}, {configuration['voting']}"
     if "sampling" in configuration:
         kind += f", {configuration['sampling']['estimation']:,} samples"
-    return f"{title}, {model} ({kind})"
+    return f"{title}, {model} ({defense} around {kind})" if defense else f"{title}, {model} ({kind})"
 
 
 def assumption(summary: Summary, configuration: dict[str, Any], deviation: float | None, guards: list[float]) -> str:

@@ -1,0 +1,162 @@
+"""--defense: any defense around any checkpoint or module, in what a run notes, calls itself and shows again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from evaluate.claim import model_fingerprint
+from evaluate.finished import read_run
+from evaluate.models import as_in_run, described, load_model
+from robustpatch import defenses
+from robustpatch.certificate import Certificate
+from robustpatch.defenses import Defended, Defense
+from robustpatch.encoding import MaskChannel
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.zoo import load_checkpoint, save_checkpoint
+from tests.evaluate.calls import call, refused
+
+QUICK = ("--attacks", "pgd:2", "--steps", 4, "--num-images", 8, "--batch-size", 4)
+
+
+@dataclass(frozen=True)
+class Darker(Defense):
+    """Takes light away, and where `sure` certifies whatever comes."""
+
+    name: ClassVar[str] = "darker"
+    by: float = 0.5
+    sure: bool = False
+    hides: bool = False
+
+    @property
+    def encoding(self):
+        return MaskChannel() if self.hides else None
+
+    def wrap(self, network, *, num_classes) -> Defended:
+        return (Sure if self.sure else Dark)(network, self, num_classes=num_classes)
+
+
+class Dark(Defended):
+    def forward(self, x):
+        return self.network(x * (1 - self.defense.by))
+
+
+class Sure(Dark):
+    def certify(self, x, threat):
+        none = torch.zeros(len(x), dtype=torch.long)
+        return Certificate(self.predict(x), none == 0, None, None, threat, "exact", 0.0, none)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setitem(defenses._HOME, "darker", f"{__name__}:Darker")
+
+
+def test_a_run_with_a_defense_around_a_checkpoint(undefended, tmp_path):
+    """Another model than the checkpoint's, noted and named as such on the console, in run.json and in the report."""
+    shared = ("--checkpoint", undefended, *QUICK)
+    result = call(*shared, "--defense", "darker:by=0.75", "--output", tmp_path / "dark")
+    assert result.exit_code == 0, result.output
+    assert "(darker:by=0.75, no certificates)" in " ".join(result.stdout.split())
+    assert call(*shared, "--output", tmp_path / "bare").exit_code == 0
+    dark, bare = (read_run(tmp_path / name) for name in ("dark", "bare"))
+    assert (dark.claim["defense"], dark.claim["ablation"]) == ("darker:by=0.75", None)
+    assert "defense" not in bare.claim
+    assert dark.claim["model_sha256"] != bare.claim["model_sha256"]
+    assert dark.claim["checkpoint_sha256"] == bare.claim["checkpoint_sha256"]
+    assert (dark.model, bare.model) == ("plain (darker:by=0.75)", "plain")
+    report = json.loads((tmp_path / "dark" / "report.json").read_text())
+    assert report["title"].endswith("(darker:by=0.75)")
+    repeated = call("--config", tmp_path / "dark" / "run.toml", "--output", tmp_path / "again")
+    assert repeated.exit_code == 0, repeated.output
+    assert read_run(tmp_path / "again").claim == dark.claim
+    refused(call(*shared, "--defense", "darker:by=0.5", "--output", tmp_path / "dark"), "holds another run")
+
+
+def test_the_defense_of_a_run_is_the_one_that_predicts(undefended, tmp_path):
+    """With all light taken away every image is of the class that the network sees in black."""
+    network = load_checkpoint(undefended).model
+    black = int(network(torch.zeros(1, 1, 28, 28)).argmax())
+    given = ("--checkpoint", undefended, *QUICK, "--defense", "darker:by=1.0", "--output", tmp_path)
+    assert call(*given).exit_code == 0
+    records = read_run(tmp_path).records
+    assert {record.prediction for record in records} == {black}
+    assert not any(attack.broken for record in records for attack in record.attacks)
+
+
+def test_a_broken_certificate_of_a_defense_is_shown_again(undefended, tmp_path):
+    """The counterexample carries the defense: --replay finds the certificate that it breaks, status 1."""
+    given = ("--checkpoint", undefended, *QUICK, "--defense", "darker:by=0.1,sure=True", "--output", tmp_path)
+    result = call(*given)
+    assert result.exit_code == 1, result.output
+    for file in sorted((tmp_path / "counterexamples").iterdir()):
+        again = call("--replay", file)
+        assert again.exit_code == 1, again.output
+        assert "the counterexample stands" in again.stdout
+
+
+@pytest.mark.parametrize("defense", ["darker", "darker:by=0.25"])
+@pytest.mark.parametrize("votes", [{}, {"theta": 0.2, "guard": 0.03}], ids=["its own votes", "other votes"])
+def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense, votes, checkpoint):
+    """Threshold and guard act on the classifier inside, and `as_in_run` builds the same model from what is noted."""
+    loaded = load_model(str(checkpoint), defense=defense, **votes)
+    assert isinstance(loaded.model, Dark)
+    assert isinstance(loaded.model.network, SmoothedClassifier)
+    assert not loaded.model.training
+    note = json.loads(json.dumps(described(loaded.model)))
+    assert note["defense"] == defense
+    assert note["voting"] == f"threshold:{votes.get('theta', 0.3)}"
+    assert note["guard"] == votes.get("guard", 1e-4)
+    again = as_in_run(load_checkpoint(checkpoint), note)
+    assert model_fingerprint(again.requires_grad_(False)) == model_fingerprint(loaded.model)
+
+
+def test_a_defense_that_does_not_fit_is_refused(undefended, checkpoint, sparse, tmp_path):
+    """An unknown one; hidden pixels for a network that knows none; around samples; a second one."""
+    shared = ("--num-images", 2, "--output", tmp_path / "out")
+    for path, text, said in (
+        (undefended, "brighter", "defense is 'brighter'; known are"),
+        (undefended, "darker:by=much", "defense darker: by is 'much'"),
+        (undefended, "darker:hides=True", "which shows hidden pixels to the network by the encoding 'mask', but check"),
+        (checkpoint, "darker:hides=True", "takes images as they are; train one that knows it: python -m robustpatch"),
+        (sparse, "darker", "are samples; drop --defense, or name one without chance"),
+    ):
+        refused(call("--checkpoint", path, "--defense", text, *shared), said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_with_a_defense_takes_no_second_one(undefended, tmp_path):
+    """Whichever it is; without the option it is loaded, run and built again as it was."""
+    bare = load_checkpoint(undefended)
+    config = {key: value for key, value in bare.config.items() if key != "format"} | {"defense": "darker:by=0.25"}
+    path = tmp_path / "dark.safetensors"
+    save_checkpoint(path, Darker(by=0.25).wrap(bare.model, num_classes=10), config)
+    for text in ("darker", "darker:by=0.25"):
+        refused(call("--checkpoint", path, "--defense", text), f"defense is {text}, but checkpoint {path} is of darker")
+    loaded = load_model(str(path))
+    again = as_in_run(load_checkpoint(path), described(loaded.model))
+    assert model_fingerprint(again) == model_fingerprint(loaded.model)
+
+
+MODULE = """
+import torch
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+"""
+
+
+def test_a_defense_around_a_module_of_ones_own(tmp_path, monkeypatch):
+    """As around a checkpoint, with its counterexamples shown again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "its_own.py").write_text(MODULE)
+    result = call("--model", "its_own.py:net", *QUICK, "--defense", "darker:by=0.1,sure=True", "--output", "out")
+    assert result.exit_code == 1, result.output
+    run = read_run("out")
+    assert run.model == "its_own.py:net (darker:by=0.1,sure=True)"
+    file = sorted((tmp_path / "out" / "counterexamples").iterdir())[0]
+    again = call("--replay", file)
+    assert again.exit_code == 1, again.output
