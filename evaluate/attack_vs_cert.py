@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -18,28 +16,19 @@ from attacks.base import predict, referee
 from evaluate.batch import Settings
 from evaluate.claim import model_fingerprint
 from evaluate.cluster import Cluster
-from evaluate.command import (
-    BROKEN,
-    HELD,
-    RayCommand,
-    check_dtype,
-    check_fit,
-    check_number,
-    circumstances,
-    showing,
-    takes,
-)
+from evaluate.command import BROKEN, HELD, RayCommand, check_dtype, check_number, circumstances, showing, takes
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
-from evaluate.models import as_in_run, check_answers, described, load_model, own_model, voters, with_defense
+from evaluate.models import as_in_run, own_model, voters, with_defense
 from evaluate.options import Options, write_configuration
 from evaluate.report import write_report
 from evaluate.runner import evaluate
 from evaluate.store import Store
+from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
 from robustpatch.checks import calibrate_guard
-from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
+from robustpatch.data import load_images, named_classes, parse_image_size
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -75,7 +64,7 @@ def main(options: Options, errors: Console) -> int:
         channels=options.channels,
         class_names=None if options.classes is None else named_classes(options.classes),
     )
-    subject = _subject(options, images, device)
+    subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
     settings = Settings(
@@ -133,7 +122,7 @@ def main(options: Options, errors: Console) -> int:
     if options.quiet:
         console.print(verdict(summary), soft_wrap=True)
     else:
-        title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({_kind(model)})"
+        title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({kind(model)})"
         guard = None if smoothed is None else smoothed.guard
         console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
@@ -151,61 +140,6 @@ def main(options: Options, errors: Console) -> int:
     for name in store.names("counterexamples", ".safetensors"):
         _say(console, f"see it again: python -m evaluate.attack_vs_cert --replay {store.path(name)}")
     return BROKEN
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """The model of the run: what to call it, and what a run notes of it to find it again."""
-
-    model: torch.nn.Module
-    name: str
-    stem: str
-    note: dict[str, Any]
-
-
-def _subject(options: Options, images: ImageSet, device: str) -> _Subject:
-    if options.model is None:
-        loaded = load_model(
-            options.checkpoint,
-            defense=options.defense,
-            ablation=options.ablation,
-            theta=options.theta,
-            guard=options.guard,
-            randomized=options.randomized,
-            alpha=options.alpha,
-            samples=options.samples,
-            seed=options.seed,
-            device=device,
-            dtype=options.dtype,
-        )
-        check_fit(options.checkpoint, loaded, images, named=options.classes is not None)
-        note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **described(loaded.model)}
-        return _Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note)
-    for name in ("ablation", "theta", "guard", "randomized", "alpha", "samples"):
-        value = getattr(options, name)
-        if value:
-            raise InvalidInput(
-                f"{name} is {value}, which is for checkpoints; build model {options.model} as it is to be tested, and "
-                f"drop --{name}"
-            )
-    model = own_model(options.model, device=device, dtype=options.dtype)
-    check_answers(options.model, model, images, device)
-    if options.defense is not None:
-        model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
-    stem = options.model.rpartition(":")[2]
-    return _Subject(model, options.model, stem, {"model": options.model, **described(model)})
-
-
-def _kind(model: torch.nn.Module) -> str:
-    if isinstance(model, Defended):
-        around = f" around {_kind(model.network)}" if voters(model.network) is not None else ""
-        return f"{model.defense}{around}" + ("" if hasattr(model, "certify") else ", no certificates")
-    smoothed = voters(model)
-    if smoothed is None:
-        return f"{type(model).__name__}, its own certificates" if hasattr(model, "certify") else "undefended"
-    if isinstance(model, RandomizedClassifier):
-        return f"{model.ablation}, {smoothed.voting}, {model.sampling.estimation:,} samples"
-    return f"{smoothed.ablation}, {smoothed.voting}"
 
 
 def _expected(found: Estimate) -> str:

@@ -14,6 +14,7 @@ COMMANDS = {
     "audit": "evaluate.audit.__main__",
     "sweep": "evaluate.sweep.__main__",
     "compare": "evaluate.compare",
+    "leaderboard": "evaluate.leaderboard.__main__",
     "curve": "evaluate.curve",
     "train": "robustpatch.train",
     "recipe": "robustpatch.recipe",

@@ -1,0 +1,119 @@
+"""python -m evaluate.leaderboard BOARD.toml: which defense to take, from one file and one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
+from evaluate.leaderboard.config import Board, read_board
+from evaluate.leaderboard.figure import draw
+from evaluate.leaderboard.rows import Row, measure, plan
+from evaluate.leaderboard.table import markdown, table, write_parquet
+from evaluate.leaderboard.table import ordered as ranking
+from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
+from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    board: Annotated[Path, typer.Argument(help="A TOML file, such as recipes/leaderboard-mnist.toml.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of records, table and picture; a killed run is resumed. Default: runs/BOARD."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Instead of the board's.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    only: Annotated[str | None, typer.Option(help="Rows by name, comma-separated; default: all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; instead of the board's.")] = None,
+) -> None:
+    """Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.
+
+    Exit status 0: no certificate was broken. 1: a certified prediction was changed. 2: wrong call. 3: internal error.
+    """
+    raise typer.Exit(status_of(lambda errors: _run(board, output, dataset, data_root, only, device, errors)))
+
+
+def _run(
+    path: Path,
+    output: Path | None,
+    dataset: str | None,
+    data_root: Path | None,
+    only: str | None,
+    device: str | None,
+    errors: Console,
+) -> int:
+    root = None if data_root is None else str(data_root)
+    board = read_board(path, dataset=dataset, data_root=root, device=device)
+    wanted = None if only is None else [name.strip() for name in only.split(",")]
+    unknown = sorted(set(wanted or ()) - {entry.name for entry in board.entries})
+    if unknown:
+        raise InvalidInput(
+            f"only is {', '.join(unknown)}; the board has {', '.join(entry.name for entry in board.entries)}"
+        )
+    entries = [entry for entry in board.entries if wanted is None or entry.name in wanted]
+    around = circumstances(check_device(entries[0].options.device))
+    images = _images(board)
+    planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
+    output = Path("runs") / path.stem if output is None else output
+    total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
+    rows: list[Row] = []
+    with showing(errors, total) as on_progress:
+        done = 0
+        for one in planned:
+            rows.append(measure(one, images, output, lambda more, what, at=done: on_progress(at + more, what)))
+            done += one.settings.num_images + one.entry.attacked_images
+    _write(board, rows, output, around)
+    console = Console()
+    _show(console, board.title, rows)
+    console.print(
+        f"leaderboard.md, .parquet, .png and .json in {output}", highlight=False, soft_wrap=True, markup=False
+    )
+    return BROKEN if any(row.broken for row in rows) else HELD
+
+
+def _images(board: Board) -> ImageSet:
+    options = board.entries[0].options
+    return load_images(
+        options.dataset,
+        options.data_root,
+        image_size=None if options.image_size is None else parse_image_size(options.image_size),
+        channels=options.channels,
+        class_names=None if options.classes is None else named_classes(options.classes),
+    )
+
+
+def _write(board: Board, rows: list[Row], output: Path, around: dict[str, object]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "leaderboard.md").write_text(markdown(board.title, rows), encoding="utf-8")
+    write_parquet(output / "leaderboard.parquet", rows)
+    draw(board.title, rows, output / "leaderboard.png")
+    content = {"title": board.title, "rows": [row.as_dict() for row in ranking(rows)], **around}
+    (output / "leaderboard.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _show(console: Console, title: str, rows: list[Row]) -> None:
+    head, _, *lines = table(ranking(rows))
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(_cells(head)):
+        shown.add_column(name, justify="right" if number else "left")
+    for line in lines:
+        shown.add_row(*(cell.replace("**", "") for cell in _cells(line)))
+    console.print(shown)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+if __name__ == "__main__":
+    app()

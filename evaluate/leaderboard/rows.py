@@ -1,0 +1,206 @@
+"""One row of a leaderboard: accuracy and certificates on all images, attacks on some, and what each costs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks import parse_attacks
+from attacks.base import PatchAttack, predict
+from evaluate.batch import Settings
+from evaluate.claim import model_fingerprint
+from evaluate.leaderboard.config import Entry
+from evaluate.metrics import Share, Summary, summarise
+from evaluate.runner import evaluate
+from evaluate.store import Store
+from evaluate.subject import Subject, subject_of
+from robustpatch.data import ImageSet
+from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
+from robustpatch.threat import Threat, parse_threat
+
+_REPEATS = 3
+_SECONDS = 10.0  # after so long no further repetition is begun
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second of `predict` and of `certify` (None without one): medians of a few repetitions over `images`
+    images, `batch` at a time, on `machine` with so many `threads`.
+    """
+
+    predict: float
+    certify: float | None
+    images: int
+    batch: int
+    machine: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one entry. `whole`: all images, certified and not attacked; `attacked`: the first of them under
+    attack, None where none was to be. `train_seconds`: what the checkpoint notes of its training, None where nothing.
+    """
+
+    entry: Entry
+    whole: Summary
+    attacked: Summary | None
+    speed: Speed
+    train_seconds: float | None
+    parameters: int
+
+    @property
+    def certified(self) -> Share | None:
+        """Certified accuracy: predicted right, and proved; None of a defense that proves nothing."""
+        return self.whole.certified_exact
+
+    @property
+    def broken(self) -> bool:
+        """Whether an attack, or `predict`, changed a certified prediction."""
+        return "broken" in (self.whole.verdict, *(() if self.attacked is None else (self.attacked.verdict,)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as JSON types, flat: what the Parquet file holds."""
+        clean, empirical = self.whole.clean, None if self.attacked is None else self.attacked.under_all
+        first = None if self.attacked is None else self.attacked.certified_exact
+        margin = self.whole.certified_margin
+        published = self.entry.published or (None, None)
+        options = self.entry.options
+        return {
+            "name": self.entry.name,
+            "model": options.model or options.checkpoint,
+            "defense": options.defense,
+            "images": self.whole.images,
+            **_share("clean", clean),
+            **_share("certified", self.certified),
+            **_share("certified_margin", margin),
+            "attacks": None if self.attacked is None else options.attacks,
+            "attacked_images": None if self.attacked is None else self.attacked.images,
+            **_share("empirical", empirical),
+            **_share("certified_of_attacked", first),
+            "verdict": "not attacked" if self.attacked is None else self.attacked.verdict,
+            **{f"speed_{key}": value for key, value in asdict(self.speed).items()},
+            "train_seconds": self.train_seconds,
+            "parameters": self.parameters,
+            "published_clean": published[0],
+            "published_certified": published[1],
+            "source": self.entry.source,
+            "retrain": self.entry.retrain,
+        }
+
+
+def _share(name: str, share: Share | None) -> dict[str, float | None]:
+    low, high = (None, None) if share is None else share.interval
+    return {name: None if share is None else share.value, f"{name}_low": low, f"{name}_high": high}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry with all that it names found and fitting: nothing of it is refused any more."""
+
+    entry: Entry
+    subject: Subject
+    threat: Threat
+    attacks: tuple[PatchAttack, ...]
+    settings: Settings
+
+
+def plan(entry: Entry, images: ImageSet) -> Planned:
+    """Load the entry's model and read its threat and attacks. Raises `InvalidInput`, which names the entry."""
+    options = entry.options
+    try:
+        device = check_device(options.device)
+        count = options.num_images or len(images)
+        for name, value in (("num_images", count), ("attacked_images", entry.attacked_images)):
+            if value > len(images):
+                raise InvalidInput(f"{name} is {value}, but {images.name} has {len(images)} test images")
+        threat = parse_threat(options.patch, images.image_shape[1:])
+        attacks = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
+        for attack in attacks:
+            for one in threat.threats:
+                attack.check(one)
+        settings = Settings(
+            count, options.batch_size, options.certified_budget or None, options.seed, device, gallery=0
+        )
+        return Planned(entry, subject_of(options, images, device), threat, tuple(attacks), settings)
+    except InvalidInput as error:
+        raise InvalidInput(f"row {entry.name}: {error}") from error
+
+
+def measure(
+    planned: Planned, images: ImageSet, output: str | Path, on_progress: Callable[[int, str], None] = lambda *_: None
+) -> Row:
+    """Certify all images, attack the first, and take the times; what `output` already holds is not done again.
+
+    `on_progress(finished, what)` counts images, those certified and those attacked.
+    """
+    entry, model, settings = planned.entry, planned.subject.model, planned.settings
+    note = {**planned.subject.note, "dtype": entry.options.dtype, "budget": entry.options.budget}
+    store = Store(Path(output) / entry.folder)
+
+    def records(name: str, count: int, attacks: tuple[PatchAttack, ...], done: int) -> Summary:
+        some = replace(settings, num_images=count)
+        where = Path(output) / entry.folder / name
+        return summarise(
+            evaluate(
+                model,
+                images,
+                planned.threat,
+                attacks,
+                some,
+                where,
+                configuration=note,
+                on_progress=lambda finished, what: on_progress(done + finished, f"{entry.name}: {what}"),
+            )
+        )
+
+    whole = records("all", settings.num_images, (), 0)
+    attacked = None
+    if entry.attacked_images and planned.attacks:
+        attacked = records("attacked", entry.attacked_images, planned.attacks, settings.num_images)
+    on_progress(settings.num_images + entry.attacked_images, f"{entry.name}: timing")
+    x, _ = images.batch(range(min(entry.timed_images, len(images))))
+    speed = _kept_speed(store, model, x.to(settings.device), planned.threat, settings.batch_size)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Row(entry, whole, attacked, speed, planned.subject.train_seconds, parameters)
+
+
+def _kept_speed(store: Store, model: torch.nn.Module, x: Tensor, threat: Threat, batch: int) -> Speed:
+    """The times taken before of this model on this machine, or new ones."""
+    machine = torch.cuda.get_device_name(x.device) if x.is_cuda else platform.processor() or platform.machine()
+    where = {"images": len(x), "batch": min(batch, len(x)), "machine": machine, "threads": torch.get_num_threads()}
+    key = {**where, "model": model_fingerprint(model), "threat": str(threat)}
+    if store.exists("speed.json"):
+        kept = json.loads(store.read("speed.json"))
+        if kept["of"] == key:
+            return Speed(kept["predict"], kept["certify"], **where)
+    certify = getattr(model, "certify", None)
+    predicted = _rate(lambda some: predict(model, some), x, batch)
+    certified = None if certify is None else _rate(lambda some: certify(some, threat), x, batch)
+    store.write("speed.json", json.dumps({"of": key, "predict": predicted, "certify": certified}, indent=1).encode())
+    return Speed(predicted, certified, **where)
+
+
+@torch.no_grad()
+def _rate(work: Callable[[Tensor], object], x: Tensor, batch: int) -> float:
+    """Images per second."""
+    work(x[: min(batch, len(x))])  # what is done once, for the first images, is not counted
+    taken: list[float] = []
+    while not taken or (len(taken) < _REPEATS and sum(taken) < _SECONDS):
+        started = time.perf_counter()
+        for some in x.split(batch):
+            work(some)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        taken.append(time.perf_counter() - started)
+    return len(x) / median(taken)

@@ -1,0 +1,161 @@
+"""Rows -> Markdown and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluate.leaderboard.rows import Row
+from evaluate.metrics import Share
+
+_HEAD = (
+    "defense",
+    "clean",
+    "certified",
+    "under attack",
+    "certified of these",
+    "published clean / certified",
+    "predict, images/s",
+    "certify, images/s",
+    "training",
+)
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """The most certified first; those that prove nothing last, by what is left of them under attack."""
+
+    def key(row: Row) -> tuple[float, float]:
+        left = 0.0 if row.attacked is None else row.attacked.under_all.value
+        return (-1.0 if row.certified is None else row.certified.value, left)
+
+    return sorted(rows, key=key, reverse=True)
+
+
+def markdown(title: str, rows: Sequence[Row]) -> str:
+    """The board: a line for each row, what the columns mean, and how each row is trained again."""
+    ranked = ordered(rows)
+    lines = [f"# {title}", "", *table(ranked), "", *(f"- {note}" for note in _notes(ranked))]
+    commands = [(row.entry.name, row.entry.retrain) for row in ranked if row.entry.retrain is not None]
+    if commands:
+        lines += ["", "Trained by (each with `--data-root DIR`):", ""]
+        lines += [f"- {name}: `{command}`" for name, command in commands]
+    sources = list(dict.fromkeys(row.entry.source for row in ranked if row.entry.source is not None))
+    if sources:
+        lines += ["", "Published numbers:", "", *(f"- {source}" for source in sources)]
+    return "\n".join(lines) + "\n"
+
+
+def table(ranked: Sequence[Row]) -> list[str]:
+    """The Markdown table alone."""
+    lines = [f"| {' | '.join(_HEAD)} |", f"| --- {'| ---: ' * (len(_HEAD) - 1)}|"]
+    sizes = {row.whole.images for row in ranked}
+    attacked = {row.attacked.images for row in ranked if row.attacked is not None}
+    for row in ranked:
+        found, shares = row.attacked, (None, None)
+        if found is not None:
+            shares = (found.under_all, found.certified_exact)
+        broken = " **BROKEN**" if row.broken else ""
+        cells = (
+            row.entry.name + broken,
+            _percent(row.whole.clean, sizes),
+            _percent(row.certified, sizes),
+            _percent(shares[0], attacked),
+            _percent(shares[1], attacked),
+            _published(row.entry.published),
+            _rate(row.speed.predict),
+            _rate(row.speed.certify),
+            _duration(row.train_seconds),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _notes(ranked: Sequence[Row]) -> list[str]:
+    whole = _several({row.whole.images for row in ranked})
+    attacked = _several({row.attacked.images for row in ranked if row.attacked is not None})
+    attacks = sorted({row.entry.options.attacks for row in ranked if row.attacked is not None})
+    speeds = [row.speed for row in ranked]
+    places = sorted({f"{speed.machine}, {speed.threads} thread{'s' * (speed.threads > 1)}" for speed in speeds})
+    options = ranked[0].entry.options
+    notes = [
+        f"{options.dataset}, {options.patch} patch anywhere; percent of the first {whole} test images; certified: "
+        "predicted right and proved that no patch changes it"
+    ]
+    if attacked:
+        notes.append(
+            f"under attack: right after {', '.join(attacks)} on the first {attacked} images, worst case over the "
+            "attacks; beside it the share of the same images that is certified, below which no attack may come"
+        )
+    verdicts = {row.entry.name: row.attacked.verdict for row in ranked if row.attacked is not None}
+    for verdict, what in (
+        ("held", "every certified image was attacked, and none changed"),
+        ("not tested", "not every certified image was attacked"),
+        ("broken", "a certified prediction was changed"),
+    ):
+        own = [name for name, one in verdicts.items() if one == verdict]
+        if own:
+            notes.append(f"{verdict.upper()}, {what}: {', '.join(own)}")
+    notes.append(f"images per second: {'; '.join(places)}")
+    notes.append("training: minutes as the checkpoint notes them, of the machine it was trained on; – where not noted")
+    return notes
+
+
+def _several(numbers: set[int]) -> str:
+    low, high = (min(numbers), max(numbers)) if numbers else (0, 0)
+    if not numbers:
+        return ""
+    return f"{low:,}" if low == high else f"{low:,} to {high:,} (in brackets: how many, where fewer)"
+
+
+def _percent(share: Share | None, sizes: set[int]) -> str:
+    if share is None:
+        return "–"
+    fewer = f" ({share.total:,})" if share.total < max(sizes) else ""
+    return f"{100 * share.value:.2f}{fewer}" if share.total >= 2000 else f"{100 * share.value:.1f}{fewer}"
+
+
+def _published(given: tuple[float | None, float | None] | None) -> str:
+    if given is None:
+        return "–"
+    return " / ".join("–" if value is None else f"{value:g}" for value in given)
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """All numbers, with the exact 95% intervals of the shares; a line for each row, in the table's order."""
+    found = [row.as_dict() for row in ordered(rows)]
+    kinds = {
+        "name": str,
+        "model": str,
+        "defense": str,
+        "attacks": str,
+        "verdict": str,
+        "source": str,
+        "retrain": str,
+        "speed_machine": str,
+        "images": int,
+        "attacked_images": int,
+        "parameters": int,
+        "speed_images": int,
+        "speed_batch": int,
+        "speed_threads": int,
+    }
+    schema = pa.schema([(key, _TYPES[kinds.get(key, float)]) for key in found[0]])
+    pq.write_table(pa.Table.from_pylist(found, schema=schema), path)

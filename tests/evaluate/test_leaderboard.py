@@ -1,0 +1,154 @@
+"""A leaderboard: its file is read or refused, its numbers are those of the runs, and it is resumed."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from evaluate.finished import read_run
+from evaluate.leaderboard import read_board
+from evaluate.leaderboard.__main__ import app
+from evaluate.metrics import summarise
+from robustpatch.errors import InvalidInput
+
+
+@pytest.fixture
+def board(checkpoint, undefended, tmp_path):
+    """Two rows: one that certifies, one that does not."""
+    path = tmp_path / "board.toml"
+    path.write_text(f"""
+title = "Two of them"
+dataset = "mnist-sample"
+num_images = 12
+attacked_images = 8
+timed_images = 4
+attacks = "pgd:1"
+steps = 2
+certified_budget = 200
+batch_size = 6
+
+[[defense]]
+name = "columns of width 2"
+checkpoint = "{checkpoint}"
+recipe = "recipes/columns2.toml"
+run = "mnist-columns2"
+published = {{ clean = 96.66, certified = 52.83 }}
+source = "Levine & Feizi 2020"
+
+[[defense]]
+name = "nothing at all"
+checkpoint = "{undefended}"
+num_images = 8
+""")
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_numbers_are_those_of_the_runs(board, tmp_path):
+    """Clean and certified of all images, what is left of the attacked ones, and where all of it is written."""
+    output = tmp_path / "out"
+    result = run(board, "--output", output)
+    assert result.exit_code == 0, result.output
+    columns, nothing = pq.read_table(output / "leaderboard.parquet").to_pylist()
+    assert (columns["name"], nothing["name"]) == ("columns of width 2", "nothing at all")
+    for row in (columns, nothing):
+        folder = output / row["name"].replace(" ", "-")
+        whole, attacked = (summarise(read_run(folder / name).records) for name in ("all", "attacked"))
+        assert (row["images"], row["attacked_images"]) == (whole.images, 8)
+        assert row["clean"] == whole.clean.value
+        assert row["empirical"] == attacked.under_all.value
+        assert row["verdict"] == attacked.verdict
+        assert row["speed_predict"] > 0
+        assert row["certified"] == (None if whole.certified_exact is None else whole.certified_exact.value)
+    assert columns["certified"] > 0
+    assert (
+        columns["certified"] == summarise(read_run(output / "columns-of-width-2" / "all").records).certified_exact.value
+    )
+    assert columns["images"] == 12
+    assert nothing["images"] == 8
+    assert columns["published_certified"] == 52.83
+    assert nothing["speed_certify"] is None
+    text = (output / "leaderboard.md").read_text()
+    assert "python -m robustpatch.recipe recipes/columns2.toml --only mnist-columns2" in text
+    assert "(8)" in text, "fewer images than elsewhere are said so"
+    assert (output / "leaderboard.png").stat().st_size > 10_000
+    assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]
+
+
+def test_what_is_there_is_not_done_again(board, tmp_path, monkeypatch):
+    """A second call scores nothing, and other images are another run."""
+    output = tmp_path / "out"
+    assert run(board, "--output", output).exit_code == 0
+    before = (output / "leaderboard.md").read_text()
+
+    def never(*_args, **_options):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("evaluate.runner.evaluate_batch", never)
+    monkeypatch.setattr("evaluate.leaderboard.rows._rate", never)
+    assert run(board, "--output", output).exit_code == 0
+    assert (output / "leaderboard.md").read_text() == before
+    board.write_text(board.read_text().replace("steps = 2", "steps = 3"))
+    other = run(board, "--output", output)
+    assert other.exit_code == 2
+    assert "holds another run" in " ".join(other.output.split())
+
+
+def test_a_part_of_the_rows(board, tmp_path):
+    result = run(board, "--output", tmp_path / "out", "--only", "nothing at all")
+    assert result.exit_code == 0, result.output
+    assert [row["name"] for row in pq.read_table(tmp_path / "out" / "leaderboard.parquet").to_pylist()] == [
+        "nothing at all"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[[defense]]", "[[offense]]"), "offense"),
+        (('name = "nothing at all"', 'name = "columns, of width-2"'), "two rows called"),
+        (('name = "nothing at all"', ""), "every row needs one"),
+        (("attacked_images = 8", "attacked_images = -1"), "attacked_images is -1"),
+        (("attacked_images = 8", 'attacked_images = "8"'), "attacked_images is '8'"),
+        (("steps = 2", "stepz = 2"), "stepz"),
+        (("steps = 2", 'steps = "two"'), "steps is 'two'; a whole number is needed"),
+        (("published = { clean = 96.66,", "published = { clear = 96.66,"), "published is"),
+        (("certified = 52.83", "certified = 152.83"), "published is"),
+        (("num_images = 8", 'num_images = 8\nmodel = "a.py:b"'), "name a checkpoint, or a model"),
+        (('title = "Two of them"', "title = "), "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_board_is_refused(board, change, said):
+    board.write_text(board.read_text().replace(*change))
+    with pytest.raises(InvalidInput, match=said):
+        read_board(board)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('attacks = "pgd:1"', 'attacks = "magic"'), "row columns of width 2: "),
+        (("num_images = 8", "num_images = 900"), "row nothing at all: num_images is 900"),
+        (("num_images = 8", "theta = 0.3"), "row nothing at all: theta is 0.3"),
+        (('dataset = "mnist-sample"', 'dataset = "mnist-sample"\npatch = "40x40"'), "row columns of width 2: "),
+        (('dataset = "mnist-sample"', 'dataset = "numbers"'), "numbers"),
+    ],
+)
+def test_a_row_that_cannot_be_done_is_refused_before_any_is(board, tmp_path, change, said):
+    board.write_text(board.read_text().replace(*change))
+    result = run(board, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_is_not_on_the_board_is_refused(board, tmp_path):
+    result = run(board, "--output", tmp_path / "out", "--only", "nothing")
+    assert result.exit_code == 2
+    assert "the board has columns of width 2, nothing at all" in " ".join(result.output.split())
