@@ -1,0 +1,129 @@
+"""PatchCleanser's inference and certificate, from the predictions under masks alone: no network, each asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robustpatch import checks
+from robustpatch.defenses.masking import MaskSet
+from robustpatch.voting import first_argmax
+
+Score = Callable[[Tensor, Tensor], Tensor]  # image [P], union [P] -> logits [P,K]
+_FIRST = 2  # unions asked at first where one answer may settle it; then twice as many each time
+
+
+class Looks:
+    """What a classifier says of B images under the unions of a mask set, each computed when first asked for.
+
+    Attributes:
+        prediction: Int[B,U], the class under each union; -1 where nobody has asked.
+        gap: Float[B,U], by how much its logit exceeds every other's; inf where nobody has asked.
+    """
+
+    def __init__(self, masks: MaskSet, images: int, score: Score, device: torch.device | str = "cpu") -> None:
+        self.masks, self._score = masks, score
+        self.views, self.pair = len(masks.views), masks.pair.to(device)
+        self.prediction = torch.full((images, len(masks.unions)), -1, dtype=torch.int32, device=device)
+        self.gap = torch.full(self.prediction.shape, torch.inf, device=device)
+
+    @property
+    def evaluations(self) -> Int[Tensor, " B"]:
+        """How many unions of each image were scored."""
+        return (self.prediction >= 0).sum(dim=1)
+
+    def learn(self, image: Int[Tensor, " P"], union: Int[Tensor, " P"], logits: Float[Tensor, "P K"]) -> None:
+        """Note what the classifier says. Raises `InvalidInput` for logits that are no numbers."""
+        checks.finite_scores(logits)
+        first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+        self.prediction[image, union] = first_argmax(logits).int()
+        self.gap[image, union] = first - second
+
+    def ask(self, image: Int[Tensor, "..."], union: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The predictions of these images under these unions."""
+        number = self.prediction.shape[1]
+        new = torch.unique((image * number + union).flatten())
+        i, u = new // number, new % number
+        unknown = self.prediction[i, u] < 0
+        i, u = i[unknown], u[unknown]
+        if len(i):
+            self.learn(i, u, self._score(i, u))
+        return self.prediction[image, union]
+
+    def first(self) -> Int[Tensor, "B V"]:
+        """The predictions of all images under every view: the first round."""
+        image = torch.arange(len(self.prediction), device=self.prediction.device)
+        view = torch.arange(self.views, device=image.device)
+        return self.ask(*torch.broadcast_tensors(image[:, None], view))
+
+
+def infer(looks: Looks) -> Int[Tensor, " B"]:
+    """Double masking: the class that all views name; else that of a dissenting view under which nothing more that is
+    hidden changes the answer; else the majority's, the lowest of equals.
+
+    Two dissenters that stand name the same class, that of the union of both, so their order does not matter. (Xiang et
+    al. 2022, Algorithm 1.)
+    """
+    labels = looks.first()
+    found = majority(labels)
+    image, view = (labels != found[:, None]).nonzero(as_tuple=True)
+    order = looks.gap[:, : looks.views].argsort(dim=1)
+    for columns in _growing(looks.views):
+        union = looks.pair[view[:, None], order[image, columns]]
+        stands = (looks.ask(image[:, None].expand_as(union), union) == labels[image, view][:, None]).all(dim=1)
+        image, view = image[stands], view[stands]
+    found[image] = labels[image, view]
+    return found.long()
+
+
+def certify(looks: Looks, guard: float) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
+    """What `infer` returns, and for which images no patch that the masks cover changes it: those where every union
+    names the same class, by more than 2·`guard` over every other.
+
+    Proof. Let some view v hide all patches. Every union with v looks as in the clean image, and still names the class c
+    after logits have moved by `guard` each. If the views agree, they agree with v, on c. If the majority is for another
+    class, v dissents; under it nothing more that is hidden changes the answer c, so a dissenter for c stands. And no
+    dissenter for another class stands, since together with v it names c. So c is returned in every case. (Theorem 1.)
+
+    Unions are asked until one fails, those first whose views are the least sure.
+    """
+    found = infer(looks)
+    singles = looks.gap[:, : looks.views]
+    sure = (looks.prediction[:, : looks.views] == found[:, None]) & (singles > 2 * guard)
+    certified = sure.all(dim=1)
+    alive = certified.nonzero()[:, 0]
+    order = _by_doubt(looks, alive)
+    for columns in _growing(order.shape[1]):
+        union = order[:, columns]
+        image = alive[:, None].expand_as(union)
+        holds = (looks.ask(image, union) == found[alive, None]) & (looks.gap[image, union] > 2 * guard)
+        passed = holds.all(dim=1)
+        certified[alive[~passed]] = False
+        alive, order = alive[passed], order[passed]
+    return found, certified
+
+
+def _by_doubt(looks: Looks, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
+    """The unions that are no views, by the sum of the gaps of the two views (of several patches: the least such)."""
+    gap = looks.gap[image, : looks.views]
+    doubt = torch.full((len(image), looks.gap.shape[1]), torch.inf, device=gap.device)
+    for view in range(looks.views):
+        union = looks.pair[view].expand(len(image), -1)
+        doubt.scatter_reduce_(1, union, gap + gap[:, view, None], "amin")
+    return looks.views + doubt[:, looks.views :].argsort(dim=1)
+
+
+def majority(labels: Int[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """The class that most views name, the lowest of equals."""
+    votes = torch.nn.functional.one_hot(labels.long()).sum(dim=1)
+    return first_argmax(votes).to(labels.dtype)
+
+
+def _growing(length: int) -> Iterator[slice]:
+    start, size = 0, _FIRST
+    while start < length:
+        yield slice(start, start + size)
+        start, size = start + size, 2 * size

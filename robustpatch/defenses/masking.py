@@ -1,0 +1,114 @@
+"""Sets of rectangular masks, such that any patch lies wholly inside one of them: what PatchCleanser hides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat, Threat
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """n = len(rows)·len(columns) rectangles of `height` × `width`; their top-left corners are all (row, column).
+
+    Those of `for_patch` hide every placement of that patch: with k masks on an axis of n pixels and a patch of m, they
+    begin every s = ceil((n - m + 1) / k) pixels, the last one flush with the border, and are m + s - 1 long. (Xiang et
+    al. 2022, Section 3.1.)
+
+    `count` patches are hidden by `count` masks together: every choice of so many is a *view* of the image, and the
+    *unions* are the views and the choices of any two of them. For one patch views are the single masks, and unions
+    those and the pairs: 666 of 6×6.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    height: int
+    width: int
+    image_size: tuple[int, int]
+    count: int = 1
+
+    @classmethod
+    def for_patch(cls, patch: PatchThreat, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
+        """`masks` (down, across): how many along each axis, at most; fewer where that many would repeat themselves.
+
+        Raises `InvalidInput`.
+        """
+        patch.check_fits(*image_size)
+        if min(masks) < 1:
+            raise InvalidInput(f"masks is {masks[0]}x{masks[1]}; at least one is needed along each axis")
+        rows, height = _axis(image_size[0], patch.height, masks[0])
+        columns, width = _axis(image_size[1], patch.width, masks[1])
+        return cls(rows, columns, height, width, image_size, patch.count)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def hidden(self) -> Bool[Tensor, "n H W"]:
+        """The pixels that each mask hides; row-major order."""
+        down = _within(self.rows, self.height, self.image_size[0])
+        across = _within(self.columns, self.width, self.image_size[1])
+        return (down[:, None, :, None] & across[None, :, None, :]).flatten(0, 1)
+
+    def covers(self, threat: Threat) -> bool:
+        """Whether each placement of each patch of the threat lies inside some mask, and there are masks for all."""
+        return all(
+            one.count <= self.count
+            and _covered(self.rows, self.height, one.height, self.image_size[0])
+            and _covered(self.columns, self.width, one.width, self.image_size[1])
+            for one in threat.threats
+        )
+
+    @property
+    def views(self) -> Int[Tensor, "V m"]:
+        """The masks of each view: every choice of `count` of them."""
+        return _unions(len(self), self.count)[0]
+
+    @property
+    def unions(self) -> Int[Tensor, "U p"]:
+        """The masks of each union, the last repeated; the first V are the views."""
+        return _unions(len(self), self.count)[1]
+
+    @property
+    def pair(self) -> Int[Tensor, "V V"]:
+        """Which union two views make."""
+        return _unions(len(self), self.count)[2]
+
+
+def _axis(length: int, patch: int, masks: int) -> tuple[tuple[int, ...], int]:
+    stride = -(-(length - patch + 1) // masks)
+    side = patch + stride - 1
+    last = length - side
+    return tuple(sorted({min(i * stride, last) for i in range(masks)})), side
+
+
+def _within(starts: tuple[int, ...], side: int, length: int) -> Bool[Tensor, "k n"]:
+    first = torch.tensor(starts)[:, None]
+    pixel = torch.arange(length)
+    return (pixel >= first) & (pixel < first + side)
+
+
+def _covered(starts: tuple[int, ...], side: int, patch: int, length: int) -> bool:
+    places = range(length - patch + 1)
+    return all(any(start <= place and place + patch <= start + side for start in starts) for place in places)
+
+
+@lru_cache(maxsize=8)
+def _unions(masks: int, count: int) -> tuple[Int[Tensor, "V m"], Int[Tensor, "U p"], Int[Tensor, "V V"]]:
+    count = min(count, masks)
+    sizes = range(count, min(2 * count, masks) + 1)
+    members = [some for size in sizes for some in combinations(range(masks), size)]
+    number = {frozenset(some): u for u, some in enumerate(members)}
+    views = [frozenset(some) for some in combinations(range(masks), count)]
+    pair = torch.zeros(len(views), len(views), dtype=torch.long)
+    for s, one in enumerate(views):
+        pair[s, s:] = torch.tensor([number[one | other] for other in views[s:]])
+    most = sizes[-1]
+    padded = torch.tensor([some + some[-1:] * (most - len(some)) for some in members])
+    return torch.tensor([sorted(view) for view in views]), padded, torch.maximum(pair, pair.T)
