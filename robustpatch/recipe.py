@@ -2,8 +2,9 @@
 
 A recipe has a table `[[run]]` for each network: its `name`, and the settings of `TrainingConfig`. `stages`, a list of
 tables, trains it in several stages, each from the weights of the one before; a stage's settings go over the run's, and
-a run's over those of the table `[defaults]`. `vote` is the voting rule that the checkpoint is kept with, where another
-than the training's did best on validation images; `start`, a checkpoint whose weights the first stage begins with.
+a run's over those of the table `[defaults]`. The ablation "none" is that of whole images. `vote` is the voting rule
+that the checkpoint is kept with, where another than the training's did best on validation images; `start`, a checkpoint
+whose weights the first stage begins with.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
     configs = []
     for stage in stages:
         chosen = {**settings, **stage}
+        whole = chosen.get("ablation") == "none"  # TOML has no word for it
+        if whole:
+            del chosen["ablation"]
         known = {own.name: own for own in fields(TrainingConfig)} | {"start": None}
         unknown = sorted(chosen.keys() - known.keys() | chosen.keys() & {"start"})
         if unknown:
@@ -82,10 +86,10 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
             chosen.setdefault("network", {"name": usual_name(parse_source(chosen["ablation"]))})
         for key, value in chosen.items():
             default = getattr(TrainingConfig(), key)
-            kind = (int, float) if isinstance(default, float) else type(default)
+            kind = (int, float) if isinstance(default, float) else str if default is None else type(default)
             if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
                 raise InvalidInput(f"recipe {path}, run {name}: {key} is {value!r}; a value like {default!r} is needed")
-        configs.append(TrainingConfig(**chosen))
+        configs.append(TrainingConfig(**chosen, **({"ablation": None} if whole else {})))
     if not configs:
         raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
     if vote is not None:
