@@ -166,13 +166,16 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
 
 @torch.no_grad()
 def _defended_accuracy(model: Defended, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
-    """`certified_exact` is the share of the first `certified_in_training` images; None where nothing is certified."""
+    """`clean` is of the first `predicted_in_training` images, `certified_exact` of the first `certified_in_training`,
+    None where nothing is certified.
+    """
     training = model.training
     model.eval()
     clean = certified = 0
+    predicted = min(model.predicted_in_training or len(images), len(images))
     some = min(model.certified_in_training, len(images)) if hasattr(model, "certify") and threat is not None else 0
     try:
-        for index in torch.arange(len(images)).split(500):
+        for index in torch.arange(predicted).split(500):
             x, y = (tensor.to(device) for tensor in images.batch(index))
             clean += int((model.predict(x) == y).sum())
         for first in range(0, some, 100):
@@ -181,7 +184,7 @@ def _defended_accuracy(model: Defended, images: ImageSet, threat: Threat | None,
             certified += int((proved.certified & (proved.prediction == y)).sum())
     finally:
         model.train(training)
-    return Accuracy(clean / len(images), certified_exact=certified / some if some else None)
+    return Accuracy(clean / predicted, certified_exact=certified / some if some else None)
 
 
 @torch.no_grad()

@@ -51,6 +51,9 @@ class Defended(nn.Module):
     certified_in_training: ClassVar[int] = 500
     """How many validation images are certified after an epoch: the rest would take longer than the training."""
 
+    predicted_in_training: ClassVar[int | None] = None
+    """How many are predicted; None: all."""
+
     def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
