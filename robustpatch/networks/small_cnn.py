@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ class SmallCNN(nn.Module):
     Args:
         image_size: (height, width), each halved (rounding down) as often as there are `widths`.
         num_classes: K. in_channels: C. widths: channels of the convolutions. hidden: units of the hidden layer.
+        deeper: 3×3 convolutions after those, at their resolution. norm: batch norm after each convolution.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class SmallCNN(nn.Module):
         in_channels: int = 1,
         widths: Sequence[int] = (32, 64),
         hidden: int = 128,
+        deeper: int = 0,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         height, width = (length >> len(widths) for length in image_size)
@@ -38,9 +42,17 @@ class SmallCNN(nn.Module):
             )
         layers: list[nn.Module] = []
         for inputs, outputs in zip((in_channels, *widths), widths, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.ReLU()]
+            layers += _layer(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not norm), norm)
+        for _ in range(deeper):
+            layers += _layer(nn.Conv2d(widths[-1], widths[-1], 3, padding=1, bias=not norm), norm)
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, hidden), nn.ReLU())
         self.head = nn.Linear(hidden, num_classes)
+        if norm:
+            self.to(memory_format=torch.channels_last)  # in which norm and convolution take half the time on a CPU
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         return self.head(self.features(x.to(self.head.weight.dtype)))
+
+
+def _layer(convolution: nn.Conv2d, norm: bool) -> list[nn.Module]:
+    return [convolution, *([nn.BatchNorm2d(convolution.out_channels)] if norm else []), nn.ReLU()]
