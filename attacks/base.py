@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import first_argmax
@@ -95,9 +94,11 @@ def referee(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
-    """Evaluations of one image by a forward pass, and by `predict`: the ablations scored, or one without ablations."""
-    if isinstance(model, RandomizedClassifier):
-        return model.evaluations(x.shape[2], x.shape[3])
+    """Evaluations of one image by a forward pass, and by `predict`: the ablations scored, or one without ablations; or
+    what the model's own `evaluations(height, width)` says, at most so many.
+    """
+    if hasattr(model, "evaluations"):
+        return model.evaluations(x.shape[2], x.shape[3])  # type: ignore[operator]
     each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
     return each, each
 

@@ -9,7 +9,9 @@ from robustpatch.errors import InvalidInput
 
 __all__ = ["Defended", "Defense", "known_defenses", "parse_defense"]
 
-_HOME: dict[str, str] = {}  # name -> MODULE:CLASS, imported when asked for
+_HOME: dict[str, str] = {  # name -> MODULE:CLASS, imported when asked for
+    "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking"
+}
 
 
 def known_defenses() -> list[str]:

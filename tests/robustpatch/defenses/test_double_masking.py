@@ -1,4 +1,4 @@
-"""PatchCleanser on tables of predictions: whatever an adversary writes where he is not hidden, certified results stay."""
+"""PatchCleanser on tables of predictions: whatever an adversary writes where he is seen, certified results stay."""
 
 from __future__ import annotations
 

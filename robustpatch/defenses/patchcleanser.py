@@ -1,0 +1,321 @@
+"""PatchCleanser: hide the patch by masks, wherever it is, and believe what the rest of the image says (Xiang 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustpatch import checks, memory, precision
+from robustpatch.certificate import Certificate
+from robustpatch.defenses.base import Defended, Defense
+from robustpatch.defenses.double_masking import Looks, certify, infer, majority
+from robustpatch.defenses.masking import MaskSet
+from robustpatch.encoding import Encoding, encoding_named
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat, Threat
+from robustpatch.voting import first_argmax
+
+GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
+_CELLS = 2**23  # predictions kept at once: images times unions
+
+
+@dataclass(frozen=True)
+class Fill(Encoding):
+    """A hidden pixel shows `value` in every channel: what any classifier of images can be shown."""
+
+    value: float
+    name = "fill"
+
+    def channels(self, image_channels: int) -> int:
+        return image_channels
+
+    def __call__(self, x: Float[Tensor, "M C H W"], kept: Bool[Tensor, "M H W"]) -> Float[Tensor, "M C H W"]:
+        return torch.where(kept[:, None], x, self.value)
+
+
+@dataclass(frozen=True)
+class DoubleMasking(Defense):
+    """Certified for every threat whose placements each lie inside one of the masks, which are made for `patch`.
+
+    Args:
+        masks: how many along each axis, "6", or down and across, "6x4".
+        patch: what the masks are made to hide, "5x5" or, for two patches, "2*5x5".
+        hidden: what hidden pixels show: "mask" (0, and one more channel that says so), "complement" (0 in 2C
+            channels), or a number in [0, 1] in every channel, for a network that takes images as they are.
+        guard: the change of a logit by rounding that certificates allow for; 200 times the largest measured (5e-6, over
+            batch sizes, companions and threads, with logits up to 19). In less than float32 at least 0.5.
+        worst: of training, how many masks are tried to find the first of the pair that is worst for an image, and then
+            the second; 0: pairs are drawn at random.
+    """
+
+    name: ClassVar[str] = "patchcleanser"
+    masks: str = "6"
+    patch: str = "5x5"
+    hidden: str = "0.5"
+    guard: float = 1e-3
+    worst: int = 0
+
+    def __post_init__(self) -> None:
+        _ = self.per_axis, self.shown
+        if not (isfinite(self.guard) and self.guard >= 0):
+            raise InvalidInput(f"guard is {self.guard}; it must be a number of at least 0")
+        if self.worst < 0:
+            raise InvalidInput(f"worst is {self.worst}; give a number of masks to try, or 0 for random pairs")
+
+    @property
+    def per_axis(self) -> tuple[int, int]:
+        """How many masks down and across."""
+        parts = str(self.masks).lower().split("x")
+        if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+            raise InvalidInput(f'masks is {self.masks!r}; use "6", or "6x4" for 6 down and 4 across')
+        return int(parts[0]), int(parts[-1])
+
+    @property
+    def shown(self) -> Encoding:
+        """How an image under masks is shown to the network."""
+        try:
+            value = float(self.hidden)
+        except ValueError:
+            return encoding_named(self.hidden)
+        if not 0 <= value <= 1:
+            raise InvalidInput(f'hidden is {self.hidden}; a fill value must lie in [0, 1]; or use "mask"')
+        return Fill(value)
+
+    @property
+    def encoding(self) -> Encoding | None:
+        return None if isinstance(self.shown, Fill) else self.shown
+
+    def mask_set(self, height: int, width: int) -> MaskSet:
+        """The masks for images of that size. Raises `InvalidInput`."""
+        return _mask_set(self.patch, self.per_axis, (height, width))
+
+    def wrap(self, network: nn.Module, *, num_classes: int) -> PatchCleanser:
+        return PatchCleanser(network, self, num_classes=num_classes)
+
+
+@lru_cache(maxsize=32)
+def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
+    return MaskSet.for_patch(PatchThreat.parse(patch, image_size), masks, image_size)
+
+
+class PatchCleanser(Defended):
+    """A classifier of images under masks, whose certified predictions no patch within the threat changes.
+
+    `predict` is double masking: the class named under every mask; where they differ, that of a dissenting mask under
+    which no second mask changes the answer; else the majority's. `certify` finds the images whose class is the same
+    under all pairs of masks, singles included, by more than 2·guard in logits; for these `predict` of the attacked
+    image is the same: the proof is at `double_masking.certify`. It takes one thing for granted: an image under masks
+    that hide the patch gets the logits of the clean image under them, up to `guard`. Hidden pixels are selected away,
+    so the network is shown the same numbers; that it answers alike, alone and in company, is tested on first use.
+
+        model = PatchCleanser(network, DoubleMasking(patch="32x32"), num_classes=1000).eval()
+        certificate = model.certify(x, PatchThreat(32, 32))
+
+    Args:
+        network: maps images as `defense.hidden` shows them [M,E,H,W] to logits [M,K].
+        chunk: masked images scored at once; None chooses by image size and free memory.
+    """
+
+    defense: DoubleMasking
+    certified_in_training: ClassVar[int] = 100
+    predicted_in_training: ClassVar[int | None] = 500
+
+    def __init__(
+        self, network: nn.Module, defense: DoubleMasking | None = None, *, num_classes: int, chunk: int | None = None
+    ) -> None:
+        super().__init__(network, DoubleMasking() if defense is None else defense, num_classes=num_classes)
+        if chunk is not None and chunk < 1:
+            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
+        self.chunk = chunk
+        self._shown = self.defense.shown
+        self._sound: tuple[object, ...] | None = None
+
+    @property
+    def guard(self) -> float:
+        """The change of a logit that certificates allow for: the defense's, at least 0.5 in less than float32."""
+        tensors = [*self.parameters(), *self.buffers()]
+        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
+        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
+        return max(self.defense.guard, GUARD_REDUCED) if reduced else self.defense.guard
+
+    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+        """Masked images that the network scores for `forward`, and at most for `predict`, of one image."""
+        masks = self.defense.mask_set(height, width)
+        return 2 * len(masks.views), len(masks.unions)
+
+    def logits(
+        self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P K"]:
+        """The network's float32 logits of image[p] under the masks of union[p]. Differentiable, chunk by chunk."""
+        masks = self.defense.mask_set(*x.shape[2:])
+        hidden, members = masks.hidden().to(x.device), masks.unions.to(x.device)
+
+        def score(i: Tensor, u: Tensor) -> Tensor:
+            kept = ~hidden[members[u]].any(dim=1)
+            return self._network(self._shown(x[i], kept))
+
+        values = self._shown.channels(x.shape[1]) * x.shape[2] * x.shape[3]
+        chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
+        parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
+        return torch.cat(found) if found else x.new_zeros(0, self.num_classes)
+
+    def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
+        tensor = next(self.network.parameters(), None)
+        alike = tensor is None or torch.is_autocast_enabled(shown.device.type)
+        logits = self.network(shown if alike else shown.to(tensor.dtype))
+        if logits.shape != (len(shown), self.num_classes):
+            raise InvalidInput(
+                f"the network returned logits of shape {tuple(logits.shape)}, not {(len(shown), self.num_classes)}; "
+                f"num_classes is {self.num_classes}: make both agree"
+            )
+        return logits.float()
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        found = [infer(looks) for looks in self.looks(x)]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=x.device)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+        """Prove, for each image, that no patch within `threat` changes `predict`.
+
+        `close` counts the unions that were seen to name the class by no more than 2·guard. Raises `InvalidInput` where
+        some placement lies inside no mask, and for a network whose logits differ alone and in company.
+        """
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        threat.check_fits(x.shape[2], x.shape[3])
+        self._check_covered(self.defense.mask_set(*x.shape[2:]), threat)
+        self._check_network(x)
+        prediction, certified, close = [], [], []
+        for looks in self.looks(x):
+            found, holds = certify(looks, self.guard)
+            prediction.append(found)
+            certified.append(holds)
+            close.append((looks.gap <= 2 * self.guard).sum(dim=1))
+        none = torch.zeros(0, dtype=torch.long, device=x.device)
+        return Certificate(
+            prediction=torch.cat([none, *prediction]),
+            certified=torch.cat([none.bool(), *certified]),
+            margin=None,
+            placement_margin=None,
+            threat=threat,
+            method="exact",
+            guard=self.guard,
+            close=torch.cat([none, *close]),
+        )
+
+    def _check_covered(self, masks: MaskSet, threat: Threat) -> None:
+        if not masks.covers(threat):
+            raise InvalidInput(
+                f"patch is {threat}, but the masks are made for {self.defense.patch} and do not hide it everywhere; "
+                "defend with patch= the largest that is to be certified"
+            )
+
+    def looks(self, x: Float[Tensor, "B C H W"]) -> list[Looks]:
+        """What the network says of the images under masks, still to be asked; so many images at a time."""
+        masks = self.defense.mask_set(*x.shape[2:])
+        size = max(1, _CELLS // len(masks.unions))
+        return [Looks(masks, len(some), _scoring(self.logits, some), x.device) for some in x.split(size) if len(some)]
+
+    def _check_network(self, x: Tensor) -> None:
+        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        versions = tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors)
+        key = (tuple(self.network.modules()), versions, x.shape[1:], self.guard)
+        if not len(x) or key == self._sound:
+            return
+        shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
+        alone = self._network(shown)
+        company = self._network(torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)]))[1:2]
+        deviation = float(torch.stack([(alone - again).abs().max() for again in (self._network(shown), company)]).max())
+        if not deviation <= self.guard:
+            raise InvalidInput(
+                f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
+                f"{self.guard:g}: the network couples images or is random; mend it, or choose a larger guard"
+            )
+        self._sound = key
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """What attacks climb: the mean softmax of all views, in which the surest dissenting view may raise its class.
+
+        With a = min over second views of p_c - max_j≠c p_j, for the class c that it names: for a > 0 the dissenter
+        stands, and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. The argmax
+        is `predict`, except where that takes another dissenter, or a majority that is not the mean's.
+        """
+        masks = self.defense.mask_set(*x.shape[2:])
+        views, image = len(masks.views), torch.arange(len(x), device=x.device)[:, None]
+        every = torch.arange(views, device=x.device).expand(len(x), -1)
+        logits = self.logits(x, image.expand_as(every).flatten(), every.flatten()).unflatten(0, every.shape)
+        checks.finite_scores(logits)
+        shares = logits.softmax(dim=-1).mean(dim=1)
+        first, second = logits.detach().topk(2, dim=-1).values.unbind(dim=-1)
+        labels = first_argmax(logits.detach())
+        dissents = labels != majority(labels)[:, None]
+        rows = dissents.any(dim=1).nonzero()[:, 0]
+        surest = (first - second).masked_fill(~dissents, -1).argmax(dim=1)[rows]
+        union = masks.pair.to(x.device)[surest]
+        seen = self.logits(x, rows[:, None].expand_as(union).flatten(), union.flatten()).unflatten(0, union.shape)
+        own = labels[rows, surest][:, None]
+        standing = _lead(seen.softmax(dim=-1), own[:, None].expand(-1, views, 1)).amin(dim=1, keepdim=True)
+        top, mean = shares[rows].amax(dim=1, keepdim=True), shares[rows].gather(1, own)
+        raised = top + standing * torch.where(standing > 0, 1, top - mean)
+        return shares.index_put((rows[:, None], own), raised)
+
+    def training_loss(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of each image under a pair of views drawn for it, or the worst pair found.
+
+        That is found greedily: of `defense.worst` views drawn at random the one with the largest loss, then of as many
+        drawn anew the one with the largest loss together with it (Saha et al. 2023, "greedy cutout", with all views);
+        the network is in evaluation mode meanwhile. Raises `InvalidInput` where the masks do not cover the threat.
+        """
+        masks = self.defense.mask_set(*x.shape[2:])
+        self._check_covered(masks, threat)
+        views, image = len(masks.views), torch.arange(len(x), device=x.device)
+        pair = masks.pair.to(x.device)
+        tried = min(self.defense.worst or 1, views)
+        first, second = (
+            torch.rand(len(x), views, generator=generator).argsort(dim=1)[:, :tried].to(x.device) for _ in range(2)
+        )
+        if self.defense.worst:
+            first = self._worst(x, y, first)
+            union = self._worst(x, y, pair[first, second])[:, 0]
+        else:
+            union = pair[first, second][:, 0]
+        return nn.functional.cross_entropy(self.logits(x, image, union), y)
+
+    @torch.no_grad()
+    def _worst(self, x: Tensor, y: Int[Tensor, " B"], union: Int[Tensor, "B n"]) -> Int[Tensor, "B 1"]:
+        """Of each image's unions the one with the largest cross-entropy."""
+        image = torch.arange(len(x), device=x.device)[:, None].expand_as(union)
+        training = self.network.training
+        self.network.eval()
+        try:
+            logits = self.logits(x, image.flatten(), union.flatten())
+        finally:
+            self.network.train(training)
+        loss = nn.functional.cross_entropy(logits, y[image.flatten()], reduction="none")
+        return union.gather(1, loss.view_as(union).argmax(dim=1, keepdim=True))
+
+
+def _lead(scores: Float[Tensor, "P V K"], own: Int[Tensor, "P V 1"]) -> Float[Tensor, "P V"]:
+    """By how much the score of a class exceeds the largest of the others."""
+    return scores.gather(2, own)[..., 0] - scores.scatter(2, own, -1).amax(dim=2)
+
+
+def _scoring(logits: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda image, union: logits(x, image, union)

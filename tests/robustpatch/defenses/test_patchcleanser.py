@@ -1,0 +1,284 @@
+"""PatchCleanser around networks: what no patch changes, what its certificate assumes, how it is trained."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.base import evaluations, judge
+from attacks.pgd import PatchPGD
+from robustpatch.data import ImageSet, load_images
+from robustpatch.defenses import parse_defense
+from robustpatch.defenses.patchcleanser import GUARD_REDUCED, DoubleMasking, PatchCleanser
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.training import TrainingConfig, train
+from robustpatch.zoo import load_checkpoint
+from tests import toys
+
+SIZE = (4, 5)
+THREAT = PatchThreat(1, 2)
+TEXTS = ["patchcleanser:masks=2x3,patch=1x2", "patchcleanser:masks=2,patch=1x2,hidden=mask"]
+
+
+def smooth(channels: int = 1, size: tuple[int, int] = SIZE, classes: int = 3, seed: int = 0) -> nn.Module:
+    """A linear network whose weights vary little over the image, so that masks seldom change its answer."""
+    network = toys.linear(channels, size, classes)
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        of_class = torch.randn(classes, 1, generator=chance)
+        network[1].weight.copy_(of_class + 0.8 * torch.randn(network[1].weight.shape, generator=chance))
+        network[1].bias.copy_(-network[1].weight.sum(dim=1) / 2)
+    return network
+
+
+def model_of(text: str, **options) -> PatchCleanser:
+    defense = parse_defense(text)
+    assert isinstance(defense, DoubleMasking)
+    channels = 1 if defense.encoding is None else defense.encoding.channels(1)
+    return PatchCleanser(smooth(channels, **options), defense, num_classes=3).eval()
+
+
+def images(count: int, size: tuple[int, int] = SIZE, seed: int = 3) -> torch.Tensor:
+    """Bright, dark and mixed ones."""
+    chance = torch.Generator().manual_seed(seed)
+    light = torch.rand(count, 1, 1, 1, generator=chance)
+    return (light + 0.3 * (torch.rand(count, 1, *size, generator=chance) - 0.5)).clamp(0, 1)
+
+
+def by_black_and_white(model: PatchCleanser, x: torch.Tensor) -> torch.Tensor:
+    """Which predictions some patch of black and white pixels changes, at any placement."""
+    attacked = []
+    for (row, column), content in product(THREAT.placements(*SIZE).tolist(), product((0.0, 1.0), repeat=2)):
+        attacked.append(x.clone())
+        attacked[-1][:, 0, row, column : column + 2] = torch.tensor(content)
+    return (model.predict(torch.cat(attacked)).view(len(attacked), len(x)) != model.predict(x)).any(dim=0)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_patch_of_black_and_white_changes_a_certified_prediction(text):
+    """All contents at all placements."""
+    model, x = model_of(text), images(40)
+    certificate = model.certify(x, THREAT)
+    assert torch.equal(certificate.prediction, model.predict(x))
+    assert 0 < int(certificate.certified.sum()) < len(x)
+    broken = by_black_and_white(model, x)
+    assert not (broken & certificate.certified).any()
+    assert broken.any()
+
+
+def test_two_patches_do_not_change_a_prediction_certified_for_two():
+    defense = "patchcleanser:masks=2x3,patch=2*1x1"
+    model, x = model_of(defense), images(30)
+    certificate = model.certify(x, PatchThreat(1, 1, 2))
+    assert certificate.certified.any()
+    x, expected = x[certificate.certified][:6], certificate.prediction[certificate.certified][:6]
+    attacked = []
+    for where, content in product(combinations(range(20), 2), product((0.0, 1.0), repeat=2)):
+        attacked.append(x.flatten(1).clone())
+        attacked[-1][:, where] = torch.tensor(content)
+    predictions = model.predict(torch.cat(attacked).view(-1, *x.shape[1:]))
+    assert (predictions.view(len(attacked), len(x)) == expected).all()
+
+
+def test_what_masks_hide_is_never_seen_not_even_nan():
+    for text in TEXTS:
+        model, x = model_of(text), images(2)
+        masks = model.defense.mask_set(*SIZE)
+        every = torch.arange(len(masks.unions))
+        hidden = masks.hidden()[masks.unions].any(dim=1)
+        clean = model.logits(x, torch.zeros_like(every), every)
+        for row, column in THREAT.placements(*SIZE).tolist():
+            covered = hidden[:, row, column : column + 2].all(dim=1)
+            for content in (torch.nan, torch.inf, 1e30):
+                attacked = x.clone()
+                attacked[:, :, row, column : column + 2] = content
+                seen = model.logits(attacked, torch.zeros_like(every), every)
+                assert covered.any()
+                assert torch.equal(seen[covered], clean[covered])
+
+
+def test_predictions_do_not_depend_on_batches_or_chunks():
+    model, x = model_of(TEXTS[1]), images(9)
+    together = model.certify(x, THREAT)
+    for chunk in (1, 3, None):
+        other = PatchCleanser(model.network, model.defense, num_classes=3, chunk=chunk).eval()
+        alone = [other.certify(image[None], THREAT) for image in x]
+        assert torch.equal(torch.cat([one.certified for one in alone]), together.certified)
+        assert torch.equal(torch.cat([one.prediction for one in alone]), together.prediction)
+    nothing = model.certify(x[:0], THREAT)
+    assert nothing.certified.shape == nothing.prediction.shape == model.predict(x[:0]).shape == (0,)
+
+
+class Counting(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows = inner, 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.inner(x)
+
+
+def test_evaluations_are_counted_at_least_as_they_are():
+    model = model_of("patchcleanser:masks=4x2,patch=1x2")
+    model.network = Counting(model.network).eval()
+    for image in images(20):
+        forward, whole = evaluations(model, image[None])
+        assert (forward, whole) == (16, 36)
+        for work, most in ((model, forward), (model.predict, whole)):
+            model.network.rows = 0
+            work(image[None])
+            assert 8 <= model.network.rows <= most
+
+
+def test_attacks_climb_the_gradient_and_break_what_is_not_certified():
+    model, x = model_of(TEXTS[0]), images(40)
+    certificate = model.certify(x, THREAT)
+    attack = PatchPGD(restarts=20, steps=10)
+    found = attack(model, x, certificate.prediction, THREAT, generator=torch.Generator().manual_seed(0))
+    broken = judge(model, x, certificate.prediction, THREAT, found).broken
+    assert not (broken & certificate.certified).any()
+    assert (broken | ~by_black_and_white(model, x)).all()
+    leaf = x.clone().requires_grad_()
+    model(leaf).amax(dim=1).sum().backward()
+    assert leaf.grad is not None
+    assert torch.isfinite(leaf.grad).all()
+    assert (leaf.grad != 0).flatten(1).any(dim=1).all()
+
+
+def test_outputs_name_what_is_predicted():
+    """Where no more than one mask dissents, the argmax is the prediction."""
+    model, x = model_of(TEXTS[0]), images(60)
+    agree = model(x).argmax(dim=1) == model.predict(x)
+    labels = model.looks(x)[0].first()
+    unanimous = (labels == labels[:, :1]).all(dim=1)
+    assert agree[unanimous].all()
+    assert agree.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"masks": "0"}, "masks is '0'"),
+        ({"masks": "6x6x6"}, "masks is '6x6x6'"),
+        ({"masks": "six"}, "masks is 'six'"),
+        ({"hidden": "1.5"}, "hidden is 1.5"),
+        ({"hidden": "grey"}, "known are complement, mask"),
+        ({"guard": -1.0}, "guard is -1"),
+        ({"guard": float("nan")}, "guard is nan"),
+        ({"worst": -1}, "worst is -1"),
+    ],
+)
+def test_wrong_options_are_refused(options, said):
+    with pytest.raises(InvalidInput, match=said):
+        DoubleMasking(**options)
+
+
+def test_threats_that_the_masks_do_not_hide_are_refused():
+    model, x = model_of(TEXTS[0]), images(2)
+    for threat in (PatchThreat(4, 4), PatchThreat(1, 1, 2), AnyOf([THREAT, PatchThreat(3, 3)])):
+        with pytest.raises(InvalidInput, match="masks are made for 1x2"):
+            model.certify(x, threat)
+    with pytest.raises(InvalidInput, match="larger than the image"):
+        model.certify(x, PatchThreat(9, 9))
+    with pytest.raises(InvalidInput, match="larger than the image"):
+        model_of("patchcleanser:patch=7x7").predict(x)
+
+
+class Coupled(nn.Module):
+    def forward(self, x):
+        return torch.stack([9 * x.mean() + x.flatten(1).sum(dim=1), *[x.flatten(1).sum(dim=1)] * 2], dim=1)
+
+
+class Random(nn.Module):
+    def forward(self, x):
+        return torch.rand(len(x), 3)
+
+
+class Lost(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 3), torch.nan)
+
+
+@pytest.mark.parametrize("network", [Coupled(), Random(), Lost()])
+def test_networks_that_the_proof_does_not_hold_for_are_refused(network):
+    model = PatchCleanser(network, parse_defense(TEXTS[0]), num_classes=3).eval()
+    with pytest.raises(InvalidInput, match=r"logits differ|NaN"):
+        model.certify(images(2), THREAT)
+
+
+def test_wrong_calls_are_refused():
+    model, x = model_of(TEXTS[0]), images(2)
+    for call in (model.predict, lambda images: model.certify(images, THREAT)):
+        with pytest.raises(InvalidInput, match="divide by 255"):
+            call(x * 255)
+        model.network.train()
+        with pytest.raises(InvalidInput, match="training mode"):
+            call(x)
+        model.eval()
+    with pytest.raises(InvalidInput, match="num_classes is 4"):
+        PatchCleanser(smooth(), parse_defense(TEXTS[0]), num_classes=4).eval().predict(x)
+    with pytest.raises(InvalidInput, match="chunk is 0"):
+        PatchCleanser(smooth(), num_classes=3, chunk=0)
+
+
+def test_less_precision_takes_a_larger_guard():
+    model = model_of(TEXTS[0])
+    assert model.guard == 1e-3
+    assert model.bfloat16().guard == GUARD_REDUCED
+
+
+def test_a_close_pair_is_not_certified_and_counted():
+    model, x = model_of(TEXTS[0]), images(40)
+    certified = model.certify(x, THREAT).certified
+    wide = PatchCleanser(model.network, DoubleMasking("2x3", "1x2", guard=2.0), num_classes=3).eval()
+    certificate = wide.certify(x, THREAT)
+    assert int(certificate.certified.sum()) < int(certified.sum())
+    assert not (certificate.certified & ~certified).any()
+    assert (certificate.close[~certificate.certified & certified] > 0).all()
+    assert (certificate.close[certificate.certified] == 0).all()
+
+
+def test_the_worst_pair_is_found_greedily():
+    """With all views tried: the worst view, then the worst second one with it."""
+    model, x = model_of(TEXTS[0] + ",worst=6"), images(8)
+    y = model.predict(x)
+    masks = model.defense.mask_set(*SIZE)
+    losses = torch.stack(
+        [
+            nn.functional.cross_entropy(
+                model.logits(x, torch.arange(len(x)), torch.full((len(x),), union)), y, reduction="none"
+            )
+            for union in range(len(masks.unions))
+        ]
+    )
+    first = losses[: len(masks.views)].argmax(dim=0)
+    worst = torch.stack([losses[masks.pair[v], i].max() for i, v in enumerate(first.tolist())])
+    model.train()
+    found = model.training_loss(x, y, THREAT, torch.Generator().manual_seed(0), 0.0)
+    assert torch.allclose(found, worst.mean())
+    assert model.network.training
+
+
+def test_a_network_is_trained_under_masks_and_loaded(tmp_path):
+    x, y = load_images("mnist-sample").batch(range(80))
+    sample = ImageSet("some", "train", tuple("0123456789"), (1, 28, 28), y, _bytes=(x * 255).round().to(torch.uint8))
+    config = TrainingConfig(
+        ablation=None,
+        defense="patchcleanser:masks=2,hidden=mask,worst=2",
+        network={"name": "small-cnn", "widths": [4], "hidden": 8, "deeper": 1, "norm": True},
+        epochs=1,
+        batch_size=40,
+        bfloat16=False,
+    )
+    model = train(config, sample, sample, tmp_path)
+    loaded = load_checkpoint(tmp_path / "checkpoint.safetensors").model
+    assert isinstance(loaded, PatchCleanser)
+    assert str(loaded.defense) == config.defense
+    assert torch.equal(loaded(x[:3]), model(x[:3]))
+    with pytest.raises(InvalidInput, match="masks are made for 5x5"):
+        loaded.training_loss(x, y, PatchThreat(20, 20), torch.Generator(), 0.0)
