@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from robustpatch.ablation import Columns
+from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import SmallCNN
 from robustpatch.randomized import RandomizedClassifier
@@ -141,10 +142,11 @@ def test_shipped_checkpoints_load():
         "columns4-top1",
         "rows2",
     ]
-    assert names() == [*(f"mnist-{family}" for family in families), "mnist-sparse5", "mnist-undefended"]
+    others = {"mnist-patchcleanser": PatchCleanser, "mnist-sparse5": RandomizedClassifier, "mnist-undefended": SmallCNN}
+    assert names() == sorted([*(f"mnist-{family}" for family in families), *others])
     for name in names():
         checkpoint = load_checkpoint(name)
-        kind = {"mnist-undefended": SmallCNN, "mnist-sparse5": RandomizedClassifier}.get(name, SmoothedClassifier)
+        kind = others.get(name, SmoothedClassifier)
         assert isinstance(checkpoint.model, kind)
         channels, height, width = checkpoint.config["image_shape"]
         scores = checkpoint.model(torch.zeros(1, channels, height, width))
