@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from robustpatch import checks
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import Threat
 from robustpatch.voting import first_argmax
 
@@ -68,7 +70,16 @@ class Defended(nn.Module):
         """The class of the largest output, the lowest index among equals. Raises `InvalidInput`."""
         checks.evaluation_mode(self)
         checks.image_values(x)
-        return first_argmax(self(x).float())
+        tensor = next(self.parameters(), None)
+        return first_argmax(self(x if tensor is None else x.to(tensor.dtype)).float())
+
+    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+        """How many evaluations a forward pass and `predict` cost on one image of that size: the network's own."""
+        network = self.network
+        if isinstance(network, Defended | RandomizedClassifier):
+            return network.evaluations(height, width)
+        each = network.ablation.count(height, width) if isinstance(network, SmoothedClassifier) else 1
+        return each, each
 
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
