@@ -12,6 +12,7 @@ from attacks.registry import parse_attacks, quick, standard
 from attacks.search import Attack
 from attacks.sparse_rs import SparseRS
 from attacks.to_art import to_art
+from attacks.undefended import Undefended
 from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
 from attacks.votes import WorstVotes, worst_votes
 
@@ -29,6 +30,7 @@ __all__ = [
     "PatchPGD",
     "Proposal",
     "SparseRS",
+    "Undefended",
     "Universal",
     "UniversalPatch",
     "WorstVotes",

@@ -14,6 +14,7 @@ from attacks.lavan import LaVAN
 from attacks.occlusion import ROA, Control
 from attacks.pgd import PatchPGD
 from attacks.sparse_rs import SparseRS
+from attacks.undefended import Undefended
 from attacks.universal import Universal
 from robustpatch.errors import InvalidInput
 
@@ -51,22 +52,26 @@ _KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
     "noise": (lambda **tries: Control(content="noise", **tries), "tries"),
     "natural": (lambda **tries: Control(content="natural", **tries), "tries"),
 }
+_IGNORING = "undefended:"
 
 
 def names() -> str:
     """The names that `parse_attacks` reads, for a message."""
-    return ", ".join(f"{name}[:{number.upper()}]" if number else name for name, (_, number) in _KNOWN.items())
+    known = [f"{name}[:{number.upper()}]" if number else name for name, (_, number) in _KNOWN.items()]
+    return ", ".join([*known, f"{_IGNORING}ATTACK"])
 
 
 def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
     """Read "standard", "pgd:20,exhaustive,sparse-rs:1000", …, or "none". Raises `InvalidInput`.
 
+    "undefended:pgd:20" is the attack after the first colon on the network inside a defense.
     `steps` replaces the gradient steps of those that have them, an ensemble's members too; `budget` is the evaluations
     of each on an image.
     """
     found: list[PatchAttack] = []
     for part in () if text.strip() == "none" else text.split(","):
-        kind, colon, number = part.strip().partition(":")
+        wanted = part.strip().removeprefix(_IGNORING)
+        kind, colon, number = wanted.partition(":")
         make, parameter = _KNOWN.get(kind, (None, None))
         if make is None or (colon and (parameter is None or not number.isdecimal())):
             raise InvalidInput(
@@ -75,7 +80,8 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
         attack = make(**{parameter: int(number)}) if colon and parameter else make()
         if budget is not None:
             attack = replace(attack, budget=budget)  # type: ignore[type-var]
-        found.append(attack if steps is None else _with_steps(attack, steps))
+        attack = attack if steps is None else _with_steps(attack, steps)
+        found.append(attack if wanted == part.strip() else Undefended(attack))
     if steps is not None and not any(_has_steps(attack) for attack in found):
         raise InvalidInput(f"steps is {steps}, but none of the attacks {text!r} has any; drop --steps")
     if len({attack.name for attack in found}) < len(found):
@@ -84,6 +90,8 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
 
 
 def _has_steps(attack: PatchAttack) -> bool:
+    if isinstance(attack, Undefended):
+        return _has_steps(attack.attack)
     if isinstance(attack, Ensemble):
         return any(_has_steps(member) for member in attack.members)
     return any(field.name == "steps" for field in fields(attack))  # type: ignore[arg-type]

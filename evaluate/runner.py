@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import PatchAttack
+from attacks.undefended import Undefended
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_fingerprint
 from evaluate.counterexample import save_counterexample
@@ -103,6 +104,8 @@ def evaluate(
     for attack in attacks:
         for one in threat.threats:
             attack.check(one)
+        if isinstance(attack, Undefended):
+            attack.check_model(model)
     if len({attack.name for attack in attacks}) < len(attacks):
         raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
     total = min(settings.num_images, len(images))

@@ -64,6 +64,8 @@ def _budget(text: str) -> int | None:
     except SyntaxError:  # an attack of somebody else's, whose repr is no expression
         return None
     for keyword in call.keywords if isinstance(call, ast.Call) else []:
+        if keyword.arg == "attack":  # one around another
+            return _budget(ast.unparse(keyword.value))
         if keyword.arg == "budget" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, int):
             return keyword.value.value
     return None
