@@ -1,4 +1,6 @@
-"""Pictures of a sweep, as SVG and PNG: accuracy against retained size, and against the side of the patch."""
+"""Pictures of a sweep, as SVG and PNG: accuracy against retained size, and against the side of the patch; certified
+accuracy against clean.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ _STAR: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "zorder":
 
 
 def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: Path) -> list[Path]:
-    """Write size-PATCH and side pictures to `output`; equal sweeps give equal files. The paths of the PNGs."""
+    """Write size-PATCH, tradeoff-PATCH and side pictures to `output`; equal sweeps give equal files. The paths of the
+    PNGs.
+    """
     paths = []
     for patch in run.configuration["patches"]:
-        name = f"size-{patch.replace('*', 'of')}"
-        paths.append(_save(_against_size(run, settings, patch), output / name))
+        name = patch.replace("*", "of")
+        paths.append(_save(_against_size(run, settings, patch), output / f"size-{name}"))
+        paths.append(_save(_against_clean(run, settings, patch), output / f"tradeoff-{name}"))
     paths.append(_save(_against_side(run, settings, choice), output / "side"))
     return paths
 
@@ -100,6 +105,38 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
         handles.append(Line2D([], [], color="white", marker="*", linestyle="", **_STAR))
         labels.append("Levine & Feizi (2020), test images, margin;\nwhite: threshold not noted")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+    return figure
+
+
+def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
+    """Certified against clean accuracy: a point for each setting, a line through the thresholds of each checkpoint."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(setting.checkpoint for setting in settings))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, marker in zip(names, "osD^vP*Xhp<>" * len(names), strict=False):
+        own = [setting for setting in settings if setting.checkpoint == name]
+        line = [setting for setting in own if setting.voting != "top1"]
+        (drawn,) = axes.plot(
+            [100 * setting.clean.value for setting in line],
+            [100 * setting.exact[patch].value for setting in line],
+            marker=marker,
+            markersize=4,
+            linewidth=1,
+            label=name,
+        )
+        for setting in own:
+            at = (100 * setting.clean.value, 100 * setting.exact[patch].value)
+            if setting.voting == "top1":
+                axes.plot(*at, marker=marker, markersize=7, fillstyle="none", color=drawn.get_color())
+            text = setting.voting.removeprefix("threshold:")
+            axes.annotate(text, at, (3, 3), textcoords="offset points", fontsize=6, color=drawn.get_color())
+    axes.set_xlabel("clean accuracy, % (beside each point: its threshold)")
+    axes.set_ylabel("certified accuracy (exact), %")
+    axes.set_title(f"{_about(run)}, {patch} patch", loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -59,7 +59,8 @@ def test_a_validation_sweep_chooses_for_the_test_sweep(place, tmp_path, undrawn)
     undrawn.undo()
     result = call(*given(place), "--choose-by", validation, "--batch-size", 5, "--output", test)
     assert result.exit_code == 0, result.output
-    files = {f"{name}.{ending}" for name in ("size-2x2", "size-1x3", "side") for ending in ("png", "svg")}
+    pictures = ("size-2x2", "size-1x3", "tradeoff-2x2", "tradeoff-1x3", "side")
+    files = {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
     assert {path.name for path in test.iterdir()} == files | {"records", "run.json", "summary.json", "table.md"}
     assert (test / "table.md").read_text() in result.stdout
     assert "chosen on 8 folder validation images" in result.stdout

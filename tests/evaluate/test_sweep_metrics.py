@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from evaluate.metrics import Share
 from evaluate.paper import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
-from evaluate.sweep.figures import draw
+from evaluate.sweep.figures import _against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
 from evaluate.sweep.table import markdown
 from robustpatch.ablation import parse_ablation
@@ -204,7 +204,7 @@ def test_the_pictures(run, settings, choice, tmp_path, chosen):
     for folder in ("once", "again"):
         (tmp_path / folder).mkdir()
         paths = draw(run, settings, choice if chosen else None, tmp_path / folder)
-    assert [path.name for path in paths] == ["size-2x2.png", "side.png"]
+    assert [path.name for path in paths] == ["size-2x2.png", "tradeoff-2x2.png", "side.png"]
     for path in paths:
         assert path.read_bytes()[:4] == b"\x89PNG"
         again, once = path.with_suffix(".svg"), tmp_path / "once" / path.with_suffix(".svg").name
@@ -216,6 +216,18 @@ def test_the_pictures(run, settings, choice, tmp_path, chosen):
     assert ("best for each side" in text) == chosen
 
 
+def test_the_trade_of_clean_against_certified(run, settings):
+    """A line for each checkpoint, at each point its threshold; a top-1 rule is a point on no line."""
+    axes = _against_clean(run, settings, "2x2").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.3", "0.4"] * 3
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert lines["wide"] == [[75, 25], [75, 50]]
+    assert lines["narrow"] == [[100, 75], [75, 75]]
+    top1 = [replace(s, voting="top1") if s.voting == FOURTH else s for s in settings]
+    axes = _against_clean(run, top1, "2x2").axes[0]
+    assert sorted(len(line.get_xydata()) for line in axes.get_lines()) == [1] * 6
+
+
 def test_several_patches_have_a_picture_each(run, settings, tmp_path):
     """Named by the patch, without a star; a sweep that certifies nothing is drawn as well."""
     twice = replace(run, configuration={**run.configuration, "patches": ["2*2x2"]})
@@ -224,5 +236,6 @@ def test_several_patches_have_a_picture_each(run, settings, tmp_path):
     ]
     draw(twice, nothing, None, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"{name}.{ending}" for name in ("size-2of2x2", "side") for ending in ("png", "svg")}
+    pictures = ("size-2of2x2", "tradeoff-2of2x2", "side")
+    assert names == {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
     assert telling_sides(nothing) == range(1, 2)
