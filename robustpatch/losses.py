@@ -13,6 +13,7 @@ from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import touched_chance
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import Threat
+from robustpatch.voting import Voting
 
 
 @runtime_checkable
@@ -25,6 +26,8 @@ class Weights(Protocol):
     def certificate(self) -> float: ...
     @property
     def clean(self) -> float: ...
+    @property
+    def cast(self) -> bool: ...
     @property
     def bfloat16(self) -> bool: ...
 
@@ -39,8 +42,9 @@ def objective(
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the true class in every ablation drawn for this step, and `certificate` times the certificate's
-    loss, with a patch and, `clean` times, without: so that certified accuracy is not bought with clean accuracy. `sets`
-    are `touched_sets` of the threat. Of an undefended classifier, cross-entropy.
+    loss, with a patch and, `clean` times, without: so that certified accuracy is not bought with clean accuracy. It
+    counts the voting's sharp votes, or with `cast` those cast. `sets` are `touched_sets` of the threat. Of an
+    undefended classifier, cross-entropy.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
     if isinstance(model, RandomizedClassifier):
@@ -62,7 +66,7 @@ def objective(
         logits = model.logits(x, index)
     loss = cross_entropy(logits, y)
     if weights.certificate and sets is not None:
-        soft = model.voting.sharp(logits)
+        soft = cast_votes(logits, model.voting) if weights.cast else model.voting.sharp(logits)
         sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
         untouched = torch.zeros_like(sets[:1])  # the clean prediction is the certificate against no patch at all
         scale = max(1.0, float(sets.sum(dim=1).max())) / 3  # of the votes that a patch moves
@@ -94,6 +98,17 @@ def majority_loss(
     scale = max(chance, 1e-3) / 3
     certified = torch.sigmoid(-(own - 0.5 - chance) / scale).mean()
     return certified + clean * torch.sigmoid(-(own - rival) / scale).mean()
+
+
+def cast_votes(logits: Float[Tensor, "B N K"], voting: Voting) -> Float[Tensor, "B N K"]:
+    """The votes cast, 0 or 1, with the gradient of the sharp ones (straight through; Metzen & Yatsura 2021).
+
+    A loss that counts soft votes is also lowered by fractions of votes near the threshold, as of ablations that show
+    nothing and score alike in every image: votes that are cast there in all images or in none.
+    """
+    soft = voting.sharp(logits)
+    cast = voting.votes(logits.detach().softmax(dim=-1), 0.0).cast.to(soft)
+    return soft + (cast - soft).detach()
 
 
 def certificate_loss(

@@ -68,6 +68,9 @@ def main(
     clean: Annotated[
         float, typer.Option(help="Weight of the clean prediction within the certificate's loss.")
     ] = _DEFAULT.clean,
+    cast: Annotated[
+        bool, typer.Option("--cast", help="Count votes in the certificate's loss as cast, 0 or 1, not as soft ones.")
+    ] = _DEFAULT.cast,
     crop: Annotated[
         int, typer.Option(help="Move each training image by up to so many pixels in either direction.")
     ] = _DEFAULT.crop,
@@ -104,6 +107,7 @@ def main(
             ablations=ablations,
             certificate=certificate,
             clean=clean,
+            cast=cast,
             crop=crop,
             flip=flip,
             start=start,

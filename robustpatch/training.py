@@ -37,6 +37,7 @@ _OF_ABLATIONS = (
     "ablations",
     "certificate",
     "clean",
+    "cast",
 )  # settings that an ablation gives a meaning
 _THRESHOLD = "threshold:0.3"
 _SAMPLE = 500  # images whose votes are sampled after an epoch
@@ -50,9 +51,9 @@ class TrainingConfig:
     batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
     learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
     for each part ("mnist-columns2+mnist-rows2"), `certificate` the weight of the certificate's loss, in which the clean
-    prediction weighs `clean` (see `robustpatch.losses`). `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its
-    first decay rate). `crop` and `flip` vary the training images: each is moved by up to so many pixels, and mirrored
-    at random.
+    prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts votes as cast, 0 or 1. `optimizer` is
+    "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and `flip` vary the training images: each
+    is moved by up to so many pixels, and mirrored at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
@@ -75,6 +76,7 @@ class TrainingConfig:
     ablations: int = 0
     certificate: float = 0.0
     clean: float = 1.0
+    cast: bool = False
     crop: int = 0
     flip: bool = False
     start: str | None = None
@@ -102,6 +104,10 @@ class TrainingConfig:
             raise InvalidInput(f"voting is {self.voting}, but a sparse ablation casts top-1 votes; drop --voting")
         if self.clean != 1.0 and not self.certificate:
             raise InvalidInput(f"clean is {self.clean}, a weight within the certificate's loss; set --certificate too")
+        if self.cast and not self.certificate:
+            raise InvalidInput("cast is True, a way to count in the certificate's loss; set --certificate too")
+        if self.cast and self._sparse:
+            raise InvalidInput("cast is True, but with a sparse ablation votes are always counted as cast; drop --cast")
 
     @property
     def _meaningless(self) -> list[str]:

@@ -14,13 +14,13 @@ from robustpatch.ablation import Columns
 from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.losses import certificate_loss
+from robustpatch.losses import cast_votes, certificate_loss
 from robustpatch.networks import SmallCNN, UnionNet
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
 from robustpatch.training import TrainingConfig, accuracy, train
-from robustpatch.voting import Votes
+from robustpatch.voting import Threshold, TopOne, Votes
 from robustpatch.zoo import load_checkpoint, network_of
 from tests import toys
 
@@ -50,6 +50,7 @@ class Interrupted(Exception):
         {"seed": 7, "ablation": "rows:3/2"},
         {"optimizer": "adamw", "lr": 0.01},
         {"crop": 2, "flip": True, "ablations": 3},
+        {"certificate": 10.0, "cast": True},
         PLAIN,
     ],
 )
@@ -167,6 +168,50 @@ def test_the_certificate_loss_is_the_exact_certificate_of_soft_votes():
     for i in right.nonzero()[:, 0]:
         loss = certificate_loss(votes[i : i + 1].float(), torch.zeros(1, dtype=torch.long), sets, 2.0)
         assert float(loss) == pytest.approx(float(torch.sigmoid(-found.margin[i] / 2.0)), abs=1e-6)
+
+
+@pytest.mark.parametrize("voting", [Threshold(0.3), Threshold(0.15), TopOne()])
+def test_votes_as_cast_have_the_gradient_of_the_sharp_ones(voting):
+    """0 and 1 as in the certificate, at any threshold, and its loss is then that of the certificate's very margin."""
+    logits = (3 * torch.randn(40, 9, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    counted, sharp = cast_votes(logits, voting), voting.sharp(logits)
+    cast = voting.votes(logits.detach().softmax(dim=-1), 0.0).cast
+    assert 0 < int(cast.sum()) < cast.numel()
+    assert torch.equal(counted.detach().round().bool(), cast)
+    assert float((counted.detach() - cast.float()).abs().max()) < 1e-6
+    weight = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(1))
+    found, expected = (torch.autograd.grad((votes * weight).sum(), logits)[0] for votes in (counted, sharp))
+    assert torch.equal(found, expected)
+    assert float(found.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ablations": 3},
+        {"ablation": "rows:3/2", "voting": "top1"},
+        {"ablation": "blocks:4", "network": {"name": "block", "widths": [8]}, "ablations": 20},
+        {"ablation": "columns:3", "network": PLAIN["network"], "ablations": 3},
+    ],
+)
+def test_the_certificate_counts_cast_votes_of_any_ablation_and_base(images, tmp_path, options):
+    """One epoch by cast votes moves the weights elsewhere than one by soft votes, from the same ones."""
+    config = replace(STRIP, certificate=10.0, epochs=1, batch_size=60, **options)
+    soft, cast = (train(replace(config, cast=c), images, images, tmp_path / str(c)).state_dict() for c in (False, True))
+    assert any(not torch.equal(soft[name], cast[name]) for name in soft)
+    assert all(bool(torch.isfinite(weights).all()) for weights in cast.values())
+
+
+def test_cast_votes_are_for_the_certificates_loss():
+    """Refused where no certificate is trained through, and where votes are counted so anyway."""
+    with pytest.raises(InvalidInput, match=r"cast is True, a way to count .*; set --certificate too"):
+        replace(STRIP, cast=True)
+    sparse = {"ablation": "sparse:5", "network": {"name": "mlp"}, "certificate": 1.0}
+    with pytest.raises(InvalidInput, match=r"cast is True, but with a sparse ablation .*; drop --cast"):
+        replace(STRIP, cast=True, **sparse)
+    with pytest.raises(InvalidInput, match=r"cast is True, but without an ablation"):
+        replace(STRIP, cast=True, **PLAIN)
 
 
 def test_training_starts_from_a_checkpoint_and_through_the_certificate(images, tmp_path):
