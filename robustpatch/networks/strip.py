@@ -90,7 +90,7 @@ class StripNet(nn.Module):
             if depth == 0:
                 assert isinstance(convolution, nn.Conv2d)
                 first = nn.functional.conv2d(x, convolution.weight, convolution.bias, (1, stride), (2, 0))
-                x = norm(first + embedding).relu()
+                x = norm(first + embedding.to(first.dtype)).relu()
             else:
                 x = norm(convolution(x)).relu()
         return self.head(x)[:, :, 0].transpose(1, 2)
