@@ -76,6 +76,9 @@ def main(
     ] = _DEFAULT.crop,
     flip: Annotated[bool, typer.Option(help="Mirror training images left to right at random.")] = _DEFAULT.flip,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
+    only: Annotated[
+        str | None, typer.Option(help="Train the weights under this name alone, such as head; all others stay.")
+    ] = _DEFAULT.only,
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = _DEFAULT.bfloat16,
     seed: int = _DEFAULT.seed,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
@@ -111,6 +114,7 @@ def main(
             crop=crop,
             flip=flip,
             start=start,
+            only=only,
             bfloat16=bfloat16,
             seed=seed,
         )

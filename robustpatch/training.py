@@ -50,10 +50,11 @@ class TrainingConfig:
     `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
     batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
     learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
-    for each part ("mnist-columns2+mnist-rows2"), `certificate` the weight of the certificate's loss, in which the clean
-    prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts votes as cast, 0 or 1. `optimizer` is
-    "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and `flip` vary the training images: each
-    is moved by up to so many pixels, and mirrored at random.
+    for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", the weights under that name alone
+    are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
+    certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
+    votes as cast, 0 or 1. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and
+    `flip` vary the training images: each is moved by up to so many pixels, and mirrored at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
@@ -80,6 +81,7 @@ class TrainingConfig:
     crop: int = 0
     flip: bool = False
     start: str | None = None
+    only: str | None = None
     bfloat16: bool = True
     seed: int = 0
 
@@ -250,6 +252,7 @@ def train(
     if config.start is not None:
         _begin_with(config.start, model, full)
     _check_images(config, images, shares)
+    frozen = [] if config.only is None else _freeze(network_of(model), config)
     steps = len(images) // config.batch_size
     optimizer = _optimizer(model, config)
     total = steps * config.epochs + 1
@@ -267,6 +270,8 @@ def train(
         if share:  # the first process draws as one alone would, the others for themselves
             generator.manual_seed(seed + (share << 40))
         model.train()
+        for module in frozen:
+            module.eval()
         losses = 0.0
         batches = order.view(steps, -1)[:, share::shares]
         for step, (x, y) in enumerate(read_ahead(images, batches, workers)):
@@ -295,7 +300,7 @@ def train(
             (output / "history.json").write_text(json.dumps(history, indent=1))
             on_epoch(row)
         parallel.wait()
-    return model.eval()
+    return model.eval().requires_grad_()
 
 
 class _Loss(nn.Module):
@@ -358,6 +363,20 @@ def _begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
             network.load_state_dict(network_of(loaded.model).state_dict())
         except RuntimeError as error:
             raise InvalidInput(unlike) from error
+
+
+def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:
+    """Stop the gradients of all weights that are not under the name `only`; the layers that consist of such."""
+    if config.start is None:
+        raise InvalidInput(f"only is {config.only}, but all other weights would stay as drawn; set --start")
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(config.only in name.split("."))
+    if not any(weight.requires_grad for weight in network.parameters()):
+        known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in network.named_parameters()))
+        raise InvalidInput(f"only is {config.only}, under which the network has no weights; it has {known}")
+    layers = [module for module in network.modules() if not any(True for _ in module.children())]
+    weights = [(layer, list(layer.parameters())) for layer in layers]
+    return [layer for layer, own in weights if own and not any(weight.requires_grad for weight in own)]
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

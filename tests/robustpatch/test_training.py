@@ -214,6 +214,47 @@ def test_cast_votes_are_for_the_certificates_loss():
         replace(STRIP, cast=True, **PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("options", "only"),
+    [
+        ({}, "head"),
+        ({"network": PLAIN["network"], "ablation": "blocks:4"}, "head"),
+        ({"ablation": "columns:2+rows:2", "network": {"name": "union", "parts": [NETWORK, NETWORK]}}, "head"),
+    ],
+)
+def test_only_the_weights_named_are_trained(images, tmp_path, options, only):
+    """All others, batch statistics too, stay to the bit; stopped and resumed it ends the same."""
+    config = replace(STRIP, **options, lr=0.05)
+    start = tmp_path / "start" / "checkpoint.safetensors"
+    train(replace(config, epochs=1), images, images, start.parent)
+    before = network_of(load_checkpoint(start).model).state_dict()
+    config = replace(config, start=str(start), only=only)
+    alone = train(config, images, images, tmp_path / "alone")
+    after = network_of(alone).state_dict()
+    changed = {name for name, weights in before.items() if not torch.equal(weights, after[name])}
+    assert changed == {name for name in before if only in name.split(".")}
+    assert all(weight.requires_grad for weight in alone.parameters())
+
+    def stop(epoch: int, step: int, loss: float) -> None:
+        if epoch == 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(config, images, images, tmp_path / "stopped", on_step=stop)
+    resumed = train(config, images, images, tmp_path / "stopped", resume=True)
+    assert all(torch.equal(weights, after[name]) for name, weights in network_of(resumed).state_dict().items())
+
+
+def test_weights_to_train_that_are_not_there(images, tmp_path):
+    """A name that the network does not have, and one without a start: refused before the first step."""
+    with pytest.raises(InvalidInput, match="only is head, but all other weights would stay as drawn; set --start"):
+        train(replace(STRIP, only="head"), images, images, tmp_path / "a")
+    train(replace(STRIP, epochs=1), images, images, tmp_path / "start")
+    config = replace(STRIP, start=str(tmp_path / "start" / "checkpoint.safetensors"), only="heads")
+    with pytest.raises(InvalidInput, match=r"only is heads, .* it has embedding, convolutions, norms, head"):
+        train(config, images, images, tmp_path / "b")
+
+
 def test_training_starts_from_a_checkpoint_and_through_the_certificate(images, tmp_path):
     """`start` and `certificate` change the weights; a checkpoint of another network is refused."""
     train(STRIP, images, images, tmp_path / "first")
