@@ -143,7 +143,7 @@ def test_shipped_checkpoints_load():
         "rows2",
     ]
     others = {"mnist-patchcleanser": PatchCleanser, "mnist-sparse5": RandomizedClassifier, "mnist-undefended": SmallCNN}
-    assert names() == sorted([*(f"mnist-{family}" for family in families), *others])
+    assert names() == sorted(["cifar10-columns4", *(f"mnist-{family}" for family in families), *others])
     for name in names():
         checkpoint = load_checkpoint(name)
         kind = others.get(name, SmoothedClassifier)
