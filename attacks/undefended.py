@@ -68,9 +68,14 @@ class Undefended:
 
 
 class Bare(Defended):
-    """The network without the defense, whose `predict` always abstains: no search learns whether it has succeeded."""
+    """The network without the defense, shown whole images, whose `predict` always abstains: no search learns whether it
+    has succeeded.
+    """
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        encoding = self.defense.encoding
+        if encoding is not None:
+            x = encoding(x, torch.ones_like(x[:, 0], dtype=torch.bool))
         return outputs(self.network, x)
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
