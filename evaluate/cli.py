@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "evaluate.sweep.__main__",
     "compare": "evaluate.compare",
     "leaderboard": "evaluate.leaderboard.__main__",
+    "learning": "evaluate.learning",
     "curve": "evaluate.curve",
     "train": "robustpatch.train",
     "recipe": "robustpatch.recipe",

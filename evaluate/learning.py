@@ -1,0 +1,101 @@
+"""python -m evaluate.learning CHECKPOINT...: accuracy on validation images epoch by epoch, as a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from evaluate.command import HELD, status_of
+from robustpatch.errors import InvalidInput
+from robustpatch.zoo import load_checkpoint
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_MEASURES = {"clean": ("clean", ":"), "certified_margin": ("margin", "--"), "certified_exact": ("exact", "-")}
+
+
+@dataclass(frozen=True)
+class Learning:
+    """One training: its epochs over all stages, and after how many of them another stage began."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def stages(self) -> list[int]:
+        """Epochs done before each stage but the first; epochs are counted anew in each."""
+        return [done for done, row in enumerate(self.rows) if done and row["epoch"] == 1]
+
+    @property
+    def minutes(self) -> list[float]:
+        """Of training, after each epoch."""
+        return [seconds / 60 for seconds in accumulate(row["seconds"] for row in self.rows)]
+
+
+def read_learning(name: str) -> Learning:
+    """What the checkpoint says of its training. Raises `InvalidInput` where it says nothing."""
+    loaded = load_checkpoint(name)
+    rows = loaded.config.get("history")
+    if not rows:
+        raise InvalidInput(f"checkpoint {name} keeps no history; train it by robustpatch.train or robustpatch.recipe")
+    return Learning(loaded.path.stem, rows)
+
+
+def draw(trainings: Sequence[Learning], path: Path) -> None:
+    """Clean and certified accuracy after each epoch, a colour for each training and a thin line where a stage begins;
+    the ending of `path` names the format (png, svg, pdf).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, training in enumerate(trainings):
+        epochs = range(1, len(training.rows) + 1)
+        for key, (what, style) in _MEASURES.items():
+            values = [row.get(key) for row in training.rows]
+            if None not in values:
+                shares = [100 * float(value) for value in values if value is not None]
+                name = f"{training.name}, " * (len(trainings) > 1)
+                label = name + (what if what == "clean" else f"certified ({what})")
+                axes.plot(epochs, shares, style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
+        for done in training.stages:
+            axes.axvline(done + 0.5, color=f"C{number}", linewidth=0.8, alpha=0.5)
+    minutes = ", ".join(f"{training.minutes[-1]:.0f}" for training in trainings)
+    axes.set_title(f"{', '.join(t.name for t in trainings)}: {minutes} minutes of training", loc="left", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy on validation images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+@app.command()
+def main(
+    checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or files.")],
+    output: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("learning.png"),
+) -> None:
+    """Draw clean and certified accuracy on validation images against epochs.
+
+    Exit status 0: done. 2: wrong call. 3: internal error.
+    """
+    raise typer.Exit(status_of(lambda errors: _run(checkpoints, output)))
+
+
+def _run(checkpoints: list[str], output: Path) -> int:
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
+    draw([read_learning(name) for name in checkpoints], output)
+    Console().print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
+    return HELD
+
+
+if __name__ == "__main__":
+    app()
