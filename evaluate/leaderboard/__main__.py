@@ -1,4 +1,4 @@
-"""python -m evaluate.leaderboard BOARD.toml: which defense to take, from one file and one command."""
+"""python -m evaluate.leaderboard BOARD: which defense to take, from one file and one command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
-from evaluate.leaderboard.config import Board, read_board
+from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import markdown, table, write_parquet
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    board: Annotated[Path, typer.Argument(help="A TOML file, such as recipes/leaderboard-mnist.toml.")],
+    board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of records, table and picture; a killed run is resumed. Default: runs/BOARD."),
@@ -44,7 +44,7 @@ def main(
 
 
 def _run(
-    path: Path,
+    board_name: str,
     output: Path | None,
     dataset: str | None,
     data_root: Path | None,
@@ -53,6 +53,7 @@ def _run(
     errors: Console,
 ) -> int:
     root = None if data_root is None else str(data_root)
+    path = board_path(board_name)
     board = read_board(path, dataset=dataset, data_root=root, device=device)
     wanted = None if only is None else [name.strip() for name in only.split(",")]
     unknown = sorted(set(wanted or ()) - {entry.name for entry in board.entries})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ class Board:
 
     title: str
     entries: tuple[Entry, ...]
+
+
+def board_path(name: str) -> Path:
+    """The file of that name, or the package's. Raises `InvalidInput`."""
+    folder = Path(str(resources.files("evaluate.leaderboard")))
+    shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    path = shipped.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise InvalidInput(f"board is {name!r}, neither a file nor one of: {', '.join(shipped)}")
+    return path
 
 
 def read_board(path: str | Path, **instead: Any) -> Board:

@@ -136,6 +136,7 @@ def test_shipped_checkpoints_load():
         "2columns1",
         "blocks8",
         "columns2",
+        "columns2-head",
         "columns2-rows2",
         "columns2-seed1",
         "columns2-seed2",
