@@ -156,7 +156,8 @@ def load_images(
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
     - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
-    - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE.
+    - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE. Test images come from every
+      class in turn.
 
     The last three are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
     to cover it and cropped in the middle. They are read in colour, or with `channels` 1 in grey. Its classes are in
@@ -257,12 +258,16 @@ def _folder(
         raise InvalidInput(f"class_names is {', '.join(names[:5])}, … ({len(names)}), {what}; name each class once")
     labels = torch.tensor([names.index(name) for name in folder.classes])[torch.tensor(folder.targets)]
     size = image_size or tuple(pil_to_tensor(folder.loader(folder.samples[0][0])).shape[1:])
-    # A folder is sorted by class, so its validation images are an even sample and not the last ones.
+    # A folder is sorted by class, so its validation images are an even sample and not the last ones; and its test images
+    # come from every class in turn, so that the first of them speak for all.
     order = torch.arange(len(labels))
-    if split != "test":
+    if split == "test":
+        counts = torch.unique_consecutive(labels, return_counts=True)[1]
+        order = torch.cat([torch.arange(int(count)) for count in counts]).argsort(stable=True)
+    else:
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
-        folder.samples = [folder.samples[int(i)] for i in order]
+    folder.samples = [folder.samples[int(i)] for i in order]
     shape = (channels, size[0], size[1])
     return ImageSet("folder", split, names, shape, labels[order], _folder=folder, _resized=image_size is not None)
 

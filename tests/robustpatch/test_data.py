@@ -70,13 +70,13 @@ def folder(root, split: str, count: int, size=(6, 8)) -> None:
 
 
 def test_a_folder(tmp_path):
-    """Classes by name, images in order; train and validation are disjoint and together everything."""
+    """Classes by name, test images from each in turn; train and validation are disjoint and together everything."""
     folder(tmp_path, "train", 5)
     folder(tmp_path, "test", 2)
     test = load_images("folder", tmp_path)
-    assert (test.class_names, test.image_shape, test.labels.tolist()) == (("cat", "dog"), (3, 6, 8), [0, 0, 1, 1])
+    assert (test.class_names, test.image_shape, test.labels.tolist()) == (("cat", "dog"), (3, 6, 8), [0, 1, 0, 1])
     x, _ = test.batch([1, 2])
-    assert x[:, 0, 0, 0].tolist() == pytest.approx([20 / 255, 100 / 255])
+    assert x[:, 0, 0, 0].tolist() == pytest.approx([100 / 255, 20 / 255])
     parts = [load_images("folder", tmp_path, split) for split in ("train", "validation")]
     shades = []
     for part in parts:
@@ -87,12 +87,23 @@ def test_a_folder(tmp_path):
     assert shades[1]
 
 
+def test_classes_of_unequal_size_take_turns_while_they_last(tmp_path):
+    """Every image once, and the first of them from as many classes as there are."""
+    folder(tmp_path, "test", 2)
+    for i in (7, 8):
+        Image.fromarray(np.full((6, 8, 3), i, np.uint8)).save(tmp_path / "test" / "dog" / f"{i:03d}.png")
+    test = load_images("folder", tmp_path, class_names=("dog", "cow", "cat"))
+    assert test.labels.tolist() == [2, 0, 2, 0, 0, 0]
+    x, _ = test.batch(range(6))
+    assert (x[:, 0, 0, 0] * 255).round().tolist() == [0, 100, 20, 120, 7, 8]
+
+
 def test_a_folder_is_read_once(tmp_path, monkeypatch):
     """Its files can go once each image was asked for; of another part nothing is kept, nor of a folder too large."""
     folder(tmp_path, "test", 3)
     images = load_images("folder", tmp_path)
     first, _ = images.batch([0, 2, 4])
-    kept = [tmp_path / "test" / name for name in ("cat/000.png", "cat/002.png", "dog/001.png")]
+    kept = [tmp_path / "test" / name for name in ("cat/000.png", "cat/001.png", "cat/002.png")]
     for path in kept:
         path.unlink()
     assert torch.equal(images.batch([4, 2, 0, 0])[0], first[[2, 1, 0, 0]])
@@ -103,8 +114,8 @@ def test_a_folder_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr("robustpatch.data._HELD", 6 * 6 * 8 * 3 - 1)
     assert torch.equal(images.batch([4])[0], first[2:])
     images.batch([3])
-    (tmp_path / "test" / "dog" / "000.png").unlink()
-    with pytest.raises(InvalidInput, match=r"000\.png cannot be read"):
+    (tmp_path / "test" / "dog" / "001.png").unlink()
+    with pytest.raises(InvalidInput, match=r"001\.png cannot be read"):
         images.batch([3])
 
 
@@ -126,11 +137,11 @@ def test_batches_read_ahead(tmp_path, workers):
         assert torch.equal(x, images.batch(batches[number])[0])
         assert torch.equal(y, images.labels[batches[number]])
     assert number == 5
-    (tmp_path / "test" / "cat" / "003.png").unlink()
+    (tmp_path / "test" / "cat" / "001.png").unlink()
     broken = read_ahead(replace(images), batches, workers)
     for _ in range(4):
         next(broken)
-    with pytest.raises(InvalidInput, match=r"003\.png cannot be read"):
+    with pytest.raises(InvalidInput, match=r"001\.png cannot be read"):
         next(broken)
     with pytest.raises(InvalidInput, match="workers is -1"):
         next(read_ahead(images, batches, -1))
