@@ -20,6 +20,7 @@ class MLP(nn.Module):
 
     Args:
         image_size: (height, width). num_classes: K. in_channels: E, as encoded. widths: units of the hidden layers.
+        norm: whether those are normalised, as networks of whole images need not be.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class MLP(nn.Module):
         num_classes: int = 10,
         in_channels: int = 2,
         widths: Sequence[int] = (160, 160),
+        norm: bool = True,
     ) -> None:
         super().__init__()
         if not all(width >= 1 for width in widths):
@@ -36,9 +38,14 @@ class MLP(nn.Module):
         units = (in_channels * image_size[0] * image_size[1], *widths)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(units):
-            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+            layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
         self.features = nn.Sequential(nn.Flatten(), *layers)
         self.head = nn.Linear(units[-1], num_classes)
+
+    @property
+    def sequential(self) -> nn.Sequential:
+        """The same layers as one chain, of which `robustpatch.defenses.ibp` bounds the outputs."""
+        return nn.Sequential(self.features, self.head)
 
     def forward(self, x: Float[Tensor, "M E H W"]) -> Float[Tensor, "M K"]:
         return self.head(self.features(x.to(self.head.weight.dtype)))
