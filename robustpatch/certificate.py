@@ -49,10 +49,11 @@ class Certificate:
         prediction: Int[B], the class with the most votes (lowest index on ties); -1 where a defense abstains.
         certified: Bool[B].
         margin: Int[B], the worst case over placements and rivals; certified iff ≥ 0. Randomized: Float[B], the bound on
-            the prediction's share less 1/2 + τ; certified iff > 0. None where a defense has no such number.
+            the prediction's share less 1/2 + τ; certified iff > 0. Bounds: Float[B], below the lead in outputs;
+            certified iff ≥ 0. None where a defense has no such number.
         placement_margin: Int[B,L], the same for each placement in row-major order (`AnyOf`: one threat after the
             other); None for the margin method and for several patches.
-        threat, method: what is certified, and how ("exact", "margin" or "randomized").
+        threat, method: what is certified, and how ("exact", "margin", "randomized" or, of outputs, "bounds").
         guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
         confidence: None for these deterministic proofs; 1 - α for randomized ones.
         evidence: votes and geometry, for `save` and `largest_certified`; None where samples are all there is.
@@ -63,7 +64,7 @@ class Certificate:
     margin: Int[Tensor, " B"] | Float[Tensor, " B"] | None
     placement_margin: Int[Tensor, "B L"] | None
     threat: Threat
-    method: Method | Literal["randomized"]
+    method: Method | Literal["randomized", "bounds"]
     guard: float
     close: Int[Tensor, " B"]
     confidence: float | None = None

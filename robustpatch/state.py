@@ -17,6 +17,12 @@ from robustpatch.errors import InvalidInput
 from robustpatch.zoo import network_of
 
 
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    """What holds weights: the network, and what a defense trains beside it."""
+    guide = getattr(model, "guide", None)
+    return {"base": network_of(model)} | ({} if guide is None else {"guide": guide})
+
+
 def save(
     path: Path,
     config: dict[str, Any],
@@ -26,8 +32,11 @@ def save(
     history: list[dict[str, Any]],
 ) -> None:
     """Write the state after an epoch; the file appears whole or not at all."""
-    weights = network_of(model).state_dict()
-    tensors = {f"base.{name}": tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, module in _parts(model).items()
+        for name, tensor in module.state_dict().items()
+    }
     saved = optimizer.state_dict()
     for number, entry in saved["state"].items():
         for name, value in entry.items():
@@ -59,13 +68,14 @@ def restore(
             "resume with the same options, or name another output"
         )
     tensors = load_file(path)
-    weights = {k.removeprefix("base."): v for k, v in tensors.items() if k.startswith("base.")}
-    network_of(model).load_state_dict(weights)
+    for part, module in _parts(model).items():
+        start = f"{part}."
+        module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
     saved = optimizer.state_dict()
     for group, stored in zip(saved["param_groups"], meta["groups"], strict=True):
         group.update(stored)
     saved["state"] = {}
-    for key in tensors.keys() - {f"base.{name}" for name in weights}:
+    for key in (key for key in tensors if key.startswith("optimizer.")):
         _, number, name = key.split(".")
         saved["state"].setdefault(int(number), {})[name] = tensors[key]
     optimizer.load_state_dict(saved)

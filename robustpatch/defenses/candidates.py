@@ -1,0 +1,92 @@
+"""Which placements of a patch a training step looks at: all, random ones, or those where a guide expects the worst."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat, Threat
+
+
+class Guide(nn.Module):
+    """A value for each pixel, of the image at half its size; of a placement, the mean over its pixels.
+
+    Trained by cross-entropy to tell which of the placements looked at was worst (after Chiang et al. 2020, Section 3,
+    whose guide predicts the loss). Its first weights are the same every time, and the certificate needs none of them.
+    """
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(
+                nn.Conv2d(1, channels, 5, padding=2),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 5, padding=2),
+                nn.ReLU(),
+                nn.Conv2d(channels, 1, 5, padding=2),
+            )
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+        half = F.avg_pool2d(x.mean(dim=1, keepdim=True), 2, ceil_mode=True)
+        return F.interpolate(self.layers(half).float(), size=tuple(x.shape[2:]))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """`free` [B,P,H,W]: the pixels of P choices of placements for each image; `guess` [B,P]: what the guide thinks."""
+
+    free: Bool[Tensor, "B P H W"]
+    guess: Float[Tensor, "B P"] | None
+
+
+def every_placement(x: Float[Tensor, "B C H W"], threat: Threat) -> Candidates:
+    """Every placement of the threat, for every image. Raises `InvalidInput` for several patches."""
+    height, width = x.shape[2:]
+    masks = []
+    for one in threat.threats:
+        if one.count > 1:
+            raise InvalidInput(f"patch is {one}, and placements 0 are all of one patch; draw some of several patches")
+        masks.append(one.footprint(one.placements(height, width)[:, None], height, width))
+    return Candidates(torch.cat(masks).to(x.device).expand(len(x), -1, -1, -1), None)
+
+
+def drawn_placements(
+    x: Float[Tensor, "B C H W"], threat: Threat, count: int, generator: torch.Generator, guide: nn.Module | None = None
+) -> Candidates:
+    """`count` choices, of the threats in turn, the same for all images of the batch. With a guide, of each image's own,
+    every second where it expects the worst: with the probabilities softmax(value). Chance is the `generator`'s.
+    """
+    if guide is None:
+        shared = _drawn(x[:1], threat, count, generator, None)
+        return Candidates(shared.free.expand(len(x), -1, -1, -1), None)
+    return _drawn(x, threat, count, generator, guide(x))
+
+
+def _drawn(x: Tensor, threat: Threat, count: int, generator: torch.Generator, value: Tensor | None) -> Candidates:
+    first = int(torch.randint(len(threat.threats), (), generator=generator))
+    free, guess = [], []
+    for number in range(count):
+        one = threat.threats[(first + number) % len(threat.threats)]
+        scores = None if value is None else F.avg_pool2d(value, (one.height, one.width), 1).flatten(1)
+        placement = _draw(x, one, scores if number % 2 else None, generator)
+        if scores is not None:
+            guess.append(scores.gather(1, placement.to(x.device)).mean(dim=1))
+        columns = x.shape[3] - one.width + 1
+        corners = torch.stack([placement // columns, placement % columns], dim=2).to(x.device)
+        free.append(one.footprint(corners, x.shape[2], x.shape[3]))
+    return Candidates(torch.stack(free, dim=1), torch.stack(guess, dim=1) if guess else None)
+
+
+def _draw(x: Tensor, one: PatchThreat, scores: Tensor | None, generator: torch.Generator) -> Int[Tensor, "B count"]:
+    """The number of each rectangle's placement, in row-major order."""
+    if scores is not None:
+        chance = scores.detach().float().cpu().softmax(dim=1)
+        return torch.multinomial(chance, one.count, replacement=True, generator=generator)
+    placements = (x.shape[2] - one.height + 1) * (x.shape[3] - one.width + 1)
+    return torch.randint(placements, (len(x), one.count), generator=generator)

@@ -1,0 +1,245 @@
+"""Interval bound propagation: the patch's pixels may be anything, and bounds of the outputs say which class can win."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustpatch import checks, precision
+from robustpatch.certificate import Certificate
+from robustpatch.defenses.base import Defended, Defense
+from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
+from robustpatch.defenses.interval import bounds, last_margins, layers_of
+from robustpatch.defenses.regions import Regions
+from robustpatch.errors import InvalidInput
+from robustpatch.memory import chunk
+from robustpatch.threat import PatchThreat, Threat
+from robustpatch.voting import first_argmax
+
+
+@dataclass(frozen=True)
+class IBP(Defense):
+    """Train and certify a network by bounds of its outputs over all contents of a patch (Chiang et al. 2020).
+
+    `placements`: how many placements of each image a training step looks at, 0 for all; the gradient is of the worst
+    of them. They are drawn at random, and with `guided` half of them where a small network, trained alongside, expects
+    the worst (Section 3). The patch's pixels widen from what they are to [0, 1], and the loss of the worst case gains
+    its `weight` against that of the clean prediction, both linearly within the first `ramp` of the training.
+
+    The certificate takes none of these. Raises `InvalidInput`.
+    """
+
+    name: ClassVar[str] = "ibp"
+    placements: int = 10
+    guided: bool = False
+    weight: float = 0.7
+    ramp: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.placements < 0:
+            raise InvalidInput(f"placements is {self.placements}; give a number to draw for each image, or 0 for all")
+        if self.guided and self.placements < 2:
+            raise InvalidInput(f"placements is {self.placements}, but guided draws half of them; draw at least 2")
+        for name in ("weight", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; give a share between 0 and 1")
+
+    def wrap(self, network: nn.Module, *, num_classes: int) -> BoundedClassifier:
+        return BoundedClassifier(network, self, num_classes=num_classes)
+
+
+class BoundedClassifier(Defended):
+    """For every image that it certifies, no content of a patch within the threat changes its prediction.
+
+    At each placement the patch's pixels become [0, 1] and bounds go through the network, rounded outward (see
+    `robustpatch.defenses.interval`): whatever it computes of a patched image, in any order of summation and in any
+    batch, lies within. c is certified iff z_c - z_j > 0 is so proved everywhere for every other class j: that two sums
+    come out equal, so that the lowest index wins, rounding leaves nobody to prove. `guard` is 0: it is in the bounds.
+
+    The network is an `nn.Sequential` of layers with known bounds, or has one as `sequential` that computes the same;
+    every `certify` compares its outputs of the clean images with their bounds. Raises `InvalidInput` for others, and
+    where products are computed in less than float32.
+    """
+
+    defense: IBP
+    certified_in_training: ClassVar[int] = 500
+
+    def __init__(self, network: nn.Module, defense: IBP, *, num_classes: int) -> None:
+        super().__init__(network, defense, num_classes=num_classes)
+        outputs = layers_of(network)[1].out_features
+        if outputs != num_classes:
+            raise InvalidInput(f"num_classes is {num_classes}, but the network has {outputs} outputs; make both agree")
+        self.guide = Guide() if defense.guided else None
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        return self.network(self._match(x))
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class of the largest output in the network's own type, in which it is bounded. Raises `InvalidInput`."""
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        return first_argmax(self(x))
+
+    def _match(self, x: Tensor) -> Tensor:
+        return x.to(next(self.network.parameters()).dtype)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+        """Prove, for each image, that no patch within `threat` changes the prediction.
+
+        `margin` is a lower bound of z_c - z_j over all placements, contents and rivals: certified iff ≥ 0, as it lies
+        strictly below. Neighbouring placements are tried together, as one patch that holds them all, and
+        apart only where that fails; an image is left once a placement fails alone. Several patches: every
+        choice of their placements. Raises `InvalidInput`.
+        """
+        x = self._check(x, threat)
+        logits = self(x)
+        self._check_clean(x, logits)
+        prediction = first_argmax(logits)
+        margin = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        for one in threat.threats:
+            alive = (margin >= 0).nonzero()[:, 0]
+            regions = Regions.of(one, (x.shape[2], x.shape[3]), len(alive), x.device)
+            while len(regions):
+                regions, some = regions.split(self._chunk(x))
+                image = alive[some.image]
+                found = self.margins(x[image], some.footprint(), prediction[image])
+                failed = found < 0
+                sure = ~failed | some.single
+                margin.scatter_reduce_(0, image[sure], found[sure], "amin")
+                regions = regions.join(some.keep(failed & ~some.single).halves())
+                regions = regions.keep(margin[alive[regions.image]] >= 0)
+        return Certificate(
+            prediction=prediction,
+            certified=margin >= 0,
+            margin=margin,
+            placement_margin=None,
+            threat=threat,
+            method="bounds",
+            guard=0.0,
+            close=torch.zeros_like(prediction),
+        )
+
+    @torch.no_grad()
+    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+        """The margin of each placement on its own, in row-major order: the vulnerability map, and what `certify` gives
+        without trying placements together or leaving any out. Raises `InvalidInput`, for several patches too.
+        """
+        x = self._check(x, threat)
+        if threat.count > 1:
+            raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
+        prediction, (height, width) = first_argmax(self(x)), x.shape[2:]
+        masks = threat.footprint(threat.placements(height, width)[:, None], height, width).to(x.device)
+        each = [
+            torch.cat(
+                [
+                    self.margins(image.expand(len(some), -1, -1, -1), some, own.expand(len(some)))
+                    for some in masks.split(self._chunk(x))
+                ]
+            )
+            for image, own in zip(x, prediction, strict=True)
+        ]
+        return torch.stack(each) if each else x.new_zeros(0, len(masks))
+
+    def margins(self, x: Float[Tensor, "M C H W"], free: Tensor, own: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """Lower bounds, over every content of the pixels `free` (Bool[M,H,W]) and every j, of z_c - z_j for c = `own`.
+
+        They are strictly below: of those not negative, c is proved to be predicted, the sole largest.
+        """
+        layers, last = layers_of(self.network)
+        found = last_margins(last, *bounds(layers, *_box(x, free)), own)
+        return found.scatter(1, own[:, None], torch.inf).nan_to_num(nan=-torch.inf).amin(dim=1)
+
+    def _check(self, x: Tensor, threat: Threat) -> Tensor:
+        """The images as the network takes them, after every test that needs no bounds."""
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        threat.check_fits(x.shape[2], x.shape[3])
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        if precision.is_reduced(tensors, x.device.type):
+            raise InvalidInput(
+                "network computes in less than float32 (bfloat16, float16, TF32 or autocast), whose rounding is not "
+                "bounded; use network.float(), leave autocast, and torch.set_float32_matmul_precision('highest')"
+            )
+        return self._match(x)
+
+    def _check_clean(self, x: Tensor, logits: Tensor) -> None:
+        checks.finite_scores(logits)
+        layers, last = layers_of(self.network)
+        lower, upper = bounds([*layers, last], x, x)
+        if not bool(((lower <= logits) & (logits <= upper)).all()):
+            raise InvalidInput(
+                "network computes something else than its layers one after the other, or less precisely than its "
+                "type: its outputs leave their bounds. Give an nn.Sequential, or mend the attribute sequential"
+            )
+
+    def _chunk(self, x: Tensor) -> int:
+        return chunk(2 * x[0].numel(), x.device, False)
+
+    def training_loss(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
+    ) -> Float[Tensor, ""]:
+        """(1 - κ)·cross-entropy of the outputs + κ·cross-entropy of the worst case's, z_j raised against z_y as far as
+        bounds allow at the worst of the placements looked at. Batch norm bounds take the running statistics.
+        """
+        x, share = self._match(x), 1.0 if self.defense.ramp == 0 else min(1.0, done / self.defense.ramp)
+        kappa = self.defense.weight * share
+        if self.defense.placements == 0:
+            candidates = every_placement(x, threat)
+        else:
+            candidates = drawn_placements(x, threat, self.defense.placements, generator, self.guide)
+        worst = self.losses(x, y, candidates.free, share).argmax(dim=1)
+        every = torch.arange(len(x), device=x.device)
+        loss = kappa * F.cross_entropy(self._raised(x, candidates.free[every, worst], y, share), y)
+        if kappa < 1:
+            loss = loss + (1 - kappa) * F.cross_entropy(self.network(x).float(), y)
+        if candidates.guess is not None:
+            loss = loss + F.cross_entropy(candidates.guess, worst)
+        return loss
+
+    @torch.no_grad()
+    def losses(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], free: Bool[Tensor, "B P H W"], share: float = 1.0
+    ) -> Float[Tensor, "B P"]:
+        """The worst case's cross-entropy at each of the placements `free`.
+
+        Where those are the same for all images and the first layer is fully connected, its bounds are what it computes
+        of the clean images, moved by the patch's pixels: |W|r is of the placement alone.
+        """
+        (layers, last), count = layers_of(self.network), free.shape[1]
+        while layers and isinstance(layers[0], nn.Flatten | nn.Identity):
+            layers = layers[1:]
+        found = []
+        if free.stride(0) or not layers or not isinstance(layers[0], nn.Linear):
+            for pairs in torch.arange(len(x) * count, device=x.device).split(self._chunk(x)):
+                image, which = pairs // count, pairs % count
+                raised = self._raised(x[image], free[image, which], y[image], share)
+                found.append(F.cross_entropy(raised, y[image], reduction="none"))
+            return torch.cat(found).view(-1, count)
+        first, rest, flat = layers[0], layers[1:], x.flatten(1)
+        clean, toward = first(flat), share * (0.5 - flat)
+        for mask in free[0]:
+            pixels = mask.expand(x.shape[1:]).flatten().nonzero()[:, 0]
+            weight = first.weight[:, pixels]
+            middle, radius = clean + F.linear(toward[:, pixels], weight), weight.abs().sum(dim=1) * (share / 2)
+            ends = bounds(rest, middle - radius, middle + radius, outward=False)
+            found.append(F.cross_entropy(-last_margins(last, *ends, y, outward=False).float(), y, reduction="none"))
+        return torch.stack(found, dim=1)
+
+    def _raised(self, x: Tensor, free: Tensor, y: Tensor, share: float) -> Float[Tensor, "M K"]:
+        """Upper bounds of z_j - z_y over contents of the free pixels, `share` of the way from what they are."""
+        layers, last = layers_of(self.network)
+        ends = bounds(layers, *_box(x, free, share), outward=False)
+        return -last_margins(last, *ends, y, outward=False).float()
+
+
+def _box(x: Tensor, free: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Least and largest value of each pixel: [0, 1] where it is free (with a smaller share, on the way there)."""
+    free = free[:, None]
+    return torch.where(free, (1 - share) * x, x), torch.where(free, 1 - (1 - share) * (1 - x), x)

@@ -1,0 +1,220 @@
+"""The certificate of interval bounds against every content of every placement."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement, product
+
+import pytest
+import torch
+from torch import nn
+
+from robustpatch import PatchThreat
+from robustpatch.defenses.ibp import IBP, BoundedClassifier
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import AnyOf
+from tests import oracles, toys
+
+SIZE = (4, 6)
+CLASSES = 3
+
+
+def defended(network: nn.Module, **options) -> BoundedClassifier:
+    return IBP(**options).wrap(network, num_classes=CLASSES).eval()
+
+
+def linear(scale: float = 1.0, size=SIZE) -> nn.Module:
+    return _centred(toys.linear(channels=1, size=size, classes=CLASSES, scale=scale), size)
+
+
+def deep(scale: float = 1.0) -> nn.Module:
+    network = toys.seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 2, stride=2),
+            nn.BatchNorm2d(3),
+            nn.LeakyReLU(0.1),
+            nn.MaxPool2d((1, 2), 1),
+            nn.Flatten(),
+            nn.Linear(12, CLASSES),
+        ),
+        seed=2,
+    )
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([-1.0, 1.2, 0.7]))
+        network[-1].weight *= scale
+    return _centred(network, SIZE)
+
+
+@torch.no_grad()
+def _centred(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """With outputs around those of one image, all 0 but for a lead of class 1: about half can be certified."""
+    network[-1].bias -= network(images(1, size))[0]
+    network[-1].bias[1] += 0.3
+    return network
+
+
+def images(batch: int = 4, size=SIZE) -> torch.Tensor:
+    return toys.images(batch, size=size, seed=3)
+
+
+def patched(image: torch.Tensor, corners, height: int, width: int) -> torch.Tensor:
+    """Every content of values 0, 1/2 and 1 on those rectangles."""
+    pixels = sorted(set().union(*(oracles.rectangle(*corner, height, width) for corner in corners)))
+    contents = torch.tensor(list(product((0.0, 0.5, 1.0), repeat=len(pixels))))
+    out = image.repeat(len(contents), 1, 1, 1)
+    for number, (row, column) in enumerate(pixels):
+        out[:, 0, row, column] = contents[:, number]
+    return out
+
+
+def lead(logits: torch.Tensor, c: int) -> float:
+    """The least of z_c - z_j over all images and rivals, in the network's own arithmetic."""
+    others = torch.cat([logits[:, :c], logits[:, c + 1 :]], dim=1)
+    return float((logits[:, c] - others.amax(dim=1)).min())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("build", [linear, deep])
+@pytest.mark.parametrize("scale", [0.7, 1.0])
+def test_no_content_at_any_placement_passes_a_bound(build, scale, patch):
+    """Every placement, in row-major order, every content: the lead attained is never below its margin, and of a linear
+    network the two are one. Certified is what is not below zero anywhere, and never changes."""
+    model, x, threat = defended(build(scale)), images(), PatchThreat(*patch)
+    certificate, margins = model.certify(x, threat), model.placement_margins(x, threat)
+    corners = [(r, c) for r in range(SIZE[0] - patch[0] + 1) for c in range(SIZE[1] - patch[1] + 1)]
+    assert margins.shape == (len(x), len(corners))
+    assert torch.equal(certificate.certified, (margins >= 0).all(dim=1))
+    assert torch.equal(certificate.certified, certificate.margin >= 0)
+    assert bool((certificate.margin <= margins.amin(dim=1) + 1e-5)[certificate.certified].all())
+    assert torch.equal(certificate.prediction, model.predict(x))
+    for i, corner in product(range(len(x)), corners):
+        attacked = patched(x[i], [corner], *patch)
+        attained = lead(model(attacked), int(certificate.prediction[i]))
+        bound = float(margins[i, corners.index(corner)])
+        assert bound < attained
+        if build is linear:
+            assert attained < bound + 1e-4
+        if certificate.certified[i]:
+            assert bool((model.predict(attacked) == certificate.prediction[i]).all())
+
+
+def test_some_toys_are_certified_and_some_are_not():
+    """The test above would say little of certificates that are all refused, or all given."""
+    for build in (linear, deep):
+        shares = [defended(build(scale)).certify(images(32), PatchThreat(1, 1)).certified for scale in (0.7, 1.0)]
+        assert bool(torch.cat(shares).any())
+        assert not bool(torch.cat(shares).all())
+
+
+def one_pixel(row: int, column: int, size: tuple[int, int]) -> nn.Module:
+    """Class 1 iff that one pixel is bright."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(size[0] * size[1], CLASSES))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].weight[1, row * size[1] + column] = 2.0
+        network[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", [(5, 9), (9, 5)])
+@pytest.mark.parametrize("patch", [(1, 1), (2, 3)])
+def test_every_pixel_is_within_some_placement(size, patch):
+    """Whichever pixel decides, in a corner or not, no image is certified."""
+    x = torch.zeros(2, 1, *size)
+    corners = [(row, column) for row in (0, size[0] - 1) for column in (0, size[1] - 1)]
+    for row, column in [*corners, (2, 4), (3, 2)]:
+        certificate = defended(one_pixel(row, column, size)).certify(x, PatchThreat(*patch))
+        assert not bool(certificate.certified.any())
+        assert bool((certificate.margin < 0).all())
+
+
+@torch.no_grad()
+def test_two_patches_and_any_of_two():
+    """Each pair of placements by brute force; of several threats, the worst."""
+    model, x = defended(deep()), images(8)
+    pair = model.certify(x, PatchThreat(1, 1, 2))
+    corners = list(product(range(SIZE[0]), range(SIZE[1])))
+    worst = [
+        min(lead(model(patched(image, some, 1, 1)), int(c)) for some in combinations_with_replacement(corners, 2))
+        for image, c in zip(x, pair.prediction, strict=True)
+    ]
+    assert bool((pair.margin < torch.tensor(worst))[pair.certified].all())
+    assert bool(pair.certified.any())
+    assert not bool(pair.certified.all())
+    both = [PatchThreat(1, 3), PatchThreat(3, 1)]
+    each = [model.certify(x, one).certified for one in both]
+    assert torch.equal(model.certify(x, AnyOf(both)).certified, each[0] & each[1])
+    assert not torch.equal(each[0], each[1])
+    with pytest.raises(InvalidInput, match="patch is 2\\*1x1; only one patch has a map"):
+        model.placement_margins(x, PatchThreat(1, 1, 2))
+    with pytest.raises(InvalidInput, match=r"patch is 5\*1x1, with .* take fewer patches"):
+        defended(linear(size=(28, 28))).certify(images(1, (28, 28)), PatchThreat(1, 1, 5))
+
+
+@torch.no_grad()
+def test_the_caller_s_images_and_the_batch_size_do_not_matter():
+    model, x = defended(deep(0.9)), images(8)
+    before, together = x.clone(), model.certify(x, PatchThreat(2, 1))
+    assert torch.equal(x, before)
+    for i in range(8):
+        assert torch.equal(model.certify(x[i : i + 1], PatchThreat(2, 1)).certified, together.certified[i : i + 1])
+    nothing = model.certify(x[:0], PatchThreat(2, 1))
+    assert nothing.certified.shape == (0,)
+    doubled = defended(deep(0.9).double()).certify(x, PatchThreat(2, 1))
+    assert torch.equal(doubled.certified, together.certified)
+
+
+def test_a_lead_that_only_float64_tells_is_predicted_as_certified():
+    """Rounded to float32, the outputs would be equal, and class 0 predicted."""
+    network = linear().double()
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.tensor([1.0, 1.0 + 1e-10, 0.0], dtype=torch.float64))
+    model, x = defended(network), images()
+    certificate = model.certify(x, PatchThreat(2, 2))
+    assert bool(certificate.certified.all())
+    assert torch.equal(certificate.prediction, model.predict(x))
+    assert bool((model.predict(x) == 1).all())
+
+
+class Liar(nn.Module):
+    """Computes something else than its chain of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequential = linear()
+
+    def forward(self, x):
+        return self.sequential(x * 1.001)
+
+
+def test_what_cannot_be_proved_is_refused():
+    x, threat = images(), PatchThreat(2, 2)
+    with pytest.raises(InvalidInput, match="computes something else than its layers"):
+        defended(Liar()).certify(x, threat)
+    with pytest.raises(InvalidInput, match="training mode"):
+        defended(linear()).train().certify(x, threat)
+    with pytest.raises(InvalidInput, match="divide by 255"):
+        defended(linear()).certify(x * 255, threat)
+    with pytest.raises(InvalidInput, match="larger than the image"):
+        defended(linear()).certify(x, PatchThreat(5, 5))
+    with pytest.raises(InvalidInput, match="less than float32"):
+        defended(linear().bfloat16()).certify(x, threat)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InvalidInput, match="less than float32"):
+        defended(linear()).certify(x, threat)
+    with pytest.raises(InvalidInput, match="num_classes is 4, but the network has 3 outputs"):
+        IBP().wrap(linear(), num_classes=4)
+    huge = linear()
+    with torch.no_grad():
+        huge[1].weight.fill_(3e38)
+    with pytest.raises(InvalidInput, match="NaN or infinite"):
+        defended(huge).certify(torch.ones_like(x), threat)
+
+
+def test_bounds_that_overflow_certify_nothing():
+    """Finite outputs of the clean image, infinite bounds."""
+    network = linear()
+    with torch.no_grad():
+        network[1].weight.fill_(3e38)
+        network[1].weight[1] = -3e38
+    assert not bool(defended(network).certify(torch.zeros(1, 1, *SIZE), PatchThreat(2, 2)).certified.any())
