@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from robustpatch.ablation import Columns
+from robustpatch.defenses.ibp import BoundedClassifier
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import SmallCNN
@@ -143,7 +144,12 @@ def test_shipped_checkpoints_load():
         "columns4-top1",
         "rows2",
     ]
-    others = {"mnist-patchcleanser": PatchCleanser, "mnist-sparse5": RandomizedClassifier, "mnist-undefended": SmallCNN}
+    others = {
+        "mnist-ibp": BoundedClassifier,
+        "mnist-patchcleanser": PatchCleanser,
+        "mnist-sparse5": RandomizedClassifier,
+        "mnist-undefended": SmallCNN,
+    }
     assert names() == sorted(["cifar10-columns4", *(f"mnist-{family}" for family in families), *others])
     for name in names():
         checkpoint = load_checkpoint(name)
