@@ -24,6 +24,7 @@ from robustpatch.threat import PatchThreat, Threat
 from robustpatch.voting import first_argmax
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
+_CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
 _CELLS = 2**23  # predictions kept at once: images times unions
 
 
@@ -164,6 +165,8 @@ class PatchCleanser(Defended):
 
         values = self._shown.channels(x.shape[1]) * x.shape[2] * x.shape[3]
         chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
+        if self.chunk is None and x.device.type == "cpu" and not torch.is_grad_enabled():
+            chunk = min(chunk, max(1, _CACHED // values))
         parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
         again = torch.is_grad_enabled() and len(parts) > 1
         found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
