@@ -89,7 +89,9 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
             kind = (int, float) if isinstance(default, float) else str if default is None else type(default)
             if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
                 raise InvalidInput(f"recipe {path}, run {name}: {key} is {value!r}; a value like {default!r} is needed")
-        configs.append(TrainingConfig(**chosen, **({"ablation": None} if whole else {})))
+        if whole:
+            chosen["ablation"] = None
+        configs.append(TrainingConfig(**chosen))
     if not configs:
         raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
     if vote is not None:

@@ -148,9 +148,9 @@ class PatchCleanser(Defended):
         return max(self.defense.guard, GUARD_REDUCED) if reduced else self.defense.guard
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
-        """Masked images that the network scores for `forward`, and at most for `predict`, of one image."""
-        masks = self.defense.mask_set(height, width)
-        return 2 * len(masks.views), len(masks.unions)
+        """Masked images that the network scores of one image, at most: for `forward`, and for `predict`."""
+        masks, (each, _) = self.defense.mask_set(height, width), super().evaluations(height, width)
+        return 2 * len(masks.views) * each, len(masks.unions) * each
 
     def logits(
         self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]
@@ -174,8 +174,9 @@ class PatchCleanser(Defended):
 
     def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
         tensor = next(self.network.parameters(), None)
-        alike = tensor is None or torch.is_autocast_enabled(shown.device.type)
-        logits = self.network(shown if alike else shown.to(tensor.dtype))
+        if tensor is not None and not torch.is_autocast_enabled(shown.device.type):
+            shown = shown.to(tensor.dtype)
+        logits = self.network(shown)
         if logits.shape != (len(shown), self.num_classes):
             raise InvalidInput(
                 f"the network returned logits of shape {tuple(logits.shape)}, not {(len(shown), self.num_classes)}; "
