@@ -56,6 +56,20 @@ class MaskChannel(Encoding):
         return torch.cat([torch.where(kept[:, None], x, 0), kept[:, None].to(x.dtype)], dim=1)
 
 
+@dataclass(frozen=True)
+class Fill(Encoding):
+    """A hidden pixel shows `value` in every channel: what any classifier of images can be shown."""
+
+    value: float
+    name = "fill"
+
+    def channels(self, image_channels: int) -> int:
+        return image_channels
+
+    def __call__(self, x: Float[Tensor, "M C H W"], kept: Bool[Tensor, "M H W"]) -> Float[Tensor, "M C H W"]:
+        return torch.where(kept[:, None], x, self.value)
+
+
 def encoding_named(name: str) -> Encoding:
     """The encoding of that `name`, as checkpoints store it. Raises `InvalidInput`."""
     known = {encoding.name: encoding for encoding in (ComplementChannels(), MaskChannel())}

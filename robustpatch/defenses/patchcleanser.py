@@ -9,37 +9,23 @@ from math import isfinite
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustpatch import checks, memory, precision
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
-from robustpatch.defenses.double_masking import Looks, certify, infer, majority
+from robustpatch.defenses.double_masking import Looks, certify, infer
 from robustpatch.defenses.masking import MaskSet
-from robustpatch.encoding import Encoding, encoding_named
+from robustpatch.defenses.soft_masking import soft_inference, worst_unions
+from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat, Threat
-from robustpatch.voting import first_argmax
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
 _CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
 _CELLS = 2**23  # predictions kept at once: images times unions
-
-
-@dataclass(frozen=True)
-class Fill(Encoding):
-    """A hidden pixel shows `value` in every channel: what any classifier of images can be shown."""
-
-    value: float
-    name = "fill"
-
-    def channels(self, image_channels: int) -> int:
-        return image_channels
-
-    def __call__(self, x: Float[Tensor, "M C H W"], kept: Bool[Tensor, "M H W"]) -> Float[Tensor, "M C H W"]:
-        return torch.where(kept[:, None], x, self.value)
 
 
 @dataclass(frozen=True)
@@ -253,72 +239,30 @@ class PatchCleanser(Defended):
         self._sound = key
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What attacks climb: the mean softmax of all views, in which the surest dissenting view may raise its class.
-
-        With a = min over second views of p_c - max_j≠c p_j, for the class c that it names: for a > 0 the dissenter
-        stands, and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. The argmax
-        is `predict`, except where that takes another dissenter, or a majority that is not the mean's.
-        """
+        """What attacks climb; its argmax is `predict`, with the exceptions of `soft_masking.soft_inference`."""
         masks = self.defense.mask_set(*x.shape[2:])
-        views, image = len(masks.views), torch.arange(len(x), device=x.device)[:, None]
-        every = torch.arange(views, device=x.device).expand(len(x), -1)
-        logits = self.logits(x, image.expand_as(every).flatten(), every.flatten()).unflatten(0, every.shape)
-        checks.finite_scores(logits)
-        shares = logits.softmax(dim=-1).mean(dim=1)
-        first, second = logits.detach().topk(2, dim=-1).values.unbind(dim=-1)
-        labels = first_argmax(logits.detach())
-        dissents = labels != majority(labels)[:, None]
-        rows = dissents.any(dim=1).nonzero()[:, 0]
-        surest = (first - second).masked_fill(~dissents, -1).argmax(dim=1)[rows]
-        union = masks.pair.to(x.device)[surest]
-        seen = self.logits(x, rows[:, None].expand_as(union).flatten(), union.flatten()).unflatten(0, union.shape)
-        own = labels[rows, surest][:, None]
-        standing = _lead(seen.softmax(dim=-1), own[:, None].expand(-1, views, 1)).amin(dim=1, keepdim=True)
-        top, mean = shares[rows].amax(dim=1, keepdim=True), shares[rows].gather(1, own)
-        raised = top + standing * torch.where(standing > 0, 1, top - mean)
-        return shares.index_put((rows[:, None], own), raised)
+        return soft_inference(_scoring(self.logits, x), masks, torch.arange(len(x), device=x.device))
 
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of each image under a pair of views drawn for it, or the worst pair found.
-
-        That is found greedily: of `defense.worst` views drawn at random the one with the largest loss, then of as many
-        drawn anew the one with the largest loss together with it (Saha et al. 2023, "greedy cutout", with all views);
-        the network is in evaluation mode meanwhile. Raises `InvalidInput` where the masks do not cover the threat.
+        """Cross-entropy of each image under a pair of views drawn for it, or, with `defense.worst`, the worst found
+        among so many (see `soft_masking.worst_unions`). Raises `InvalidInput` where the masks do not cover the threat.
         """
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
-        views, image = len(masks.views), torch.arange(len(x), device=x.device)
-        pair = masks.pair.to(x.device)
-        tried = min(self.defense.worst or 1, views)
-        first, second = (
-            torch.rand(len(x), views, generator=generator).argsort(dim=1)[:, :tried].to(x.device) for _ in range(2)
-        )
+        views, tried = len(masks.views), min(self.defense.worst or 1, len(masks.views))
+        drawn = [torch.rand(len(x), views, generator=generator).argsort(dim=1)[:, :tried] for _ in range(2)]
+        first, second = (some.to(x.device) for some in drawn)
+        union = masks.pair.to(x.device)[first, second][:, 0]
         if self.defense.worst:
-            first = self._worst(x, y, first)
-            union = self._worst(x, y, pair[first, second])[:, 0]
-        else:
-            union = pair[first, second][:, 0]
-        return nn.functional.cross_entropy(self.logits(x, image, union), y)
-
-    @torch.no_grad()
-    def _worst(self, x: Tensor, y: Int[Tensor, " B"], union: Int[Tensor, "B n"]) -> Int[Tensor, "B 1"]:
-        """Of each image's unions the one with the largest cross-entropy."""
-        image = torch.arange(len(x), device=x.device)[:, None].expand_as(union)
-        training = self.network.training
-        self.network.eval()
-        try:
-            logits = self.logits(x, image.flatten(), union.flatten())
-        finally:
-            self.network.train(training)
-        loss = nn.functional.cross_entropy(logits, y[image.flatten()], reduction="none")
-        return union.gather(1, loss.view_as(union).argmax(dim=1, keepdim=True))
-
-
-def _lead(scores: Float[Tensor, "P V K"], own: Int[Tensor, "P V 1"]) -> Float[Tensor, "P V"]:
-    """By how much the score of a class exceeds the largest of the others."""
-    return scores.gather(2, own)[..., 0] - scores.scatter(2, own, -1).amax(dim=2)
+            training = self.network.training
+            self.network.eval()
+            try:
+                union = worst_unions(_scoring(self.logits, x), masks, y, first, second)
+            finally:
+                self.network.train(training)
+        return nn.functional.cross_entropy(self.logits(x, torch.arange(len(x), device=x.device), union), y)
 
 
 def _scoring(logits: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,0 +1,62 @@
+"""What gradients climb: double masking made soft, for attacks; and the masks worst for an image, to train on."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from robustpatch import checks
+from robustpatch.defenses.double_masking import Score, majority
+from robustpatch.defenses.masking import MaskSet
+from robustpatch.voting import first_argmax
+
+
+def soft_inference(score: Score, masks: MaskSet, image: Int[Tensor, " B"]) -> Float[Tensor, "B K"]:
+    """The mean softmax of all views, in which the surest dissenting view may raise its class.
+
+    With a = min over second views of p_c - max_j≠c p_j, for the class c that it names: for a > 0 the dissenter stands,
+    and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. The argmax is what
+    double masking infers, except where that takes another dissenter, or a majority that is not the mean's.
+    """
+    every = torch.arange(len(masks.views), device=image.device).expand(len(image), -1)
+    logits = score(image[:, None].expand_as(every).flatten(), every.flatten()).unflatten(0, every.shape)
+    checks.finite_scores(logits)
+    shares = logits.softmax(dim=-1).mean(dim=1)
+    first, second = logits.detach().topk(2, dim=-1).values.unbind(dim=-1)
+    labels = first_argmax(logits.detach())
+    dissents = labels != majority(labels)[:, None]
+    rows = dissents.any(dim=1).nonzero()[:, 0]
+    surest = (first - second).masked_fill(~dissents, -1).argmax(dim=1)[rows]
+    union = masks.pair.to(image.device)[surest]
+    seen = score(image[rows, None].expand_as(union).flatten(), union.flatten()).unflatten(0, union.shape)
+    own = labels[rows, surest][:, None]
+    named = own[:, None].expand(-1, union.shape[1], 1)
+    standing = _lead(seen.softmax(dim=-1), named).amin(dim=1, keepdim=True)
+    top, mean = shares[rows].amax(dim=1, keepdim=True), shares[rows].gather(1, own)
+    raised = top + standing * torch.where(standing > 0, 1, top - mean)
+    return shares.index_put((rows[:, None], own), raised)
+
+
+def _lead(scores: Float[Tensor, "P V K"], own: Int[Tensor, "P V 1"]) -> Float[Tensor, "P V"]:
+    """By how much the score of a class exceeds the largest of the others."""
+    return scores.gather(2, own)[..., 0] - scores.scatter(2, own, -1).amax(dim=2)
+
+
+@torch.no_grad()
+def worst_unions(
+    score: Score, masks: MaskSet, y: Int[Tensor, " B"], first: Int[Tensor, "B n"], second: Int[Tensor, "B n"]
+) -> Int[Tensor, " B"]:
+    """Of the views `first` of each image the one with the largest loss, with that of `second` which makes it worst.
+
+    With all views that is the greedy search of Saha et al. 2023 ("greedy cutout").
+    """
+    view = _worst(score, y, first)
+    return _worst(score, y, masks.pair.to(view.device)[view[:, None], second])
+
+
+def _worst(score: Score, y: Int[Tensor, " B"], union: Int[Tensor, "B n"]) -> Int[Tensor, " B"]:
+    image = torch.arange(len(union), device=union.device)[:, None].expand_as(union).flatten()
+    loss = cross_entropy(score(image, union.flatten()), y[image], reduction="none").view_as(union)
+    return union.gather(1, loss.argmax(dim=1, keepdim=True))[:, 0]
