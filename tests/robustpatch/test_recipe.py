@@ -55,6 +55,14 @@ def written(folder: Path, text: str = TEXT) -> Path:
     return path
 
 
+def test_a_recipe_names_a_defense_of_whole_images(tmp_path):
+    text = '[[run]]\nname = "p"\nablation = "none"\ndefense = "patchcleanser:worst=4"\nnetwork = {name = "small-cnn"}'
+    ((config,),) = [run.stages for run in load_recipe(written(tmp_path, text))]
+    assert (config.ablation, config.defense) == (None, "patchcleanser:worst=4")
+    with pytest.raises(InvalidInput, match="defense is 4"):
+        load_recipe(written(tmp_path, '[[run]]\nname = "p"\nablation = "none"\ndefense = 4'))
+
+
 def test_stages_over_runs_over_defaults(tmp_path):
     """What a stage says wins, then its run, then the defaults; the one-pass network is the default network."""
     two, blocks = load_recipe(written(tmp_path))
