@@ -258,8 +258,8 @@ def _folder(
         raise InvalidInput(f"class_names is {', '.join(names[:5])}, … ({len(names)}), {what}; name each class once")
     labels = torch.tensor([names.index(name) for name in folder.classes])[torch.tensor(folder.targets)]
     size = image_size or tuple(pil_to_tensor(folder.loader(folder.samples[0][0])).shape[1:])
-    # A folder is sorted by class: so its validation images are an even sample and not the last ones, and its test images
-    # are of every class in turn, so that the first of them speak for all.
+    # A folder is sorted by class: so its validation images are an even sample and not the last ones, and its test
+    # images are of every class in turn, so that the first of them speak for all.
     order = torch.arange(len(labels))
     if split == "test":
         counts = torch.unique_consecutive(labels, return_counts=True)[1]
