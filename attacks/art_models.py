@@ -55,8 +55,8 @@ class Scores(nn.Module):
         logits = model.logits(x)
         margins = model.voting.margins(logits)  # the soft vote is their sigmoid, and this the log-odds of its mean
         odds = nn.functional.logsigmoid(margins).logsumexp(1) - nn.functional.logsigmoid(-margins).logsumexp(1)
-        cast = model.voting.votes(logits.detach().softmax(dim=-1), model.guard).cast
-        winner = first_argmax(cast.sum(dim=1, dtype=torch.int32))[:, None]
+        votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard)
+        winner = first_argmax(votes.counts)[:, None]
         best = odds.detach()
         short = (best.amax(dim=1, keepdim=True) - best.gather(1, winner) + 1e-3) * (
             first_argmax(best)[:, None] != winner

@@ -80,8 +80,7 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
     of_placement = touched.set_of_placement.to(search.x.device)
     found, reach = [], []
     for i, order in enumerate(shuffled):
-        votes = type(evidence.votes)(evidence.votes.cast[i : i + 1], evidence.votes.close[i : i + 1])
-        margins = rival_margins(votes, search.y[i : i + 1], touched)[0]
+        margins = rival_margins(evidence.votes.of(slice(i, i + 1)), search.y[i : i + 1], touched)[0]
         reach.append(margins < 0)
         least, cheapest = margins.topk(min(rivals, margins.shape[1] - 1), dim=1, largest=False, sorted=True)
         if search.threat.count == 1:

@@ -135,8 +135,8 @@ class Search:
         self.evaluations = torch.full_like(self.y, self._asked)
         if self.pruned:
             assert isinstance(model, SmoothedClassifier)
-            self.cast = model.votes(x).cast
-            clean = first_argmax(self.cast.sum(dim=1, dtype=torch.int32))
+            votes = model.votes(x)
+            self.cast, clean = votes.cast, first_argmax(votes.counts)
         else:
             clean = predict(model, x)
         self.broken = (clean != self.y) & (clean >= 0)
@@ -161,7 +161,7 @@ class Search:
         assert isinstance(self.model, SmoothedClassifier)
         self.evaluations += self.num_ablations
         with torch.no_grad():
-            return self.model.scores(self.x)
+            return self.model.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
 
     @cached_property
     def _touched(self) -> Touched:

@@ -17,7 +17,7 @@ from attacks.base import evaluations, outputs
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
-from robustpatch.voting import first_argmax
+from robustpatch.votes import UNITS, Scored, first_argmax
 
 Objective = Literal["votes", "mean-softmax"]
 V = TypeVar("V", bound="Victim")
@@ -55,8 +55,8 @@ class WholeVictim:
 
     `rival` is the class to be raised against y, or -1: the strongest at each step. `objective`:
 
-    - "votes": the soft votes of y less those of the rival; below zero about when the attack succeeds. For a classifier
-      that is not smoothed, the same of its outputs.
+    - "votes": the soft votes (or summed scores) of y less those of the rival; below zero about when it succeeds.
+      For a classifier that is not smoothed, the same of its outputs.
     - "mean-softmax": log of the mean over ablations of the softmax of y (less that of the rival, if one is named): the
       cross-entropy that Levine & Feizi's release climbs. Without ablations, Chiang et al.'s.
     """
@@ -114,7 +114,7 @@ class TouchedVictim:
         cls,
         model: SmoothedClassifier,
         y: Tensor,
-        cast: Bool[Tensor, "P N K"],
+        cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"],
         touched: Touched,
         placement: Int[Tensor, "P count"],
         rival: Tensor | None = None,
@@ -122,7 +122,8 @@ class TouchedVictim:
         scores: Float[Tensor, "P N K"] | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
     ) -> TouchedVictim:
-        """`cast` are the clean votes of each row's image, `placement` the numbers of its rectangles' placements.
+        """`cast` are the clean votes of each row's image, or the units of its scores, `placement` the numbers of its
+        rectangles' placements.
 
         With the clean `scores` the objective is "mean-softmax", else "votes". `reach`: the classes that can win at all;
         None, and a row of none, stand for every class.
@@ -130,8 +131,10 @@ class TouchedVictim:
         member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
         valid, index = member.sort(dim=1, descending=True, stable=True)
         most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
-        untouched = (cast & ~member[:, :, None]).sum(dim=1, dtype=torch.int32)
-        soft = untouched.float() if scores is None else (scores * ~member[:, :, None]).sum(dim=1)
+        kept = cast.masked_fill(member[:, :, None], 0)
+        kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
+        untouched = kept.sum(dim=1, dtype=kind)
+        soft = untouched.float() / unit if scores is None else (scores * ~member[:, :, None]).sum(dim=1)
         return cls(
             model,
             y,
@@ -177,14 +180,17 @@ def _sums(
     model: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
 ) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"]]:
     """Over the ablations scored: what the objective is made of, differentiable, and the votes cast."""
-    cast = model.voting.votes(logits.detach().softmax(dim=-1), model.guard).cast
+    votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard)
     if valid is not None:
-        cast = cast & valid[..., None]
-    counts = cast.sum(dim=1, dtype=torch.int32)
+        votes = replace(votes, cast=votes.cast.masked_fill(~valid[..., None], 0))
+    counts = votes.counts
     if objective == "votes":
-        margins = model.voting.margins(logits)
-        # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
-        soft = torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
+        if isinstance(votes, Scored):
+            soft = model.voting.soft(logits)
+        else:
+            margins = model.voting.margins(logits)
+            # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
+            soft = torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
         return (soft if valid is None else soft * valid[..., None]).sum(dim=1), counts
     logs = logits.log_softmax(dim=-1)
     return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts

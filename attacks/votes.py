@@ -15,7 +15,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.certificate import rival_margins
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
-from robustpatch.voting import Votes, first_argmax
+from robustpatch.votes import Scored, Votes, first_argmax
 
 _UNIONS = 20_000
 
@@ -26,8 +26,8 @@ class WorstVotes:
 
     Attributes:
         placement: Int[B,count], the numbers of the rectangles' placements. rival: Int[B], the class raised.
-        lead: Int[B], by how many votes the prediction then survives: < 0 exactly where it is refuted.
-        touched: Int[B], how many ablations the placement touches. votes: Bool[B,N,K].
+        lead: Int[B], by how many votes (units) the prediction then survives: < 0 exactly where it is refuted.
+        touched: Int[B], how many ablations the placement touches. votes: Bool[B,N,K], or the units of scores.
     """
 
     refuted: Bool[Tensor, " B"]
@@ -35,13 +35,17 @@ class WorstVotes:
     rival: Int[Tensor, " B"]
     lead: Int[Tensor, " B"]
     touched: Int[Tensor, " B"]
-    votes: Bool[Tensor, "B N K"]
+    votes: Bool[Tensor, "B N K"] | Int[Tensor, "B N K"]
 
 
 def worst_votes(
-    cast: Bool[Tensor, "B N K"], ablation: Ablation, threat: PatchThreat, image_size: tuple[int, int]
+    cast: Bool[Tensor, "B N K"] | Int[Tensor, "B N K"],
+    ablation: Ablation,
+    threat: PatchThreat,
+    image_size: tuple[int, int],
 ) -> WorstVotes:
-    """Turn every ablation that the cheapest placement touches from the prediction to the cheapest rival.
+    """Turn every ablation that the cheapest placement touches from the prediction to the cheapest rival. `cast`: votes,
+    or the units of scores (`Scored.cast`), of which the rival gets all and every other class none.
 
     No attack on any base classifier with these clean votes does more: an image that is not refuted here is safe, and
     one that is refuted but not broken by a real patch is safe only because of what this network sees in a real patch.
@@ -51,19 +55,20 @@ def worst_votes(
     greedily, and an image that is not refuted may still be refutable.
     """
     touched = ablation.touched(threat, *image_size)
-    prediction = first_argmax(cast.sum(dim=1, dtype=torch.int32))
+    clean = _clean(cast)
+    prediction = first_argmax(clean.counts)
     first = torch.zeros(len(touched.sizes), dtype=torch.long).scatter_reduce_(
         0, touched.set_of_placement, torch.arange(len(touched.set_of_placement)), "amin", include_self=False
     )
-    found = [_worst(cast[i], prediction[i], touched, threat.count) for i in range(len(cast))]
+    found = [_worst(clean.of(slice(i, i + 1)), prediction[i], touched, threat.count) for i in range(len(cast))]
     sets = torch.tensor([sets for sets, _ in found], device=cast.device, dtype=torch.long).reshape(
         len(cast), threat.count
     )
     rival = torch.tensor([rival for _, rival in found], device=cast.device, dtype=torch.long)
     member = touched.member(sets).any(dim=1) if len(cast) else cast.new_zeros(0, cast.shape[1])
-    turned = torch.nn.functional.one_hot(rival, cast.shape[2]).bool()[:, None]
+    turned = (torch.nn.functional.one_hot(rival, cast.shape[2]) * clean.unit).to(cast.dtype)[:, None]
     votes = torch.where(member[:, :, None], turned, cast)
-    counts = votes.sum(dim=1, dtype=torch.int32)
+    counts = _clean(votes).counts
     return WorstVotes(
         refuted=first_argmax(counts) != prediction,
         placement=first.to(cast.device)[sets],
@@ -82,14 +87,20 @@ def vote_lead(counts: Int[Tensor, "B K"], prediction: Int[Tensor, " B"]) -> Int[
     return leads.masked_fill(rival == c, torch.iinfo(leads.dtype).max).amin(dim=1)
 
 
-def _worst(cast: Bool[Tensor, "N K"], prediction: Tensor, touched: Touched, count: int) -> tuple[list[int], int]:
-    """The sets (with repetition where fewer do) and the rival of least lead."""
+def _clean(cast: Tensor) -> Votes | Scored:
+    """The votes without any that are close, the scores without slack."""
+    return Votes(cast, torch.zeros_like(cast)) if cast.dtype == torch.bool else Scored(cast, 0)
+
+
+def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: int) -> tuple[list[int], int]:
+    """The sets (with repetition where fewer do) and the rival of least lead, of one image."""
     if count == 1:
-        votes = Votes(cast[None], torch.zeros_like(cast[None]))
         margins = rival_margins(votes, prediction[None], touched)[0]
         worst = int(margins.argmin())
         return [worst // margins.shape[1]], worst % margins.shape[1]
-    damage = cast.gather(1, prediction.expand(len(cast), 1)).int() - cast.int() + 1
+    cast = votes.cast[0]
+    own = cast.gather(1, prediction.expand(len(cast), 1))
+    damage = own.to(votes.counts.dtype) - cast.to(votes.counts.dtype) + votes.unit
     before = vote_lead_each(cast, prediction)
     best: tuple[int, list[int], int] | None = None
     for sets in _unions(touched, damage, count):
@@ -102,7 +113,7 @@ def _worst(cast: Bool[Tensor, "N K"], prediction: Tensor, touched: Touched, coun
     return best[1], best[2]
 
 
-def vote_lead_each(cast: Bool[Tensor, "N K"], prediction: Tensor) -> Int[Tensor, " K"]:
+def vote_lead_each(cast: Bool[Tensor, "N K"] | Int[Tensor, "N K"], prediction: Tensor) -> Int[Tensor, " K"]:
     """n_c - n_j - [j < c] for every rival j; the largest int for c itself."""
     counts = cast.sum(dim=0)
     rival = torch.arange(len(counts), device=counts.device)

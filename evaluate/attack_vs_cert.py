@@ -179,7 +179,7 @@ def _replay(path: str, device: str, console: Console) -> int:
     console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
-        counts = "" if votes is None else f"votes {votes.votes(image).cast[0].sum(dim=0).tolist()}, "
+        counts = "" if votes is None else f"votes {votes.votes(image).counts[0].tolist()}, "
         console.print(f"{name}: {counts}prediction {int(predict(referee(model), image))}")
     stands = certified and bool(outcome.broken[0])
     console.print(

@@ -22,6 +22,7 @@ from robustpatch.certificate import Certificate, Evidence
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
+from robustpatch.votes import Votes
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ def evaluate_batch(
                         keep(i, x_adv, record.corners, attack.name, one)
     nothing = [None] * len(y)
     evidence = None if exact is None else exact.evidence
-    margin = nothing if exact is None or exact.margin is None else exact.margin.double().tolist()
-    paper_margin = nothing if paper is None or paper.margin is None else paper.margin.double().tolist()
+    margin = nothing if exact is None or exact.margin is None else (exact.margin.double() / exact.unit).tolist()
+    paper_margin = nothing if paper is None or paper.margin is None else (paper.margin.double() / paper.unit).tolist()
     largest = nothing if exact is None or evidence is None else exact.largest_certified().tolist()
-    votes = 0 if evidence is None else evidence.votes.cast[0].numel()
+    votes = evidence.votes.cast[0].numel() if evidence is not None and isinstance(evidence.votes, Votes) else 0
     refuted = nothing if evidence is None else _refuted(evidence, threat)
     records = [
         Record(

@@ -24,7 +24,7 @@ from robustpatch.threat import PatchThreat
 class Counterexample:
     """The clean and the attacked image [C,H,W], the patch's corners, and what the run claimed.
 
-    Votes [N,K] before and after are there for smoothed classifiers.
+    Votes [N,K] (or units of scores) before and after are there for smoothed classifiers.
     """
 
     x: Tensor
@@ -46,7 +46,8 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
     if isinstance(model, SmoothedClassifier):
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
-            tensors[kept] = model.votes(image[None].to(device)).cast[0].to(torch.uint8).cpu()
+            cast = model.votes(image[None].to(device)).cast[0].cpu()
+            tensors[kept] = cast.to(torch.uint8) if cast.dtype == torch.bool else cast
     claim = {
         "index": example.index,
         "prediction": example.prediction,

@@ -22,7 +22,7 @@ from evaluate.store import Store
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
-from robustpatch.voting import Votes
+from robustpatch.votes import Scored, Votes
 
 Outcome = Literal["violated", "certified", "broken", "standing", "wrong"]
 SHOWN: tuple[Outcome, ...] = ("violated", "certified", "broken", "standing")
@@ -133,16 +133,14 @@ def exhibit(
     if voting is not None:
         clean = voting.votes(x[rows])
         if certificate is not None and certificate.evidence is not None:  # those that the certificate is made of
-            all_votes = certificate.evidence.votes
-            clean = Votes(all_votes.cast[rows], all_votes.close[rows])
+            clean = certificate.evidence.votes.of(torch.tensor(rows))
         views = clean.cast.shape[1]
-        counts = dict(zip(rows, clean.cast.sum(dim=1, dtype=torch.int32).cpu().numpy(), strict=True))
+        counts = dict(zip(rows, _whole(clean), strict=True))
         close = dict(zip(rows, clean.close.sum(dim=1, dtype=torch.int32).cpu().numpy(), strict=True))
         attacked = [i for i in rows if i in furthest.found]
         if attacked:
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
-            votes = voting.votes(x_adv).cast.sum(dim=1, dtype=torch.int32).cpu().numpy()
-            after = dict(zip(attacked, votes, strict=True))
+            after = dict(zip(attacked, _whole(voting.votes(x_adv)), strict=True))
     size = (x.shape[2], x.shape[3])
     return [
         Exhibit(
@@ -155,11 +153,16 @@ def exhibit(
             votes=counts.get(i),
             close=close.get(i),
             attacked=_attacked(*furthest.found[i], after.get(i)) if i in furthest.found else None,
-            maps=[] if certificate is None else _maps(certificate.placement_margin, i, threat, size),
+            maps=[] if certificate is None else _maps(certificate, i, threat, size),
             guard=None if certificate is None else certificate.guard,
         )
         for i in rows
     ]
+
+
+def _whole(votes: Votes | Scored) -> np.ndarray:
+    """The counts, of summed scores in whole votes, rounded down."""
+    return torch.div(votes.counts, votes.unit, rounding_mode="floor").to(torch.int32).cpu().numpy()
 
 
 def _attacked(record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
@@ -179,8 +182,9 @@ def _picture(image: Tensor) -> np.ndarray:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _maps(margins: Tensor | None, i: int, threat: Threat, size: tuple[int, int]) -> list[PlacementMap]:
+def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int]) -> list[PlacementMap]:
     """The map of each rectangle, worst first; none where the certificate has none of this threat's form."""
+    margins = certificate.placement_margin
     threats = threat.threats
     shapes = [(size[0] - one.height + 1, size[1] - one.width + 1) for one in threats]
     lengths = [rows * columns for rows, columns in shapes]
@@ -189,7 +193,7 @@ def _maps(margins: Tensor | None, i: int, threat: Threat, size: tuple[int, int])
     found = []
     for one, shape, part in zip(threats, shapes, margins[i].cpu().split(lengths), strict=True):
         limits = torch.iinfo(torch.int16)
-        grid = part.double().floor().clamp(limits.min, limits.max).reshape(1, *shape)
+        grid = (part.double() / certificate.unit).floor().clamp(limits.min, limits.max).reshape(1, *shape)
         step = -(-max(shape) // _SIDE)
         cells = -max_pool2d(-grid, step, ceil_mode=True) if step > 1 else grid
         found.append(PlacementMap((one.height, one.width), shape, step, cells[0].to(torch.int16).numpy()))

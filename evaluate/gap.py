@@ -16,8 +16,8 @@ from robustpatch.threat import PatchThreat
 @dataclass(frozen=True)
 class Damage:
     """Of each attacked image: how many ablations its patch `touched`; how many of them it `turned`, which no longer
-    vote for the prediction and do vote for the class that came closest to it; and the `lead` that is left to the
-    prediction, in votes (< 0: it changed).
+    vote for the prediction and do vote for the class that came closest to it (of scores, which give that class more);
+    and the `lead` that is left to the prediction, in whole votes (< 0: it changed).
     """
 
     touched: Int[Tensor, " B"]
@@ -35,17 +35,18 @@ def damage(
 ) -> Damage:
     """Count on the attacked images themselves, all ablations scored; which are touched is the ablation's geometry."""
     height, width = x_adv.shape[2:]
-    cast = model.votes(x_adv).cast
+    votes = model.votes(x_adv)
+    cast = votes.cast
     placement = corners[..., 0] * (width - threat.width + 1) + corners[..., 1]
     touched = model.ablation.touched(threat, height, width)
     member = touched.member(touched.set_of_placement.to(corners.device)[placement]).any(dim=1)
-    counts = cast.sum(dim=1, dtype=torch.int32)
+    counts = votes.counts
     own = torch.nn.functional.one_hot(prediction, counts.shape[1]).bool()
     rival = counts.masked_fill(own, -1).argmax(dim=1)
     votes_own = cast.gather(2, prediction[:, None, None].expand(-1, cast.shape[1], 1))[..., 0]
     votes_rival = cast.gather(2, rival[:, None, None].expand(-1, cast.shape[1], 1))[..., 0]
     return Damage(
         touched=member.sum(dim=1),
-        turned=(member & ~votes_own & votes_rival).sum(dim=1),
-        lead=vote_lead(counts, prediction),
+        turned=(member & (votes_own < votes_rival)).sum(dim=1),
+        lead=torch.div(vote_lead(counts, prediction), votes.unit, rounding_mode="floor"),
     )

@@ -14,9 +14,10 @@ from robustpatch.defenses import Defended, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
+from robustpatch.scored import Heaviside
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import parse_source
-from robustpatch.voting import Threshold, parse_voting
+from robustpatch.voting import Threshold, Voting, parse_voting
 from robustpatch.zoo import Checkpoint, load_checkpoint
 
 
@@ -64,7 +65,7 @@ def load_model(
                 "its ablations with --randomized"
             )
     if theta is not None:
-        loaded.smoothed.voting = Threshold(theta, loaded.smoothed.voting.guard)
+        loaded.smoothed.voting = _with_theta(loaded.smoothed.voting, theta)
     if sampled:
         options: dict[str, Any] = {"seed": seed}
         options |= {} if alpha is None else {"alpha": alpha}
@@ -98,6 +99,12 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
             f"none --defense {text}"
         )
     return defense.wrap(model, num_classes=num_classes).eval()
+
+
+def _with_theta(voting: Voting, theta: float) -> Voting:
+    if voting.link not in ("softmax", "sigmoid"):
+        raise InvalidInput(f"theta is {theta}, but {voting} sums scores that have no threshold; drop --theta")
+    return (Threshold if voting.link == "softmax" else Heaviside)(theta, voting.guard)
 
 
 def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torch.nn.Module:

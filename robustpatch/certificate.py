@@ -2,7 +2,8 @@
 
 n_k are the votes for class k, n_k[A] those cast by the ablations in A, c is the prediction: the class with the most
 votes, the lowest index winning ties. A patch controls the votes of the set A that its placement touches and no others:
-there it can withdraw every vote for c and cast one for a rival j.
+there it can withdraw every vote for c and cast one for a rival j. Of scores that are summed, n_k counts units of 2^-16
+of a contribution's range, and one touched ablation can take away and give that whole range.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat, Threat
 from robustpatch.touched import Touched
-from robustpatch.voting import Votes, first_argmax
+from robustpatch.votes import Scored, Votes, first_argmax
 
 Method = Literal["exact", "margin"]
 _CACHED = 2**19  # int32 cells worked on at once on a CPU: what its cache holds
@@ -32,7 +33,7 @@ _CELLS = 2**24  # and on a GPU: some hundred MiB of working memory
 class Evidence:
     """What a certificate was computed from; enough for a stranger to check it."""
 
-    votes: Votes
+    votes: Votes | Scored
     ablation: Ablation
     image_size: tuple[int, int]
 
@@ -57,6 +58,7 @@ class Certificate:
         guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
         confidence: None for these deterministic proofs; 1 - α for randomized ones.
         evidence: votes and geometry, for `save` and `largest_certified`; None where samples are all there is.
+        unit: what margins are counted in: 1/unit of the most that one ablation can add to a count. 1 for votes.
     """
 
     prediction: Int[Tensor, " B"]
@@ -69,6 +71,7 @@ class Certificate:
     close: Int[Tensor, " B"]
     confidence: float | None = None
     evidence: Evidence | None = field(default=None, repr=False)
+    unit: int = 1
 
     def by(self, method: Method) -> Certificate:
         """The certificate that the same votes give by another method."""
@@ -91,7 +94,9 @@ class Certificate:
         return self.evidence
 
     def save(self, path: str | Path) -> None:
-        """Write votes (bit-packed), close votes, geometry, threat and claim; `robustpatch.proof` verifies the file."""
+        """Write votes (bit-packed; of summed scores the units), close votes, geometry, threat and claim;
+        `robustpatch.proof` verifies the file.
+        """
         evidence = self._votes()
         votes = evidence.votes
         assert self.margin is not None  # where there are votes
@@ -99,6 +104,8 @@ class Certificate:
             path,
             cast=votes.cast.cpu().numpy(),
             close=votes.close.cpu().numpy(),
+            unit=votes.unit,
+            slack=votes.slack if isinstance(votes, Scored) else 0,
             ablation=str(evidence.ablation),
             image_size=evidence.image_size,
             threats=[(t.height, t.width, t.count) for t in self.threat.threats],
@@ -111,7 +118,7 @@ class Certificate:
 
 
 def certify_votes(
-    votes: Votes,
+    votes: Votes | Scored,
     ablation: Ablation,
     threat: Threat,
     image_size: tuple[int, int],
@@ -126,12 +133,19 @@ def certify_votes(
     - "margin": certified iff for every j ≠ c: n_c - n_j ≥ 2Δ + [j < c], Δ the largest |A| (Levine & Feizi 2020,
       Algorithms 1 and 2).
 
-    A close vote counts as absent for c and as present for j. Several patches (`threat.count` > 1) cost at most the sum
+    A close vote counts as absent for c and as present for j. Summed scores (`Scored`) have n_k in units and u·|A| in
+    place of |A| (2uΔ of 2Δ), u units being the range of a contribution; each counts u·guard units less for c, and as
+    many more for j, within its range. Several patches (`threat.count` > 1) cost at most the sum
     of their damages, n_c[A] - n_j[A] + |A| each; for columns and rows their exact worst union is found.
     """
     _check_method(method)
     check_votes(votes, ablation, image_size)
-    prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
+    if isinstance(votes, Scored) and votes.slack < guard * votes.unit:
+        raise InvalidInput(
+            f"guard is {guard}, but the scores were counted with a slack of {votes.slack} units of 1/{votes.unit}; "
+            "count them with that guard"
+        )
+    prediction = first_argmax(votes.counts)
     margins, maps = [], []
     for one in threat.threats:
         one.check_fits(*image_size)
@@ -154,11 +168,12 @@ def certify_votes(
         guard=guard,
         close=votes.close.sum(dim=(1, 2)),
         evidence=Evidence(votes, ablation, image_size),
+        unit=votes.unit,
     )
 
 
 def largest_certified(
-    votes: Votes, ablation: Ablation, image_size: tuple[int, int], method: Method = "exact"
+    votes: Votes | Scored, ablation: Ablation, image_size: tuple[int, int], method: Method = "exact"
 ) -> Int[Tensor, " B"]:
     """The side of the largest square patch against which `method` certifies each image; 0 where there is none.
 
@@ -168,12 +183,12 @@ def largest_certified(
     """
     _check_method(method)
     check_votes(votes, ablation, image_size)
-    prediction = first_argmax(votes.cast.sum(dim=1, dtype=torch.int32))
+    prediction = first_argmax(votes.counts)
     lead = _paper_margin(votes, prediction, 0)
     side = torch.zeros_like(prediction)
     sides = range(1, min(image_size) + 1)
     for m in sides:
-        certified = lead >= 2 * int(_square(ablation, m, image_size).sizes.max())
+        certified = lead >= 2 * votes.unit * int(_square(ablation, m, image_size).sizes.max())
         if not bool(certified.any()):
             break
         side[certified] = m
@@ -181,8 +196,7 @@ def largest_certified(
         if not bool((side >= m - 1).any()):
             break
         tried = (side == m - 1).nonzero()[:, 0]
-        some = Votes(votes.cast[tried], votes.close[tried])
-        margins = _exact_margins(some, prediction[tried], _square(ablation, m, image_size), 1)
+        margins = _exact_margins(votes.of(tried), prediction[tried], _square(ablation, m, image_size), 1)
         side[tried[margins.amin(dim=1) >= 0]] = m
     return side
 
@@ -198,7 +212,7 @@ def _check_method(method: str) -> None:
         raise InvalidInput(f'method is {method!r}; use "exact" or "margin"')
 
 
-def check_votes(votes: Votes, ablation: Ablation, image_size: tuple[int, int]) -> None:
+def check_votes(votes: Votes | Scored, ablation: Ablation, image_size: tuple[int, int]) -> None:
     """Refuse votes that are not those of every ablation of such an image, for two classes or more."""
     n, cast = ablation.count(*image_size), votes.cast
     if cast.shape != votes.close.shape or cast.ndim != 3 or cast.shape[1] != n or cast.shape[2] < 2:
@@ -208,63 +222,70 @@ def check_votes(votes: Votes, ablation: Ablation, image_size: tuple[int, int]) -
         )
 
 
-def _paper_margin(votes: Votes, prediction: Tensor, affected: int) -> Int[Tensor, " B"]:
-    """min over j ≠ c of n_c - n_j - 2Δ - [j < c], close votes against c."""
+def _paper_margin(votes: Votes | Scored, prediction: Tensor, affected: int) -> Int[Tensor, " B"]:
+    """min over j ≠ c of n_c - n_j - 2uΔ - [j < c], close votes against c."""
     c = prediction[:, None]
     own = c[:, None].expand(-1, votes.cast.shape[1], 1)
-    sure = (votes.cast.gather(2, own) & ~votes.close.gather(2, own)).sum(dim=1)
-    possible = (votes.cast | votes.close).sum(dim=1)
+    sure = votes.sure.gather(2, own).sum(dim=1)
+    possible = votes.possible.sum(dim=1)
     rival = torch.arange(possible.shape[1], device=c.device)
-    margins = sure - possible - 2 * affected - (rival < c).long()
+    margins = sure - possible - 2 * votes.unit * affected - (rival < c).long()
     return margins.masked_fill(rival == c, torch.iinfo(torch.int64).max).amin(dim=1)
 
 
-def _exact_margins(votes: Votes, prediction: Tensor, touched: Touched, count: int) -> Int[Tensor, "B S"]:
+def _exact_margins(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: int) -> Int[Tensor, "B S"]:
     """min over j ≠ c of n_c - n_j - [j < c] - damage, for each touched set; [B,1] for the worst union of `count`.
 
-    The damage of a set A, Σ over A of v_c - v_j + 1, is what withdrawing the votes for c and casting votes for j gains.
+    The damage of a set A, Σ over A of v_c - v_j + u, is what withdrawing the votes for c and casting votes for j gains.
     """
     sets = len(touched.sizes) if count == 1 else 1
     out = torch.full((len(prediction), sets), torch.iinfo(torch.int64).max, device=prediction.device)
     cells = max(touched.num_ablations, len(touched.sizes) ** (2 if count > 1 and touched.exact_unions else 1))
+    kind = _kind(votes)
     budget = _CACHED if prediction.device.type == "cpu" else _CELLS
     images = max(1, budget // (cells * votes.cast.shape[2]))
     for first in range(0, len(prediction), images):
         rows = slice(first, first + images)
-        sure = votes.cast[rows] & ~votes.close[rows]
-        possible = votes.cast[rows] | votes.close[rows]
+        some = votes.of(rows)
+        sure, possible = some.sure, some.possible
         c = prediction[rows]
-        own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(torch.int32)
+        own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(kind)
         for rivals in _rivals(possible).split(max(1, budget // (cells * images))):
-            j = possible.index_select(2, rivals).to(torch.int32)
-            damage = own - j + 1
+            j = possible.index_select(2, rivals).to(kind)
+            damage = own - j + votes.unit
             lost = touched.sums(damage) if count == 1 else touched.worst_union(damage, count)[:, None]
-            before = (own - j).sum(dim=1, dtype=torch.int32) - (rivals < c[:, None]).to(torch.int32)
-            before = before.masked_fill(rivals == c[:, None], torch.iinfo(torch.int32).max)  # no rival of itself
+            before = (own - j).sum(dim=1, dtype=kind) - (rivals < c[:, None]).to(kind)
+            before = before.masked_fill(rivals == c[:, None], torch.iinfo(kind).max)  # no rival of itself
             margins = before[:, None] - lost
             out[rows] = torch.minimum(out[rows], margins.amin(dim=2))
     return out
 
 
-def rival_margins(votes: Votes, prediction: Int[Tensor, " B"], touched: Touched) -> Int[Tensor, "B S K"]:
-    """n_c - n_c[A] - (n_j - n_j[A] + |A| + [j < c]) for every touched set A and rival j; c is `prediction`.
+def rival_margins(votes: Votes | Scored, prediction: Int[Tensor, " B"], touched: Touched) -> Int[Tensor, "B S K"]:
+    """n_c - n_c[A] - (n_j - n_j[A] + u·|A| + [j < c]) for every touched set A and rival j; c is `prediction`, u = 1
+    for votes.
 
     Close votes count against c. This is the exact certificate's margin before the least of it is taken: below zero
     where the attacker may have it in his power to raise j above c. For j = c itself the largest int64. Memory
     O(B·N·K + B·S·K).
     """
     c = prediction[:, None, None]
-    sure = (votes.cast & ~votes.close).gather(2, c.expand(-1, votes.cast.shape[1], 1)).to(torch.int32)
-    damage = sure - (votes.cast | votes.close).to(torch.int32) + 1
+    sure = votes.sure.gather(2, c.expand(-1, votes.cast.shape[1], 1)).to(_kind(votes))
+    damage = sure - votes.possible.to(_kind(votes)) + votes.unit
     rival = torch.arange(damage.shape[2], device=damage.device)
-    lead = (damage - 1).sum(dim=1, keepdim=True) - (rival < c).long()
+    lead = (damage - votes.unit).sum(dim=1, keepdim=True) - (rival < c).long()
     return (lead - touched.sums(damage)).masked_fill(rival == c, torch.iinfo(torch.int64).max)
 
 
-def _rivals(possible: Bool[Tensor, "B N K"]) -> Int[Tensor, " J"]:
+def _kind(votes: Votes | Scored) -> torch.dtype:
+    """What holds sums over all ablations: int32 of votes, int64 of units."""
+    return torch.int64 if isinstance(votes, Scored) else torch.int32
+
+
+def _rivals(possible: Tensor) -> Int[Tensor, " J"]:
     """The classes that can be worst: those with a vote in some image, and the two lowest without.
 
     All classes without a vote cost c the same but for ties, so the lowest stands for them, or the next if it is c.
     """
-    voted = possible.flatten(0, 1).any(dim=0)
+    voted = (possible != 0).flatten(0, 1).any(dim=0)
     return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[:2, 0]])

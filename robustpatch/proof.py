@@ -6,7 +6,8 @@ certificates: it draws every mask pixel by pixel, slides every patch over them, 
 rival.
 
 The file is a numpy archive: `cast`, `close` (bit-packed [B,N,K]), `shape`, `prediction`, `certified`, `margin` and
-`claim`, a JSON text: ablation, image_size, threats (height, width, count), method, guard.
+`claim`, a JSON text: ablation, image_size, threats (height, width, count), method, guard, unit, slack. Where scores are
+summed, `cast` are whole units, of which one ablation adds 0 to `unit` to each class, and rounding moves `slack`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def write(
     with open(path, "wb") as file:
         np.savez_compressed(
             file,
-            cast=np.packbits(cast),
+            cast=np.packbits(cast) if cast.dtype == bool else cast,
             close=np.packbits(close),
             shape=np.array(cast.shape),
             prediction=prediction,
@@ -108,15 +109,18 @@ def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.nd
     return np.array(sorted({tuple(np.any(some, axis=0)) for some in combinations_with_replacement(single, count)}))
 
 
-def worst_margins(cast: np.ndarray, close: np.ndarray, prediction: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    """For each image, the least of n_c - n_c[A] - (n_j - n_j[A]) - |A| - [j < c] over sets A and rivals j ≠ c."""
-    images, classes = np.arange(len(cast)), cast.shape[2]
-    sure, possible = cast & ~close, cast | close
-    worst = np.full(len(cast), np.iinfo(np.int64).max)
+def worst_margins(
+    sure: np.ndarray, possible: np.ndarray, unit: int, prediction: np.ndarray, sets: np.ndarray
+) -> np.ndarray:
+    """For each image, the least of n_c - n_c[A] - (n_j - n_j[A]) - unit·|A| - [j < c] over sets A and rivals j ≠ c; n_c
+    counts what is `sure`, n_j what is `possible`.
+    """
+    images, classes = np.arange(len(sure)), sure.shape[2]
+    worst = np.full(len(sure), np.iinfo(np.int64).max)
     for touched in sets:
         own = sure[:, ~touched].sum(axis=1)[images, prediction]
         for j in range(classes):
-            margin = own - possible[:, ~touched, j].sum(axis=1) - touched.sum() - (j < prediction)
+            margin = own - possible[:, ~touched, j].sum(axis=1) - unit * touched.sum() - (j < prediction)
             worst = np.where(j == prediction, worst, np.minimum(worst, margin))
     return worst
 
@@ -126,19 +130,29 @@ def verify(path: str | Path) -> list[str]:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         claim = json.loads(file["claim"].tobytes())
         shape = tuple(int(side) for side in file["shape"])
-        cast, close = (
-            np.unpackbits(file[name])[: np.prod(shape)].reshape(shape).astype(bool) for name in ("cast", "close")
-        )
+        unit, slack = claim.get("unit", 1), claim.get("slack", 0)
+        close = np.unpackbits(file["close"])[: np.prod(shape)].reshape(shape).astype(bool)
+        if unit == 1:
+            cast = np.unpackbits(file["cast"])[: np.prod(shape)].reshape(shape).astype(bool)
+            sure, possible = cast & ~close, cast | close
+        else:
+            cast = file["cast"].astype(np.int64)
+            sure, possible = np.maximum(cast - slack, 0), np.minimum(cast + slack, unit)
         prediction, certified, margin = file["prediction"], file["certified"], file["margin"]
     kept = masks(claim["ablation"], *claim["image_size"])
     if kept.shape[0] != shape[1] or any(len(values) != shape[0] for values in (prediction, certified, margin)):
         return [f"the votes have shape {shape}, which does not fit {claim['ablation']} on {claim['image_size']}"]
+    if unit > 1 and (cast.shape != shape or (cast < 0).any() or (cast > unit).any() or slack < claim["guard"] * unit):
+        return [
+            f"scores are {cast.shape} of {cast.min()} to {cast.max()} units and slack is {slack}; {shape} of 0 to "
+            f"{unit} and, for a guard of {claim['guard']:g}, at least {claim['guard'] * unit:g} are needed"
+        ]
     wrong = [
         f"image {i}: prediction {prediction[i]} is not the first class with the most votes"
         for i in np.nonzero(cast.sum(axis=1).argmax(axis=1) != prediction)[0]
     ]
     worst = np.minimum.reduce(
-        [worst_margins(cast, close, prediction, touched_sets(kept, *threat)) for threat in claim["threats"]]
+        [worst_margins(sure, possible, unit, prediction, touched_sets(kept, *threat)) for threat in claim["threats"]]
     )
     wrong += [
         f"image {i}: certified, but its worst margin is {worst[i]}" for i in np.nonzero(certified & (worst < 0))[0]

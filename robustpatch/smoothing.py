@@ -17,7 +17,7 @@ from robustpatch.certificate import Certificate, Method, certify_votes, largest_
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
-from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Threshold, Votes, Voting, first_argmax
+from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
 
 
 class SmoothedClassifier(nn.Module):
@@ -33,7 +33,8 @@ class SmoothedClassifier(nn.Module):
             One with `score_pairs(x, image, index)`, logits [M,K] of ablation index[m] of image[m], is given chunks.
             The proofs assume that the logits of an ablation depend on its kept pixels and its number alone.
         ablation: which pixels each view keeps. num_classes: K ≥ 2.
-        voting: `Threshold(0.3)` or `TopOne()`. encoding: how hidden pixels are shown to a plain base.
+        voting: `Threshold(0.3)`, `TopOne()`, or a rule of `robustpatch.scored`. encoding: how hidden pixels are shown
+            to a plain base.
         chunk: ablated images scored at once; None chooses by image size and free memory. It bounds memory, with
             gradients too.
 
@@ -155,11 +156,11 @@ class SmoothedClassifier(nn.Module):
         return logits
 
     def scores(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """float32 softmax of the base's logits."""
-        return self.logits(x, index).softmax(dim=-1)
+        """What `voting` makes of the base's logits, in [0, 1]: the softmax, unless it says otherwise; float32."""
+        return self.voting.scores(self.logits(x, index))
 
     @torch.no_grad()
-    def votes(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Votes:
+    def votes(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Votes | Scored:
         """The votes of each ablation, and which of them are too close to call. Raises `InvalidInput`."""
         return self.voting.votes(self._sound_scores(x, index), self.guard)
 
@@ -167,7 +168,8 @@ class SmoothedClassifier(nn.Module):
     def certifiable_scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The scores of all ablations, after every test that `certify` makes: one scoring serves any number of rules.
 
-        For each rule, `certify_votes(voting.votes(scores, model.guard), …)` is what `certify` returns with it.
+        For each rule that makes the same scores of the logits, `certify_votes(voting.votes(scores, model.guard), …)` is
+        what `certify` returns with it.
         """
         scores = self._sound_scores(x)
         if len(x):
@@ -186,18 +188,19 @@ class SmoothedClassifier(nn.Module):
         return self.voting.soft(self.logits(x)).mean(dim=1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """The share of votes of each class, float32; its argmax is `predict`, ties included, its gradient `soft`'s."""
+        """The share of votes of each class, or the mean of summed scores, float32; its argmax is `predict`, ties
+        included, its gradient `soft`'s.
+        """
         logits = self.logits(x)
         checks.finite_scores(logits)
-        cast = self.voting.votes(logits.detach().softmax(dim=-1), self.guard).cast
-        shares = cast.sum(dim=1, dtype=torch.int32).to(torch.float32) / cast.shape[1]
+        shares = _shares(self.voting.votes(self.voting.scores(logits.detach()), self.guard))
         if not logits.requires_grad:
             return shares
         return _StraightThrough.apply(self.voting.soft(logits).mean(dim=1), shares)  # type: ignore[no-any-return]
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class with the most votes, the lowest index winning ties."""
-        return first_argmax(self.votes(x).cast.sum(dim=1, dtype=torch.int32))
+        return first_argmax(self.votes(x).counts)
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat, method: Method = "exact") -> Certificate:
         """Prove, for each image, that no patch within `threat` changes the prediction; see `Certificate`.
@@ -236,6 +239,17 @@ class SmoothedClassifier(nn.Module):
             checks.base_is_sound(self, x)
             self._checked.difference_update([known for known in self._checked if known[:2] != key[:2]])
             self._checked.add(key)
+
+
+def _shares(votes: Votes | Scored) -> Float[Tensor, "B K"]:
+    """counts / N in float32; of units, which it may round together, those below the most stay below it."""
+    counts, n = votes.counts, votes.cast.shape[1]
+    if isinstance(votes, Votes):
+        return counts.to(torch.float32) / n
+    shares = (counts.double() / (n * votes.unit)).to(torch.float32)
+    most = shares.amax(dim=1, keepdim=True)
+    beaten = counts < counts.amax(dim=1, keepdim=True)
+    return torch.where(beaten, shares.minimum(torch.nextafter(most, torch.zeros_like(most))), shares)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -32,7 +32,9 @@ class Touched(ABC):
 
     @abstractmethod
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
-        """Σ over the ablations of each set of integer (or boolean) `values` [B,N,K], exactly, in int32."""
+        """Σ over the ablations of each set of integer (or boolean) `values` [B,N,K], exactly: in int32, or in int64
+        where the values are.
+        """
 
     def indices(self, s: int) -> Int[Tensor, " size"]:
         """The ablations of set `s`, ascending."""
@@ -48,7 +50,7 @@ class Touched(ABC):
         worst = self.sums(damage).amax(dim=1)
         if count == 1:
             return worst
-        return torch.minimum(count * worst.long(), damage.sum(dim=1, dtype=torch.int64)).to(torch.int32)
+        return torch.minimum(count * worst.long(), damage.sum(dim=1, dtype=torch.int64)).to(_wide(damage))
 
 
 class DenseTouched(Touched):
@@ -68,7 +70,7 @@ class DenseTouched(Touched):
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
         incidence = self._incidence.to(values.device, torch.float64)  # exact far beyond any number of ablations
-        return torch.einsum("sn,bnk->bsk", incidence, values.to(torch.float64)).to(torch.int32)
+        return torch.einsum("sn,bnk->bsk", incidence, values.to(torch.float64)).to(_wide(values))
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class WindowsTouched(Touched):
         return (chosen[0][..., :, None] & chosen[1][..., None, :]).flatten(-2)
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
-        grid = values.to(torch.int32).unflatten(1, self._counts)
+        grid = values.to(_wide(values)).unflatten(1, self._counts)
         for dim in (2, 1):
             first, length = (run.to(values.device) for run in self._runs[dim - 1])
             grid = _circular_run_sums(grid, dim, first, length)
@@ -165,12 +167,12 @@ class WindowsTouched(Touched):
         if self._line is None or count == 1:
             return super().worst_union(damage, count)
         begin, end = (ends.to(damage.device) for ends in _maximal(*self._line))
-        n = self.num_ablations
+        n, kind = self.num_ablations, _wide(damage)
         count = min(count, n)
         prefix = torch.nn.functional.pad(
-            damage.to(torch.int32).repeat(1, 3, 1).cumsum(1, dtype=torch.int32), (0, 0, 1, 0)
+            damage.to(kind).repeat(1, 3, 1).cumsum(1, dtype=kind), (0, 0, 1, 0)
         )  # prefix[x + n] sums the line over [-n, x)
-        best = damage.new_zeros(damage.shape[0], damage.shape[2], dtype=torch.int32)
+        best = damage.new_zeros(damage.shape[0], damage.shape[2], dtype=kind)
         for f in range(len(begin)):
             stop = torch.clamp(end[f:], max=int(begin[f]) + n)
             # union[:, q]: the most that `taken` runs can sum to, f the first and q the last of them
@@ -186,6 +188,11 @@ class WindowsTouched(Touched):
         return best
 
 
+def _wide(values: Tensor) -> torch.dtype:
+    """What sums of votes are counted in, or, of the int64 units of scores, in int64."""
+    return torch.int64 if values.dtype == torch.int64 else torch.int32
+
+
 def _maximal(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """Of runs with both ends ascending, those that lie in no other: both ends then ascend strictly."""
     longest = torch.cat([begin[1:] != begin[:-1], torch.ones_like(begin[:1], dtype=torch.bool)])
@@ -197,6 +204,6 @@ def _maximal(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 def _circular_run_sums(values: Tensor, dim: int, first: Tensor, length: Tensor) -> Tensor:
     """Σ of `values` over circular runs of `length` entries from `first` on along `dim`: a running sum, read twice."""
     longest = int(length.max())
-    line = torch.cat([values, values.narrow(dim, 0, longest)], dim=dim).cumsum(dim, dtype=torch.int32)
+    line = torch.cat([values, values.narrow(dim, 0, longest)], dim=dim).cumsum(dim, dtype=values.dtype)
     line = torch.cat([torch.zeros_like(line.narrow(dim, 0, 1)), line], dim=dim)
     return line.index_select(dim, first + length) - line.index_select(dim, first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 
 import torch
@@ -83,7 +84,5 @@ class UnionTouched(Touched):
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
         split = values.split([part.num_ablations for part in self._parts], dim=1)
         chosen = self._sets.to(values.device).unbind(dim=1)
-        added = torch.zeros(len(values), len(self._sets), values.shape[2], dtype=torch.int32, device=values.device)
-        for part, own, sets in zip(self._parts, split, chosen, strict=True):
-            added += part.sums(own).index_select(1, sets)
-        return added
+        parts = zip(self._parts, split, chosen, strict=True)
+        return reduce(torch.add, (part.sums(own).index_select(1, sets) for part, own, sets in parts))

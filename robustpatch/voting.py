@@ -2,7 +2,8 @@
 
 The certificates say that an ablation which the patch does not touch votes as before. In floating point its score can
 move in the last bits (another batch size, chunk, device or kernel), so a vote within `guard` of falling the other way
-is marked close, and every certificate counts close votes against itself.
+is marked close, and every certificate counts close votes against itself. Scores that are summed as they are
+(`robustpatch.scored`) are counted in whole units, so that sums, predictions and certificates stay exact.
 """
 
 from __future__ import annotations
@@ -12,43 +13,18 @@ from dataclasses import dataclass, replace
 from math import isfinite, log
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
+from robustpatch.votes import Scored, Votes, first_argmax
 
 GUARD_FLOAT32 = 1e-4
 GUARD_REDUCED = 1e-2  # bfloat16, float16 or TF32
 
 
-@dataclass(frozen=True)
-class Votes:
-    """`cast` [B,N,K]: the votes as computed. `close` [B,N,K]: those that rounding could turn over.
-
-    Raises `InvalidInput` for anything but booleans: a certificate allows for one vote for a class from each ablation
-    touched; counts and weights can change by more.
-    """
-
-    cast: Bool[Tensor, "B N K"]
-    close: Bool[Tensor, "B N K"]
-
-    def __post_init__(self) -> None:
-        for name in ("cast", "close"):
-            dtype = getattr(self, name).dtype
-            if dtype != torch.bool:
-                raise InvalidInput(
-                    f"{name} votes have dtype {dtype}; an ablation votes for a class or does not, so pass booleans"
-                )
-
-
-def first_argmax(values: Tensor) -> Tensor:
-    """Index of the largest value along the last axis, the lowest index among equals, on every device."""
-    number = torch.arange(values.shape[-1], device=values.device)
-    return torch.where(values == values.amax(dim=-1, keepdim=True), number, values.shape[-1]).amin(dim=-1)
-
-
 class Voting(ABC):
-    """A rule that turns the scores of each ablation, softmax probabilities, into votes for classes.
+    """A rule that turns the logits of each ablation into scores in [0, 1], and these into votes for classes.
 
     `guard` is the largest change of a score that the certificates allow for; None leaves it to the model: 1e-4 where
     it computes in float32, 1e-2 in bfloat16, float16 or TF32.
@@ -56,13 +32,23 @@ class Voting(ABC):
 
     guard: float | None
 
+    def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """What `guard` is about, and votes are made of: the softmax probabilities."""
+        return logits.softmax(dim=-1)
+
+    @property
+    def link(self) -> str:
+        """What `scores` makes of logits: rules of one link share a scoring."""
+        return "softmax"
+
     @abstractmethod
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
         """The votes, and which of them a change of each score by at most `guard` could turn over."""
 
     @abstractmethod
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """How far each vote is from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart)."""
+        """How far each vote is from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart). Of a
+        score that is summed, its log-odds."""
 
     @abstractmethod
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
@@ -158,15 +144,28 @@ def log_odds(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:
     return below.scatter(-1, top, logits.gather(-1, top) - others)
 
 
-def parse_voting(text: str, guard: float | None = None) -> Threshold | TopOne:
-    """Read "threshold:0.3" or "top1"; `str(voting)` is the inverse. Raises `InvalidInput`."""
-    kind, _, value = text.strip().lower().partition(":")
-    if kind == "top1" and not value:
-        return TopOne(guard)
+def parse_voting(text: str, guard: float | None = None) -> Voting:
+    """Read "threshold:0.3", "top1", "scores", "tanh:0.05:1", "relu:16" or "sigmoid:0.5"; `str(voting)` is the inverse.
+
+    Numbers can be left out. Raises `InvalidInput`.
+    """
+    from robustpatch import scored
+
+    rules: dict[str, tuple[type[Voting], int]] = {
+        "threshold": (Threshold, 1),
+        "top1": (TopOne, 0),
+        "scores": (scored.SummedScores, 0),
+        "tanh": (scored.ClippedTanh, 2),
+        "relu": (scored.ClippedLogits, 1),
+        "sigmoid": (scored.Heaviside, 1),
+    }
+    kind, *values = text.strip().lower().split(":")
     try:
-        if kind == "threshold":
-            return Threshold(float(value) if value else 0.3, guard)
+        if kind in rules and len(values) <= rules[kind][1]:
+            return rules[kind][0](*map(float, values), guard=guard)  # type: ignore[call-arg]  # each is a dataclass
     except ValueError as error:
         if isinstance(error, InvalidInput):
             raise
-    raise InvalidInput(f'voting is {text!r}; use "threshold:0.3" or "top1"')
+    raise InvalidInput(
+        f'voting is {text!r}; use "threshold:0.3", "top1", "scores", "tanh:0.05:1", "relu:16" or "sigmoid:0.5"'
+    )

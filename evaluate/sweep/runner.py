@@ -59,11 +59,13 @@ def certify_scores(
 ) -> dict[str, Int[Tensor, " B"]]:
     """What `certify` and `largest_certified` would say with `voting`, of images already scored, by column.
 
-    `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says.
+    `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says. Margins are in whole
+    votes, rounded down. Raises `InvalidInput` for a rule that makes other scores of the logits than the model's.
     """
+    _check_link(model, voting)
     votes = voting.votes(scores, model.guard)
     columns = {
-        "prediction": first_argmax(votes.cast.sum(dim=1, dtype=torch.int32)),
+        "prediction": first_argmax(votes.counts),
         "close_votes": votes.close.flatten(1).sum(dim=1),
         "largest_certified": largest_certified(votes, model.ablation, image_size),
         "largest_certified_margin": largest_certified(votes, model.ablation, image_size, "margin"),
@@ -72,8 +74,16 @@ def certify_scores(
         for method in METHODS:
             found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
             assert found.margin is not None  # of votes there always is one
-            columns[margin_column(method, patch)] = found.margin
+            columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
     return columns
+
+
+def _check_link(model: SmoothedClassifier, voting: Voting) -> None:
+    if voting.link != model.voting.link:
+        raise InvalidInput(
+            f"voting is {voting}, but the model is scored for {model.voting}, which makes other scores of its logits; "
+            "certify it by itself, with evaluate.attack_vs_cert --attacks none"
+        )
 
 
 def sweep(
@@ -95,6 +105,9 @@ def sweep(
     output, total = Path(output), min(settings.num_images, len(images))
     for patch in settings.patches:
         patch.check_fits(*images.image_shape[1:])
+    for checkpoint in checkpoints.values():
+        for voting in settings.votings:
+            _check_link(checkpoint.smoothed, voting)
     claim(
         output,
         {

@@ -1,0 +1,110 @@
+"""What each ablation adds to the classes: votes, or scores in whole units; sums of either are exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+
+UNITS = 2**16  # of a summed score: the units that make up the range of one ablation's contribution
+
+
+@dataclass(frozen=True)
+class Votes:
+    """`cast` [B,N,K]: the votes as computed. `close` [B,N,K]: those that rounding could turn over.
+
+    Raises `InvalidInput` for anything but booleans: a certificate allows for one vote for a class from each ablation
+    touched; counts and weights can change by more.
+    """
+
+    cast: Bool[Tensor, "B N K"]
+    close: Bool[Tensor, "B N K"]
+    unit: ClassVar[int] = 1
+    """The most that one ablation can add to a count."""
+
+    def __post_init__(self) -> None:
+        for name in ("cast", "close"):
+            dtype = getattr(self, name).dtype
+            if dtype != torch.bool:
+                raise InvalidInput(
+                    f"{name} votes have dtype {dtype}; an ablation votes for a class or does not, so pass booleans"
+                )
+
+    @property
+    def counts(self) -> Int[Tensor, "B K"]:
+        """The votes for each class."""
+        return self.cast.sum(dim=1, dtype=torch.int32)
+
+    @property
+    def sure(self) -> Bool[Tensor, "B N K"]:
+        """What stays cast however rounding falls."""
+        return self.cast & ~self.close
+
+    @property
+    def possible(self) -> Bool[Tensor, "B N K"]:
+        """What rounding can make of the votes at most."""
+        return self.cast | self.close
+
+    def of(self, rows: Tensor | slice) -> Votes:
+        """The votes of some of the images."""
+        return Votes(self.cast[rows], self.close[rows])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores that each ablation adds to the classes, in whole units: `cast` [B,N,K] in 0, …, `unit`.
+
+    `unit` is the whole range of a contribution: a score s in [lo, hi] counts floor(unit·(s - lo)/(hi - lo)). Every
+    class loses the same N·lo by it, so the order of the sums is that of the scores, to a unit each. Integer sums depend
+    on no order, absorb nothing and tie exactly. `slack` is by how many units rounding may move each contribution; a
+    certificate counts it against itself for every ablation and class. Raises `InvalidInput` for other values.
+    """
+
+    cast: Int[Tensor, "B N K"]
+    slack: int
+    unit: ClassVar[int] = UNITS
+
+    def __post_init__(self) -> None:
+        if self.cast.dtype != torch.int32:
+            raise InvalidInput(f"cast scores have dtype {self.cast.dtype}; count them in units, as int32")
+        low, high = (int(self.cast.min()), int(self.cast.max())) if self.cast.numel() else (0, 0)
+        if low < 0 or high > self.unit or self.slack < 0:
+            raise InvalidInput(
+                f"cast scores range from {low} to {high} and slack is {self.slack}; a contribution is of 0 to "
+                f"{self.unit} units, and slack not negative"
+            )
+
+    @property
+    def close(self) -> Bool[Tensor, "B N K"]:
+        """None: no contribution turns over, all are counted with their slack."""
+        return torch.zeros_like(self.cast, dtype=torch.bool)
+
+    @property
+    def counts(self) -> Int[Tensor, "B K"]:
+        """The units for each class; int64, since 50,176 ablations have more than int32 holds."""
+        return self.cast.sum(dim=1, dtype=torch.int64)
+
+    @property
+    def sure(self) -> Int[Tensor, "B N K"]:
+        """What is left of each contribution at least; int64, as all that is summed from it."""
+        return (self.cast.long() - self.slack).clamp(min=0)
+
+    @property
+    def possible(self) -> Int[Tensor, "B N K"]:
+        """What each contribution can be at most."""
+        return (self.cast.long() + self.slack).clamp(max=self.unit)
+
+    def of(self, rows: Tensor | slice) -> Scored:
+        """The contributions for some of the images."""
+        return Scored(self.cast[rows], self.slack)
+
+
+def first_argmax(values: Tensor) -> Tensor:
+    """Index of the largest value along the last axis, the lowest index among equals, on every device."""
+    number = torch.arange(values.shape[-1], device=values.device)
+    return torch.where(values == values.amax(dim=-1, keepdim=True), number, values.shape[-1]).amin(dim=-1)

@@ -1,0 +1,75 @@
+"""Summed scores through the evaluator: records and pictures in whole votes, and one scoring for rules of one link."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attacks import PatchPGD
+from evaluate import Settings
+from evaluate.batch import evaluate_batch
+from evaluate.counterexample import Counterexample, load_counterexample, save_counterexample
+from evaluate.models import _with_theta
+from evaluate.sweep.records import margin_column
+from evaluate.sweep.runner import SweepSettings, certify_scores, sweep
+from robustpatch.errors import InvalidInput
+from robustpatch.scored import ClippedTanh, Heaviside, SummedScores
+from robustpatch.threat import PatchThreat
+from robustpatch.voting import Threshold, TopOne
+from tests import toys
+from tests.evaluate import sweeps
+
+THREAT = PatchThreat(2, 2)
+
+
+def test_records_and_exhibits_are_in_whole_votes():
+    """Margins as fractions of a vote, ≥ 0 exactly where certified; leads, counts, maps rounded down; no close votes."""
+    model, x = toys.smoothed(toys.strip(), voting=SummedScores()), toys.images(12)
+    found = evaluate_batch(
+        model, x, model.predict(x), 0, THREAT, [PatchPGD(steps=3, restarts=2)], Settings(12, batch_size=12)
+    )
+    margin = model.certify(x, THREAT).margin
+    assert margin is not None
+    assert [record.margin_exact for record in found.records] == (margin.double() / 2**16).tolist()
+    assert not found.counterexamples
+    for record in found.records:
+        assert record.margin_exact is not None
+        assert record.certified_exact == (record.margin_exact >= 0)
+        assert (record.close_votes, record.votes) == (0, 0)
+        assert not (record.certified_exact and record.refuted)
+        for attack in record.attacks:
+            assert attack.lead is not None
+            assert attack.broken == (attack.lead < 0)
+    for shown in found.exhibits:
+        assert shown.votes is not None
+        assert shown.votes.max() <= toys.SIZE[1]
+        assert (int(shown.maps[0].margins.min()) < 0) == (not found.records[shown.index].certified_exact)
+
+
+def test_a_counterexample_keeps_the_units(tmp_path):
+    model, x = toys.smoothed(toys.strip(), voting=SummedScores()), toys.images(1)
+    example = Counterexample(x[0], x[0], torch.zeros(1, 2).long(), 0, 1, "pgd", THREAT, {})
+    name = save_counterexample(tmp_path, model, example)
+    assert torch.equal(load_counterexample(tmp_path / name).x, x[0])
+
+
+def test_a_sweep_scores_once_for_rules_of_one_link_alone(tmp_path):
+    """Summed softmax beside thresholds, as `certify` says it; a checkpoint of another link is refused at once."""
+    checkpoint = sweeps.make(tmp_path / "one.safetensors")
+    model, x = checkpoint.smoothed, sweeps.scene().batch(range(5))[0]
+    columns = certify_scores(model, model.certifiable_scores(x), sweeps.SIZE, SummedScores(), [THREAT])
+    model.voting = SummedScores()
+    margin = model.certify(x, THREAT).margin
+    assert margin is not None
+    assert torch.equal(columns[margin_column("exact", THREAT)], torch.div(margin, 2**16, rounding_mode="floor"))
+    model.voting = Heaviside()
+    settings = SweepSettings(num_images=5, votings=(Threshold(),), patches=(THREAT,))
+    with pytest.raises(InvalidInput, match="makes other scores"):
+        sweep({"one": checkpoint}, sweeps.scene(), settings, tmp_path / "sweep")
+
+
+def test_a_threshold_from_the_command_line_keeps_the_link():
+    assert _with_theta(Heaviside(0.5, 0.01), 0.4) == Heaviside(0.4, 0.01)
+    assert _with_theta(TopOne(), 0.4) == Threshold(0.4)
+    with pytest.raises(InvalidInput, match="have no threshold"):
+        _with_theta(ClippedTanh(), 0.4)
