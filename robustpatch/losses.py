@@ -29,6 +29,8 @@ class Weights(Protocol):
     @property
     def cast(self) -> bool: ...
     @property
+    def local(self) -> float: ...
+    @property
     def bfloat16(self) -> bool: ...
 
 
@@ -41,16 +43,16 @@ def objective(
     sets: Tensor | None,
     generator: torch.Generator,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the true class in every ablation drawn for this step, and `certificate` times the certificate's
-    loss, with a patch and, `clean` times, without: so that certified accuracy is not bought with clean accuracy. It
-    counts the voting's sharp votes, or with `cast` those cast. `sets` are `touched_sets` of the threat. Of an
-    undefended classifier, cross-entropy.
+    """`local` times the cross-entropy of the true class in every ablation drawn for this step (of each class by itself,
+    under a rule that judges each for itself), and `certificate` times the certificate's loss, with a patch and, `clean`
+    times, without: so that certified accuracy is not bought with clean accuracy. It counts the voting's sharp votes, or
+    with `cast` those cast. `sets` are `touched_sets` of the threat. Of an undefended classifier, cross-entropy.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
     if isinstance(model, RandomizedClassifier):
         with autocast:
             logits = model.sampled_logits(x, weights.ablations or 1, generator).float()
-        loss = cross_entropy(logits, y)
+        loss = weights.local * cross_entropy(logits, y)
         if weights.certificate and threat is not None:
             chance = touched_chance(model.ablation, threat, x.shape[2], x.shape[3])
             loss = loss + weights.certificate * majority_loss(logits, y, chance, weights.clean)
@@ -64,7 +66,8 @@ def objective(
     index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
     with autocast:
         logits = model.logits(x, index)
-    loss = cross_entropy(logits, y)
+    local = binary_cross_entropy if model.voting.link == "sigmoid" else cross_entropy
+    loss = weights.local * local(logits, y)
     if weights.certificate and sets is not None:
         soft = cast_votes(logits, model.voting) if weights.cast else model.voting.sharp(logits)
         sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them
@@ -79,6 +82,12 @@ def cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float
     """Of every ablation, for the image's class."""
     labels = y[:, None].expand(logits.shape[:2])
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def binary_cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Of every ablation and class by itself: is it the image's?"""
+    own = nn.functional.one_hot(y, logits.shape[2])[:, None].expand_as(logits)
+    return nn.functional.binary_cross_entropy_with_logits(logits, own.to(logits))
 
 
 def majority_loss(

@@ -51,7 +51,9 @@ def main(
         ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
-    voting: Annotated[str, typer.Option(help="threshold:0.3 or top1.")] = _DEFAULT.voting,
+    voting: Annotated[
+        str, typer.Option(help="threshold:0.3, top1, scores, tanh:0.05:1, relu:16 or sigmoid:0.5.")
+    ] = _DEFAULT.voting,
     patch: Annotated[str, typer.Option(help="Patch size for the periodic certified accuracy.")] = _DEFAULT.patch,
     epochs: int = _DEFAULT.epochs,
     batch_size: int = _DEFAULT.batch_size,
@@ -71,6 +73,9 @@ def main(
     cast: Annotated[
         bool, typer.Option("--cast", help="Count votes in the certificate's loss as cast, 0 or 1, not as soft ones.")
     ] = _DEFAULT.cast,
+    local: Annotated[
+        float, typer.Option(help="Weight of the ablations' cross-entropy beside the certificate's loss.")
+    ] = _DEFAULT.local,
     crop: Annotated[
         int, typer.Option(help="Move each training image by up to so many pixels in either direction.")
     ] = _DEFAULT.crop,
@@ -111,6 +116,7 @@ def main(
             certificate=certificate,
             clean=clean,
             cast=cast,
+            local=local,
             crop=crop,
             flip=flip,
             start=start,

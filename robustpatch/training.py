@@ -38,6 +38,7 @@ _OF_ABLATIONS = (
     "certificate",
     "clean",
     "cast",
+    "local",
 )  # settings that an ablation gives a meaning
 _THRESHOLD = "threshold:0.3"
 _SAMPLE = 500  # images whose votes are sampled after an epoch
@@ -53,7 +54,8 @@ class TrainingConfig:
     for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", the weights under that name alone
     are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
     certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
-    votes as cast, 0 or 1. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and
+    votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as BagCert
+    is trained. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and
     `flip` vary the training images: each is moved by up to so many pixels, and mirrored at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
@@ -78,6 +80,7 @@ class TrainingConfig:
     certificate: float = 0.0
     clean: float = 1.0
     cast: bool = False
+    local: float = 1.0
     crop: int = 0
     flip: bool = False
     start: str | None = None
@@ -89,7 +92,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "crop"):
+        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "local", "crop"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.optimizer not in ("sgd", "adamw"):
@@ -104,8 +107,11 @@ class TrainingConfig:
                 )
         if self._sparse and self.voting not in (_THRESHOLD, "top1"):
             raise InvalidInput(f"voting is {self.voting}, but a sparse ablation casts top-1 votes; drop --voting")
-        if self.clean != 1.0 and not self.certificate:
-            raise InvalidInput(f"clean is {self.clean}, a weight within the certificate's loss; set --certificate too")
+        for name, where in (("clean", "within"), ("local", "beside")):
+            if getattr(self, name) != 1.0 and not self.certificate:
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name)}, a weight {where} the certificate's loss; set --certificate too"
+                )
         if self.cast and not self.certificate:
             raise InvalidInput("cast is True, a way to count in the certificate's loss; set --certificate too")
         if self.cast and self._sparse:
@@ -242,8 +248,9 @@ def train(
         torch.manual_seed(config.seed)
         model = model_from(full).to(device)
     threat, sets, ablation = None, None, None
-    if isinstance(model, SmoothedClassifier):
-        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
+    trained = _trained(model)
+    if isinstance(trained, SmoothedClassifier):
+        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), trained.ablation
         sets = touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
     elif isinstance(model, RandomizedClassifier):
         threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
@@ -313,10 +320,18 @@ class _Loss(nn.Module):
         self.model, self._config, self._threat, self._sets = model, config, threat, sets
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, done: float) -> torch.Tensor:
-        if isinstance(self.model, Defended) and self._threat is not None:
+        trained = _trained(self.model)
+        if isinstance(trained, Defended) and self._threat is not None:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self._config.bfloat16):
-                return self.model.training_loss(x, y, self._threat, generator, done).float()
-        return objective(self.model, x, y, self._config, self._threat, self._sets, generator)
+                return trained.training_loss(x, y, self._threat, generator, done).float()
+        return objective(trained, x, y, self._config, self._threat, self._sets, generator)
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    """What the objective is of: the smoothed classifier inside a defense that has no loss of its own, or the model."""
+    if isinstance(model, Defended) and type(model).training_loss is Defended.training_loss:
+        return model.network if isinstance(model.network, SmoothedClassifier) else model
+    return model
 
 
 def _check_images(config: TrainingConfig, images: ImageSet, processes: int) -> None:

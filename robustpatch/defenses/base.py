@@ -86,6 +86,7 @@ class Defended(nn.Module):
     ) -> Float[Tensor, ""]:
         """What `robustpatch.train` minimises, under its autocast; `done` is the share of all steps taken, 0 to 1.
 
+        Around a smoothed classifier it is not asked, but that one's objective minimised, unless a defense overrides it.
         Chance is drawn from `generator` (on the CPU) alone, so that a run resumes to the bit.
         """
         return nn.functional.cross_entropy(self(x).float(), y)
