@@ -11,6 +11,7 @@ __all__ = ["Defended", "Defense", "known_defenses", "parse_defense"]
 
 _HOME: dict[str, str] = {  # name -> MODULE:CLASS, imported when asked for
     "ibp": "robustpatch.defenses.ibp:IBP",
+    "patchguard": "robustpatch.defenses.patchguard:PatchGuard",
     "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking",
     "lgs": "robustpatch.defenses.local_gradient_smoothing:LocalGradientSmoothing",
     "watermarking": "robustpatch.defenses.watermarking:Watermarking",

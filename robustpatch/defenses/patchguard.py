@@ -1,0 +1,175 @@
+"""PatchGuard (Xiang et al. 2021): robust masking of what the ablations of a smoothed classifier contribute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustpatch import checks
+from robustpatch.certificate import Certificate
+from robustpatch.defenses.base import Defended, Defense
+from robustpatch.errors import InvalidInput
+from robustpatch.masking import Masking, incidence
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import PatchThreat, Threat, parse_threat
+from robustpatch.votes import Scored, Votes, first_argmax
+from robustpatch.voting import Voting, parse_voting
+
+
+@dataclass(frozen=True)
+class PatchGuard(Defense):
+    """For each class, the window of ablations that speaks loudest for it is not heard, if it is suspicious.
+
+    `window` is the patch ("5x5") that the detector looks for: its windows are the sets of ablations which such a patch
+    can touch, those around the border among them. `threshold`, 0 to 1: a window is masked when more than that share of
+    all evidence for the class lies in it. At 0 the loudest is masked always; at 1 never, which leaves plain smoothing
+    and its exact certificate.
+
+    The evidence is what the smoothed classifier inside counts, votes or the scores of `robustpatch.scored`: by the rule
+    `voting`, or by the classifier's own where that is "own". With columns and "scores" this is masked derandomized
+    smoothing; with blocks and "relu", local logits clipped at 0 of a network with small receptive fields, it is
+    PatchGuard on a BagNet. (Xiang et al. 2021, Sections 3.3 and 3.4.)
+    """
+
+    name: ClassVar[str] = "patchguard"
+    window: str = "5x5"
+    threshold: float = 0.0
+    voting: str = "own"
+
+    def __post_init__(self) -> None:
+        if self.voting != "own":
+            parse_voting(self.voting)
+        if not 0 <= self.threshold <= 1:
+            raise InvalidInput(f"threshold is {self.threshold}, a share of the evidence; it must lie in [0, 1]")
+
+    def wrap(self, network: nn.Module, *, num_classes: int) -> MaskedClassifier:
+        return MaskedClassifier(network, self, num_classes=num_classes)
+
+
+class MaskedClassifier(Defended):
+    """`network`, a smoothed classifier, by robust masking; trained as that one is.
+
+    `predict` and `certify` are of whole units (see `Masking`): exact, and sound as long as no score of an untouched
+    ablation moves by more than the guard of the smoothed classifier.
+    """
+
+    network: SmoothedClassifier
+    defense: PatchGuard
+
+    def __init__(self, network: nn.Module, defense: PatchGuard, *, num_classes: int) -> None:
+        super().__init__(network, defense, num_classes=num_classes)
+        if not isinstance(network, SmoothedClassifier):
+            raise InvalidInput(
+                f"network is a {type(network).__name__}, but PatchGuard masks what ablations say; put it around a "
+                "SmoothedClassifier (in a configuration: name an ablation too)"
+            )
+        if defense.voting != "own":
+            self.network = _around(
+                network.base, network, parse_voting(defense.voting, network.voting.guard), num_classes
+            )
+            self.network.train(network.training)
+
+    def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> MaskedClassifier:
+        """The same defense around another base, in evaluation mode."""
+        inner = _around(base, self.network, self.network.voting, num_classes)
+        return MaskedClassifier(inner, self.defense, num_classes=num_classes).eval()
+
+    def masking(self, height: int, width: int) -> Masking:
+        """The windows on images of this size."""
+        window = parse_threat(self.defense.window, (height, width))
+        if not isinstance(window, PatchThreat) or window.count > 1:
+            raise InvalidInput(f"window is {self.defense.window}; the detector looks for one rectangle, such as 5x5")
+        windows = incidence(self.network.ablation, window, (height, width))
+        return Masking(windows, Fraction(self.defense.threshold).limit_denominator(2**16))
+
+    def _masking(self, x: Tensor) -> Masking:
+        return self.masking(x.shape[2], x.shape[3])
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """What is left of each class less what is left of the best, per ablation: 0 for the best, below it for others.
+
+        Its argmax is `predict`; its gradient that of the soft votes, or scores, that were not masked.
+        """
+        logits = self.network.logits(x)
+        checks.finite_scores(logits)
+        voting = self.network.voting
+        votes = voting.votes(voting.scores(logits.detach()), self.network.guard)
+        heard, left = self._masking(x).remainder(votes.cast)
+        scale = votes.cast.shape[1] * votes.unit
+        hard = ((left - left.amax(dim=1, keepdim=True)).double() / scale).float()
+        if not logits.requires_grad:
+            return hard
+        soft = (voting.soft(logits) * heard).sum(dim=1) / votes.cast.shape[1]
+        return hard.detach() + (soft - soft.detach())
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`."""
+        checks.evaluation_mode(self)
+        _, left = self._masking(x).remainder(self.network.votes(x).cast)
+        return first_argmax(left)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+        """Prove, for each image, that no patch within `threat` changes what robust masking predicts.
+
+        Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
+        together, and for several patches.
+        """
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        size = (x.shape[2], x.shape[3])
+        masking, model = self.masking(*size), self.network
+        sets = []
+        for one in threat.threats:
+            one.check_fits(*size)
+            if one.count > 1:
+                raise InvalidInput(f"threat is {one}, but robust masking masks one window; certify single patches")
+            sets.append(incidence(model.ablation, one, size))
+            if not masking.covers(sets[-1]):
+                large = PatchThreat(max(t.height for t in threat.threats), max(t.width for t in threat.threats))
+                raise InvalidInput(
+                    f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "
+                    f"patchguard:window={large}, or certify smaller patches"
+                )
+        votes = model.voting.votes(model.certifiable_scores(x), model.guard)
+        return _certificate(votes, masking, sets, threat, model, size)
+
+
+def _around(base: nn.Module, like: SmoothedClassifier, voting: Voting, num_classes: int) -> SmoothedClassifier:
+    return SmoothedClassifier(
+        base, like.ablation, num_classes=num_classes, voting=voting, encoding=like.encoding, chunk=like.chunk
+    )
+
+
+def _certificate(
+    votes: Votes | Scored,
+    masking: Masking,
+    sets: list[Tensor],
+    threat: Threat,
+    model: SmoothedClassifier,
+    size: tuple[int, int],
+) -> Certificate:
+    prediction = first_argmax(masking.remainder(votes.cast)[1])
+    maps = []
+    for one, touched in zip(threat.threats, sets, strict=True):
+        of_placement = model.ablation.touched(one, *size).set_of_placement.to(prediction.device)
+        maps.append(masking.margins(votes, prediction, touched)[:, of_placement])
+    placement_margin = torch.cat(maps, dim=1)
+    margin = placement_margin.amin(dim=1)
+    return Certificate(
+        prediction=prediction,
+        certified=margin >= 0,
+        margin=margin,
+        placement_margin=placement_margin,
+        threat=threat,
+        method="exact",
+        guard=model.guard,
+        close=votes.close.sum(dim=(1, 2)),
+        unit=votes.unit,
+    )
