@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,8 +23,9 @@ _LARGEST = 2**27  # cells of the matrix of windows and ablations
 _CELLS = 2**22  # of windows times sets that are worked on at once
 
 
+@lru_cache(maxsize=16)
 def incidence(ablation: Ablation, threat: PatchThreat, image_size: tuple[int, int]) -> Bool[Tensor, "S N"]:
-    """Which ablations each distinct set holds that one patch of the threat can touch."""
+    """Which ablations each distinct set holds that one patch of the threat can touch. Not to be written to."""
     touched = ablation.touched(threat, *image_size)
     if len(touched.sizes) * touched.num_ablations > _LARGEST:
         raise InvalidInput(
