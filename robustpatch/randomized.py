@@ -191,7 +191,7 @@ class RandomizedClassifier(nn.Module):
     def _draw(self, x: Tensor) -> Draw:
         keys = image_keys(x)
         if isinstance(self.ablation, Ablation):
-            return from_votes(self.enumerated().votes(x), keys, self.sampling.seed)
+            return from_votes(self.enumerated().votes(x), keys, self.sampling.seed)  # type: ignore[arg-type]  # top-1 votes
         checks.evaluation_mode(self)
         checks.image_values(x)
         source, size = self.ablation, max(1, _CELLS // (x.shape[2] * x.shape[3]))

@@ -15,7 +15,7 @@ from robustpatch.ablation import parse_ablation
 from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.defenses import parse_defense
-from robustpatch.defenses.patchguard import PatchGuard
+from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
 from robustpatch.errors import InvalidInput
 from robustpatch.masking import Masking, incidence
 from robustpatch.networks import BlockNet
@@ -146,9 +146,11 @@ def test_windows_around_the_border_are_masked():
         assert left.tolist() == [[0, 0]]
 
 
-def model(defense: str = "patchguard:window=2x2", voting=None, ablation=None, base=None):
+def model(defense: str = "patchguard:window=2x2", voting=None, ablation=None, base=None) -> MaskedClassifier:
     inner = toys.smoothed(base or toys.strip(), ablation or toys.Columns(2), voting=voting or SummedScores())
-    return parse_defense(defense).wrap(inner, num_classes=toys.CLASSES).eval()
+    guard = parse_defense(defense)
+    assert isinstance(guard, PatchGuard)
+    return guard.wrap(inner, num_classes=toys.CLASSES).eval()
 
 
 @pytest.mark.parametrize("voting", ["own", "threshold:0.3", "relu:8.0", "tanh:0.5:0.0"])
@@ -235,6 +237,8 @@ def test_it_is_trained_as_the_smoothed_classifier_inside(tmp_path):
     weights = [list(one.parameters()) for one in (plain, guarded)]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     loaded = load_checkpoint(tmp_path / "guarded" / "checkpoint.safetensors").model
+    assert isinstance(loaded, MaskedClassifier)
+    assert isinstance(guarded, MaskedClassifier)
     assert torch.equal(loaded.predict(x), guarded.predict(x))
     assert str(loaded.defense) == "patchguard"
 
