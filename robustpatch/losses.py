@@ -116,7 +116,8 @@ def cast_votes(logits: Float[Tensor, "B N K"], voting: Voting) -> Float[Tensor, 
     nothing and score alike in every image: votes that are cast there in all images or in none.
     """
     soft = voting.sharp(logits)
-    cast = voting.votes(logits.detach().softmax(dim=-1), 0.0).cast.to(soft)
+    votes = voting.votes(voting.scores(logits.detach()), 0.0)
+    cast = votes.cast.to(soft) / votes.unit
     return soft + (cast - soft).detach()
 
 

@@ -54,9 +54,9 @@ class TrainingConfig:
     for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", the weights under that name alone
     are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
     certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
-    votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as BagCert
-    is trained. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and
-    `flip` vary the training images: each is moved by up to so many pixels, and mirrored at random.
+    votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as in
+    BagCert. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and `flip` vary the
+    training images: each is moved by up to so many pixels, and mirrored at random.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With

@@ -135,6 +135,7 @@ def test_shipped_checkpoints_load():
     families = [
         "2blocks4",
         "2columns1",
+        "bagcert",
         "blocks8",
         "columns2",
         "columns2-head",
