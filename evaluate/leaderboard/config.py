@@ -97,8 +97,8 @@ def read_board(path: str | Path, **instead: Any) -> Board:
 
 def _entry(path: str | Path, board: dict[str, Any], row: dict[str, Any]) -> Entry:
     name = row.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidInput(f"board {path}: name is {name!r}; every row needs one")
+    if not isinstance(name, str) or not name.strip() or "," in name:
+        raise InvalidInput(f"board {path}: name is {name!r}; every row needs one, without commas for --only to part")
     own = ("name", "recipe", "run", "train", "published", "source")
     _refuse_unknown(path, f"row {name}", row.keys(), (*own, *_MODEL, *_RUN, *_COUNTS))
     if ("checkpoint" in row) == ("model" in row):

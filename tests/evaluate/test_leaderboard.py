@@ -112,8 +112,9 @@ def test_a_part_of_the_rows(board, tmp_path):
     ("change", "said"),
     [
         (("[[defense]]", "[[offense]]"), "offense"),
-        (('name = "nothing at all"', 'name = "columns, of width-2"'), "two rows called"),
+        (('name = "nothing at all"', 'name = "columns of width-2"'), "two rows called"),
         (('name = "nothing at all"', ""), "every row needs one"),
+        (('name = "nothing at all"', 'name = "nothing, at all"'), "without commas"),
         (("attacked_images = 8", "attacked_images = -1"), "attacked_images is -1"),
         (("attacked_images = 8", 'attacked_images = "8"'), "attacked_images is '8'"),
         (("steps = 2", "stepz = 2"), "stepz"),
