@@ -39,13 +39,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 THREAT = PatchThreat(32, 32)  # 2% of 224×224
 NAMES = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
 SIZED = [  # model, how, ablation, images
-    *(("vit", "tokens dropped", ablation, n) for ablation, n in (("columns:19/10", 250), ("columns:19", 10))),
-    ("vit", "tokens dropped", "blocks:75/10", 3),
+    *(("vit", "tokens dropped", ablation, 250) for ablation in ("columns:19/10", "columns:19", "blocks:75/10")),
     ("vit", "tokens dropped", "columns:19/10", 10),
     ("vit", "all tokens, one after another", "columns:19/10", 10),
     ("vit", "tokens dropped", "columns:19", 1),
     ("vit", "all tokens, one after another", "columns:19", 1),
-    ("resnet50", "13 at once", "columns:19/10", 5),
+    ("resnet50", "13 at once", "columns:19/10", 250),
     ("resnet50", "one after another", "columns:19/10", 5),
     ("resnet50", "13 at once", "columns:19", 1),
     ("resnet50", "13 at once", "blocks:75/20", 1),
