@@ -17,9 +17,10 @@ from evaluate.audit.run import audit
 from evaluate.command import BROKEN, HELD, circumstances, status_of
 from evaluate.named import named_object
 from robustpatch.data import load_images
+from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
+from robustpatch.zoo import load_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -170,7 +171,8 @@ def _named(text: str | None, what: str) -> Any:
     if text is None:
         return None
     if ":" not in text and what == "target":
-        return SmoothedClassifier.from_pretrained(text)
+        loaded = load_checkpoint(text)
+        return loaded.model if isinstance(loaded.model, Defended) else loaded.smoothed
     found = named_object(text, what)
     if what == "target" and (isinstance(found, type) or not hasattr(found, "predict")):
         if not callable(found):

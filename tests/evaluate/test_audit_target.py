@@ -245,3 +245,14 @@ def test_wrong_calls_of_the_command(arguments, message):
     assert result.exit_code == 2, result.output
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+def test_a_checkpoint_of_another_defense_by_its_name(tmp_path):
+    """Attacked like any other; one that certifies nothing is refused."""
+    calls = ["--images", "1", "--budget", "20", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["mnist-ibp", *calls])
+    assert result.exit_code == 0, result.output
+    assert "HELD" in result.output
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["attacked"] > 0
+    refused = CliRunner().invoke(app, ["mnist-undefended", *calls])
+    assert refused.exit_code == 2
