@@ -58,7 +58,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("certified accuracy, %")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, labelspacing=0.8)
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, labelspacing=1.1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -71,5 +71,5 @@ def _area(cost: float, least: float) -> float:
 def _time(seconds: float) -> str:
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if seconds * scale >= 1:
-            return f"{seconds * scale:.2g} {unit}"
-    return f"{seconds * 1e6:.2g} µs"
+            return f"{seconds * scale:,.0f} {unit}" if seconds * scale >= 10 else f"{seconds * scale:.1f} {unit}"
+    return f"{seconds * 1e6:,.0f} µs"
