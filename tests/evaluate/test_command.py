@@ -142,7 +142,7 @@ def planted(checkpoint) -> Checkpoint:
 
 def test_a_broken_certificate_ends_with_status_1(checkpoint, tmp_path, monkeypatch):
     """Exit 1 comes with a counterexample, which --replay shows again with status 1; of the sound model it is none."""
-    monkeypatch.setattr(command, "load_model", lambda *_, **__: planted(checkpoint))
+    monkeypatch.setattr("evaluate.subject.load_model", lambda *_, **__: planted(checkpoint))
     given = ["--checkpoint", checkpoint, "--attacks", "pgd:3", "--steps", 4, "--num-images", 4, "--output", tmp_path]
     result = call(*given)
     assert result.exit_code == 1, result.output

@@ -185,7 +185,7 @@ def test_a_failing_report_does_not_hide_a_broken_certificate(checkpoint, tmp_pat
     monkeypatch.setattr(command, "write_report", burst)
     held = call("--checkpoint", checkpoint, *QUICK, "--output", tmp_path / "held")
     assert held.exit_code == 3
-    monkeypatch.setattr(command, "load_model", lambda *_, **__: planted(checkpoint))
+    monkeypatch.setattr("evaluate.subject.load_model", lambda *_, **__: planted(checkpoint))
     given = ["--checkpoint", checkpoint, "--attacks", "pgd:3", "--steps", 4, "--num-images", 4]
     broken = call(*given, "--output", tmp_path / "broken")
     assert broken.exit_code == 1
