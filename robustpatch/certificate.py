@@ -87,7 +87,7 @@ class Certificate:
 
     def _votes(self) -> Evidence:
         if self.evidence is None:
-            remedy = "certify again to have them"
+            remedy = "a smoothed classifier's has, so certify again with one; other defenses have none to keep"
             if self.confidence is not None:
                 remedy = "a randomized one is of samples that nobody keeps, so repeat it with the same seed"
             raise InvalidInput(f"this certificate carries no votes (evidence is None); {remedy}")

@@ -15,7 +15,7 @@ from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
-from evaluate.leaderboard.table import markdown, table, write_parquet
+from evaluate.leaderboard.table import cells, markdown, write_parquet
 from evaluate.leaderboard.table import ordered as ranking
 from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
 from robustpatch.errors import InvalidInput
@@ -103,17 +103,13 @@ def _write(board: Board, rows: list[Row], output: Path, around: dict[str, object
 
 
 def _show(console: Console, title: str, rows: list[Row]) -> None:
-    head, _, *lines = table(ranking(rows))
+    head, *lines = cells(ranking(rows))
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(_cells(head)):
+    for number, name in enumerate(head):
         shown.add_column(name, justify="right" if number else "left")
     for line in lines:
-        shown.add_row(*(cell.replace("**", "") for cell in _cells(line)))
+        shown.add_row(*line)
     console.print(shown)
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 if __name__ == "__main__":

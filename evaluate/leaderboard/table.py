@@ -50,15 +50,21 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 
 def table(ranked: Sequence[Row]) -> list[str]:
     """The Markdown table alone."""
-    lines = [f"| {' | '.join(_HEAD)} |", f"| --- {'| ---: ' * (len(_HEAD) - 1)}|"]
+    head, *lines = (f"| {' | '.join(line)} |" for line in cells(ranked))
+    return [head, f"| --- {'| ---: ' * (len(_HEAD) - 1)}|", *lines]
+
+
+def cells(ranked: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table as text: the names of its columns, then a line for each row."""
+    lines: list[tuple[str, ...]] = [_HEAD]
     sizes = {row.whole.images for row in ranked}
     attacked = {row.attacked.images for row in ranked if row.attacked is not None}
     for row in ranked:
         found, shares = row.attacked, (None, None)
         if found is not None:
             shares = (found.under_all, found.certified_exact)
-        broken = " **BROKEN**" if row.broken else ""
-        cells = (
+        broken = " BROKEN" if row.broken else ""
+        line = (
             row.entry.name + broken,
             _percent(row.whole.clean, sizes),
             _percent(row.certified, sizes),
@@ -69,7 +75,7 @@ def table(ranked: Sequence[Row]) -> list[str]:
             _rate(row.speed.certify),
             _duration(row.train_seconds),
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(line)
     return lines
 
 

@@ -48,8 +48,8 @@ def scene(always: int = -1):
     return Deaf(always).wrap(network, num_classes=3), x, predict(network, x)
 
 
-def run(attack, model, x, y, seed=0):
-    return attack(model, x, y, THREAT, generator=torch.Generator().manual_seed(seed))
+def run(attack, model, x, y, seed=0, threat=THREAT):
+    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
 
 
 def test_what_the_network_is_fooled_by_is_judged_by_the_defended_classifier():
@@ -112,6 +112,9 @@ def test_a_network_that_is_shown_hidden_pixels_sees_that_none_is():
     y = network(torch.cat([x, torch.ones_like(x)], dim=1)).argmax(dim=1)
     proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, y)
     assert (lead(proposal.x_adv) < lead(x) - 0.01).all()
+    proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, y, threat=PatchThreat(5, 6))
+    fooled = network(torch.cat([proposal.x_adv, torch.ones_like(x)], dim=1)).argmax(dim=1) != y
+    assert fooled.any()
 
 
 @pytest.mark.parametrize("name", registered())
