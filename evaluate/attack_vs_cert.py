@@ -28,7 +28,7 @@ from evaluate.store import Store
 from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
 from robustpatch.checks import calibrate_guard
-from robustpatch.data import load_images, named_classes, parse_image_size
+from robustpatch.data import named_images
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -57,12 +57,12 @@ def main(options: Options, errors: Console) -> int:
     cluster = Cluster.of(options.ray, options.num_workers, options.device, lambda text: _say(errors, text))
     device = check_device(options.device if cluster is None else "cpu")
     around = circumstances(device)
-    images = load_images(
+    images = named_images(
         options.dataset,
         options.data_root,
-        image_size=None if options.image_size is None else parse_image_size(options.image_size),
+        image_size=options.image_size,
         channels=options.channels,
-        class_names=None if options.classes is None else named_classes(options.classes),
+        classes=options.classes,
     )
     subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)

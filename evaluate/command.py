@@ -112,9 +112,12 @@ def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet, *, named: boo
     """
     shape, classes = tuple(checkpoint.config["image_shape"]), len(checkpoint.config["class_names"])
     if shape != images.image_shape or len(images.class_names) != classes:
+        remedy = "name a checkpoint for this dataset"
+        if images.name == "folder" and shape[0] == images.image_shape[0]:
+            remedy = f"bring the images to it with --image-size {shape[1]}x{shape[2]}, or {remedy}"
         raise InvalidInput(
             f"dataset {images.name} has {images.image_shape} images of {len(images.class_names)} classes, but "
-            f"checkpoint {name} was trained for {shape} and {classes}; name a checkpoint for this dataset"
+            f"checkpoint {name} was trained for {shape} and {classes}; {remedy}"
         )
     if not named and list(images.class_names) != list(checkpoint.config["class_names"]):
         own, trained = (
@@ -123,7 +126,7 @@ def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet, *, named: boo
         )
         raise InvalidInput(
             f"dataset {images.name} has the classes {own}, but checkpoint {name} answers {trained}, in this order; "
-            "name the folders so, or name them in the order of the answers with --classes (of attack_vs_cert)"
+            "name the folders so, or name them in the order of the answers with --classes"
         )
 
 

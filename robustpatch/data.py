@@ -198,6 +198,26 @@ def load_images(
     raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
 
 
+def named_images(
+    name: str,
+    root: Path | None,
+    split: str = "test",
+    *,
+    image_size: str | None = None,
+    channels: int = 3,
+    classes: str | None = None,
+) -> ImageSet:
+    """`load_images` as command lines name it: sizes as for `parse_image_size`, classes as for `named_classes`."""
+    return load_images(
+        name,
+        root,
+        split,
+        image_size=None if image_size is None else parse_image_size(image_size),
+        channels=channels,
+        class_names=None if classes is None else named_classes(classes),
+    )
+
+
 def _of_bytes(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
     channels, height, width = images.shape[1:]
     return ImageSet(name, split, classes, (channels, height, width), labels, _bytes=images)

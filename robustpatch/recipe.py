@@ -22,12 +22,12 @@ import typer
 from rich.console import Console
 
 from robustpatch import parallel
-from robustpatch.data import ImageSet, load_images
+from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
-from robustpatch.train import shown
+from robustpatch.train import Channels, Classes, ImageSize, shown
 from robustpatch.training import TrainingConfig, about, train
 from robustpatch.voting import parse_voting
 from robustpatch.zoo import load_checkpoint, save_checkpoint
@@ -159,6 +159,9 @@ def main(
     ],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    image_size: ImageSize = None,
+    channels: Channels = 3,
+    classes: Classes = None,
     only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
@@ -172,7 +175,10 @@ def main(
         unknown = sorted(set(wanted or ()) - {run.name for run in runs})
         if unknown:
             raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
-        images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
+        images, validation = (
+            named_images(dataset, data_root, split, image_size=image_size, channels=channels, classes=classes)
+            for split in ("train", "validation")
+        )
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             for run in [run for run in runs if wanted is None or run.name in wanted]:

@@ -15,12 +15,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robustpatch import parallel
-from robustpatch.data import load_images
+from robustpatch.data import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.training import TrainingConfig, train
+
+ImageSize = Annotated[
+    str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")
+]
+Channels = Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Names of a folder's classes in the order of the outputs: a file with one a line, or a,b,c."),
+]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT = TrainingConfig()
@@ -31,6 +40,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    image_size: ImageSize = None,
+    channels: Channels = 3,
+    classes: Classes = None,
     ablation: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +62,9 @@ def main(
             "or small-cnn (a usual one); vit, resnet50, torchvision:NAME, timm:NAME. Default: the ablation's own."
         ),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Begin with the library's weights, which it downloads.")
+    ] = False,
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = _DEFAULT.encoding,
     voting: Annotated[
         str, typer.Option(help="threshold:0.3, top1, scores, tanh:0.05:1, relu:16 or sigmoid:0.5.")
@@ -80,6 +95,9 @@ def main(
         int, typer.Option(help="Move each training image by up to so many pixels in either direction.")
     ] = _DEFAULT.crop,
     flip: Annotated[bool, typer.Option(help="Mirror training images left to right at random.")] = _DEFAULT.flip,
+    zoom: Annotated[
+        float, typer.Option(help="Show a part of each training image at full size, at least so much of its area.")
+    ] = _DEFAULT.zoom,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     only: Annotated[
         str | None, typer.Option(help="Train the weights under this name alone, such as head; all others stay.")
@@ -102,7 +120,7 @@ def main(
         config = TrainingConfig(
             ablation=None if ablation == "none" else ablation,
             defense=defense,
-            network={"name": network or _network(ablation)},
+            network={"name": network or _network(ablation), **({"pretrained": True} if pretrained else {})},
             voting=voting,
             encoding=encoding,
             patch=patch,
@@ -119,12 +137,16 @@ def main(
             local=local,
             crop=crop,
             flip=flip,
+            zoom=zoom,
             start=start,
             only=only,
             bfloat16=bfloat16,
             seed=seed,
         )
-        images, validation = (load_images(dataset, data_root, split) for split in ("train", "validation"))
+        images, validation = (
+            named_images(dataset, data_root, split, image_size=image_size, channels=channels, classes=classes)
+            for split in ("train", "validation")
+        )
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             with shown(shown_on, len(images) // batch_size) as callbacks:

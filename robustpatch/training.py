@@ -55,8 +55,9 @@ class TrainingConfig:
     are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
     certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
     votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as in
-    BagCert. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop` and `flip` vary the
-    training images: each is moved by up to so many pixels, and mirrored at random.
+    BagCert. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop`, `flip` and `zoom`
+    vary the training images: each is moved by up to so many pixels, mirrored at random, and shown in part, at least so
+    much of its area, at its full size.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
@@ -83,6 +84,7 @@ class TrainingConfig:
     local: float = 1.0
     crop: int = 0
     flip: bool = False
+    zoom: float = 1.0
     start: str | None = None
     only: str | None = None
     bfloat16: bool = True
@@ -95,6 +97,8 @@ class TrainingConfig:
         for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "local", "crop"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 < self.zoom <= 1:
+            raise InvalidInput(f"zoom is {self.zoom}, a share of an image's area; it must be above 0 and at most 1")
         if self.optimizer not in ("sgd", "adamw"):
             raise InvalidInput(f"optimizer is {self.optimizer!r}; use sgd or adamw")
         if self.defense is not None:
@@ -282,7 +286,7 @@ def train(
         losses = 0.0
         batches = order.view(steps, -1)[:, share::shares]
         for step, (x, y) in enumerate(read_ahead(images, batches, workers)):
-            x = augmented(x, config.crop, config.flip, generator)
+            x = augmented(x, config.crop, config.flip, generator, config.zoom)
             loss = loss_of(x.to(device), y.to(device), generator, (epoch * steps + step) / (steps * config.epochs))
             optimizer.zero_grad()
             loss.backward()

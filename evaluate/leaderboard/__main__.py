@@ -17,7 +17,7 @@ from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import cells, markdown, write_parquet
 from evaluate.leaderboard.table import ordered as ranking
-from robustpatch.data import ImageSet, load_images, named_classes, parse_image_size
+from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 
@@ -84,12 +84,12 @@ def _run(
 
 def _images(board: Board) -> ImageSet:
     options = board.entries[0].options
-    return load_images(
+    return named_images(
         options.dataset,
         options.data_root,
-        image_size=None if options.image_size is None else parse_image_size(options.image_size),
+        image_size=options.image_size,
         channels=options.channels,
-        class_names=None if options.classes is None else named_classes(options.classes),
+        classes=options.classes,
     )
 
 

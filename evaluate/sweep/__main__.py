@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
@@ -22,10 +23,11 @@ from evaluate.sweep.metrics import Choice, choice_by, settings_of
 from evaluate.sweep.records import read_sweep
 from evaluate.sweep.runner import SweepSettings, sweep
 from evaluate.sweep.table import markdown
-from robustpatch.data import ImageSet, load_images
+from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.threat import PatchThreat
+from robustpatch.train import Channels, Classes, ImageSize
 from robustpatch.voting import Threshold, TopOne, Voting
 from robustpatch.zoo import Checkpoint, load_checkpoint, names
 
@@ -39,6 +41,9 @@ def main(
         str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")
     ] = "mnist-sample",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    image_size: ImageSize = None,
+    channels: Channels = 3,
+    classes: Classes = None,
     split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test",
     theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4",
     top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False,
@@ -62,8 +67,11 @@ def main(
         status_of(
             lambda errors: _run(
                 checkpoints,
+                lambda: named_images(
+                    dataset, data_root, split, image_size=image_size, channels=channels, classes=classes
+                ),
                 dataset,
-                data_root,
+                classes is not None,
                 split,
                 theta,
                 top1,
@@ -83,8 +91,9 @@ def main(
 
 def _run(
     checkpoints: list[str],
+    load: Callable[[], ImageSet],
     dataset: str,
-    data_root: Path | None,
+    named: bool,
     split: str,
     theta: str,
     top1: bool,
@@ -102,7 +111,7 @@ def _run(
     around = circumstances(check_device(device))
     if split not in ("test", "validation"):
         raise InvalidInput(f"split is {split!r}; use test or validation")
-    images = load_images(dataset, data_root, split)
+    images = load()
     settings = SweepSettings(
         votings=_votings(theta, top1),
         patches=tuple(PatchThreat.parse(part, images.image_shape[1:]) for part in patch.split(",")),
@@ -111,7 +120,7 @@ def _run(
         device=device,
     )
     check_number(settings.num_images, images)
-    loaded = _load(checkpoints, images, guard, dtype)
+    loaded = _load(checkpoints, images, guard, dtype, named)
     choice = None if choose_by is None else _choice(choose_by, loaded, settings, split)
     configuration = {"dtype": dtype}
     if output is None:
@@ -173,7 +182,7 @@ def _votings(theta: str, top1: bool) -> tuple[Voting, ...]:
     return (*votings, TopOne()) if top1 else tuple(votings)
 
 
-def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str) -> dict[str, Checkpoint]:
+def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str, named: bool) -> dict[str, Checkpoint]:
     """All checkpoints by a name each, smoothed ones for these images; refused before any is used."""
     precision = check_dtype(dtype)
     paths: list[str] = []
@@ -186,7 +195,7 @@ def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str) -
         name = text if text in names() else checkpoint.path.stem
         if name == "checkpoint":  # as training names every one: its folder tells them apart
             name = checkpoint.path.resolve().parent.name or name
-        check_fit(name, checkpoint, images)
+        check_fit(name, checkpoint, images, named=named)
         if any(checkpoint.sha256 == other.sha256 for other in loaded.values()):
             raise InvalidInput(f"checkpoints names {text} twice; drop one")
         model = checkpoint.smoothed.to(precision).requires_grad_(False)

@@ -164,3 +164,29 @@ def test_names_that_are_the_same(place, tmp_path):
     assert len(names) == 2
     assert "narrow" in names
     assert all(name.startswith("narrow") for name in names)
+
+
+def test_a_folder_of_any_sizes(place, tmp_path, undrawn):
+    """Its images are brought to the checkpoint's size, and its classes named in the order of the outputs; else the
+    refusal says how.
+    """
+    root, generator = tmp_path / "any", np.random.default_rng(0)
+    for k in range(CLASSES):
+        (root / "test" / f"class {k}").mkdir(parents=True)
+        for i in range(2):
+            size = (*generator.integers(SIZE[0] + 1, 30, 2), 3)
+            Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(
+                root / "test" / f"class {k}" / f"{i}.png"
+            )
+    arguments = [place / "runs" / "narrow" / "checkpoint.safetensors", "--dataset", "folder", "--data-root", root]
+    arguments += ["--patch", "2x2"]
+    size = ["--image-size", "x".join(str(side) for side in SIZE)]
+    refused(call(*arguments, "--output", tmp_path / "out"), f"bring the images to it with {' '.join(size)}, or name")
+    refused(
+        call(*arguments, *size, "--output", tmp_path / "out"), "name them in the order of the answers with --classes"
+    )
+    named = ["--classes", ",".join(f"class {k}" for k in range(CLASSES))]
+    result = call(*arguments, *size, *named, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["configuration"]["image_size"] == list(SIZE)

@@ -239,3 +239,13 @@ def test_several_patches_have_a_picture_each(run, settings, tmp_path):
     pictures = ("size-2of2x2", "tradeoff-2of2x2", "side")
     assert names == {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
     assert telling_sides(nothing) == range(1, 2)
+
+
+def test_of_many_sides_the_table_shows_some(settings):
+    """The first, the last that tells something, and between them so many evenly; each with its own number."""
+    run = written(ROWS, ABLATIONS, split="test")
+    sides = tuple(3 if m < 87 else 1 if m < 100 else 0 for m in range(1, 225))
+    text = markdown(run, [replace(one, exact_by_side=sides) for one in settings], None)
+    shown = [line.split(" | ") for line in text.split("Squares of unknown side")[1].splitlines() if line[2:3].isdigit()]
+    assert [int(line[0][2:]) for line in shown] == [1, *range(3, 100, 3), 100]
+    assert [line[1] for line in shown] == ["75.00 |"] * 29 + ["25.00 |"] * 5 + ["0.00 |"]

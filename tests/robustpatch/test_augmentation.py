@@ -29,6 +29,26 @@ def test_each_image_is_one_of_its_own_crops(crop, flip):
     assert equal.any(dim=1).all()
 
 
+def test_a_zoom_shows_a_part_of_each_image_at_full_size():
+    """On a slope of brightness the range of an image's values is the share of its width that is shown: never below what
+    the smallest area of the tallest shape leaves, of the whole width at times, and in the middle of what is shown.
+    """
+    slope = torch.linspace(0, 1, 40).expand(400, 1, 40, 40).contiguous()
+    seen = augmented(slope, 0, False, chance(), zoom=0.25)
+    assert seen.shape == slope.shape
+    width = seen.amax(dim=(1, 2, 3)) - seen.amin(dim=(1, 2, 3))
+    smallest = (0.25 * 3 / 4) ** 0.5
+    assert float(width.min()) > smallest - 2 / 40
+    assert float(width.min()) < smallest + 0.1
+    assert float(width.max()) > 0.9
+    left = seen.amin(dim=(1, 2, 3))
+    assert float(left.min()) < 0.05
+    assert float(left.max()) > 0.3
+    assert (seen.diff(dim=3) >= -1e-6).all()  # still a slope, not mirrored
+    assert (seen.std(dim=2) < 1e-5).all()
+    assert torch.equal(augmented(slope, 0, False, chance(), zoom=0.25), seen)
+
+
 def test_the_generator_decides():
     """The same for the same generator, whatever torch's own state; another for another, and for the next call."""
     x = toys.images(8, 1, (6, 6))

@@ -16,6 +16,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.losses import objective, touched_sets
 from robustpatch.recipe import app, follow, load_recipe
 from robustpatch.threat import parse_threat
+from robustpatch.training import _optimizer
 from robustpatch.zoo import load_checkpoint, model_from
 from tests import toys
 
@@ -174,19 +175,25 @@ def test_the_shipped_recipes_are_read():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10-gpu"])
-def test_the_recipes_for_cifar10_take_steps(name):
-    """Each stage of each run lowers its own loss on two images of that size, in bfloat16 as it is to be trained."""
+@pytest.mark.parametrize(("name", "side"), [("cifar10", 32), ("cifar10-gpu", 32), ("imagenet-gpu", 64)])
+def test_the_recipes_of_colour_images_take_steps(name, side):
+    """Each stage of each run lowers its own loss on two images, in bfloat16 as it is to be trained; pretrained weights
+    are not downloaded, and ImageNet's are smaller here.
+    """
     for run in load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml"):
         for config in run.stages:
-            x, y, generator = toys.images(2, 3, (32, 32)), torch.tensor([3, 8]), torch.Generator().manual_seed(0)
-            about = {"image_shape": [3, 32, 32], "class_names": list("abcdefghij")}
+            x, y, generator = toys.images(2, 3, (side, side)), torch.tensor([3, 8]), torch.Generator().manual_seed(0)
+            about = {
+                "image_shape": [3, side, side],
+                "class_names": list("abcdefghij"),
+                "network": {key: value for key, value in config.network.items() if key != "pretrained"},
+            }
             model = toys.seeded(lambda config=config, about=about: model_from({**config.for_checkpoint(), **about}))
-            sets = touched_sets(model.ablation, parse_threat(config.patch, (32, 32)), 32, 32)  # type: ignore[attr-defined]
-            optimizer = torch.optim.SGD(model.train().parameters(), 0.02)
+            sets = touched_sets(model.ablation, parse_threat(config.patch, (side, side)), side, side)  # type: ignore[attr-defined]
+            optimizer = _optimizer(model.train(), replace(config, lr=min(config.lr, 0.02), momentum=0.0))
             losses = []
             for _ in range(3):
-                moved = augmented(x, config.crop, config.flip, generator)
+                moved = augmented(x, config.crop, config.flip, generator, config.zoom)
                 loss = objective(model, moved, y, config, None, sets, generator)
                 optimizer.zero_grad()
                 loss.backward()

@@ -49,7 +49,7 @@ class Interrupted(Exception):
         {"ablations": 3},
         {"seed": 7, "ablation": "rows:3/2"},
         {"optimizer": "adamw", "lr": 0.01},
-        {"crop": 2, "flip": True, "ablations": 3},
+        {"crop": 2, "flip": True, "zoom": 0.5, "ablations": 3},
         {"certificate": 10.0, "cast": True},
         PLAIN,
     ],
@@ -120,6 +120,8 @@ def test_options_that_are_none(images, tmp_path):
         {"lr": float("nan")},
         {"ablations": -1},
         {"crop": -1},
+        {"zoom": 0.0},
+        {"zoom": 1.5},
     ):
         with pytest.raises(InvalidInput, match=f"{next(iter(options))} is"):
             replace(STRIP, **options)
@@ -363,3 +365,31 @@ def test_a_union_starts_from_its_parts(images, tmp_path):
     ):
         with pytest.raises(InvalidInput, match=message):
             train(replace(config, start=wrong), images, images, tmp_path / wrong[-40:].replace("/", "-"))
+
+
+def test_the_command_line_trains_on_images_of_any_sizes(tmp_path):
+    """Brought to one size and read in grey as asked, zoomed into."""
+    generator = torch.Generator().manual_seed(0)
+    for number, name in enumerate(("train/cat", "train/dog")):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(12):
+            size = [int(side) for side in torch.randint(33, 60, (2,), generator=generator)]
+            Image.new("RGB", size, (20 * i, 250 * number, 0)).save(tmp_path / name / f"{i:02d}.png")
+    options = ["--dataset", "folder", "--data-root", str(tmp_path), "--epochs", "1", "--batch-size", "4"]
+    options += [
+        "--network",
+        "small-cnn",
+        "--ablation",
+        "columns:8/4",
+        "--zoom",
+        "0.5",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 2
+    assert "bring all to one size with --image-size" in done.output
+    done = CliRunner().invoke(app, [*options, "--image-size", "24x32", "--channels", "1", "--classes", "dog,cat"])
+    assert done.exit_code == 0, done.output
+    config = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").config
+    assert (config["image_shape"], config["class_names"], config["zoom"]) == ([1, 24, 32], ["dog", "cat"], 0.5)
