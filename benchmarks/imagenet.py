@@ -48,6 +48,9 @@ SIZED = [  # model, how, ablation, images
     ("resnet50", "one after another", "columns:19/10", 5),
     ("resnet50", "13 at once", "columns:19", 1),
     ("resnet50", "13 at once", "blocks:75/20", 1),
+    ("resnet50", "13 at once, bfloat16", "columns:19/10", 250),
+    ("resnet50", "13 at once, bfloat16", "blocks:75/32", 250),
+    ("resnet50", "13 at once, bfloat16", "columns:19", 250),
 ]
 GROWTH = [
     *(
@@ -68,7 +71,9 @@ def cost(work: Callable[[], object]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def defended(name: str, ablation: str, images: Tensor, dropping: bool, chunk: int | None) -> SmoothedClassifier:
+def defended(
+    name: str, ablation: str, images: Tensor, dropping: bool, chunk: int | None, dtype: torch.dtype = torch.float32
+) -> SmoothedClassifier:
     """Untrained weights of seed 0, the head scaled so that bands of real images differ in their votes."""
     torch.manual_seed(0)
     model = wrap(NAMES[name], parse_ablation(ablation), voting=TopOne(), chunk=chunk)
@@ -77,7 +82,7 @@ def defended(name: str, ablation: str, images: Tensor, dropping: bool, chunk: in
         if not dropping:
             base = model.base.vit
             model = SmoothedClassifier(base, model.ablation, num_classes=1000, voting=TopOne(), chunk=chunk).eval()
-    model.requires_grad_(False)
+    model.requires_grad_(False).to(dtype)
     model.votes(images[:1])  # warm
     return model
 
@@ -88,7 +93,8 @@ def sized(row: int, root: Path) -> dict[str, Any]:
     alone = "after another" in how
     data = load_images("folder", root, image_size=(224, 224))
     images = data.batch(range(count))[0]
-    model = defended(name, ablation, images, dropping="dropped" in how, chunk=1 if alone else None)
+    dtype = torch.bfloat16 if "bfloat16" in how else torch.float32
+    model = defended(name, ablation, images, "dropped" in how, 1 if alone else None, dtype)
     note = cost(lambda: [certify_votes(model.votes(x[None]), model.ablation, THREAT, (224, 224)) for x in images])
     n = model.ablation.count(224, 224)
     return {"model": name, "how": how, "ablation": ablation, "n": n, "images": count, **note}
