@@ -28,7 +28,8 @@ from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.train import Channels, Classes, ImageSize, shown
-from robustpatch.training import TrainingConfig, about, train
+from robustpatch.training import about, train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import parse_voting
 from robustpatch.zoo import load_checkpoint, save_checkpoint
 

@@ -20,7 +20,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 
 ImageSize = Annotated[
     str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,213 +14,20 @@ from torch import nn
 
 from robustpatch import parallel, state
 from robustpatch.ablation import Ablation
+from robustpatch.accuracy import accuracy
 from robustpatch.augmentation import augmented
-from robustpatch.certificate import Certificate
 from robustpatch.data import ImageSet, read_ahead
-from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.losses import objective, touched_sets
 from robustpatch.networks import UnionNet
 from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import touched_chance
 from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.sparse import SparseAblation, parse_source
+from robustpatch.sparse import SparseAblation
 from robustpatch.threat import Threat, parse_threat
+from robustpatch.training_config import TrainingConfig
 from robustpatch.union import Union
-from robustpatch.voting import first_argmax
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
-
-_OF_ABLATIONS = (
-    "voting",
-    "encoding",
-    "patch",
-    "ablations",
-    "certificate",
-    "clean",
-    "cast",
-    "local",
-)  # settings that an ablation gives a meaning
-_THRESHOLD = "threshold:0.3"
-_SAMPLE = 500  # images whose votes are sampled after an epoch
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides the weights, but for the data and the machine.
-
-    `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
-    batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
-    learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
-    for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", the weights under that name alone
-    are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
-    certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
-    votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as in
-    BagCert. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop`, `flip` and `zoom`
-    vary the training images: each is moved by up to so many pixels, mirrored at random, and shown in part, at least so
-    much of its area, at its full size.
-
-    Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
-    encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
-    a `defense` ("name:option=value", see `robustpatch.defenses`) that is put around it and says what is minimised; the
-    patch is the one that it is to withstand.
-    """
-
-    ablation: str | None = "columns:2"
-    defense: str | None = None
-    network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
-    voting: str = _THRESHOLD
-    encoding: str = "complement"
-    patch: str = "5x5"
-    epochs: int = 8
-    batch_size: int = 256
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    ablations: int = 0
-    certificate: float = 0.0
-    clean: float = 1.0
-    cast: bool = False
-    local: float = 1.0
-    crop: int = 0
-    flip: bool = False
-    zoom: float = 1.0
-    start: str | None = None
-    only: str | None = None
-    bfloat16: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "local", "crop"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not 0 < self.zoom <= 1:
-            raise InvalidInput(f"zoom is {self.zoom}, a share of an image's area; it must be above 0 and at most 1")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise InvalidInput(f"optimizer is {self.optimizer!r}; use sgd or adamw")
-        if self.defense is not None:
-            parse_defense(self.defense)
-        for own in fields(self) if self.ablation is None else ():
-            if own.name in self._meaningless and getattr(self, own.name) != own.default:
-                raise InvalidInput(
-                    f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
-                    f"drop --{own.name} or name an ablation"
-                )
-        if self._sparse and self.voting not in (_THRESHOLD, "top1"):
-            raise InvalidInput(f"voting is {self.voting}, but a sparse ablation casts top-1 votes; drop --voting")
-        for name, where in (("clean", "within"), ("local", "beside")):
-            if getattr(self, name) != 1.0 and not self.certificate:
-                raise InvalidInput(
-                    f"{name} is {getattr(self, name)}, a weight {where} the certificate's loss; set --certificate too"
-                )
-        if self.cast and not self.certificate:
-            raise InvalidInput("cast is True, a way to count in the certificate's loss; set --certificate too")
-        if self.cast and self._sparse:
-            raise InvalidInput("cast is True, but with a sparse ablation votes are always counted as cast; drop --cast")
-
-    @property
-    def _meaningless(self) -> list[str]:
-        if self.ablation is not None:
-            return []
-        return [name for name in _OF_ABLATIONS if self.defense is None or name != "patch"]
-
-    @property
-    def _sparse(self) -> bool:
-        return self.ablation is not None and isinstance(parse_source(self.ablation), SparseAblation)
-
-    def for_checkpoint(self) -> dict[str, Any]:
-        """The settings as a checkpoint keeps them: with the guard of the voting, and without what has no meaning."""
-        if self.ablation is not None:
-            return {**asdict(self), "guard": None} | ({"voting": "top1"} if self._sparse else {})
-        return {name: value for name, value in asdict(self).items() if name not in self._meaningless}
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of all images: predicted right; right and certified by the margin; right and certified exactly.
-
-    The latter two are None where nothing was asked of a certificate. Of a randomized classifier, from the votes of
-    `enumerated` on the first 500 images: `base`, the share of single ablations that are classified right, and
-    `certifiable`, of images where the share of the votes for the true class exceeds 1/2 + τ. No certificate: what those
-    from many samples come near to.
-    """
-
-    clean: float
-    certified_margin: float | None = None
-    certified_exact: float | None = None
-    base: float | None = None
-    certifiable: float | None = None
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: str = "cpu") -> Accuracy:
-    """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored. Without a threat, as
-    there is none for an undefended classifier, clean accuracy alone.
-    """
-    if isinstance(model, RandomizedClassifier):
-        return _sampled_accuracy(model, images, threat, device)
-    if isinstance(model, Defended):
-        return _defended_accuracy(model, images, threat, device)
-    training = model.training
-    model.eval()
-    hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
-    try:
-        for index in torch.arange(len(images)).split(500):
-            x, y = (tensor.to(device) for tensor in images.batch(index))
-            if threat is None:
-                found = [first_argmax(model(x)) == y]
-            else:
-                exact: Certificate = model.certify(x, threat)  # type: ignore[operator]
-                right = exact.prediction == y
-                found = [right, right & exact.by("margin").certified, right & exact.certified]
-            hits += torch.stack([which.sum() for which in found]).cpu()
-    finally:
-        model.train(training)
-    return Accuracy(*(hits / len(images)).tolist())
-
-
-@torch.no_grad()
-def _defended_accuracy(model: Defended, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
-    """`clean` is of the first `predicted_in_training` images, `certified_exact` of the first `certified_in_training`,
-    None where nothing is certified.
-    """
-    training = model.training
-    model.eval()
-    clean = certified = 0
-    predicted = min(model.predicted_in_training or len(images), len(images))
-    some = min(model.certified_in_training, len(images)) if hasattr(model, "certify") and threat is not None else 0
-    try:
-        for index in torch.arange(predicted).split(500):
-            x, y = (tensor.to(device) for tensor in images.batch(index))
-            clean += int((model.predict(x) == y).sum())
-        for first in range(0, some, 100):
-            x, y = (tensor.to(device) for tensor in images.batch(range(first, min(first + 100, some))))
-            proved: Certificate = model.certify(x, threat)  # type: ignore[operator]
-            certified += int((proved.certified & (proved.prediction == y)).sum())
-    finally:
-        model.train(training)
-    return Accuracy(clean / predicted, certified_exact=certified / some if some else None)
-
-
-@torch.no_grad()
-def _sampled_accuracy(model: RandomizedClassifier, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
-    training = model.training
-    model.eval()
-    try:
-        x, y = (tensor.to(device) for tensor in images.batch(range(min(_SAMPLE, len(images)))))
-        shares = model(x)
-    finally:
-        model.train(training)
-    own = shares.gather(1, y[:, None])[:, 0]
-    chance = None if threat is None else touched_chance(model.ablation, threat, *images.image_shape[1:])
-    return Accuracy(
-        clean=float((first_argmax(shares) == y).float().mean()),
-        base=float(own.mean()),
-        certifiable=None if chance is None else float((own > 0.5 + chance).float().mean()),
-    )
 
 
 def train(

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from robustpatch import parallel
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.zoo import load_checkpoint
 
 PLAIN = TrainingConfig(

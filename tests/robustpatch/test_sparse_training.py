@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from robustpatch.ablation import Columns
+from robustpatch.accuracy import accuracy
 from robustpatch.data import ImageSet, load_images
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
@@ -22,7 +23,8 @@ from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
-from robustpatch.training import TrainingConfig, accuracy, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import Threshold, TopOne
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
 from tests import toys

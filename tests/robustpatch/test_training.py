@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from robustpatch.ablation import Columns
+from robustpatch.accuracy import accuracy
 from robustpatch.certificate import certify_votes
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
@@ -19,7 +20,8 @@ from robustpatch.networks import SmallCNN, UnionNet
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.train import app
-from robustpatch.training import TrainingConfig, accuracy, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import Threshold, TopOne, Votes
 from robustpatch.zoo import load_checkpoint, network_of
 from tests import toys

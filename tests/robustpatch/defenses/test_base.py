@@ -15,7 +15,8 @@ from robustpatch.data import ImageSet, load_images
 from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.zoo import load_checkpoint, network_of
 from tests import toys
 

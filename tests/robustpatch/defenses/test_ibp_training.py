@@ -15,7 +15,8 @@ from robustpatch.defenses.candidates import Guide, drawn_placements, every_place
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, SmallCNN
 from robustpatch.threat import AnyOf
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.zoo import load_checkpoint
 from tests import toys
 from tests.robustpatch.defenses.test_ibp import CLASSES, SIZE, deep, defended, images, linear, patched

@@ -15,7 +15,8 @@ from robustpatch.defenses import parse_defense
 from robustpatch.defenses.patchcleanser import GUARD_REDUCED, DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.zoo import load_checkpoint
 from tests import toys
 

@@ -21,7 +21,8 @@ from robustpatch.masking import Masking, incidence
 from robustpatch.networks import BlockNet
 from robustpatch.scored import ClippedLogits, SummedScores
 from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.training import TrainingConfig, train
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
 from robustpatch.votes import UNITS, Scored, Votes, first_argmax
 from robustpatch.zoo import load_checkpoint
 from tests import oracles, toys
