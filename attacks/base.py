@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -137,3 +138,9 @@ def judge(
     valid = contained & in_range
     prediction = predict(referee(model), torch.where(valid[:, None, None, None], x_adv, x))
     return Outcome(valid & (prediction != y) & (prediction >= 0), contained, in_range, prediction)
+
+
+def content_hash(tensor: Tensor) -> str:
+    """What tells tensors apart where their text abbreviates them."""
+    values = tensor.detach().cpu().contiguous()
+    return sha256(f"{values.dtype} {tuple(values.shape)} ".encode() + values.numpy().tobytes()).hexdigest()[:16]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attacks.base import content_hash
 from attacks.climb import Ascent, Task, climb
 from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Attack, Search, crop, require
@@ -123,6 +124,7 @@ class Control(Attack):
     content: Literal["grey", "noise", "natural"]
     tries: int = 100
     source: Tensor | None = field(default=None, compare=False, repr=False)
+    source_sha256: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +135,7 @@ class Control(Attack):
             require(self.content == "natural", "source", "given", 'None unless content is "natural"')
             checks.image_values(self.source)
             require(len(self.source) > 0, "source", "empty", "at least one image")
+            object.__setattr__(self, "source_sha256", content_hash(self.source))
 
     @property
     def name(self) -> str:

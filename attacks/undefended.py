@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,8 @@ class Undefended:
 
     The search climbs the bare network and is never told of a success, of the network or of the defense: it spends all
     its steps, and proposes for each image the patch about which the network errs most confidently. What stands under it
-    and falls under `attack` itself was hidden, not defended: no number of this attack says that a defense works.
+    and falls under `attack` itself was hidden, not defended: no number of this attack says that a defense works, and as
+    it tries no placement on the defended classifier (`visited` is 0), it tests no certificate either.
     """
 
     attack: PatchAttack
@@ -64,7 +65,8 @@ class Undefended:
         self.check_model(model)
         assert isinstance(model, Defended)
         bare = Bare(model.network, model.defense, num_classes=model.num_classes).eval()
-        return self.attack(bare, x, y, threat, generator=generator)
+        found = self.attack(bare, x, y, threat, generator=generator)
+        return replace(found, visited=torch.zeros_like(found.visited))
 
 
 class Bare(Defended):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -33,12 +32,12 @@ class Universal(Attack):
     poses, then put on each image at `tries` of them, the best kept.
 
     Without `patch` it is trained on the very images attacked, so that what is found on one depends on the others, and
-    each image pays for the steps it took part in. `patch`, a `UniversalPatch` or the path of a PNG, is applied as it
-    is; first in no pose, then in random ones. With `touched_only` it goes to placements that the certificate leaves
-    open, cheapest first, else to random ones; training knows only random ones. `target`: the class to bring about, or
-    None: any other than each image's own. At most (2·steps·rows / B + tries + 1)·n evaluations an image on average, n
-    the ablations scored, and 2·N where the certificate is asked. Of a `budget`, training leaves what the tries need, or
-    half where they need more. `Proposal.visited` counts the tries alone.
+    each image pays for the steps it took part in. `patch`, a `UniversalPatch` or the path of a PNG, which is read at
+    once, is applied as it is; first in no pose, then in random ones. With `touched_only` it goes to placements that the
+    certificate leaves open, cheapest first, else to random ones; training knows only random ones. `target`: the class
+    to bring about, or None: any other than each image's own. At most (2·steps·rows / B + tries + 1)·n evaluations an
+    image on average, n the ablations scored, and 2·N where the certificate is asked. Of a `budget`, training leaves
+    what the tries need, or half where they need more. `Proposal.visited` counts the tries alone.
 
     Source: Adversarial Patch, Section 2 and its expectation over transformations, with a margin in place of log p.
     """
@@ -54,6 +53,8 @@ class Universal(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_training(self.steps, self.rows, self.step, self.target)
+        if isinstance(self.patch, str | Path):
+            object.__setattr__(self, "patch", UniversalPatch.load(self.patch))
         require(self.tries >= 1, "tries", self.tries, "at least 1")
 
     @property
@@ -61,9 +62,10 @@ class Universal(Attack):
         target = self.target if self._given is None else self._given.target
         return "universal" if target is None else f"universal-to-{target}"
 
-    @cached_property
+    @property
     def _given(self) -> UniversalPatch | None:
-        return UniversalPatch.load(self.patch) if isinstance(self.patch, str | Path) else self.patch
+        assert not isinstance(self.patch, str | Path)
+        return self.patch
 
     def check(self, threat: PatchThreat) -> None:
         if self._given is not None and tuple(self._given.content.shape[1:]) != (threat.height, threat.width):

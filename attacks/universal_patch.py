@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import predict
+from attacks.base import content_hash, predict
 from attacks.search import crop, paste, require
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -46,7 +46,7 @@ class Poses:
         return ends[0] + (ends[1] - ends[0]) * chance
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UniversalPatch:
     """A patch that can be printed: `content` [C,h,w] in [0, 1], the class it was trained to bring about (None: any
     other than the true one), and the poses it was trained for. `evaluations`: what training cost, all images together.
@@ -56,6 +56,10 @@ class UniversalPatch:
     target: int | None = None
     poses: Poses = field(default_factory=Poses)
     evaluations: int = 0
+
+    def __repr__(self) -> str:
+        """Its content by hash, which tells runs with one patch from those with another."""
+        return f"UniversalPatch({content_hash(self.content)}, target={self.target}, poses={self.poses})"
 
     def save(self, path: str | Path) -> None:
         """Write an 8-bit PNG, grey or RGB, with target and poses in a text chunk. `load` gives back the same content:

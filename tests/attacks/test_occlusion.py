@@ -206,6 +206,7 @@ def test_natural_content_of_a_source(tried):
     """Images of another size, and none of the batch's own."""
     x, source, threat = images(2, SIZE), images(3, (2, 9), seed=5), PatchThreat(2, 3)
     run(Control(content="natural", tries=20, source=source), Steady().eval(), x, threat)
+    assert len({repr(Control(content="natural", source=some)) for some in (source, source + 0, source[:2], None)}) == 3
     every = torch.cat([regions(image, (2, 3)) for image in source])
     used = [(every == patch[0]).flatten(1).all(dim=1).nonzero().flatten().tolist() for *_, patch in tried]
     assert all(len(one) == 1 for one in used)

@@ -64,6 +64,7 @@ def test_what_the_network_is_fooled_by_is_judged_by_the_defended_classifier():
     proposal = run(Undefended(PGD), deaf, x, own)
     assert bool((predict(deaf.network, proposal.x_adv) != own).any())
     assert not judge(deaf, x, own, THREAT, proposal).broken.any()
+    assert not proposal.visited.any()  # of the defended classifier
 
 
 def test_the_search_is_the_same_whatever_the_defense(monkeypatch):

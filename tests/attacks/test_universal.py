@@ -117,6 +117,10 @@ def test_a_png_holds_the_patch(tmp_path, channels):
     first, second = run(given, model, x, y, threat), run(replace(given, patch=patch), model, x, y, threat)
     assert given.name == "universal-to-1"
     assert torch.equal(first.x_adv, second.x_adv)
+    assert repr(given) == repr(replace(given, patch=patch))  # as a run is told from others: by what the file holds
+    patch.content[0, 0, 0] = 1 - patch.content[0, 0, 0].round()
+    patch.save(tmp_path / "patch.png")
+    assert repr(given) != repr(replace(given, patch=str(tmp_path / "patch.png")))
 
 
 def test_any_png_will_do(tmp_path):
@@ -132,7 +136,7 @@ def test_no_such_patch(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for name in ("missing.png", "text.png"):
         with pytest.raises(InvalidInput, match=name):
-            UniversalPatch.load(tmp_path / name)
+            Universal(patch=tmp_path / name)  # before any image is attacked
     with pytest.raises(InvalidInput, match="2 channels"):
         UniversalPatch(torch.zeros(2, 3, 3)).save(tmp_path / "two.png")
 

@@ -99,6 +99,15 @@ def test_a_broken_certificate_of_a_defense_is_shown_again(undefended, tmp_path):
         assert "the counterexample stands" in again.stdout
 
 
+def test_what_ignores_a_defense_tests_no_certificate_of_it(undefended, tmp_path):
+    """NOT TESTED by the attack on the bare network alone, however many evaluations it made; tested beside another."""
+    shared = ("--checkpoint", undefended, "--defense", "darker:by=1.0,sure=True", "--steps", 2, "--num-images", 2)
+    for attacks, verdict in (("undefended:pgd:1", "NOT TESTED"), ("undefended:pgd:1,pgd:1", "HELD")):
+        result = call(*shared, "--attacks", attacks, "--output", tmp_path / verdict)
+        assert result.exit_code == 0, result.output
+        assert verdict in result.stdout
+
+
 @pytest.mark.parametrize("defense", ["darker", "darker:by=0.25"])
 @pytest.mark.parametrize("votes", [{}, {"theta": 0.2, "guard": 0.03}], ids=["its own votes", "other votes"])
 def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense, votes, checkpoint):
