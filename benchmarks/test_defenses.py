@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustpatch import PatchThreat
+from robustpatch import PatchThreat, SmoothedClassifier, certify_votes
 from robustpatch.data import load_images
 from robustpatch.defenses.double_masking import certify
 from robustpatch.defenses.patchcleanser import PatchCleanser
+from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
+from robustpatch.masking import incidence
+from robustpatch.scored import SummedScores
+from robustpatch.votes import Scored
 from robustpatch.voting import first_argmax
 from robustpatch.zoo import load_checkpoint
 
@@ -63,3 +67,74 @@ def test_patchcleanser_lazy_and_shared_against_naive(against, cleanser) -> None:
         target="at least 3",
         inverse=True,
     )
+
+
+@pytest.fixture(scope="module")
+def scored() -> tuple[Scored, SmoothedClassifier]:
+    """The softmax scores of 20 images by the shipped columns, in whole units."""
+    model = load_checkpoint("mnist-columns2", voting=SummedScores()).smoothed.requires_grad_(False)
+    votes = model.votes(load_images("mnist-sample").batch(range(20))[0])
+    assert isinstance(votes, Scored)
+    return votes, model
+
+
+def test_scored_votes_against_placement_by_placement(against, scored) -> None:
+    """The exact certificate of summed scores, against its inequality at each placement, all classes at once."""
+    votes, model = scored
+    members = [THREAT.footprint(place[None], 28, 28) for place in THREAT.placements(28, 28)]
+    sets = [torch.stack([one[:, [i, (i + 1) % 28]].any() for i in range(28)]) for one in members]
+
+    def by_placement() -> torch.Tensor:
+        return torch.stack([_margin(votes, votes.counts, touched, touched) for touched in sets], dim=1)
+
+    def certificate() -> torch.Tensor:
+        found = certify_votes(votes, model.ablation, THREAT, (28, 28), guard=0.0).placement_margin
+        assert found is not None
+        return found
+
+    assert torch.equal(by_placement(), certificate())
+    against(
+        "scores, placement by placement / exact certificate",
+        certificate,
+        by_placement,
+        rounds=5,
+        target="none set",
+        inverse=True,
+    )
+
+
+def test_patchguard_against_window_by_window(against, scored) -> None:
+    """Robust masking's certificate, against its rule for each set that a patch touches and each window in turn."""
+    votes, model = scored
+    guarded = PatchGuard(window="5x5").wrap(model, num_classes=10).eval()
+    assert isinstance(guarded, MaskedClassifier)
+    masking = guarded.masking(28, 28)
+    sets = incidence(model.ablation, THREAT, (28, 28))
+    left = masking.remainder(votes.cast)[1]
+
+    def by_window() -> torch.Tensor:
+        each = [
+            torch.stack([_margin(votes, left, own | w, own, 0) for w in masking.windows]).amin(dim=0) for own in sets
+        ]
+        return torch.stack(each, dim=1)
+
+    def certificate() -> torch.Tensor:
+        return masking.margins(votes, first_argmax(left), sets)
+
+    assert torch.equal(by_window(), certificate())
+    against(
+        "PatchGuard, window by window / certificate", certificate, by_window, rounds=5, target="none set", inverse=True
+    )
+
+
+def _margin(
+    votes: Scored, counts: torch.Tensor, own: torch.Tensor, rivals: torch.Tensor, gained: int | None = None
+) -> torch.Tensor:
+    """The least lead of each prediction where it loses the ablations `own`, and its rivals lose `rivals` and gain there
+    a unit each, or `gained`.
+    """
+    c = first_argmax(counts)[:, None]
+    number = torch.arange(counts.shape[1])
+    possible = votes.possible[:, ~rivals].sum(dim=1) + (votes.unit * int(rivals.sum()) if gained is None else gained)
+    lead = votes.sure[:, ~own].sum(dim=1).gather(1, c) - possible - (number < c).long()
+    return lead.masked_fill(number == c, torch.iinfo(torch.int64).max).amin(dim=1)
