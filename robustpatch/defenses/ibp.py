@@ -14,7 +14,7 @@ from robustpatch import checks, precision
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
-from robustpatch.defenses.interval import bounds, last_margins, layers_of
+from robustpatch.defenses.interval import bounds, last_margins, layers_of, sums_of_products
 from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
@@ -61,6 +61,8 @@ class BoundedClassifier(Defended):
     batch, lies within. c is certified iff z_c - z_j > 0 is so proved everywhere for every other class j: that two sums
     come out equal, so that the lowest index wins, rounding leaves nobody to prove. `guard` is 0: it is in the bounds.
 
+    That is of the classifier's own `forward` and `predict`, which compute the network without NNPACK and cuDNN.
+
     The network is an `nn.Sequential` of layers with known bounds, or has one as `sequential` that computes the same;
     every `certify` compares its outputs of the clean images with their bounds. Raises `InvalidInput` for others, and
     where products are computed in less than float32.
@@ -77,7 +79,9 @@ class BoundedClassifier(Defended):
         self.guide = Guide() if defense.guided else None
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        return self.network(self._match(x))
+        """What the network computes of a copy of the images, its convolutions as sums of products."""
+        with sums_of_products():
+            return self.network(self._match(x).clone())
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:

@@ -13,13 +13,15 @@ of |W| with an inflated r, and is itself computed with at most n + 8 roundings o
 m = n + 8 for n + 1 and a factor 1 + 2γ_m covers those, as (1 + 2mu)(1 - u)^m ≥ 1 for mu ≤ 1/2; a few smallest normal
 numbers cover gradual underflow, and the ends are moved to the next float outside.
 
-Assumed: sums of products in IEEE arithmetic of the weights' type, float32 or float64. No Winograd or Fourier transform
-takes the place of a sum, and nothing is computed in TF32 or bfloat16: `defenses.ibp` refuses those settings.
+Assumed: sums of products in IEEE arithmetic of the weights' type, float32 or float64. That nothing is computed in TF32
+or bfloat16 is left to `defenses.ibp`, which refuses those settings; that no Winograd or Fourier transform replaces
+a sum, as in NNPACK and cuDNN, to `sums_of_products`, within which network and bounds are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +61,21 @@ def layers_of(network: nn.Module) -> tuple[list[nn.Module], nn.Linear]:
 
 
 def _flat(module: nn.Module, name: str) -> list[nn.Module]:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise InvalidInput(f"network has hooks on {name}, which can change what it computes; remove them")
     inner = getattr(module, "sequential", module)
+    for one in (module, inner):
+        if one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one):
+            raise InvalidInput(
+                f"network has hooks on {name}, or another forward, which can change what it computes; remove them"
+            )
     if isinstance(inner, nn.Sequential):
-        return [layer for part, own in inner.named_children() for layer in _flat(own, f"{name}.{part}")]
+        if type(inner).forward is not nn.Sequential.forward:
+            raise InvalidInput(
+                f"network has {name}, a {type(inner).__name__} with a forward of its own, whose bounds are not known; "
+                "use nn.Sequential"
+            )
+        # Not named_children: that leaves out a module which stands in the chain a second time.
+        parts = [(part, own) for part, own in inner._modules.items() if own is not None]
+        return [layer for part, own in parts for layer in _flat(own, f"{name}.{part}")]
     kind = type(module)
     if kind not in (*_NOTHING, *_MONOTONE, *_AVERAGES, *_NORMS, *_PRODUCTS):
         known = ", ".join(one.__name__ for one in (*_PRODUCTS, *_NORMS, *_AVERAGES, *_MONOTONE, *_NOTHING))
@@ -87,6 +99,20 @@ def _check_options(module: nn.Module, name: str) -> None:
         wrong = "return_indices is True; leave it out"
     if wrong is not None:
         raise InvalidInput(f"network has {name}, a {type(module).__name__}: {wrong}")
+
+
+@contextmanager
+def sums_of_products() -> Iterator[None]:
+    """Within it every convolution is summed up as it is written: without NNPACK and cuDNN, which may transform it, with
+    errors of the size of the largest input, not of those that a sum is made of.
+    """
+    cudnn = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
 
 
 def bounds(
@@ -116,7 +142,8 @@ def linear_bounds(layer: nn.Module, lower: Tensor, upper: Tensor, *, outward: bo
     middle = (lower + upper) / 2
     if not outward:
         return linear.value(middle), linear.magnitude((upper - lower) / 2)
-    return linear.value(middle), _widened(linear, middle, torch.maximum(upper - middle, middle - lower))
+    with sums_of_products():
+        return linear.value(middle), _widened(linear, middle, torch.maximum(upper - middle, middle - lower))
 
 
 def _linear(layer: nn.Module, shape: torch.Size) -> _Linear:

@@ -10,6 +10,7 @@ from torch import nn
 
 from robustpatch import PatchThreat
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
+from robustpatch.defenses.interval import bounds
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import AnyOf
 from tests import oracles, toys
@@ -218,3 +219,45 @@ def test_bounds_that_overflow_certify_nothing():
         network[1].weight.fill_(3e38)
         network[1].weight[1] = -3e38
     assert not bool(defended(network).certify(torch.zeros(1, 1, *SIZE), PatchThreat(2, 2)).certified.any())
+
+
+def test_a_layer_in_the_chain_twice_is_bounded_twice():
+    """Steep below zero, where only a patch gets the second time: what is certified without that falls."""
+    steep = nn.LeakyReLU(50.0)
+    network = nn.Sequential(nn.Flatten(), steep, nn.Linear(2, 1), steep, nn.Linear(1, 2))
+    with torch.no_grad():
+        network[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        network[2].bias.fill_(0.3)
+        network[4].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        network[4].bias.copy_(torch.tensor([5.0, 0.0]))
+    model = IBP().wrap(network, num_classes=2).eval()
+    clean, attacked = torch.tensor([[[[0.5, 0.0]]]]), torch.tensor([[[[0.5, 1.0]]]])
+    assert [int(model.predict(x)) for x in (clean, attacked)] == [0, 1]
+    assert not model.certify(clean, PatchThreat(1, 1)).certified
+
+
+def test_a_first_layer_in_place_leaves_the_callers_images():
+    network = nn.Sequential(nn.Hardtanh(0.2, 0.4, inplace=True), nn.Flatten(), nn.Linear(24, CLASSES))
+    model, x = defended(network), images()
+    before = x.clone()
+    model.certify(x, PatchThreat(1, 1))
+    model.predict(x)
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_outputs_are_within_their_bounds_without_onednn(monkeypatch):
+    """In a batch large enough for NNPACK, whose transforms leave every pixel an error of the brightest's size."""
+    model = defended(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(), nn.Linear(64, CLASSES)))
+    convolution, _, head = layers = model.network
+    for layer in (convolution, head):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    convolution.weight[0, 0, 1, 1] = 1.0
+    x = torch.full((32, 1, 8, 8), 1e-6)
+    x[:, :, ::5, ::3] = 1.0
+    head.weight[1] = (x[0] < 0.5).flatten()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    least, most = bounds(list(layers), x[:1], x[:1])
+    logits = model(x)
+    assert bool(((least <= logits) & (logits <= most)).all())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robustpatch.defenses.interval import bounds, last_margins, layers_of, rounding
+from robustpatch.defenses.interval import bounds, last_margins, layers_of, rounding, sums_of_products
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, MnistCNN, SmallCNN
 from tests import toys
@@ -210,9 +210,45 @@ def test_the_networks_of_the_library_are_chains():
         assert torch.equal(nn.Sequential(*layers, last)(x), network(x))
 
 
+def test_a_layer_that_stands_in_the_chain_twice_counts_twice():
+    rectifier = nn.LeakyReLU(50.0)
+    first, second, head = nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 3)
+    inner = nn.Sequential(second, rectifier)
+    layers, last = layers_of(nn.Sequential(first, rectifier, inner, inner, head))
+    assert layers == [first, rectifier, second, rectifier, second, rectifier]
+    assert last is head
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("onednn", [True, False])
+def test_convolutions_are_sums_whatever_torch_would_transform(onednn, monkeypatch):
+    """NNPACK, which takes large batches where oneDNN is off, errs everywhere by what the brightest pixel allows."""
+    layer = nn.Conv2d(1, 2, 3, padding=1)
+    layer.weight.zero_()[:, :, 1, 1] = 1.0
+    layer.bias.zero_()
+    x = torch.full((32, 1, 8, 8), 1e-6)
+    x[:, :, ::5, ::3] = 1.0
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", onednn)
+    least, most = bounds([layer], x[:1], x[:1])  # one image is too few for NNPACK
+    with sums_of_products():
+        out = layer(x)
+    assert torch.backends.cudnn.enabled
+    assert torch._C._get_nnpack_enabled()
+    assert bool(((least <= out) & (out <= most)).all())
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 HEAD = (nn.Flatten(), nn.Linear(4, 3))
 HOOKED = nn.Sequential(nn.ReLU(), *HEAD)
 HOOKED[0].register_forward_hook(lambda *_: None)
+INSIDE = MLP(image_size=(2, 2), in_channels=1, widths=[3])
+INSIDE.features.register_forward_hook(lambda *_: None)
+REPLACED = nn.Sequential(nn.ReLU(), *HEAD)
+REPLACED[0].forward = torch.sigmoid
 
 
 @pytest.mark.parametrize(
@@ -228,6 +264,9 @@ HOOKED[0].register_forward_hook(lambda *_: None)
         (nn.Sequential(nn.Flatten(0), nn.Linear(4, 3)), "start_dim is 0"),
         (nn.Sequential(nn.MaxPool2d(1, return_indices=True), *HEAD), "return_indices is True"),
         (HOOKED, r"hooks on Sequential.0, .* remove them"),
+        (INSIDE, r"hooks on MLP.0, "),
+        (REPLACED, r"Sequential.0, or another forward"),
+        (nn.Sequential(nn.Flatten(), Doubled(nn.Linear(4, 3))), "Sequential.1, a Doubled with a forward of its own"),
         (toys.Fixed([0.0, 1.0]), "Fixed, a Fixed"),
     ],
 )
