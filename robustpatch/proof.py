@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+_UNITS = 2**16  # of a score that is summed: its range
+
 
 def write(
     path: str | Path,
@@ -130,7 +132,10 @@ def verify(path: str | Path) -> list[str]:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         claim = json.loads(file["claim"].tobytes())
         shape = tuple(int(side) for side in file["shape"])
-        unit, slack = claim.get("unit", 1), claim.get("slack", 0)
+        unit, slack, guard = claim.get("unit", 1), claim.get("slack", 0), claim["guard"]
+        # Another unit is another adversary, and a negative slack counts for the claim what has to count against it.
+        if unit not in (1, _UNITS) or not slack >= 0 or not 0 <= guard < 1:
+            return [f"unit is {unit}, slack {slack} and guard {guard}; 1 or {_UNITS}, and no less than 0 are needed"]
         close = np.unpackbits(file["close"])[: np.prod(shape)].reshape(shape).astype(bool)
         if unit == 1:
             cast = np.unpackbits(file["cast"])[: np.prod(shape)].reshape(shape).astype(bool)
@@ -142,10 +147,10 @@ def verify(path: str | Path) -> list[str]:
     kept = masks(claim["ablation"], *claim["image_size"])
     if kept.shape[0] != shape[1] or any(len(values) != shape[0] for values in (prediction, certified, margin)):
         return [f"the votes have shape {shape}, which does not fit {claim['ablation']} on {claim['image_size']}"]
-    if unit > 1 and (cast.shape != shape or (cast < 0).any() or (cast > unit).any() or slack < claim["guard"] * unit):
+    if unit > 1 and (cast.shape != shape or (cast < 0).any() or (cast > unit).any() or slack < guard * unit):
         return [
             f"scores are {cast.shape} of {cast.min()} to {cast.max()} units and slack is {slack}; {shape} of 0 to "
-            f"{unit} and, for a guard of {claim['guard']:g}, at least {claim['guard'] * unit:g} are needed"
+            f"{unit} and, for a guard of {guard:g}, at least {guard * unit:g} are needed"
         ]
     wrong = [
         f"image {i}: prediction {prediction[i]} is not the first class with the most votes"

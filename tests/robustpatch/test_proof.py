@@ -17,7 +17,7 @@ from robustpatch.ablation import parse_ablation
 from robustpatch.certificate import Certificate, certify_votes
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.voting import Votes
+from robustpatch.votes import UNITS, Scored, Votes
 from tests import oracles
 
 CASES = [
@@ -119,6 +119,29 @@ def test_tampering_is_caught(saved):
     assert tampered(saved, cast=lambda a: a * 0) == 1
     assert tampered(saved, cast=lambda a: ~a) == 1
     assert tampered(saved, close=lambda a: ~a) == 1
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"unit": 0, "slack": 0},
+        {"unit": -5, "slack": 0},
+        {"unit": 0.5, "slack": 0},
+        {"unit": 2**17},
+        {"slack": -65536, "guard": -1},
+        {"slack": -65536, "guard": float("nan")},
+        {"slack": float("nan")},
+    ],
+)
+def test_no_unit_or_slack_makes_a_claim_cheaper(tmp_path, forged):
+    """4 of 6 against 2 do not stand against a patch that touches 3, whatever one ablation is said to add at most."""
+    cast = torch.zeros(1, 6, 2, dtype=torch.int32)
+    cast[0, :4, 0] = cast[0, 4:, 1] = UNITS
+    made = certify_votes(Scored(cast, 7), parse_ablation("columns:1"), PatchThreat(1, 3), (1, 6), guard=1e-4)
+    made.save(tmp_path / "proof.npz")
+    lies = {"certified": lambda a: ~a, "margin": lambda a: a * 0}
+    assert tampered(tmp_path / "proof.npz") == 0
+    assert tampered(tmp_path / "proof.npz", **lies) == tampered(tmp_path / "proof.npz", **lies, **forged) == 1
 
 
 @pytest.mark.parametrize("prediction", [1, 2, -1])
