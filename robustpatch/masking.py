@@ -44,8 +44,7 @@ class Masking:
 
     def covers(self, sets: Bool[Tensor, "S N"]) -> bool:
         """Whether every set lies within some window."""
-        outside = sets.double() @ (~self.windows).double().T
-        return bool((outside == 0).any(dim=1).all())
+        return bool(_within(sets, self.windows).any(dim=1).all())
 
     def remainder(self, cast: Tensor) -> tuple[Bool[Tensor, "B N K"], Int[Tensor, "B K"]]:
         """Which of the contributions `cast` [B,N,K] are heard, and their sums over the ablations."""
@@ -71,18 +70,19 @@ class Masking:
         - What is left of c is the least of n_c without A, where nothing is masked, and, over the windows w that the
           patch may get masked, of n_c without A and w. It may get w masked iff P > t·(P + O): P counts w's
           contributions at their most, u for each in A, and O those outside w and A at their least.
-        - What is left of a rival j is at most R = n_j without A where a window is masked: masking the one that covers A
-          would leave that, and none leaves less than the loudest. Where none is masked, A contributes m with
-          m ≤ t·(R + m), so at most t·R/(1 - t), and at most u·|A|.
+        - What is left of a rival j is at most R, the least n_j without a window that holds A, where a window is masked:
+          none leaves less than the loudest. Where none is masked, such a window contributes m with m ≤ t·(R + m), so
+          that all contribute at most R/(1 - t), and at most n_j without A and u·|A|.
 
-        With t = 0 this is Xiang et al.'s: n_c without A less its loudest window there, against n_j without A. With
-        t = 1 it is the exact certificate of smoothing.
+        With t = 0 and a window for each A this is Xiang et al.'s: n_c without A less its loudest window there, against
+        n_j without A. With t = 1 it is the exact certificate of smoothing. What stands against a patch stands against
+        every smaller one.
         """
         sets, windows = sets.to(prediction.device), self.windows.to(prediction.device)
         sure, possible, unit = votes.sure.long(), votes.possible.long(), votes.unit
         own = prediction[:, None, None].expand(-1, sure.shape[1], 1)
         least, most = sure.gather(2, own)[..., 0], possible.gather(2, own)[..., 0]
-        loud = self._loudest_rival(possible, sets, unit)
+        loud = self._loudest_rival(possible, sets, windows, unit)
         rival = torch.arange(loud.shape[2], device=loud.device)
         needed = loud + (rival < prediction[:, None]).long()[:, None]
         needed = needed.masked_fill((rival == prediction[:, None])[:, None], torch.iinfo(torch.int64).min)
@@ -103,14 +103,26 @@ class Masking:
             found.append(torch.where(can, masked, free[..., None]).amin(dim=2))
         return torch.cat(found) if found else least.new_zeros(0, len(sets))
 
-    def _loudest_rival(self, possible: Int[Tensor, "B N K"], sets: Tensor, unit: int) -> Int[Tensor, "B S K"]:
-        free = possible.sum(dim=1)[:, None] - _sums(sets, possible)
-        most = unit * sets.sum(dim=1)[:, None].expand_as(free)
+    def _loudest_rival(
+        self, possible: Int[Tensor, "B N K"], sets: Tensor, windows: Tensor, unit: int
+    ) -> Int[Tensor, "B S K"]:
+        total = possible.sum(dim=1)[:, None]
+        most = total - _sums(sets, possible) + unit * sets.sum(dim=1)[:, None]
         t = self.threshold
         if t == 1:
-            return free + most
-        unseen = torch.div(free * t.numerator, t.denominator - t.numerator, rounding_mode="floor")
-        return free + torch.minimum(most, unseen)
+            return most
+        left = torch.full_like(most, torch.iinfo(torch.int64).max // t.denominator)
+        outside = total - _sums(windows, possible)
+        for pairs in _within(sets, windows).nonzero().split(max(1, _CELLS // max(1, possible[:, 0].numel()))):
+            seen = outside[:, pairs[:, 1]]
+            left.scatter_reduce_(1, pairs[None, :, :1].expand_as(seen), seen, "amin")
+        unmasked = torch.div(left * t.denominator, t.denominator - t.numerator, rounding_mode="floor")
+        return torch.minimum(most, unmasked)
+
+
+def _within(sets: Bool[Tensor, "S N"], windows: Bool[Tensor, "V N"]) -> Bool[Tensor, "S V"]:
+    """Whether the window holds all of the set."""
+    return sets.double() @ (~windows).double().T == 0
 
 
 def _sums(sets: Bool[Tensor, "S N"], values: Tensor) -> Int[Tensor, "B S K"]:

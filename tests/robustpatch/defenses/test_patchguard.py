@@ -124,6 +124,36 @@ def check(case) -> None:
             assert margin == worst
 
 
+@given(masked())
+@settings(max_examples=80, deadline=None)
+def test_what_stands_against_a_patch_stands_against_a_smaller_one(case):
+    """Each patch that the window covers, and each within it; by the masking of that window."""
+    text, window, _, size, threshold, votes, _ = case
+    masking = Masking(incidence(ABLATIONS[text], PatchThreat(*window), size), threshold)
+    prediction = first_argmax(masking.remainder(votes.cast)[1])
+    patches = list(product(range(1, window[0] + 1), range(1, window[1] + 1)))
+    margin = {}
+    for patch in patches:
+        sets = incidence(ABLATIONS[text], PatchThreat(*patch), size)
+        margin[patch] = int(masking.margins(votes, prediction, sets).amin())
+    for large, small in product(patches, repeat=2):
+        if small[0] <= large[0] and small[1] <= large[1]:
+            assert margin[small] >= margin[large]
+
+
+def test_a_smaller_patch_is_masked_by_the_same_window():
+    """Two classes in turn: every window holds a column of each, so touching one masks the other too."""
+    cast = torch.tensor([[[True, False], [False, True]] * 3 + [[True, False]]])
+    votes = Votes(cast, torch.zeros_like(cast))
+    columns, size = parse_ablation("columns:1"), (1, 7)
+    masking = Masking(incidence(columns, PatchThreat(1, 2), size), Fraction(0))
+    prediction = first_argmax(masking.remainder(cast)[1])
+    margins = [
+        masking.margins(votes, prediction, incidence(columns, PatchThreat(1, width), size)).amin() for width in (1, 2)
+    ]
+    assert [int(margin) for margin in margins] == [0, 0]
+
+
 @given(masked(boolean=True))
 @settings(max_examples=30, deadline=None)
 def test_never_masking_is_smoothing_and_its_exact_certificate(case):
