@@ -21,6 +21,8 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
@@ -107,7 +109,8 @@ class PatchCleanser(Defended):
         certificate = model.certify(x, PatchThreat(32, 32))
 
     Args:
-        network: maps images as `defense.hidden` shows them [M,E,H,W] to logits [M,K].
+        network: maps images as `defense.hidden` shows them [M,E,H,W] to logits [M,K]; none that counts votes or has a
+            defense of its own: where a vote turns by rounding, its outputs move by more than any guard of logits.
         chunk: masked images scored at once; None chooses by image size and free memory.
     """
 
@@ -119,6 +122,11 @@ class PatchCleanser(Defended):
         self, network: nn.Module, defense: DoubleMasking | None = None, *, num_classes: int, chunk: int | None = None
     ) -> None:
         super().__init__(network, DoubleMasking() if defense is None else defense, num_classes=num_classes)
+        if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
+            raise InvalidInput(
+                f"network is a {type(network).__name__}, whose outputs jump where rounding turns a vote over; the "
+                "guard is of logits, so put PatchCleanser around a network without a defense"
+            )
         if chunk is not None and chunk < 1:
             raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
         self.chunk = chunk

@@ -13,10 +13,12 @@ from attacks.pgd import PatchPGD
 from robustpatch.data import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.patchcleanser import GUARD_REDUCED, DoubleMasking, PatchCleanser
+from robustpatch.defenses.patchguard import PatchGuard
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.training import train
 from robustpatch.training_config import TrainingConfig
+from robustpatch.voting import Threshold
 from robustpatch.zoo import load_checkpoint
 from tests import toys
 
@@ -225,6 +227,29 @@ def test_wrong_calls_are_refused():
         PatchCleanser(smooth(), parse_defense(TEXTS[0]), num_classes=4).eval().predict(x)
     with pytest.raises(InvalidInput, match="chunk is 0"):
         PatchCleanser(smooth(), num_classes=3, chunk=0)
+
+
+class Undecided(nn.Module):
+    """Scores at the very threshold of a vote, on either side of it as the number of rows has it: what rounding does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        apart = 1e-7 * (-1) ** len(x) * (x[:, 1].amin(dim=(1, 2)) == 0)
+        return self.bias + torch.stack([-apart, apart, torch.full_like(apart, -100.0)], dim=1)
+
+
+def test_networks_that_count_votes_are_refused():
+    """Around them the guard of logits says nothing: a score moves by 1e-7, and a vote turns."""
+    votes = toys.smoothed(Undecided().eval(), toys.Columns(2), classes=3, voting=Threshold(0.5))
+    x = images(1)
+    assert not torch.equal(votes(x), votes(torch.cat([x, x]))[:1])
+    inner = toys.smoothed(toys.linear(size=SIZE, classes=3), toys.Columns(2), classes=3)
+    for network in (inner, model_of(TEXTS[0]), PatchGuard(window="1x1").wrap(inner, num_classes=3)):
+        with pytest.raises(InvalidInput, match="jump where rounding turns a vote over"):
+            PatchCleanser(network, num_classes=3)
 
 
 def test_less_precision_takes_a_larger_guard():
