@@ -65,9 +65,16 @@ class Row:
         return self.whole.certified_exact
 
     @property
+    def verdict(self) -> str:
+        """That of the attacked images; "broken" too where `predict` contradicts a certificate of any other."""
+        if self.whole.verdict == "broken":
+            return "broken"
+        return "not attacked" if self.attacked is None else self.attacked.verdict
+
+    @property
     def broken(self) -> bool:
         """Whether an attack, or `predict`, changed a certified prediction."""
-        return "broken" in (self.whole.verdict, *(() if self.attacked is None else (self.attacked.verdict,)))
+        return self.verdict == "broken"
 
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON types, flat: what the Parquet file holds."""
@@ -88,7 +95,7 @@ class Row:
             "attacked_images": None if self.attacked is None else self.attacked.images,
             **_share("empirical", empirical),
             **_share("certified_of_attacked", first),
-            "verdict": "not attacked" if self.attacked is None else self.attacked.verdict,
+            "verdict": self.verdict,
             **{f"speed_{key}": value for key, value in asdict(self.speed).items()},
             "train_seconds": self.train_seconds,
             "parameters": self.parameters,

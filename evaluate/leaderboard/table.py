@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from evaluate.leaderboard.rows import Row
 from evaluate.metrics import Share
+from evaluate.options import Options
 
 _HEAD = (
     "defense",
@@ -82,7 +83,10 @@ def cells(ranked: Sequence[Row]) -> list[tuple[str, ...]]:
 def _notes(ranked: Sequence[Row]) -> list[str]:
     whole = _several({row.whole.images for row in ranked})
     attacked = _several({row.attacked.images for row in ranked if row.attacked is not None})
-    attacks = sorted({row.entry.options.attacks for row in ranked if row.attacked is not None})
+    attacks: dict[str, list[str]] = {}
+    for row in ranked:
+        if row.attacked is not None:
+            attacks.setdefault(_attacks(row.entry.options), []).append(row.entry.name)
     speeds = [row.speed for row in ranked]
     places = sorted({f"{speed.machine}, {speed.threads} thread{'s' * (speed.threads > 1)}" for speed in speeds})
     options = ranked[0].entry.options
@@ -92,10 +96,10 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
     ]
     if attacked:
         notes.append(
-            f"under attack: right after {', '.join(attacks)} on the first {attacked} images, worst case over the "
+            f"under attack: right after {_of_whom(attacks)} on the first {attacked} images, worst case over the "
             "attacks; beside it the share of the same images that is certified, below which no attack may come"
         )
-    verdicts = {row.entry.name: row.attacked.verdict for row in ranked if row.attacked is not None}
+    verdicts = {row.entry.name: row.verdict for row in ranked}
     for verdict, what in (
         ("held", "every certified image was attacked, and none changed"),
         ("not tested", "not every certified image was attacked"),
@@ -107,6 +111,22 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
     notes.append(f"images per second: {'; '.join(places)}")
     notes.append("training: minutes as the checkpoint notes them, of the machine it was trained on; – where not noted")
     return notes
+
+
+def _attacks(options: Options) -> str:
+    """The attacks of a row, with what limits them: rows with others are not to be compared unawares."""
+    limits = [
+        f"{value:,} {what}"
+        for value, what in ((options.steps, "steps"), (options.budget, "evaluations an image"))
+        if value is not None
+    ]
+    return options.attacks + (f" ({', '.join(limits)})" if limits else "")
+
+
+def _of_whom(attacks: dict[str, list[str]]) -> str:
+    if len(attacks) == 1:
+        return next(iter(attacks))
+    return "; ".join(f"{attack} for {', '.join(names)}" for attack, names in attacks.items())
 
 
 def _several(numbers: set[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -98,6 +99,34 @@ def test_what_is_there_is_not_done_again(board, tmp_path, monkeypatch):
     other = run(board, "--output", output)
     assert other.exit_code == 2
     assert "holds another run" in " ".join(other.output.split())
+
+
+def test_a_certificate_broken_beyond_the_attacked_images_breaks_the_row(board, tmp_path, monkeypatch):
+    """As where `predict` contradicts one: the verdict on those under attack does not hide it."""
+
+    def spoiled(records):
+        summary = summarise(records)
+        return replace(summary, verdict="broken") if len(records) == 12 else summary
+
+    monkeypatch.setattr("evaluate.leaderboard.rows.summarise", spoiled)
+    output = tmp_path / "out"
+    result = run(board, "--output", output)
+    assert result.exit_code == 1, result.output
+    assert [row["verdict"] for row in pq.read_table(output / "leaderboard.parquet").to_pylist()] == [
+        "broken",
+        "no certificate",
+    ]
+    text = (output / "leaderboard.md").read_text()
+    assert "BROKEN, a certified prediction was changed: columns of width 2" in text
+    assert "HELD" not in text
+
+
+def test_rows_under_other_attacks_are_said_so(board, tmp_path):
+    board.write_text(board.read_text() + 'attacks = "pgd:2"\nbudget = 1000\n')
+    output = tmp_path / "out"
+    assert run(board, "--output", output).exit_code == 0
+    said = "right after pgd:1 (2 steps) for columns of width 2; pgd:2 (2 steps, 1,000 evaluations an image) for nothing"
+    assert said in (output / "leaderboard.md").read_text()
 
 
 def test_a_part_of_the_rows(board, tmp_path):
