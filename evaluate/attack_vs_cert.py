@@ -20,7 +20,7 @@ from evaluate.command import BROKEN, HELD, RayCommand, check_dtype, check_number
 from evaluate.counterexample import load_counterexample, replay
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
-from evaluate.models import as_in_run, own_model, voters, with_defense
+from evaluate.models import as_in_run, measurable, own_model, voters, with_defense
 from evaluate.options import Options, write_configuration
 from evaluate.report import write_report
 from evaluate.runner import evaluate
@@ -84,7 +84,7 @@ def main(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
-        store, smoothed, deviation = Store(output), voters(model), None
+        store, smoothed, deviation = Store(output), measurable(model), None
         if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
             deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
         redone: dict[str, str] = {}
@@ -123,7 +123,7 @@ def main(options: Options, errors: Console) -> int:
         console.print(verdict(summary), soft_wrap=True)
     else:
         title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({kind(model)})"
-        guard = None if smoothed is None else smoothed.guard
+        guard = getattr(model if smoothed is None else smoothed, "guard", None)
         console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
     broken = summary.verdict == "broken"

@@ -11,6 +11,7 @@ from evaluate.command import check_dtype
 from evaluate.named import named_object
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
@@ -26,6 +27,11 @@ def voters(model: torch.nn.Module) -> SmoothedClassifier | None:
     if isinstance(model, RandomizedClassifier):
         return model.enumerated()
     return model if isinstance(model, SmoothedClassifier) else None
+
+
+def measurable(model: torch.nn.Module) -> SmoothedClassifier | None:
+    """Whose scores the guard of the certificates is about: of robust masking, those of the classifier inside."""
+    return voters(model.network if isinstance(model, MaskedClassifier) else model)
 
 
 def load_model(

@@ -17,7 +17,7 @@ import attacks
 import evaluate
 import robustpatch
 from evaluate.claim import run_of
-from evaluate.models import voters
+from evaluate.models import measurable
 from evaluate.runner import Job
 from robustpatch import precision
 from robustpatch.checks import calibrate_guard
@@ -46,7 +46,7 @@ class Worker:
                 f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
             )
         self.job = replace(job, model=job.model.to(device).requires_grad_(False))
-        smoothed = voters(self.job.model)
+        smoothed = measurable(self.job.model)
         return {
             "host": host,
             "device": torch.cuda.get_device_name() if takes_gpu(device) else torch.backends.cpu.get_cpu_capability(),

@@ -8,6 +8,9 @@ from typing import Any
 
 from evaluate.metrics import Summary
 
+_SCORE = "the score of an ablation which the patch does not touch"
+_LOGIT = "what the network says of an image in which the patch does not show"
+
 
 def title_of(configuration: dict[str, Any], images: int) -> str:
     """Images, patch, and the classifier as far as the run names it."""
@@ -35,7 +38,7 @@ def assumption(summary: Summary, configuration: dict[str, Any], deviation: float
         text = "The run does not say within which guard its certificates hold."
     else:
         text = (
-            "Certificates assume that the score of an ablation which the patch does not touch moves by no more than "
+            f"Certificates assume that {_SCORE if configuration.get('ablation') else _LOGIT} moves by no more than "
             f"the guard, {guard:g}, between two evaluations"
         )
         text += f" (largest deviation measured: {deviation:.1e})." if deviation is not None else "."

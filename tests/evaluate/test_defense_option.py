@@ -77,6 +77,23 @@ def test_a_run_with_a_defense_around_a_checkpoint(undefended, tmp_path):
     refused(call(*shared, "--defense", "darker:by=0.5", "--output", tmp_path / "dark"), "holds another run")
 
 
+def test_the_guard_behind_a_defense_is_said_and_measured(undefended, checkpoint, tmp_path):
+    """That of the classifier inside robust masking, over batch sizes and chunks; that of PatchCleanser's logits."""
+    for path, defense, said in (
+        (checkpoint, "patchguard:voting=scores", "guard 0.0001, measured deviation "),
+        (undefended, "patchcleanser:masks=1", "guard 0.001; "),
+    ):
+        output = tmp_path / defense.partition(":")[0]
+        result = call("--checkpoint", path, *QUICK, "--defense", defense, "--output", output)
+        assert result.exit_code == 0, result.output
+        assert said in result.stdout
+        measured = json.loads((output / "summary.json").read_text())["measured_deviation"]
+        assert (measured is None) == (path == undefended)
+        assert measured is None or 0 <= measured < 1e-4
+        what = "in which the patch does not show" if measured is None else "an ablation which the patch does not touch"
+        assert what in json.loads((output / "report.json").read_text())["assumption"]
+
+
 def test_the_defense_of_a_run_is_the_one_that_predicts(undefended, tmp_path):
     """With all light taken away every image is of the class that the network sees in black."""
     network = load_checkpoint(undefended).model
