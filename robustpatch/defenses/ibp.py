@@ -169,7 +169,8 @@ class BoundedClassifier(Defended):
         if precision.is_reduced(tensors, x.device.type):
             raise InvalidInput(
                 "network computes in less than float32 (bfloat16, float16, TF32 or autocast), whose rounding is not "
-                "bounded; use network.float(), leave autocast, and torch.set_float32_matmul_precision('highest')"
+                "bounded; use network.float(), leave autocast, torch.set_float32_matmul_precision('highest') and, on "
+                "a GPU, torch.backends.cudnn.allow_tf32 = False"
             )
         return self._match(x)
 

@@ -111,6 +111,7 @@ class MaskedClassifier(Defended):
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`."""
         checks.evaluation_mode(self)
+        checks.image_values(x)
         _, left = self._masking(x).remainder(self.network.votes(x).cast)
         return first_argmax(left)
 

@@ -225,6 +225,8 @@ def test_a_patch_that_no_window_covers_is_refused():
         model("patchguard:window=2*2x2").predict(x)
     with pytest.raises(InvalidInput, match="training mode"):
         made.train().certify(x, PatchThreat(2, 2))
+    with pytest.raises(InvalidInput, match=r"pass \[batch, channels, height, width\]"):
+        made.eval().predict(x[..., :0])
 
 
 def test_wrong_settings_are_refused():
