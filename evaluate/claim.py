@@ -69,6 +69,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
             str(model.voting),
             model.guard,
             model.encoding.name,
+            *vars(model.encoding).values(),
         ]
     digest = hashlib.sha256(repr(parts).encode())
     for name, tensor in sorted(model.state_dict().items()):

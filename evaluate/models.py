@@ -82,6 +82,9 @@ def load_model(
         model.voting = model.voting.with_guard(guard)
     if defense is not None:
         model = with_defense(model, defense, len(loaded.config["class_names"]), f"checkpoint {name}")
+        counted = measurable(model)
+        if theta is not None and counted is not None and counted.voting != loaded.smoothed.voting:
+            raise InvalidInput(f"theta is {theta}, but {defense} counts {counted.voting}; drop --theta")
     model.to(device, precision)
     model.requires_grad_(False)
     return replace(loaded, model=model)

@@ -13,10 +13,12 @@ from evaluate.claim import model_fingerprint
 from evaluate.finished import read_run
 from evaluate.models import as_in_run, described, load_model
 from robustpatch import defenses
+from robustpatch.ablation import Columns
 from robustpatch.certificate import Certificate
 from robustpatch.defenses import Defended, Defense
-from robustpatch.encoding import MaskChannel
+from robustpatch.encoding import Fill, MaskChannel
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.voting import Threshold
 from robustpatch.zoo import load_checkpoint, save_checkpoint
 from tests.evaluate.calls import call, refused
 
@@ -139,6 +141,20 @@ def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense
     assert note["guard"] == votes.get("guard", 1e-4)
     again = as_in_run(load_checkpoint(checkpoint), note)
     assert model_fingerprint(again.requires_grad_(False)) == model_fingerprint(loaded.model)
+
+
+def test_a_threshold_that_a_defense_does_not_count_by_is_refused(checkpoint, tmp_path):
+    given = ("--checkpoint", checkpoint, "--theta", 0.4, *QUICK, "--output", tmp_path / "out")
+    refused(call(*given, "--defense", "patchguard:voting=scores"), "theta is 0.4, but patchguard:voting=scores counts")
+    assert not (tmp_path / "out").exists()
+    assert load_model(str(checkpoint), theta=0.4, defense="patchguard").model.network.voting == Threshold(0.4)
+
+
+def test_encodings_that_fill_with_another_value_are_of_other_models():
+    base = torch.nn.Linear(1, 2)
+    models = [SmoothedClassifier(base, Columns(1), num_classes=2, encoding=Fill(value)) for value in (0.2, 0.8, 0.2)]
+    first, other, again = map(model_fingerprint, models)
+    assert first == again != other
 
 
 def test_a_defense_that_does_not_fit_is_refused(undefended, checkpoint, sparse, tmp_path):
