@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attacks import parse_attacks
 from attacks.base import PatchAttack, predict
+from attacks.undefended import Undefended
 from evaluate.batch import Settings
 from evaluate.claim import model_fingerprint
 from evaluate.leaderboard.config import Entry
@@ -139,9 +140,21 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
         settings = Settings(
             count, options.batch_size, options.certified_budget or None, options.seed, device, gallery=0
         )
-        return Planned(entry, subject_of(options, images, device), threat, tuple(attacks), settings)
+        subject = subject_of(options, images, device)
+        for attack in attacks:
+            if isinstance(attack, Undefended):
+                attack.check_model(subject.model)
+        _certify_one(subject.model, images, threat, device)
+        return Planned(entry, subject, threat, tuple(attacks), settings)
     except InvalidInput as error:
         raise InvalidInput(f"row {entry.name}: {error}") from error
+
+
+def _certify_one(model: torch.nn.Module, images: ImageSet, threat: Threat, device: str) -> None:
+    """Let a defense that cannot certify this threat refuse it now, and not once the rows before it are done."""
+    if hasattr(model, "certify"):
+        x, _ = images.batch([0])
+        model.certify(x.to(device), threat)  # type: ignore[operator]
 
 
 def measure(

@@ -166,6 +166,8 @@ def test_a_wrong_board_is_refused(board, change, said):
         (('attacks = "pgd:1"', 'attacks = "magic"'), "row columns of width 2: "),
         (("num_images = 8", "num_images = 900"), "row nothing at all: num_images is 900"),
         (("num_images = 8", "theta = 0.3"), "row nothing at all: theta is 0.3"),
+        (("num_images = 8", 'defense = "patchcleanser:patch=3x3"'), "row nothing at all: patch is 5x5, but the masks"),
+        (("num_images = 8", 'attacks = "undefended:pgd:1"'), "row nothing at all: attack undefended-pgd-1 ignores"),
         (('dataset = "mnist-sample"', 'dataset = "mnist-sample"\npatch = "40x40"'), "row columns of width 2: "),
         (('dataset = "mnist-sample"', 'dataset = "numbers"'), "numbers"),
     ],
