@@ -11,7 +11,8 @@ et al. 2020, Section 3). Rounding, u the unit roundoff and γ_k = ku/(1 - ku):
 So the output is within |W|(r + 2γ_{n+1}(|c| + r)) + 2γ_{n+1}|b| of what we compute of c. That radius costs one product,
 of |W| with an inflated r, and is itself computed with at most n + 8 roundings of terms that are not negative: taking
 m = n + 8 for n + 1 and a factor 1 + 2γ_m covers those, as (1 + 2mu)(1 - u)^m ≥ 1 for mu ≤ 1/2; a few smallest normal
-numbers cover gradual underflow, and the ends are moved to the next float outside.
+numbers cover gradual underflow, and the ends are moved to the next float outside. Where sums of |W||a| + |b| could
+overflow in some order, the radius is infinite.
 
 Assumed: sums of products in IEEE arithmetic of the weights' type, float32 or float64. That nothing is computed in TF32
 or bfloat16 is left to `defenses.ibp`, which refuses those settings; that no Winograd or Fourier transform replaces
@@ -180,7 +181,15 @@ def _widened(linear: _Linear, middle: Tensor, radius: Tensor) -> Tensor:
     """|W|(r + 2γ(|c| + r)) + 2γ|b|, rounded up."""
     rate, least = rounding(linear.terms, middle.dtype), torch.finfo(middle.dtype).tiny
     inflated = (radius + rate * (middle.abs() + radius) + 16 * least) * (1 + rate)
-    return (linear.magnitude(inflated) + (rate * linear.offset + 16 * (linear.terms + 1) * least)) * (1 + rate)
+    widened = (linear.magnitude(inflated) + (rate * linear.offset + 16 * (linear.terms + 1) * least)) * (1 + rate)
+    return _unless_overflown(widened, rate)
+
+
+def _unless_overflown(widened: Tensor, rate: float) -> Tensor:
+    """Infinite where a sum of products might be, on the way, though what it comes to is not: it is at most the rate's
+    part of what it is widened by.
+    """
+    return torch.where(widened > rate * torch.finfo(widened.dtype).max / 4, torch.inf, widened)
 
 
 def rounding(terms: int, dtype: torch.dtype) -> float:
@@ -225,7 +234,7 @@ def _against(layer: nn.Linear, c: int, lower: Tensor, upper: Tensor, *, outward:
     shift = rate * (bias[c].abs() + bias.abs()) + 32 * (layer.in_features + 1) * least
     lost = F.linear(radius * (1 + rate), difference.abs())
     lost = lost + F.linear(rate * (middle.abs() + radius) + 16 * least, weight[c].abs() + weight.abs(), shift)
-    return _next(value - lost * (1 + rate), -torch.inf)
+    return _next(value - _unless_overflown(lost * (1 + rate), rate), -torch.inf)
 
 
 def _next(values: Tensor, toward: float) -> Tensor:

@@ -158,6 +158,23 @@ def test_every_order_of_summation_is_within(weights):
 
 
 @torch.no_grad()
+def test_a_sum_that_overflows_in_some_order_has_no_bounds():
+    """It comes to 0, or to infinity: no number bounds it, and no class is proved by it."""
+    layer = nn.Linear(4, 2)
+    layer.weight.copy_(torch.tensor([[3e38, 3e38, -3e38, -3e38], [0.0, 0.0, 0.0, 0.0]]))
+    layer.bias.copy_(torch.tensor([0.0, -1e35]))
+    x = torch.ones(1, 4)
+    assert {float(sum(order)) for order in permutations(layer.weight[0])} == {0.0, torch.inf, -torch.inf}
+    turned = nn.Linear(4, 2)
+    turned.weight.copy_(layer.weight[:, [0, 2, 1, 3]])
+    turned.bias.copy_(layer.bias)
+    for one in (layer, turned):
+        least, most = bounds([one], x, x)
+        assert not bool(torch.isfinite(least[0, 0]) | torch.isfinite(most[0, 0]))
+        assert not bool(last_margins(one, x, x, torch.tensor([0]))[0, 1] >= 0)
+
+
+@torch.no_grad()
 def test_equal_classes_are_never_told_apart():
     """Rows alike: neither the first nor the second is proved, not even by a width of nothing."""
     layer = nn.Linear(3, 2)
