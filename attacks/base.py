@@ -89,6 +89,16 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
         return first_argmax(outputs(model, x))
 
 
+def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """What `predict` returns, and the evaluations it took of each image: as the model's own `predict_counted(x)` says,
+    where it has one, or the most that they can be.
+    """
+    if hasattr(model, "predict_counted"):
+        return model.predict_counted(x)  # type: ignore[operator]
+    prediction = predict(model, x)
+    return prediction, torch.full_like(prediction, evaluations(model, x)[1])
+
+
 def referee(model: torch.nn.Module) -> torch.nn.Module:
     """Who says what the model predicts: its own `referee()`, where it has one (`RandomizedClassifier`), or itself."""
     return model.referee() if hasattr(model, "referee") else model  # type: ignore[operator]

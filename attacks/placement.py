@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attacks.cleansed import CleanLooks
 from attacks.search import Search
 from robustpatch.certificate import Evidence, rival_margins
 from robustpatch.smoothing import SmoothedClassifier
@@ -60,6 +61,8 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
     """
     images, sites = len(search.y), len(search.placements)
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
+    if search.looks is not None:
+        return _unsteady(search, search.looks, shuffled)
     evidence = _evidence(search)
     if batch is not None and search.threat.count == 1 and not isinstance(search.model, SmoothedClassifier):
         sites_of = torch.stack(shuffled) if shuffled else search.placements.new_zeros(0, sites)
@@ -93,6 +96,20 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
         found.append(Openings(order, cheapest[sets], sets))
     if reach and search.threat.count == 1:
         search.reach = torch.stack(reach)
+    return found
+
+
+def _unsteady(search: Search, looks: CleanLooks, shuffled: list[Tensor]) -> list[Openings]:
+    """Where no steady view hides the patch, those first that no view holds; one of each set of views that hide it in
+    turn. Of several patches, every placement.
+    """
+    sets = torch.unique(looks.share == 1, dim=0, return_inverse=True)[1]
+    found = []
+    for hold, open_, order in zip(looks.hold, looks.open, shuffled, strict=True):
+        order = order[hold[order].argsort(stable=True)]
+        if search.threat.count == 1:
+            order = order[open_[order]]
+        found.append(Openings(order, torch.full_like(order[:, None], -1), sets[order]))
     return found
 
 

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, evaluations, predict
+from attacks.base import Proposal, answer, evaluations
+from attacks.cleansed import CleanLooks
 from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
 from robustpatch import checks
 from robustpatch.certificate import Certificate
+from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -23,6 +25,7 @@ from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
 
 A = TypeVar("A", bound="Attack")
+_LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +132,20 @@ class Search:
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
         self.pruned = touched_only and isinstance(model, SmoothedClassifier)
         self.num_ablations, self._asked = evaluations(model, x)
+        self.looks: CleanLooks | None = None
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
-        self.evaluations = torch.full_like(self.y, self._asked)
-        if self.pruned:
+        if touched_only and isinstance(model, PatchCleanser):
+            self.looks = CleanLooks.of(model, x, threat, None if budget is None else budget // _LOOKS)
+            clean, self.evaluations = self.looks.prediction, self.looks.evaluations
+        elif self.pruned:
             assert isinstance(model, SmoothedClassifier)
             votes = model.votes(x)
             self.cast, clean = votes.cast, first_argmax(votes.counts)
+            self.evaluations = torch.full_like(self.y, self._asked)
         else:
-            clean = predict(model, x)
+            clean, self.evaluations = answer(model, x)
         self.broken = (clean != self.y) & (clean >= 0)
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
@@ -181,6 +188,8 @@ class Search:
     @cached_property
     def climb_cost(self) -> int:
         """Evaluations of one forward pass at one placement, at the most."""
+        if self.looks is not None:
+            return self.looks.cost
         if not self.pruned:
             return self.num_ablations
         assert isinstance(self.model, SmoothedClassifier)
@@ -214,6 +223,8 @@ class Search:
     ) -> Victim:
         """How attacked copies of these images look to the attack, patched at these placements (by number)."""
         y = self.y[image]
+        if self.looks is not None:
+            return self.looks.victim(image, placement, y, rival)
         if not self.pruned:
             return WholeVictim.of(self.model, self.x[image], y, rival, objective)
         assert isinstance(self.model, SmoothedClassifier)
@@ -286,9 +297,9 @@ class Search:
             i = int(image[row])
             if self.broken[i]:
                 continue
-            self.evaluations[i] += self._asked
-            answer = int(predict(self.model, x_adv[row : row + 1]))
-            if answer >= 0 and answer != int(self.y[i]):
+            said, spent = answer(self.model, x_adv[row : row + 1])
+            self.evaluations[i] += spent[0]
+            if said[0] >= 0 and said[0] != self.y[i]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
                 self.broken[i], self.gap[i] = True, -torch.inf
         promising = (value < self.gap[image]).nonzero()[:, 0]

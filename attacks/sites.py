@@ -20,7 +20,7 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     cheapest there; of several patches the others go to random open placements. Else uniformly random ones.
     """
     images = range(len(search.y))
-    if not (guided and search.pruned):
+    if not (guided and (search.pruned or search.looks is not None)):
         return [_random(search, _chance(search, i)) for i in images]
     found = openings(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)

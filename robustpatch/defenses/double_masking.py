@@ -79,34 +79,65 @@ def infer(looks: Looks) -> Int[Tensor, " B"]:
     return found.long()
 
 
-def certify(looks: Looks, guard: float) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
-    """What `infer` returns, and for which images no patch that the masks cover changes it: those where every union
-    names the same class, by more than 2·`guard` over every other.
+def certify(
+    looks: Looks, guard: float, hiding: Bool[Tensor, "S V"] | None = None
+) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
+    """What `infer` returns, c, and for which images no patch that the views hide changes it: those where for every
+    choice of placements some view that hides them is steady. None: each view hides some placements that no other does.
 
-    Proof. Let some view v hide all patches. Every union with v looks as in the clean image, and still names the class c
-    after logits have moved by `guard` each. If the views agree, they agree with v, on c. If the majority is for another
-    class, v dissents; under it nothing more that is hidden changes the answer c, so a dissenter for c stands. And no
-    dissenter for another class stands, since together with v it names c. So c is returned in every case. (Theorem 1.)
+    Proof. Let v be that view; no union with v shows any patch, so all name c as in the clean image, after logits have
+    moved by `guard` each. If the views agree, they agree with v, on c. If the majority is for another class, v
+    dissents; under it nothing more that is hidden changes the answer c, so a dissenter for c stands. And no
+    dissenter for another class stands, since together with v it names c. So c is returned in every case. (Theorem 1 of
+    the paper asks this of all views, which masks made for the very patch need: each is alone in hiding some placement.)
 
-    Unions are asked until one fails, those first whose views are the least sure.
+    Unions are asked until that fails, those first whose views are the least sure.
     """
     found = infer(looks)
-    singles = looks.gap[:, : looks.views]
-    sure = (looks.prediction[:, : looks.views] == found[:, None]) & (singles > 2 * guard)
-    certified = sure.all(dim=1)
+    hiding = torch.eye(looks.views, dtype=torch.bool) if hiding is None else hiding
+    certified = closed(steady(looks, found, guard), hiding).all(dim=1)
     alive = certified.nonzero()[:, 0]
-    order = _by_doubt(looks, alive)
+    order = by_doubt(looks, alive)
     for columns in _growing(order.shape[1]):
         union = order[:, columns]
         image = alive[:, None].expand_as(union)
         holds = (looks.ask(image, union) == found[alive, None]) & (looks.gap[image, union] > 2 * guard)
-        passed = holds.all(dim=1)
-        certified[alive[~passed]] = False
-        alive, order = alive[passed], order[passed]
+        shaken = alive[~holds.all(dim=1)]
+        certified[shaken] = closed(steady(looks, found, guard, shaken), hiding).all(dim=1)
+        alive, order = alive[certified[alive]], order[certified[alive]]
     return found, certified
 
 
-def _by_doubt(looks: Looks, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
+def steady(
+    looks: Looks, found: Int[Tensor, " B"], guard: float, image: Int[Tensor, " P"] | None = None
+) -> Bool[Tensor, "P V"]:
+    """Under which views of these images (None: all) no second view that was asked names another class than `found`, or
+    this one by no more than 2·`guard`.
+    """
+    image = torch.arange(len(found), device=found.device) if image is None else image
+    label, gap = looks.prediction[image], looks.gap[image]
+    shaken = (label >= 0) & ((label != found[image, None]) | (gap <= 2 * guard))
+    return ~shaken[:, looks.pair].any(dim=2)
+
+
+def leads(
+    looks: Looks, found: Int[Tensor, " B"], guard: float
+) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
+    """By how much `found` leads under each view and the second view that makes it least, less 2·`guard`; that second
+    view; and whether all were asked: where both hold, lead > 0 and all asked, the view is steady.
+    """
+    lead = torch.where(looks.prediction == found[:, None], looks.gap, -looks.gap) - 2 * guard
+    asked = looks.prediction >= 0
+    least, weakest = lead.masked_fill(~asked, torch.inf)[:, looks.pair].min(dim=2)
+    return least, weakest, asked[:, looks.pair].all(dim=2)
+
+
+def closed(steady: Bool[Tensor, "P V"], hiding: Bool[Tensor, "S V"]) -> Bool[Tensor, "P S"]:
+    """Whether some steady view hides each choice of placements: with all unions asked, what no patch there changes."""
+    return steady.float() @ hiding.to(steady.device).float().T > 0
+
+
+def by_doubt(looks: Looks, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
     """The unions that are no views, by the sum of the gaps of the two views (of several patches: the least such)."""
     gap = looks.gap[image, : looks.views]
     doubt = torch.full((len(image), looks.gap.shape[1]), torch.inf, device=gap.device)

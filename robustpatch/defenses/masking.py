@@ -65,6 +65,24 @@ class MaskSet:
             for one in threat.threats
         )
 
+    def hiding_at(self, patch: PatchThreat) -> Bool[Tensor, "L V"]:
+        """Which views hide one rectangle of the patch wholly, at each of its placements in row-major order."""
+        down = _holding(self.rows, self.height, patch.height, self.image_size[0])
+        across = _holding(self.columns, self.width, patch.width, self.image_size[1])
+        masks = (down[:, None, :, None] & across[None, :, None, :]).flatten(2).flatten(0, 1)
+        return masks[:, self.views].any(dim=2)
+
+    def hiding(self, threat: Threat) -> Bool[Tensor, "S V"]:
+        """The sets of views that hide all patches of the threat at once, of all choices of placements."""
+        found = []
+        for one in threat.threats:
+            single = torch.unique(self.hiding_at(one), dim=0)
+            sets = single
+            for _ in range(one.count - 1):
+                sets = torch.unique((sets[:, None] & single).flatten(0, 1), dim=0)
+            found.append(sets)
+        return torch.unique(torch.cat(found), dim=0)
+
     @property
     def views(self) -> Int[Tensor, "V m"]:
         """The masks of each view: every choice of `count` of them."""
@@ -92,6 +110,11 @@ def _within(starts: tuple[int, ...], side: int, length: int) -> Bool[Tensor, "k 
     first = torch.tensor(starts)[:, None]
     pixel = torch.arange(length)
     return (pixel >= first) & (pixel < first + side)
+
+
+def _holding(starts: tuple[int, ...], side: int, patch: int, length: int) -> Bool[Tensor, "l k"]:
+    place, first = torch.arange(length - patch + 1)[:, None], torch.tensor(starts)
+    return (first <= place) & (place + patch <= first + side)
 
 
 def _covered(starts: tuple[int, ...], side: int, patch: int, length: int) -> bool:

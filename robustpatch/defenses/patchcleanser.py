@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from robustpatch import checks, memory, precision
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
-from robustpatch.defenses.double_masking import Looks, certify, infer
+from robustpatch.defenses.double_masking import Looks, certify, infer, leads
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
@@ -143,7 +143,7 @@ class PatchCleanser(Defended):
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
         """Masked images that the network scores of one image, at most: for `forward`, and for `predict`."""
-        masks, (each, _) = self.defense.mask_set(height, width), super().evaluations(height, width)
+        masks, each = self.defense.mask_set(height, width), self.each(height, width)
         return 2 * len(masks.views) * each, len(masks.unions) * each
 
     def logits(
@@ -178,12 +178,24 @@ class PatchCleanser(Defended):
             )
         return logits.float()
 
-    @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        return self.predict_counted(x)[0]
+
+    @torch.no_grad()
+    def predict_counted(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """What `predict` returns, and the evaluations it took of each image: 36 of 36 masks where these agree."""
         checks.evaluation_mode(self)
         checks.image_values(x)
-        found = [infer(looks) for looks in self.looks(x)]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=x.device)
+        none = torch.zeros(0, dtype=torch.long, device=x.device)
+        found, spent = [none], [none]
+        for looks in self.looks(x):
+            found.append(infer(looks))
+            spent.append(looks.evaluations * self.each(*x.shape[2:]))
+        return torch.cat(found), torch.cat(spent)
+
+    def each(self, height: int, width: int) -> int:
+        """The evaluations of one image under one union of masks."""
+        return super().evaluations(height, width)[1]
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
@@ -195,11 +207,13 @@ class PatchCleanser(Defended):
         checks.evaluation_mode(self)
         checks.image_values(x)
         threat.check_fits(x.shape[2], x.shape[3])
-        self._check_covered(self.defense.mask_set(*x.shape[2:]), threat)
+        masks = self.defense.mask_set(*x.shape[2:])
+        self._check_covered(masks, threat)
         self._check_network(x)
+        hiding = masks.hiding(threat)
         prediction, certified, close = [], [], []
         for looks in self.looks(x):
-            found, holds = certify(looks, self.guard)
+            found, holds = certify(looks, self.guard, hiding)
             prediction.append(found)
             certified.append(holds)
             close.append((looks.gap <= 2 * self.guard).sum(dim=1))
@@ -214,6 +228,30 @@ class PatchCleanser(Defended):
             guard=self.guard,
             close=torch.cat([none, *close]),
         )
+
+    @torch.no_grad()
+    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+        """The vulnerability map of one patch: above 0 at each placement, in row-major order, where no content of it
+        changes `predict`.
+
+        It is the logits by which the prediction leads under some view that hides the patch and any second view, the
+        best such view and the worst second one, less 2·guard. Asks all unions. Raises `InvalidInput`.
+        """
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        threat.check_fits(x.shape[2], x.shape[3])
+        if threat.count > 1:
+            raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
+        masks = self.defense.mask_set(*x.shape[2:])
+        self._check_covered(masks, threat)
+        self._check_network(x)
+        hides, unions = masks.hiding_at(threat).to(x.device), torch.arange(len(masks.unions), device=x.device)
+        found = [x.new_zeros(0, len(hides), dtype=torch.float32)]
+        for looks in self.looks(x):
+            looks.ask(torch.arange(len(looks.prediction), device=x.device)[:, None].expand(-1, len(unions)), unions)
+            lead = leads(looks, infer(looks), self.guard)[0]
+            found += [torch.where(hides, own, -torch.inf).amax(dim=1)[None] for own in lead]
+        return torch.cat(found)
 
     def _check_covered(self, masks: MaskSet, threat: Threat) -> None:
         if not masks.covers(threat):

@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement, product
 import pytest
 import torch
 
-from robustpatch.defenses.double_masking import Looks, certify, infer
+from robustpatch.defenses.double_masking import Looks, certify, closed, infer, leads, steady
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.threat import PatchThreat
 
@@ -68,8 +68,10 @@ def test_no_adversary_changes_a_certified_result(text, classes):
     """Every clean table, every placement, every table that agrees with the clean one where the patch is hidden."""
     masks = mask_set(text)
     clean = all_tables(len(masks.unions), classes)
-    found, certified = certify(looks_at(masks, clean, classes), 0.0)
+    sets = masks.hiding(PatchThreat(1, 2, masks.count))
+    found, certified = certify(looks_at(masks, clean, classes), 0.0, sets)
     assert certified.any()
+    assert torch.equal(certified, certify(looks_at(masks, clean, classes), 0.0)[1])  # each view is needed
     for covered in hiding(masks):
         assert covered.any()
         free = all_tables(int((~covered).sum()), classes)
@@ -79,6 +81,41 @@ def test_no_adversary_changes_a_certified_result(text, classes):
             assert (infer(looks_at(masks, attacked, classes)) == result).all()
 
 
+@pytest.mark.parametrize(
+    ("made_for", "masks", "size", "classes"),
+    [
+        ("1x2", (1, 3), (1, 4), 3),  # each mask alone in hiding some placement
+        ("1x3", (1, 3), (1, 5), 3),
+        ("1x4", (1, 3), (1, 6), 3),  # of one pixel, most placements under two masks
+        ("2x2", (2, 2), (3, 3), 2),  # of one pixel, the middle one under all four masks
+        ("1x3", (1, 4), (1, 6), 2),
+    ],
+)
+def test_no_adversary_changes_a_closed_placement_and_one_changes_every_other(made_for, masks, size, classes):
+    """All clean tables against all adversaries of one pixel. Where most views show it, what is not closed is changed.
+
+    And the certificate says that all placements are closed, no less and no more.
+    """
+    sets, threat = MaskSet.for_patch(PatchThreat.parse(made_for, size), masks, size), PatchThreat(1, 1)
+    tables, hides = all_tables(len(sets.unions), classes), sets.hiding_at(threat)
+    looks = looks_at(sets, tables, classes)
+    looks.ask(*torch.broadcast_tensors(torch.arange(len(tables))[:, None], torch.arange(len(sets.unions))))
+    found = infer(looks)
+    safe = closed(steady(looks, found, 0.0), hides)
+    assert torch.equal(safe, closed(leads(looks, found, 0.0)[0] > 0, hides))
+    for own, held in zip(hides, safe.T, strict=True):
+        fixed = torch.unique(sets.pair[own])
+        seen = torch.unique(tables[:, fixed], dim=0, return_inverse=True)[1]  # tables alike for who hides the pixel
+        least = found.new_full((int(seen.max()) + 1,), classes).scatter_reduce(0, seen, found, "amin")
+        most = torch.zeros_like(least).scatter_reduce(0, seen, found, "amax")
+        changed = (least != most)[seen]
+        assert held.any()
+        assert not (changed & held).any()
+        if 2 * int(own.sum()) < len(own):
+            assert (changed | held).all()
+    assert torch.equal(certify(looks_at(sets, tables, classes), 0.0, sets.hiding(threat))[1], safe.all(dim=1))
+
+
 @pytest.mark.parametrize("text", ["2x3", "4x3", "2*2x2"])
 def test_no_adversary_of_many_masks_changes_a_certified_result(text):
     """The same with more masks: tables that are wrong under few unions, and random adversaries, one-sided ones too."""
@@ -86,7 +123,7 @@ def test_no_adversary_of_many_masks_changes_a_certified_result(text):
     unions, classes = len(masks.unions), 3
     clean = torch.full((unions + 1, unions), 1)
     clean[range(unions), range(unions)] = 0  # each wrong under one union alone, the last under none
-    found, certified = certify(looks_at(masks, clean, classes), 0.0)
+    found, certified = certify(looks_at(masks, clean, classes), 0.0, masks.hiding(PatchThreat(1, 2, masks.count)))
     assert certified.any()
     for table, result in zip(clean[certified], found[certified].tolist(), strict=True):
         for covered in hiding(masks):

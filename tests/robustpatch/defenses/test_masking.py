@@ -86,6 +86,33 @@ def test_two_patches_are_hidden_by_views_of_two_masks(masks, unions):
         assert torch.equal(hidden[found.unions[found.pair[s, t]]].any(dim=0), views[s] | views[t])
 
 
+@given(SIDES, SIDES, SIDES, PER_AXIS)
+def test_views_that_hide_each_placement(size, share, other, per_axis):
+    """Against pixels, for the patch that the masks are made for and any other."""
+    masks = MaskSet.for_patch(fitting(size, share), per_axis, size)
+    for patch in (fitting(size, share), fitting(size, other)):
+        footprints = patch.footprint(patch.placements(*size)[:, None], *size)
+        expected = (~footprints[:, None] | masks.hidden()).flatten(2).all(dim=2)
+        assert torch.equal(masks.hiding_at(patch), expected)
+        assert {tuple(some) for some in masks.hiding(patch).tolist()} == {tuple(some) for some in expected.tolist()}
+
+
+@pytest.mark.parametrize("patch", [PatchThreat(2, 2, 2), PatchThreat(1, 2, 2), PatchThreat(2, 1)])
+def test_views_that_hide_all_patches_at_once(patch):
+    """Two of them, or fewer than the masks are made for: every choice of placements, from pixels."""
+    masks = MaskSet.for_patch(PatchThreat(2, 2, 2), (2, 2), (5, 6))
+    views = masks.hidden()[masks.views].any(dim=1)
+    footprints = patch.footprint(patch.placements(5, 6)[:, None], 5, 6)
+    expected = set()
+    for one, other in product(footprints, repeat=2):
+        both = one | other if patch.count == 2 else one
+        expected.add(tuple((~both | views).flatten(1).all(dim=1).tolist()))
+    assert {tuple(some) for some in masks.hiding(patch).tolist()} == expected
+    either = AnyOf([patch, PatchThreat(1, 1)])
+    both = {tuple(some) for one in either.threats for some in masks.hiding(one).tolist()}
+    assert {tuple(some) for some in masks.hiding(either).tolist()} == both
+
+
 def test_threats_that_are_covered_and_not():
     masks = MaskSet.for_patch(PatchThreat(4, 2), (3, 3), (10, 9))
     assert masks.covers(AnyOf([PatchThreat(4, 1), PatchThreat(1, 2)]))
