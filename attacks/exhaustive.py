@@ -20,8 +20,9 @@ class ExhaustivePGD(Attack):
 
     For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, climbs go towards the nearest
     of the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so on as well), and only
-    touched ablations are scored; `unpruned` does none of this and goes in random order. Of any other classifier the
-    order is that of one random patch at each placement.
+    touched ablations are scored; of PatchCleanser, placements that it closes are skipped, and those that its views hold
+    least come first (`attacks.cleansed`). `unpruned` does none of this and goes in random order. Of any other
+    classifier the order is that of one random patch at each placement.
 
     The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
     one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes

@@ -56,8 +56,9 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
     """What is open on each image, at most `rivals` rivals each; equal margins in random order, from the image's stream.
 
     With a `batch`, a classifier that is not smoothed is asked itself: one random patch is scored at each placement, and
-    where it brought success nearest comes first. Single placements also where the threat has several patches: there
-    every placement is open, and the order tells which of them alone does most.
+    where it brought success nearest comes first; but of PatchCleanser, its looks at the clean image say which are open.
+    Single placements also where the threat has several patches: there every placement is open, and the order tells
+    which of them alone does most.
     """
     images, sites = len(search.y), len(search.placements)
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]

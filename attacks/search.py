@@ -34,7 +34,8 @@ class Attack(ABC):
 
     Args:
         budget: evaluations an image; None for no limit. No new step of an image is begun beyond it.
-        touched_only: score only the ablations that the patch touches, and heed the certificate where the attack can.
+        touched_only: score only the ablations that the patch touches, and heed the certificate where the attack can. Of
+            PatchCleanser, look at the clean images for a quarter of the budget at most, and climb a few views alone.
         batch: attacked images scored at once; memory follows it, and so do rounding errors and what an image pays for
             the climbs under way when it breaks or its budget ends.
     """
@@ -112,6 +113,7 @@ class Search:
     Attributes:
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
+        looks: of PatchCleanser, what it says of the clean images; None where the search leans on nothing.
         reach: Bool[B,S,K], the classes that the certificate leaves in reach of one patch, by touched set; None where
             nothing is known. Climbs towards the strongest class seek it among these.
     """

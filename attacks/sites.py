@@ -17,7 +17,8 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
 
     Where the search may heed the certificate and is to be `guided` by it: the open ones (none, if all are closed), one
     of each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
-    cheapest there; of several patches the others go to random open placements. Else uniformly random ones.
+    cheapest there; of several patches the others go to random open placements. Of PatchCleanser, a touched set is one
+    of views that hide the patch. Else uniformly random ones.
     """
     images = range(len(search.y))
     if not (guided and (search.pruned or search.looks is not None)):

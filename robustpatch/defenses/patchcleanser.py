@@ -99,11 +99,13 @@ class PatchCleanser(Defended):
     """A classifier of images under masks, whose certified predictions no patch within the threat changes.
 
     `predict` is double masking: the class named under every mask; where they differ, that of a dissenting mask under
-    which no second mask changes the answer; else the majority's. `certify` finds the images whose class is the same
-    under all pairs of masks, singles included, by more than 2·guard in logits; for these `predict` of the attacked
-    image is the same: the proof is at `double_masking.certify`. It takes one thing for granted: an image under masks
-    that hide the patch gets the logits of the clean image under them, up to `guard`. Hidden pixels are selected away,
-    so the network is shown the same numbers; that it answers alike, alone and in company, is tested on first use.
+    which no second mask changes the answer; else the majority's. `certify` finds the images of which, wherever the
+    patch is, some mask hides it under which no second mask changes the class, by more than 2·guard in logits; for these
+    `predict` of the attacked image is the same: the proof is at `double_masking.certify`. With the patch that the masks
+    are made for, that takes all pairs of masks; smaller ones are hidden by several. It takes one thing for granted: an
+    image under masks that hide the patch gets the logits of the clean image under them, up to `guard`. Hidden pixels
+    are selected away, so the network is shown the same numbers; that it answers alike, alone and in company, is tested
+    on first use.
 
         model = PatchCleanser(network, DoubleMasking(patch="32x32"), num_classes=1000).eval()
         certificate = model.certify(x, PatchThreat(32, 32))

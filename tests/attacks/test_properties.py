@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from attacks import Oracle, judge
 from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -30,7 +31,7 @@ FIELDS = ("x_adv", "corners", "evaluations", "visited")
 
 
 def a_model(draw, channels, height, width):
-    """Smoothed by columns, rows, blocks or cells of a grid, enumerated or in one pass, or not at all."""
+    """Smoothed by columns, rows, blocks or cells of a grid, enumerated or in one pass, or not at all; or by masks."""
     kinds = [
         "columns",
         "rows",
@@ -38,9 +39,12 @@ def a_model(draw, channels, height, width):
         "grid",
         *(f"{kind} in one pass" for kind in ("columns", "rows", "blocks", "grid")),
     ]
-    kind = draw(st.sampled_from([*kinds, "plain"]))
+    kind = draw(st.sampled_from([*kinds, "plain", "masks"]))
     if kind == "plain":
         return Plain(channels * height * width).eval()
+    if kind == "masks":
+        masks = DoubleMasking("2", draw(st.sampled_from(["1x1", f"{height}x{width}"])))
+        return PatchCleanser(Plain(channels * height * width), masks, num_classes=3).eval()
     size = draw(st.integers(1, min(3, height, width)))
     stride = draw(st.integers(1, size))
     if kind == "blocks":

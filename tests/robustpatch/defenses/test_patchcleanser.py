@@ -54,8 +54,8 @@ def images(count: int, size: tuple[int, int] = SIZE, seed: int = 3) -> torch.Ten
 
 def by_black_and_white(model: PatchCleanser, x: torch.Tensor) -> torch.Tensor:
     """Which predictions some patch of black and white pixels changes, at any placement."""
-    attacked = []
-    for (row, column), content in product(THREAT.placements(*SIZE).tolist(), product((0.0, 1.0), repeat=2)):
+    attacked, places = [], THREAT.placements(x.shape[2], x.shape[3]).tolist()
+    for (row, column), content in product(places, product((0.0, 1.0), repeat=2)):
         attacked.append(x.clone())
         attacked[-1][:, 0, row, column : column + 2] = torch.tensor(content)
     return (model.predict(torch.cat(attacked)).view(len(attacked), len(x)) != model.predict(x)).any(dim=0)
@@ -71,6 +71,20 @@ def test_no_patch_of_black_and_white_changes_a_certified_prediction(text):
     broken = by_black_and_white(model, x)
     assert not (broken & certificate.certified).any()
     assert broken.any()
+
+
+def test_smaller_patches_are_certified_where_one_of_their_masks_holds():
+    """More images than with the patch that the masks are made for, and none that some content changes."""
+    size = (2, 12)
+    model, x = model_of("patchcleanser:masks=1x8,patch=1x5", size=size, seed=3), images(100, size, seed=3)
+    whole, small = model.certify(x, PatchThreat(1, 5)), model.certify(x, THREAT)
+    assert 0 < int(whole.certified.sum()) < int(small.certified.sum()) < len(x)
+    assert not (whole.certified & ~small.certified).any()
+    assert not (by_black_and_white(model, x) & small.certified).any()
+    margins = model.placement_margins(x, THREAT)
+    assert torch.equal((margins > 0).all(dim=1), small.certified)
+    alone = torch.cat([model.placement_margins(one[None], THREAT) for one in x[:5]])
+    assert torch.allclose(alone, margins[:5], atol=1e-5)
 
 
 def test_two_patches_do_not_change_a_prediction_certified_for_two():
@@ -186,6 +200,10 @@ def test_threats_that_the_masks_do_not_hide_are_refused():
     for threat in (PatchThreat(4, 4), PatchThreat(1, 1, 2), AnyOf([THREAT, PatchThreat(3, 3)])):
         with pytest.raises(InvalidInput, match="masks are made for 1x2"):
             model.certify(x, threat)
+    with pytest.raises(InvalidInput, match="masks are made for 1x2"):
+        model.placement_margins(x, PatchThreat(4, 4))
+    with pytest.raises(InvalidInput, match="only one patch has a map"):
+        model_of("patchcleanser:masks=2x3,patch=2*1x2").placement_margins(x, PatchThreat(1, 2, 2))
     with pytest.raises(InvalidInput, match="larger than the image"):
         model.certify(x, PatchThreat(9, 9))
     with pytest.raises(InvalidInput, match="larger than the image"):
