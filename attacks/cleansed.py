@@ -16,7 +16,7 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.threat import PatchThreat
 
-_NEAR, _FAR = 8, 4  # views asked at each step: most that hide part of the patch, and those that show it all
+_NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,29 @@ class CleanLooks:
         some = [(self.share * lead.clamp(min=0)).amax(dim=1) for lead in self.lead]
         return torch.stack(some) if some else self.lead.new_zeros(0, len(self.share))
 
+    def several(self, image: int, number: int, chance: torch.Generator) -> Int[Tensor, "M count"]:
+        """So many random choices of placements of all patches, each hidden by one of the views least steady; by how
+        much any view holds them, the least first.
+        """
+        lead, share = self.lead[image], self.share
+        order = lead.argsort()[: max(1, int((lead <= 0).sum()))]
+        drawn = torch.rand(number, self.threat.count, len(share), generator=chance).to(lead.device)
+        view = order[torch.arange(number, device=lead.device) % len(order)]
+        placement = drawn.masked_fill((share.T[view] < 1)[:, None], -1).argmax(dim=2)
+        hold = (share[placement].mean(dim=1) * lead.clamp(min=0)).amax(dim=1)
+        return placement[hold.argsort(stable=True)]
+
     @property
     def cost(self) -> int:
         """Evaluations of one forward pass of a victim, at the most."""
-        return self._each * (2 * min(_NEAR, len(self.masks.views)) + min(_FAR, len(self.masks.views)))
+        return self._each * (2 * self._asked(_NEAR) + self._asked(_FAR))
 
     @property
     def _each(self) -> int:
         return self.model.each(*self.masks.image_size)
+
+    def _asked(self, views: int) -> int:
+        return min(views * self.threat.count, len(self.masks.views))
 
     def victim(
         self,
@@ -102,8 +117,8 @@ class CleanLooks:
         share, pair = self.share[placement].mean(dim=1), self.masks.pair.to(y.device)
         lead, hides = self.lead[image], (self.share[placement] == 1).all(dim=1)
         steady = torch.where(self.complete[image], lead, lead.clamp(max=0)).masked_fill(~hides, -torch.inf)
-        holding, near = (share * lead.clamp(min=0)).masked_fill(hides, 0).topk(min(_NEAR, share.shape[1]), dim=1)
-        far = _spread(share, min(_FAR, share.shape[1]))
+        holding, near = (share * lead.clamp(min=0)).masked_fill(hides, 0).topk(self._asked(_NEAR), dim=1)
+        far = _spread(share, self._asked(_FAR))
         first, second = pair[near, near], pair[near, self.weakest[image].gather(1, near)]
         held = holding > 0
         valid = torch.cat([held, held & (second != first), torch.ones_like(far).bool()], dim=1)

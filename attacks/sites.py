@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from attacks.cleansed import CleanLooks
 from attacks.placement import Openings, openings
 from attacks.search import Search
 
+_DRAWN = 64  # choices of several placements that are ordered at once
 Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patch; the class to aim at, -1: whichever
 
 
@@ -18,11 +20,14 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     Where the search may heed the certificate and is to be `guided` by it: the open ones (none, if all are closed), one
     of each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
     cheapest there; of several patches the others go to random open placements. Of PatchCleanser, a touched set is one
-    of views that hide the patch. Else uniformly random ones.
+    of views that hide the patch, and several patches go where a view hides them all that can be shaken. Else uniformly
+    random ones.
     """
     images = range(len(search.y))
     if not (guided and (search.pruned or search.looks is not None)):
         return [_random(search, _chance(search, i)) for i in images]
+    if search.looks is not None and search.threat.count > 1:
+        return [_together(search.looks, i, _chance(search, i)) for i in images]
     found = openings(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
     return [_open(search, each, _chance(search, i)) for i, each in zip(images, found, strict=True)]
@@ -39,6 +44,12 @@ def _open(search: Search, found: Openings, chance: torch.Generator) -> Iterator[
         for first, rival in found.spread():
             rest = torch.randint(len(found), (search.threat.count - 1,), generator=chance)
             yield (first, *found.placement[rest].tolist()), rival
+
+
+def _together(looks: CleanLooks, image: int, chance: torch.Generator) -> Iterator[Site]:
+    while True:
+        for placement in looks.several(image, _DRAWN, chance).tolist():
+            yield tuple(placement), -1
 
 
 def _chance(search: Search, image: int) -> torch.Generator:

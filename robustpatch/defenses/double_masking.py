@@ -100,11 +100,10 @@ def certify(
     order = by_doubt(looks, alive)
     for columns in _growing(order.shape[1]):
         union = order[:, columns]
-        image = alive[:, None].expand_as(union)
-        holds = (looks.ask(image, union) == found[alive, None]) & (looks.gap[image, union] > 2 * guard)
-        shaken = alive[~holds.all(dim=1)]
-        certified[shaken] = closed(steady(looks, found, guard, shaken), hiding).all(dim=1)
-        alive, order = alive[certified[alive]], order[certified[alive]]
+        looks.ask(alive[:, None].expand_as(union), union)
+        holds = closed(steady(looks, found, guard, alive), hiding).all(dim=1)
+        certified[alive] = holds
+        alive, order = alive[holds], order[holds]
     return found, certified
 
 

@@ -157,6 +157,32 @@ def test_looks_keep_to_their_part_of_the_budget():
         assert bool((looks.evaluations == every).all()) == bool(looks.complete.all()) == (most in (every, None))
 
 
+def test_several_patches_go_where_a_view_that_is_not_steady_hides_them_all():
+    """The least held first: what `several` says of the pairs that it draws, and that an attack pays for all it asks."""
+    model, x, threat = cleansed(2, "2x3", "2*1x2"), near_grey(4, 3), PatchThreat(1, 2, 2)
+    looks, chance = CleanLooks.of(model, x, threat), torch.Generator().manual_seed(0)
+    hides, shaken = model.defense.mask_set(*SIZE).hiding_at(PatchThreat(1, 2)), looks.lead <= 0
+    assert shaken.any(dim=1).sum() > 1
+    for i in range(len(x)):
+        pairs = looks.several(i, 40, chance)
+        assert len({tuple(pair) for pair in pairs.tolist()}) > 5
+        views = hides[pairs].all(dim=1)
+        assert views.any(dim=1).all()
+        if shaken[i].any():
+            assert (views & shaken[i]).any(dim=1).all()
+        hold = (looks.share[pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
+        assert torch.equal(hold, hold.sort().values)
+    y = model.predict(x)
+    certified = model.certify(x, threat).certified
+    model.network = Counting(model.network).eval()
+    attack = PatchPGD(steps=4, restarts=4)
+    found = attack(model, x, y, threat, generator=chance)
+    assert int(found.evaluations.sum()) == model.network.rows
+    broken = judge(model, x, y, threat, found).broken
+    assert broken.any()
+    assert not (broken & certified).any()
+
+
 def test_guided_climbs_break_more_than_blind_ones_for_as_many_evaluations():
     threat, broken = PatchThreat(1, 2), torch.zeros(3, dtype=torch.long)
     for seed in range(2):
