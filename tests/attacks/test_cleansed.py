@@ -110,7 +110,7 @@ def test_placements_are_closed_and_open():
 
 
 def test_openings_are_what_is_open_the_least_held_first():
-    model, x, threat = cleansed(2, patch="2x2"), near_grey(12, 3), PatchThreat(1, 1)
+    model, x, threat = cleansed(4, "3", "2x2"), near_grey(12, 3), PatchThreat(2, 2)
     search = search_of(model, x, threat)
     looks = search.looks
     assert looks is not None
@@ -119,6 +119,7 @@ def test_openings_are_what_is_open_the_least_held_first():
     for i, each in enumerate(found):
         assert set(each.placement.tolist()) == set(looks.open[i].nonzero()[:, 0].tolist())
         assert torch.equal(looks.hold[i][each.placement], looks.hold[i][each.placement].sort().values)
+    assert max(len(set(looks.hold[i][each.placement].tolist())) for i, each in enumerate(found)) > 3
 
 
 def test_the_share_of_a_patch_that_views_hide():
