@@ -120,8 +120,9 @@ class CleanLooks:
         holding, near = (share * lead.clamp(min=0)).masked_fill(hides, 0).topk(self._asked(_NEAR), dim=1)
         far = _spread(share, self._asked(_FAR))
         first, second = pair[near, near], pair[near, self.weakest[image].gather(1, near)]
-        held = holding > 0
-        valid = torch.cat([held, held & (second != first), torch.ones_like(far).bool()], dim=1)
+        held, shown = holding > 0, ~hides.gather(1, far)
+        shown[:, 0] = True  # where no view shows any of the patch there is nothing to climb, but a step costs something
+        valid = torch.cat([held, held & (second != first), shown], dim=1)
         return CleansedVictim(
             self.model,
             y,

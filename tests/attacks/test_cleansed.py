@@ -159,21 +159,38 @@ def test_looks_keep_to_their_part_of_the_budget():
         assert bool((looks.evaluations == every).all()) == bool(looks.complete.all()) == (most in (every, None))
 
 
+@pytest.mark.parametrize("masks", ["1x2", "1x3", "2x3", "4x4"])
+def test_no_view_is_asked_that_hides_the_patch(masks):
+    """Unless all do: what no content moves would stand in the way of every success."""
+    model, x, threat = cleansed(2, masks), near_grey(2, 3), PatchThreat(1, 2)
+    looks, hides = CleanLooks.of(model, x, threat), model.defense.mask_set(*SIZE).hiding_at(threat)
+    assert not hides.all(dim=1).any()
+    site = torch.arange(len(hides)).repeat(2)
+    image = torch.arange(2).repeat_interleave(len(hides))
+    victim = looks.victim(image, site[:, None], model.predict(x)[image])
+    members = looks.masks.unions
+    for row, (asked, valid) in enumerate(zip(victim.union, victim.valid, strict=True)):
+        views = asked[valid & (members[asked][:, 0] == members[asked][:, -1])]  # unions of one mask
+        assert len(views)
+        assert not hides[site[row], views].any()
+    assert (victim.cost == victim.valid.sum(dim=1)).all()
+    assert int(victim.cost.max()) <= looks.cost
+
+
 def test_several_patches_go_where_a_view_that_is_not_steady_hides_them_all():
     """The least held first: what `several` says of the pairs that it draws, and that an attack pays for all it asks."""
     model, x, threat = cleansed(2, "2x3", "2*1x2"), near_grey(4, 3), PatchThreat(1, 2, 2)
     looks, chance = CleanLooks.of(model, x, threat), torch.Generator().manual_seed(0)
     hides, shaken = model.defense.mask_set(*SIZE).hiding_at(PatchThreat(1, 2)), looks.lead <= 0
-    assert shaken.any(dim=1).sum() > 1
     for i in range(len(x)):
         pairs = looks.several(i, 40, chance)
         assert len({tuple(pair) for pair in pairs.tolist()}) > 5
-        views = hides[pairs].all(dim=1)
-        assert views.any(dim=1).all()
-        if shaken[i].any():
-            assert (views & shaken[i]).any(dim=1).all()
+        assert (hides[pairs].all(dim=1) & shaken[i]).any(dim=1).all()
         hold = (looks.share[pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
         assert torch.equal(hold, hold.sort().values)
+    for least in (-1.0, 0.5):  # one view shaken, or none: the least sure
+        lead = torch.ones_like(looks.lead).index_fill(1, torch.tensor([2]), least)
+        assert hides[replace(looks, lead=lead).several(0, 40, chance)].all(dim=1)[:, 2].all()
     y = model.predict(x)
     certified = model.certify(x, threat).certified
     model.network = Counting(model.network).eval()
