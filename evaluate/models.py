@@ -40,6 +40,7 @@ def load_model(
     defense: str | None = None,
     ablation: str | None = None,
     theta: float | None = None,
+    voting: str | None = None,
     guard: float | None = None,
     randomized: bool = False,
     alpha: float | None = None,
@@ -55,15 +56,19 @@ def load_model(
     """
     precision = check_dtype(dtype)
     loaded = load_checkpoint(name, ablation=None if ablation is None else parse_source(ablation))
-    for option, value in (("theta", theta), ("guard", guard), ("randomized", randomized or None)):
+    asked = (("theta", theta), ("voting", voting), ("guard", guard), ("randomized", randomized or None))
+    for option, value in asked:
         if value is not None and voters(loaded.model) is None:
             raise InvalidInput(
                 f"{option} is {value}, but checkpoint {name} is {_kind(loaded.model)} and casts no votes; "
                 f"drop --{option} or name another checkpoint"
             )
     sampled = randomized or isinstance(loaded.model, RandomizedClassifier)
-    if theta is not None and sampled:
-        raise InvalidInput(f"theta is {theta}, but randomized certificates are of top-1 votes; drop --theta")
+    for option, value in asked[:2] if sampled else ():
+        if value is not None:
+            raise InvalidInput(f"{option} is {value}, but randomized certificates are of top-1 votes; drop --{option}")
+    if theta is not None and voting is not None:
+        raise InvalidInput(f"theta is {theta} and voting is {voting}, a rule with its own numbers; drop --theta")
     for option, value in (("alpha", alpha), ("samples", samples)):
         if value is not None and not sampled:
             raise InvalidInput(
@@ -72,6 +77,8 @@ def load_model(
             )
     if theta is not None:
         loaded.smoothed.voting = _with_theta(loaded.smoothed.voting, theta)
+    if voting is not None:
+        loaded.smoothed.voting = parse_voting(voting, loaded.smoothed.voting.guard)
     if sampled:
         options: dict[str, Any] = {"seed": seed}
         options |= {} if alpha is None else {"alpha": alpha}

@@ -67,6 +67,14 @@ class Options:
     theta: Annotated[
         float | None, typer.Option(help="Vote threshold instead of the checkpoint's.", rich_help_panel=_MODEL)
     ] = None
+    voting: Annotated[
+        str | None,
+        typer.Option(
+            help="Voting rule instead of the checkpoint's: threshold:0.3, top1, scores, tanh:1:2, relu:16 or "
+            "sigmoid:0.5.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
     guard: Annotated[
         float | None, typer.Option(help="Allowed change of a score; default by precision.", rich_help_panel=_MODEL)
     ] = None

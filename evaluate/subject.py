@@ -38,6 +38,7 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
             defense=options.defense,
             ablation=options.ablation,
             theta=options.theta,
+            voting=options.voting,
             guard=options.guard,
             randomized=options.randomized,
             alpha=options.alpha,
@@ -50,7 +51,7 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
         note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **described(loaded.model)}
         seconds = loaded.config.get("train_seconds")
         return Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note, seconds)
-    for name in ("ablation", "theta", "guard", "randomized", "alpha", "samples"):
+    for name in ("ablation", "theta", "voting", "guard", "randomized", "alpha", "samples"):
         value = getattr(options, name)
         if value:
             raise InvalidInput(

@@ -12,7 +12,7 @@ from typing import Any
 from evaluate.options import Options
 from robustpatch.errors import InvalidInput
 
-_MODEL = ("checkpoint", "model", "defense", "theta", "guard", "randomized", "alpha", "samples")
+_MODEL = ("checkpoint", "model", "defense", "theta", "voting", "guard", "randomized", "alpha", "samples")
 _BOARD = ("dataset", "data_root", "image_size", "channels", "classes", "patch")  # one and the same for all rows
 _RUN = ("num_images", "attacks", "steps", "budget", "certified_budget", "batch_size", "seed", "device", "dtype")
 _COUNTS = ("attacked_images", "timed_images")
@@ -75,8 +75,8 @@ def read_board(path: str | Path, **instead: Any) -> Board:
 
     Of the whole board: title, dataset, data_root, image_size, channels, classes, patch. Of the board or of a row:
     num_images (0: all), attacked_images (0: none is attacked), timed_images, attacks, steps, budget, certified_budget,
-    batch_size, seed, device, dtype. Of a row: name, checkpoint or model, defense, theta, guard, randomized, alpha,
-    samples, recipe and run, or train, published, source. Raises `InvalidInput`, before anything is loaded.
+    batch_size, seed, device, dtype. Of a row: name, checkpoint or model, defense, theta, voting, guard, randomized,
+    alpha, samples, recipe and run, or train, published, source. Raises `InvalidInput`, before anything is loaded.
     """
     try:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ def _refuse_unknown(path: str | Path, where: str, given: Any, known: tuple[str, 
 def _check(path: str | Path, name: str, key: str, value: Any, default: Any) -> None:
     if default is None:
         kind: Any = {"theta": float, "guard": float, "alpha": float}.get(key, int)
-        kind = str if key in ("model", "defense", "data_root", "image_size", "classes") else kind
+        kind = str if key in ("model", "defense", "voting", "data_root", "image_size", "classes") else kind
     else:
         kind = type(default)
     wanted = (int, float) if kind is float else kind

@@ -128,7 +128,11 @@ def test_what_ignores_a_defense_tests_no_certificate_of_it(undefended, tmp_path)
 
 
 @pytest.mark.parametrize("defense", ["darker", "darker:by=0.25"])
-@pytest.mark.parametrize("votes", [{}, {"theta": 0.2, "guard": 0.03}], ids=["its own votes", "other votes"])
+@pytest.mark.parametrize(
+    "votes",
+    [{}, {"theta": 0.2, "guard": 0.03}, {"voting": "tanh:1.0:2.0", "guard": 0.03}],
+    ids=["its own votes", "another threshold", "another rule"],
+)
 def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense, votes, checkpoint):
     """Threshold and guard act on the classifier inside, and `as_in_run` builds the same model from what is noted."""
     loaded = load_model(str(checkpoint), defense=defense, **votes)
@@ -137,7 +141,7 @@ def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense
     assert not loaded.model.training
     note = json.loads(json.dumps(described(loaded.model)))
     assert note["defense"] == defense
-    assert note["voting"] == f"threshold:{votes.get('theta', 0.3)}"
+    assert note["voting"] == votes.get("voting", f"threshold:{votes.get('theta', 0.3)}")
     assert note["guard"] == votes.get("guard", 1e-4)
     again = as_in_run(load_checkpoint(checkpoint), note)
     assert model_fingerprint(again.requires_grad_(False)) == model_fingerprint(loaded.model)

@@ -96,6 +96,7 @@ def test_names_of_classes(mine):
         ("mine.py:flat", (), "fails on folder's images, (2, 3, 12, 14)"),
         ("mine.py:base_of_3_channels", (), "its base sees encoded images, by default of 2C channels"),
         ("mine.py:net", ("--theta", 0.2), "theta is 0.2, which is for checkpoints"),
+        ("mine.py:net", ("--voting", "scores"), "voting is scores, which is for checkpoints"),
         ("mine.py:net", ("--classes", "light,day"), "not night, folders of photos"),
         ("mine.py:net", ("--classes", "nowhere"), "which is no list a,b,c and no text file"),
         ("mine.py:net", ("--image-size", "12x"), "image_size is '12x'; use 224 or 224x320"),

@@ -297,6 +297,7 @@ WRONG = {
     "alpha": (["--randomized", "--alpha", "2"], "alpha is 2.0; it is the chance of an error"),
     "samples": (["--randomized", "--samples", "0"], "estimation is 0; it must be"),
     "theta": (["--randomized", "--theta", "0.3"], "theta is 0.3, but randomized certificates are of top-1 votes; drop"),
+    "voting": (["--randomized", "--voting", "scores"], "voting is scores, but randomized certificates are of top-1"),
     "another": (["--ablation", "sparse:5"], "ablation is sparse:5, but checkpoint toy.safetensors was trained for col"),
 }
 

@@ -9,13 +9,14 @@ from attacks import PatchPGD
 from evaluate import Settings
 from evaluate.batch import evaluate_batch
 from evaluate.counterexample import Counterexample, load_counterexample, save_counterexample
-from evaluate.models import _with_theta
+from evaluate.models import _with_theta, load_model
 from evaluate.sweep.records import margin_column
 from evaluate.sweep.runner import SweepSettings, certify_scores, sweep
 from robustpatch.errors import InvalidInput
 from robustpatch.scored import ClippedTanh, Heaviside, SummedScores
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold, TopOne
+from robustpatch.zoo import load_checkpoint
 from tests import toys
 from tests.evaluate import sweeps
 
@@ -66,6 +67,19 @@ def test_a_sweep_scores_once_for_rules_of_one_link_alone(tmp_path):
     settings = SweepSettings(num_images=5, votings=(Threshold(),), patches=(THREAT,))
     with pytest.raises(InvalidInput, match="makes other scores"):
         sweep({"one": checkpoint}, sweeps.scene(), settings, tmp_path / "sweep")
+
+
+def test_scores_are_summed_where_the_command_line_asks(checkpoint):
+    """`--voting tanh` certifies the checkpoint's network with its logits clipped, under its guard or another."""
+    x = toys.images(5, size=(28, 28))
+    for guard in (None, 0.03):
+        asked = load_model(str(checkpoint), voting="tanh:1:2", guard=guard).smoothed
+        clipped = load_checkpoint(checkpoint).smoothed
+        clipped.voting = ClippedTanh(1.0, 2.0, guard)
+        one, other = (model.certify(x, THREAT) for model in (asked, clipped))
+        assert asked.voting == clipped.voting
+        assert one.unit == 2**16
+        assert torch.equal(one.placement_margin, other.placement_margin)  # type: ignore[arg-type]
 
 
 def test_a_threshold_from_the_command_line_keeps_the_link():

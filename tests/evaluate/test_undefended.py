@@ -158,6 +158,7 @@ def test_the_other_precision_and_no_attacks(undefended, tmp_path):
     [
         (("--ablation", "columns:2"), "ablation is columns:2, but checkpoint plain.safetensors is undefended"),
         (("--theta", "0.4"), "theta is 0.4, but checkpoint"),
+        (("--voting", "scores"), "voting is scores, but checkpoint"),
         (("--guard", "0"), "guard is 0.0, but checkpoint"),
     ],
     ids=lambda part: part[0],
