@@ -90,8 +90,9 @@ def load_model(
     if defense is not None:
         model = with_defense(model, defense, len(loaded.config["class_names"]), f"checkpoint {name}")
         counted = measurable(model)
-        if theta is not None and counted is not None and counted.voting != loaded.smoothed.voting:
-            raise InvalidInput(f"theta is {theta}, but {defense} counts {counted.voting}; drop --theta")
+        for option, value in asked[:2]:
+            if value is not None and counted is not None and counted.voting != loaded.smoothed.voting:
+                raise InvalidInput(f"{option} is {value}, but {defense} counts {counted.voting}; drop --{option}")
     model.to(device, precision)
     model.requires_grad_(False)
     return replace(loaded, model=model)

@@ -17,6 +17,7 @@ from robustpatch.ablation import Columns
 from robustpatch.certificate import Certificate
 from robustpatch.defenses import Defended, Defense
 from robustpatch.encoding import Fill, MaskChannel
+from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import Threshold
 from robustpatch.zoo import load_checkpoint, save_checkpoint
@@ -150,6 +151,8 @@ def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense
 def test_a_threshold_that_a_defense_does_not_count_by_is_refused(checkpoint, tmp_path):
     given = ("--checkpoint", checkpoint, "--theta", 0.4, *QUICK, "--output", tmp_path / "out")
     refused(call(*given, "--defense", "patchguard:voting=scores"), "theta is 0.4, but patchguard:voting=scores counts")
+    with pytest.raises(InvalidInput, match="voting is top1, but patchguard:voting=scores counts scores; drop --voting"):
+        load_model(str(checkpoint), voting="top1", defense="patchguard:voting=scores")
     assert not (tmp_path / "out").exists()
     assert load_model(str(checkpoint), theta=0.4, defense="patchguard").model.network.voting == Threshold(0.4)
 
