@@ -16,7 +16,7 @@ from robustpatch.errors import InvalidInput
 
 Key = bytes  # stands for one view: the digest of its values
 Answer = tuple[int, ...]  # the classes that a view votes for, with equal scores; none: all alike
-SCALE = 30.0  # logit of a class voted for: softmax gives the others 1e-13
+SCALE = 30.0  # logit of a class voted for, and less that of the others: softmax gives those 1e-26, a sigmoid 1e-13
 
 
 class TableBase(nn.Module):
@@ -62,7 +62,7 @@ class TableBase(nn.Module):
         return logits.to(views.device) if isinstance(views, Tensor) else logits.numpy()
 
     def _row(self, answer: Answer) -> Tensor:
-        row = torch.zeros(self.classes)
+        row = torch.full((self.classes,), -SCALE)
         row[list(answer)] = SCALE
         return row
 

@@ -18,6 +18,7 @@ from evaluate.audit.tables import TableBase, keys_of
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.encoding import MaskChannel
 from robustpatch.errors import InvalidInput
+from robustpatch.scored import ClippedTanh, Heaviside
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold, TopOne
@@ -82,6 +83,8 @@ def test_swapped_sides_are_named():
         (Rows(2), Threshold(0.2), None),
         (Blocks(2), TopOne(), None),
         (Columns(3, 3), TopOne(), MaskChannel()),
+        (Columns(2), Heaviside(0.22), None),
+        (Rows(2), ClippedTanh(2.0, 1.0), None),
     ],
 )
 @pytest.mark.parametrize("size", [(4, 10), (10, 4)])
