@@ -4,7 +4,8 @@ A recipe has a table `[[run]]` for each network: its `name`, and the settings of
 tables, trains it in several stages, each from the weights of the one before; a stage's settings go over the run's, and
 a run's over those of the table `[defaults]`. The ablation "none" is that of whole images. `vote` is the voting rule
 that the checkpoint is kept with, where another than the training's did best on validation images; `start`, a checkpoint
-whose weights the first stage begins with.
+whose weights the first stage begins with; `bits`, to how many binary digits after the first its weights are rounded,
+where they are to compress well.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @dataclass(frozen=True)
 class Run:
     """One network of a recipe: its checkpoint's name, its stages, each but the first from the one before, the voting
-    rule that it is kept with (None: that of the last stage), and what the first begins with (None: new weights).
+    rule that it is kept with (None: that of the last stage), what the first begins with (None: new weights), and the
+    digits that its weights keep (None: as float16 has).
     """
 
     name: str
     stages: tuple[TrainingConfig, ...]
     vote: str | None = None
     start: str | None = None
+    bits: int | None = None
 
 
 def load_recipe(path: str | Path) -> list[Run]:
@@ -67,7 +70,7 @@ def load_recipe(path: str | Path) -> list[Run]:
 def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run:
     settings = {**defaults, **run}
     name, stages, vote = settings.pop("name", None), settings.pop("stages", [{}]), settings.pop("vote", None)
-    start = settings.pop("start", None)
+    start, bits = settings.pop("start", None), settings.pop("bits", None)
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise InvalidInput(f"recipe {path}: name is {name!r}; each run needs one, which becomes the checkpoint's file")
     configs = []
@@ -81,7 +84,7 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         if unknown:
             raise InvalidInput(
                 f"recipe {path}, run {name}: {', '.join(unknown)} is no setting here; those are "
-                f"{', '.join(key for key in known if key != 'start')}, name, stages, start and vote"
+                f"{', '.join(key for key in known if key != 'start')}, name, stages, start, vote and bits"
             )
         if chosen.get("ablation") is not None:
             chosen.setdefault("network", {"name": usual_name(parse_source(chosen["ablation"]))})
@@ -99,7 +102,9 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         parse_voting(str(vote))
     if not isinstance(start, str | None):
         raise InvalidInput(f"recipe {path}, run {name}: start is {start!r}; name a checkpoint, or leave it out")
-    return Run(name, tuple(configs), vote, start)
+    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 10):
+        raise InvalidInput(f"recipe {path}, run {name}: bits is {bits!r}; give 1 to 10, or leave it out")
+    return Run(name, tuple(configs), vote, start, bits)
 
 
 def follow(
@@ -124,7 +129,7 @@ def follow(
     if final.exists():
         kept = load_checkpoint(final).config
         vote = run.vote or run.stages[-1].for_checkpoint().get("voting")
-        if (kept.get("stages"), kept.get("voting"), kept.get("start")) != (claims, vote, run.start):
+        if [kept.get(key) for key in ("stages", "voting", "start", "bits")] != [claims, vote, run.start, run.bits]:
             raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
         if any(kept.get(key) != value for key, value in about(images).items()):
             raise InvalidInput(f"output {final} was trained on other images; name another output, or delete it")
@@ -145,9 +150,10 @@ def follow(
         "history": [row for rows in histories for row in rows],
     }
     config |= {} if run.vote is None else {"voting": run.vote}
+    config |= {} if run.bits is None else {"bits": run.bits}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
     if parallel.rank() == 0:
-        save_checkpoint(final, trained.model, config, dtype=torch.float16)
+        save_checkpoint(final, trained.model, config, dtype=torch.float16, bits=run.bits)
     parallel.wait()
     return final
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def test_stages_over_runs_over_defaults(tmp_path):
         ('[[run]]\nname = "a"\nepochs = 0', "epochs is 0"),
         ('[[run]]\nname = "a"\nablation = "bands:2"', "ablation is 'bands:2'"),
         ('[[run]]\nname = "a"\nvote = "most"', "voting is 'most'"),
+        ('[[run]]\nname = "a"\nbits = 0', "bits is 0; give 1 to 10"),
+        ('[[run]]\nname = "a"\nbits = true', "bits is True; give 1 to 10"),
         ('[[run]]\nname = "a"\noptimizer = "lamb"', "optimizer is 'lamb'; use sgd or adamw"),
     ],
 )
@@ -154,6 +157,27 @@ def test_the_rule_to_vote_by_is_kept(images, tmp_path):
         (_, other) = load_recipe(written(tmp_path, changed))
         with pytest.raises(InvalidInput, match="another recipe"):
             follow(other, images, images, tmp_path / "out")
+
+
+def test_weights_keep_the_digits_asked_for(images, tmp_path):
+    """Each is the nearest number of so many binary digits after the first to what was trained; others are refused."""
+    text = TEXT.replace("stages = [{epochs = 2}, {epochs = 1, certificate = 1.0, lr = 0.02}]", "epochs = 1")
+    _, blocks = load_recipe(written(tmp_path, text))
+    kept = load_checkpoint(follow(replace(blocks, bits=3), images, images, tmp_path / "out"))
+    assert kept.config["bits"] == 3
+    trained = load_checkpoint(tmp_path / "out" / blocks.name / "1" / "checkpoint.safetensors")
+    pairs = zip(kept.smoothed.base.parameters(), trained.smoothed.base.parameters(), strict=True)
+    some = [
+        (float(w), float(v))
+        for one, other in pairs
+        for w, v in zip(one.detach().flatten(), other.detach().flatten(), strict=True)
+    ]
+    assert any(w != v for w, v in some)
+    for w, v in some[:200]:
+        digits = math.frexp(v)[1] - 4  # of the last digit that is kept
+        assert w == round(v * 2.0**-digits) * 2.0**digits
+    with pytest.raises(InvalidInput, match="another recipe"):
+        follow(blocks, images, images, tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", [{"name": "thirds"}, {"class_names": tuple("abcdefghij")}, {"labels": None}])
