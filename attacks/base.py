@@ -152,5 +152,5 @@ def judge(
 
 def content_hash(tensor: Tensor) -> str:
     """What tells tensors apart where their text abbreviates them."""
-    values = tensor.detach().cpu().contiguous()
-    return sha256(f"{values.dtype} {tuple(values.shape)} ".encode() + values.numpy().tobytes()).hexdigest()[:16]
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
+    return sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + values.tobytes()).hexdigest()[:16]

@@ -124,7 +124,7 @@ class Control(Attack):
     content: Literal["grey", "noise", "natural"]
     tries: int = 100
     source: Tensor | None = field(default=None, compare=False, repr=False)
-    source_sha256: str | None = field(default=None, init=False)
+    source_hash: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +135,7 @@ class Control(Attack):
             require(self.content == "natural", "source", "given", 'None unless content is "natural"')
             checks.image_values(self.source)
             require(len(self.source) > 0, "source", "empty", "at least one image")
-            object.__setattr__(self, "source_sha256", content_hash(self.source))
+            object.__setattr__(self, "source_hash", content_hash(self.source))
 
     @property
     def name(self) -> str:

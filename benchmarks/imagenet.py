@@ -44,7 +44,7 @@ SIZED = [  # model, how, ablation, images
     ("vit", "all tokens, one after another", "columns:19/10", 10),
     ("vit", "tokens dropped", "columns:19", 1),
     ("vit", "all tokens, one after another", "columns:19", 1),
-    ("resnet50", "13 at once", "columns:19/10", 250),
+    ("resnet50", "13 at once", "columns:19/10", 5),
     ("resnet50", "one after another", "columns:19/10", 5),
     ("resnet50", "13 at once", "columns:19", 1),
     ("resnet50", "13 at once", "blocks:75/20", 1),

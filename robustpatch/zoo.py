@@ -125,9 +125,9 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network_of(model).state_dict().items()}
-    for name, tensor in tensors.items() if dtype is not None else ():
-        if tensor.is_floating_point():
-            tensors[name] = (tensor if bits is None else _rounded(tensor, bits)).to(dtype)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (dtype is not None or bits is not None):
+            tensors[name] = (tensor if bits is None else _rounded(tensor, bits)).to(dtype or tensor.dtype)
             if not bool(torch.isfinite(tensors[name]).all()):
                 raise InvalidInput(f"dtype is {dtype}, in which {name} is not finite; keep the weights in float32")
     save_file(tensors, part, metadata={"robustpatch": json.dumps({"format": FORMAT, **config})})

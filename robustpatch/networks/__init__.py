@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -49,6 +50,8 @@ _ONE_PASS = {
     "conv-block": ConvBlockNet,
     "grid": GridNet,
 }
+_BY_ENUMERATION = {"mnist-cnn": MnistCNN, "resnet18": ResNet18, "small-cnn": SmallCNN, "mlp": MLP}
+_GIVEN = ("ablation", "image_size", "image_shape", "num_classes", "in_channels", "encoding")  # and no options
 
 
 def one_pass_name(ablation: Ablation) -> str:
@@ -85,6 +88,9 @@ def build(
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
+    make = {**_ONE_PASS, **_BY_ENUMERATION, "union": _union}.get(name)
+    if make is not None:
+        _check_options(name, make, options)
     if name in _ONE_PASS:
         if ablation is None:
             raise InvalidInput(f"network is {name}, which sees parts of an image; without an ablation use small-cnn")
@@ -114,6 +120,14 @@ def build(
         f'network is {name!r}; known are "strip", "residual-strip", "block", "conv-block", "grid", "union", '
         '"mnist-cnn", "resnet18", "small-cnn", "mlp", "vit", "resnet50", "torchvision:NAME" and "timm:NAME"'
     )
+
+
+def _check_options(name: str, make: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    known = [option for option in signature(make).parameters if option not in _GIVEN]
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise InvalidInput(f"network is {name}, which has no option {', '.join(unknown)} ({has}); leave it out")
 
 
 def _union(

@@ -61,7 +61,24 @@ def _torchvision(name: str, image_size: tuple[int, int], pretrained: bool, optio
         options = {"image_size": image_size[0], **options}
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": True, **({} if pretrained else {"aux_logits": False}), **options}
-    return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    if not pretrained:
+        return torchvision.models.get_model(name, **options)
+    classes = options.pop("num_classes", None)
+    model = torchvision.models.get_model(name, weights="DEFAULT", **options)
+    if classes is None:
+        return model
+    return _with_layers_of(torchvision.models.get_model(name, num_classes=classes, **options), model)
+
+
+def _with_layers_of(fresh: nn.Module, model: nn.Module) -> nn.Module:
+    """`model`, with the layers of `fresh` where their weights are of other sizes: those that tell the classes apart."""
+    for path, layer in list(fresh.named_modules()):
+        own = model.get_submodule(path)
+        shapes = [[weight.shape for weight in one.parameters(recurse=False)] for one in (layer, own)]
+        if shapes[0] != shapes[1]:
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, layer)
+    return model
 
 
 def _timm(name: str, image_size: tuple[int, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -117,6 +117,7 @@ def test_a_png_holds_the_patch(tmp_path, channels):
     first, second = run(given, model, x, y, threat), run(replace(given, patch=patch), model, x, y, threat)
     assert given.name == "universal-to-1"
     assert torch.equal(first.x_adv, second.x_adv)
+    assert repr(UniversalPatch(patch.content.bfloat16())) != repr(UniversalPatch(patch.content))
     assert repr(given) == repr(replace(given, patch=patch))  # as a run is told from others: by what the file holds
     patch.content[0, 0, 0] = 1 - patch.content[0, 0, 0].round()
     patch.save(tmp_path / "patch.png")

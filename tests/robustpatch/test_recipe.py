@@ -18,7 +18,7 @@ from robustpatch.losses import objective, touched_sets
 from robustpatch.recipe import app, follow, load_recipe
 from robustpatch.threat import parse_threat
 from robustpatch.training import _optimizer
-from robustpatch.zoo import load_checkpoint, model_from
+from robustpatch.zoo import load_checkpoint, model_from, save_checkpoint
 from tests import toys
 
 TEXT = """
@@ -176,6 +176,9 @@ def test_weights_keep_the_digits_asked_for(images, tmp_path):
     for w, v in some[:200]:
         digits = math.frexp(v)[1] - 4  # of the last digit that is kept
         assert w == round(v * 2.0**-digits) * 2.0**digits
+    save_checkpoint(tmp_path / "wide.safetensors", trained.model, trained.config, bits=3)  # in float32 as well
+    wide = load_checkpoint(tmp_path / "wide.safetensors").smoothed.base.parameters()
+    assert all(torch.equal(one, other) for one, other in zip(wide, kept.smoothed.base.parameters(), strict=True))
     with pytest.raises(InvalidInput, match="another recipe"):
         follow(blocks, images, images, tmp_path / "out")
 

@@ -14,7 +14,7 @@ from torch import nn
 from robustpatch import Columns, InvalidInput, PatchThreat, TopOne, wrap
 from robustpatch.encoding import ComplementChannels, MaskChannel
 from robustpatch.networks import TokenDropViT, build
-from robustpatch.networks.library import normalization
+from robustpatch.networks.library import create, normalization
 from robustpatch.networks.widen import MEAN, STD, Normalized, widen
 from robustpatch.sparse import SparseAblation
 from robustpatch.zoo import load_checkpoint, model_from, save_checkpoint
@@ -203,3 +203,43 @@ def test_build_without_an_ablation_or_with_a_sparse_one():
     assert sparse(torch.zeros(2, 6, *SIZE)).shape == (2, 3)
     with pytest.raises(InvalidInput, match=r"known are .*timm:NAME"):
         build("resnet", ablation=None, encoding=None, **common)
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation", "known"),
+    [("strip", Columns(2), "widths"), ("small-cnn", Columns(2), "widths"), ("union", Columns(2), "parts")],
+)
+def test_an_option_that_a_network_does_not_have(name, ablation, known):
+    """`--pretrained` with a network of ours, or a slip in a recipe: refused by name, with what there is."""
+    with pytest.raises(InvalidInput, match=f"network is {name}, which has no option pretrained \\(it has .*{known}"):
+        build(
+            name,
+            ablation=ablation,
+            image_shape=(1, 8, 8),
+            num_classes=3,
+            encoding=ComplementChannels(),
+            options={"pretrained": True},
+        )
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")])
+def test_pretrained_weights_for_other_classes(name, last, monkeypatch):
+    """Of torchvision's, all but the layers that tell classes apart; `get_model` stands in for the download."""
+    original, made, before = torchvision.models.get_model, [], []
+
+    def get_model(name, weights=None, **options):
+        assert weights is None or "num_classes" not in options  # as torchvision has it
+        made.append((weights, original(name, **options)))
+        before.append({key: tensor.clone() for key, tensor in made[-1][1].state_dict().items()})
+        return made[-1][1]
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    model = create(f"torchvision:{name}", num_classes=4, image_size=(224, 224), pretrained=True)
+    (weights, source), (nothing, fresh) = made
+    assert (weights, nothing, model) == ("DEFAULT", None, source)
+    wanted, kept, trained = fresh.state_dict(), model.state_dict(), before[0]
+    assert [tensor.shape for tensor in kept.values()] == [tensor.shape for tensor in wanted.values()]
+    for key, tensor in kept.items():
+        assert torch.equal(tensor, (wanted if key.startswith(f"{last}.") else trained)[key]), key
+    whole = create(f"torchvision:{name}", num_classes=None, image_size=(224, 224), pretrained=True)
+    assert whole is made[2][1]
