@@ -264,6 +264,9 @@ HOOKED = nn.Sequential(nn.ReLU(), *HEAD)
 HOOKED[0].register_forward_hook(lambda *_: None)
 INSIDE = MLP(image_size=(2, 2), in_channels=1, widths=[3])
 INSIDE.features.register_forward_hook(lambda *_: None)
+CHAINED = nn.Module()
+CHAINED.sequential = nn.Sequential(nn.ReLU(), *HEAD)
+CHAINED.sequential.register_forward_hook(lambda *_: None)
 REPLACED = nn.Sequential(nn.ReLU(), *HEAD)
 REPLACED[0].forward = torch.sigmoid
 
@@ -282,6 +285,7 @@ REPLACED[0].forward = torch.sigmoid
         (nn.Sequential(nn.MaxPool2d(1, return_indices=True), *HEAD), "return_indices is True"),
         (HOOKED, r"hooks on Sequential.0, .* remove them"),
         (INSIDE, r"hooks on MLP.0, "),
+        (CHAINED, r"hooks on Module, "),
         (REPLACED, r"Sequential.0, or another forward"),
         (nn.Sequential(nn.Flatten(), Doubled(nn.Linear(4, 3))), "Sequential.1, a Doubled with a forward of its own"),
         (toys.Fixed([0.0, 1.0]), "Fixed, a Fixed"),
