@@ -1,6 +1,7 @@
 """Attacks propose adversarial patches; `judge` decides whether they count."""
 
 from attacks.art import FromART, as_module
+from attacks.attack import Attack
 from attacks.base import Outcome, PatchAttack, Proposal, judge
 from attacks.ensemble import Ensemble
 from attacks.exhaustive import ExhaustivePGD
@@ -9,7 +10,6 @@ from attacks.occlusion import ROA, Control
 from attacks.oracle import Oracle
 from attacks.pgd import PatchPGD
 from attacks.registry import parse_attacks, quick, standard
-from attacks.search import Attack
 from attacks.sparse_rs import SparseRS
 from attacks.to_art import to_art
 from attacks.undefended import Undefended

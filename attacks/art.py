@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.art_models import Scores, as_module, estimator_of, seeded
-from attacks.search import Attack, Search, require
+from attacks.attack import Attack
+from attacks.checks import require
+from attacks.search import Search
 from attacks.sites import Site, sites
 from attacks.victim import WholeVictim
 from robustpatch.errors import InvalidInput

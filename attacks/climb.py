@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.search import Search, crop, require
+from attacks.checks import require
+from attacks.pasting import crop
+from attacks.search import Search
 from attacks.victim import Objective, Victim, check_objective
 
 

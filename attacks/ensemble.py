@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.base import PatchAttack, Proposal, judge
-from attacks.search import check_call, require
+from attacks.checks import check_call, require
 from attacks.victim import WholeVictim
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat

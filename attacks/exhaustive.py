@@ -7,9 +7,11 @@ from itertools import count, product
 
 import torch
 
+from attacks.attack import Attack
+from attacks.checks import require
 from attacks.climb import Ascent, Ends, Task, climb
 from attacks.placement import Openings, grid, openings
-from attacks.search import Attack, Search, require
+from attacks.search import Search
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
@@ -18,11 +20,11 @@ from robustpatch.threat import PatchThreat
 class ExhaustivePGD(Attack):
     """PGD at every placement, the most promising first; then again where it came closest.
 
-    For a `SmoothedClassifier`, placements that the exact certificate closes are skipped, climbs go towards the nearest
-    of the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so on as well), and only
-    touched ablations are scored; of PatchCleanser, placements that it closes are skipped, and those that its views hold
-    least come first (`attacks.cleansed`). `unpruned` does none of this and goes in random order. Of any other
-    classifier the order is that of one random patch at each placement.
+    For a `SmoothedClassifier`, alone or behind PatchGuard, placements that its certificate closes are skipped, climbs
+    go towards the nearest of the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so
+    on as well), and only touched ablations are scored; of PatchCleanser, placements that it closes are skipped, and
+    those that its views hold least come first (`attacks.cleansed`). `unpruned` does none of this and goes in random
+    order. Of any other classifier the order is that of one random patch at each placement.
 
     The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
     one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes

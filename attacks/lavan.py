@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from attacks.attack import Attack
 from attacks.base import outputs
+from attacks.checks import require
 from attacks.climb import Ascent
-from attacks.search import Attack, Search, require
+from attacks.search import Search
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat

@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attacks.attack import Attack
 from attacks.base import content_hash
+from attacks.checks import require
 from attacks.climb import Ascent, Task, climb
+from attacks.pasting import crop
 from attacks.placement import grid, try_everywhere, window_sums
-from attacks.search import Attack, Search, crop, require
+from attacks.search import Search
 from attacks.victim import WholeVictim
 from robustpatch import checks
 from robustpatch.errors import InvalidInput

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, evaluations, predict
-from attacks.search import check_call
+from attacks.checks import check_call
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 

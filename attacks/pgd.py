@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+from attacks.attack import Attack
+from attacks.checks import require
 from attacks.climb import Ascent, Task, climb
-from attacks.search import Attack, Search, require
+from attacks.search import Search
 from attacks.sites import sites
 from attacks.victim import Objective
 
@@ -16,10 +18,10 @@ class PatchPGD(Attack):
     """Patch PGD: each restart picks a placement and random content, and descends the soft-vote gap by gradient.
 
     The scheme of Chiang et al. (2020) and Levine & Feizi (2020); `published()` has their parameters. Every iterate is
-    judged by the real votes, and an image is done at its first success. Where a `SmoothedClassifier` or `PatchCleanser`
-    is not to be tested but broken (`touched_only`), the restarts are `guided`: they go to the placements that the
-    certificate leaves open, one of each touched set in turn, cheapest first, and towards the rival that is cheapest
-    there. Otherwise placements are random.
+    judged by the real votes, and an image is done at its first success. Where a `SmoothedClassifier`, PatchGuard or
+    PatchCleanser is not to be tested but broken (`touched_only`), the restarts are `guided`: they go to the placements
+    that the certificate leaves open, one of each touched set in turn, cheapest first, and towards the rival that is
+    cheapest there. Otherwise placements are random.
 
     At most restarts · (2·steps + 1) · n evaluations an image, n the ablations scored: those touched, or all of them.
     """

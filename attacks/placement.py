@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.cleansed import CleanLooks
+from attacks.masked import rival_margins as masked_margins
 from attacks.search import Search
-from robustpatch.certificate import Evidence, rival_margins
+from robustpatch.certificate import rival_margins
+from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
@@ -64,12 +66,13 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
     if search.looks is not None:
         return _unsteady(search, search.looks, shuffled)
-    evidence = _evidence(search)
-    if batch is not None and search.threat.count == 1 and not isinstance(search.model, SmoothedClassifier):
+    known = _rival_margins(search)
+    blind = search.voters is None and not isinstance(search.model, SmoothedClassifier)
+    if batch is not None and search.threat.count == 1 and blind:
         sites_of = torch.stack(shuffled) if shuffled else search.placements.new_zeros(0, sites)
         values = try_everywhere(search, sites_of[..., None], lambda s, image, _: s.noise(image), batch)
         shuffled = [order[value.argsort(stable=True)] for order, value in zip(shuffled, values, strict=True)]
-    if evidence is None:
+    if known is None:
         none = search.placements.new_zeros(sites)
         closed = _placement_margin(search)
         found = []
@@ -79,12 +82,10 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
                 order = order[closed[i][order] < 0]
             found.append(Openings(order, none[order, None] - 1, none[order]))
         return found
-    single = PatchThreat(search.threat.height, search.threat.width)
-    touched = evidence.ablation.touched(single, *evidence.image_size)
-    of_placement = touched.set_of_placement.to(search.x.device)
+    of_placement, margins_of = known
     found, reach = [], []
     for i, order in enumerate(shuffled):
-        margins = rival_margins(evidence.votes.of(slice(i, i + 1)), search.y[i : i + 1], touched)[0]
+        margins = margins_of(i)
         reach.append(margins < 0)
         least, cheapest = margins.topk(min(rivals, margins.shape[1] - 1), dim=1, largest=False, sorted=True)
         if search.threat.count == 1:
@@ -114,12 +115,26 @@ def _unsteady(search: Search, looks: CleanLooks, shuffled: list[Tensor]) -> list
     return found
 
 
-def _evidence(search: Search) -> Evidence | None:
-    """The votes behind the certificate, where its own exact proof is the one at work."""
-    model = search.model
-    if not isinstance(model, SmoothedClassifier) or type(model).certify is not SmoothedClassifier.certify:
+def _rival_margins(search: Search) -> tuple[Int[Tensor, " L"], Callable[[int], Int[Tensor, "S K"]]] | None:
+    """The touched set of each placement of a single patch, and how far y stays ahead of each rival whatever happens at
+    each set, of an image: below zero where the attacker may raise it above y. None where the classifier proves nothing,
+    or in a way of its own.
+    """
+    model, single = search.model, PatchThreat(search.threat.height, search.threat.width)
+    if search.voters is None:
         return None
-    return search.certificate.evidence if search.certificate is not None else None
+    touched = search.voters.ablation.touched(single, *search.image_size)
+    of_placement = touched.set_of_placement.to(search.x.device)
+    proof = getattr(type(model), "certify", None)
+    if isinstance(model, MaskedClassifier) and proof is MaskedClassifier.certify:
+        margins = masked_margins(model, search.votes, search.y, single, search.image_size)
+        return of_placement, lambda i: margins[i]
+    certificate = search.certificate if proof is SmoothedClassifier.certify else None
+    evidence = certificate.evidence if certificate is not None else None
+    if evidence is None:
+        return None
+    votes = evidence.votes
+    return of_placement, lambda i: rival_margins(votes.of(slice(i, i + 1)), search.y[i : i + 1], touched)[0]
 
 
 def _placement_margin(search: Search) -> Int[Tensor, "B L"] | None:

@@ -1,106 +1,28 @@
-"""What attacks have in common: the call, the account of evaluations, chance of each image's own, the best patch yet."""
+"""A search under way: the account of evaluations, chance of each image's own, the best patch yet."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, answer, evaluations
+from attacks.checks import check_call
 from attacks.cleansed import CleanLooks
+from attacks.masked import MaskedVictim, smoothed_inside
+from attacks.pasting import paste
 from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
-from robustpatch import checks
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.patchcleanser import PatchCleanser
-from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
 
-A = TypeVar("A", bound="Attack")
 _LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
-    """A search for adversarial patches; see `PatchAttack` for what it promises.
-
-    Args:
-        budget: evaluations an image; None for no limit. No new step of an image is begun beyond it.
-        touched_only: score only the ablations that the patch touches, and heed the certificate where the attack can. Of
-            PatchCleanser, look at the clean images for a quarter of the budget at most, and climb a few views alone.
-        batch: attacked images scored at once; memory follows it, and so do rounding errors and what an image pays for
-            the climbs under way when it breaks or its budget ends.
-    """
-
-    budget: int | None = None
-    touched_only: bool = True
-    batch: int = 512
-
-    def __post_init__(self) -> None:
-        require(self.batch >= 1, "batch", self.batch, "at least 1")
-        require(self.budget is None or self.budget >= 1, "budget", self.budget, "at least 1, or None for no limit")
-
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    def check(self, threat: PatchThreat) -> None:  # noqa: B027  no duty to refuse any
-        """Raise `InvalidInput` where the attack cannot search this threat; most search every one."""
-
-    def unpruned(self: A, budget: int | None) -> A:
-        """The same, leaning on nothing that a certificate says, within another budget."""
-        return replace(self, touched_only=False, budget=budget)
-
-    def __call__(
-        self,
-        model: torch.nn.Module,
-        x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
-        threat: PatchThreat,
-        *,
-        generator: torch.Generator,
-    ) -> Proposal:
-        """Search a patch for each image that moves the prediction away from y. Raises `InvalidInput`."""
-        self.check(threat)
-        search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
-        self._run(search)
-        return search.proposal()
-
-    @abstractmethod
-    def _run(self, search: Search) -> None:
-        """Spend evaluations, and offer `search` what was found."""
-
-
-def require(holds: bool, name: str, value: object, remedy: str) -> None:
-    """Raise `InvalidInput` for an attack's parameter out of range."""
-    if not holds:
-        raise InvalidInput(f"attack {name} is {value}; it must be {remedy}")
-
-
-def check_call(model: torch.nn.Module, x: Tensor, y: Tensor, threat: PatchThreat) -> None:
-    """Raise `InvalidInput` for what no attack can be asked, before any work is done."""
-    checks.evaluation_mode(model)
-    checks.image_values(x)
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if y.shape != x.shape[:1] or not whole or y.device != x.device:
-        raise InvalidInput(
-            f"labels have shape {tuple(y.shape)}, dtype {y.dtype} and device {y.device}; one whole number for each "
-            f"of the {len(x)} images is needed, on {x.device}"
-        )
-    classes = getattr(model, "num_classes", None)
-    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
-    if low < 0 or (isinstance(classes, int) and high >= classes):
-        most = "the number of classes less 1" if classes is None else classes - 1
-        raise InvalidInput(f"labels range from {low} to {high}; they must lie in 0 to {most}")
-    threat.check_fits(x.shape[2], x.shape[3])
 
 
 class Search:
@@ -113,6 +35,8 @@ class Search:
     Attributes:
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
+        voters: the smoothed classifier of which touched ablations alone are scored; None where the model is scored
+            whole. votes: what its ablations contribute on the clean images.
         looks: of PatchCleanser, what it says of the clean images; None where the search leans on nothing.
         reach: Bool[B,S,K], the classes that the certificate leaves in reach of one patch, by touched set; None where
             nothing is known. Climbs towards the strongest class seek it among these.
@@ -132,7 +56,7 @@ class Search:
         check_call(model, x, y, threat)
         x = x.detach()
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
-        self.pruned = touched_only and isinstance(model, SmoothedClassifier)
+        self.voters = smoothed_inside(model) if touched_only else None
         self.num_ablations, self._asked = evaluations(model, x)
         self.looks: CleanLooks | None = None
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
@@ -141,10 +65,10 @@ class Search:
         if touched_only and isinstance(model, PatchCleanser):
             self.looks = CleanLooks.of(model, x, threat, None if budget is None else budget // _LOOKS)
             clean, self.evaluations = self.looks.prediction, self.looks.evaluations
-        elif self.pruned:
-            assert isinstance(model, SmoothedClassifier)
-            votes = model.votes(x)
-            self.cast, clean = votes.cast, first_argmax(votes.counts)
+        elif self.voters is not None:
+            self.votes = self.voters.votes(x)
+            masked = isinstance(model, MaskedClassifier)
+            clean = first_argmax(model.left(self.votes, self.image_size) if masked else self.votes.counts)
             self.evaluations = torch.full_like(self.y, self._asked)
         else:
             clean, self.evaluations = answer(model, x)
@@ -158,8 +82,8 @@ class Search:
 
     @cached_property
     def certificate(self) -> Certificate | None:
-        """What the classifier claims of each placement; None where the search leans on nothing, or nothing is said."""
-        if not self.pruned:
+        """What a smoothed classifier claims of each placement; None of others, and where nothing is leant on."""
+        if self.voters is None or self.voters is not self.model:
             return None
         self.evaluations += self.num_ablations  # it scores them all once more
         found: Certificate = self.model.certify(self.x, self.threat)  # type: ignore[operator]
@@ -167,15 +91,15 @@ class Search:
 
     @cached_property
     def _scores(self) -> Float[Tensor, "B N K"]:
-        assert isinstance(self.model, SmoothedClassifier)
+        assert self.voters is not None
         self.evaluations += self.num_ablations
         with torch.no_grad():
-            return self.model.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
+            return self.voters.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
 
     @cached_property
     def _touched(self) -> Touched:
-        assert isinstance(self.model, SmoothedClassifier)
-        return self.model.ablation.touched(self.threat, *self.x.shape[2:])
+        assert self.voters is not None
+        return self.voters.ablation.touched(self.threat, *self.x.shape[2:])
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -192,10 +116,9 @@ class Search:
         """Evaluations of one forward pass at one placement, at the most."""
         if self.looks is not None:
             return self.looks.cost
-        if not self.pruned:
+        if self.voters is None:
             return self.num_ablations
-        assert isinstance(self.model, SmoothedClassifier)
-        return self.model.ablation.affected(self.threat, *self.x.shape[2:])
+        return self.voters.ablation.affected(self.threat, *self.x.shape[2:])
 
     def going(self) -> Bool[Tensor, " B"]:
         """The images neither broken nor out of budget."""
@@ -227,16 +150,16 @@ class Search:
         y = self.y[image]
         if self.looks is not None:
             return self.looks.victim(image, placement, y, rival)
-        if not self.pruned:
+        masked = self.model if isinstance(self.model, MaskedClassifier) else None
+        if self.voters is None or (masked is not None and objective != "votes"):
             return WholeVictim.of(self.model, self.x[image], y, rival, objective)
-        assert isinstance(self.model, SmoothedClassifier)
-        scores = self._scores[image] if objective == "mean-softmax" else None
-        reach = None
+        cast, reach = self.votes.cast[image], None
         if self.reach is not None:
             reach = self.reach[image, self._touched.set_of_placement.to(placement.device)[placement[:, 0]]]
-        return TouchedVictim.of(
-            self.model, y, self.cast[image], self._touched, placement, rival, scores=scores, reach=reach
-        )
+        if masked is not None:
+            return MaskedVictim.of(masked, y, cast, self._touched, placement, self.image_size, rival, reach)
+        scores = self._scores[image] if objective == "mean-softmax" else None
+        return TouchedVictim.of(self.voters, y, cast, self._touched, placement, rival, scores=scores, reach=reach)
 
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]
@@ -323,26 +246,3 @@ def turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
     turn = torch.empty_like(image)
     turn[order] = torch.arange(len(image), device=image.device) - torch.searchsorted(ranked, ranked)
     return turn
-
-
-def paste(
-    x: Float[Tensor, "P C H W"], corners: Int[Tensor, "P count 2"], patch: Float[Tensor, "P count C h w"]
-) -> Float[Tensor, "P C H W"]:
-    """Copies of the images with each one's patches at its corners (row, column); where two overlap, the last shows."""
-    out = x.clone()
-    image = torch.arange(len(x), device=x.device)[:, None, None]
-    for k in range(corners.shape[1]):
-        row = corners[:, k, 0, None] + torch.arange(patch.shape[3], device=x.device)
-        column = corners[:, k, 1, None] + torch.arange(patch.shape[4], device=x.device)
-        out[image, :, row[:, :, None], column[:, None, :]] = patch[:, k].permute(0, 2, 3, 1).to(x.dtype)
-    return out
-
-
-def crop(
-    x: Float[Tensor, "P C H W"], corners: Int[Tensor, "P count 2"], size: tuple[int, int]
-) -> Float[Tensor, "P count C h w"]:
-    """What the images show at these corners: the inverse of `paste`."""
-    image = torch.arange(len(x), device=x.device)[:, None, None, None]
-    row = corners[..., 0, None] + torch.arange(size[0], device=x.device)
-    column = corners[..., 1, None] + torch.arange(size[1], device=x.device)
-    return x[image, :, row[..., :, None], column[..., None, :]].permute(0, 1, 4, 2, 3)

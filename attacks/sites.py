@@ -24,7 +24,7 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     random ones.
     """
     images = range(len(search.y))
-    if not (guided and (search.pruned or search.looks is not None)):
+    if not (guided and (search.voters is not None or search.looks is not None)):
         return [_random(search, _chance(search, i)) for i in images]
     if search.looks is not None and search.threat.count > 1:
         return [_together(search.looks, i, _chance(search, i)) for i in images]

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.search import Attack, Search, require
+from attacks.attack import Attack
+from attacks.checks import require
+from attacks.search import Search
 
 _HALVINGS = (10, 50, 200, 500, 1000, 4000, 8000)  # in a run of 10,000 queries: when the square's area is halved
 _DRAWN = 64  # queries whose chance is drawn at once

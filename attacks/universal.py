@@ -11,8 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from attacks.attack import Attack
 from attacks.base import outputs
-from attacks.search import Attack, Search, crop, require, turn
+from attacks.checks import require
+from attacks.cleansed import CleansedVictim
+from attacks.masked import MaskedVictim, smoothed_inside
+from attacks.pasting import crop
+from attacks.search import Search, turn
 from attacks.sites import sites
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from attacks.victim import TouchedVictim, Victim, WholeVictim
@@ -102,7 +107,7 @@ class Universal(Attack):
         """The budget less what the tries cost, or half of what is left of it where they cost more."""
         if self.budget is None:
             return None
-        room = self.budget - (search.num_ablations if search.pruned else 0)  # without the certificate
+        room = self.budget - (search.num_ablations if search.voters is search.model else 0)  # without the certificate
         return room - min(self.tries * search.climb_cost, (room - search.num_ablations) // 2)
 
 
@@ -177,10 +182,10 @@ def _check_target(search: Search, target: int | None) -> None:
 
 
 def _towards(victim: Victim, target: int | None) -> Victim:
-    """The victim whose objective is the lead of the target, not of the true class."""
-    if target is None:
+    """The victim whose objective is the lead of the target, not of the true class; of PatchCleanser, as it is."""
+    if target is None or isinstance(victim, CleansedVictim):  # whose views are about y: the target is its rival
         return victim
-    assert isinstance(victim, WholeVictim | TouchedVictim)
+    assert isinstance(victim, WholeVictim | TouchedVictim | MaskedVictim)
     return replace(victim, y=torch.full_like(victim.y, target))
 
 
@@ -200,7 +205,7 @@ def _train(
     shape = (search.x.shape[1], search.threat.height, search.threat.width)
     content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
     adam = torch.optim.Adam([content], lr=step, betas=(0.9, 0.99))
-    enough = search.num_ablations / 5 if isinstance(search.model, SmoothedClassifier) else _ENOUGH
+    enough = _ENOUGH if smoothed_inside(search.model) is None else search.num_ablations / 5
     each = 2 * search.climb_cost
     for _ in range(steps):
         left = None if budget is None else (budget - search.evaluations) // each  # rows that each image can still pay
@@ -213,13 +218,14 @@ def _train(
         if left is not None:
             image = image[turn(image) < left[image]]
         where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
-        victim = _towards(search.victim(image, where), target)
+        rival = None if target is None or search.looks is None else torch.full_like(image, target)
+        victim = _towards(search.victim(image, where, rival), target)
         with torch.enable_grad():
             x_adv = draw(
                 content, search.x[image], search.placements[where], poses.draw(len(image), generator).to(search.x)
             )
             value, _ = victim(x_adv)
-            loss = (value if target is None else -value).clamp(min=-enough).mean()
+            loss = (value if target is None or search.looks is not None else -value).clamp(min=-enough).mean()
             (content.grad,) = torch.autograd.grad(loss, content)
         adam.step()
         with torch.no_grad():

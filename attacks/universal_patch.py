@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from attacks.base import content_hash, predict
-from attacks.search import crop, paste, require
+from attacks.checks import require
+from attacks.pasting import crop, paste
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 

@@ -1,13 +1,14 @@
 """What an attack sees of a classifier: an objective to descend, and the prediction of every iterate.
 
 Two views of a smoothed classifier that must agree: `WholeVictim` scores all ablations of the attacked image and knows
-no geometry, and serves any other classifier too; `TouchedVictim` re-scores only the ablations that the patch touches.
+no geometry, and serves any other classifier too; `TouchedVictim` re-scores only the ablations that the patch touches
+(and so does `attacks.masked` of one behind PatchGuard).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,10 +18,12 @@ from attacks.base import evaluations, outputs
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
-from robustpatch.votes import UNITS, Scored, first_argmax
+from robustpatch.votes import UNITS, Scored, Votes, first_argmax
+from robustpatch.voting import Voting
 
 Objective = Literal["votes", "mean-softmax"]
 V = TypeVar("V", bound="Victim")
+T = TypeVar("T", bound="OfTouched")
 
 
 def check_objective(objective: str) -> None:
@@ -92,22 +95,76 @@ class WholeVictim:
 
 
 @dataclass(frozen=True)
-class TouchedVictim:
-    """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
+class OfTouched:
+    """P attacked images of which only the ablations that the patch touches are scored, a row each.
 
-    `untouched` are those votes, `untouched_soft` what they add to the objective. Where no rival is named, the strongest
-    is sought among those in `reach`. For the rest see `WholeVictim`.
+    Attributes:
+        y: Int[P]. rival: Int[P], the class to be raised, or -1: the strongest at each step, among those in `reach`.
+        index: Int[P,A], the ablations touched. valid: Bool[P,A], False where a row is filled up to its neighbours.
+        reach: Bool[P,K], the classes that can win at all.
     """
 
-    model: SmoothedClassifier
     y: Int[Tensor, " P"]
     rival: Int[Tensor, " P"]
     index: Int[Tensor, "P A"]
     valid: Bool[Tensor, "P A"]
+    reach: Bool[Tensor, "P K"]
+
+    _ROWS: ClassVar[tuple[str, ...]] = ("y", "rival", "reach")
+    _PADDED: ClassVar[tuple[str, ...]] = ("index", "valid")
+
+    @staticmethod
+    def rows(
+        y: Int[Tensor, " P"],
+        touched: Touched,
+        placement: Int[Tensor, "P count"],
+        classes: int,
+        rival: Int[Tensor, " P"] | None = None,
+        reach: Bool[Tensor, "P K"] | None = None,
+    ) -> dict[str, Tensor]:
+        """The attributes, for rectangles at these placements, by number. A row of none in `reach`, and None, stand for
+        every class.
+        """
+        member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
+        valid, index = member.sort(dim=1, descending=True, stable=True)
+        most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
+        reach = torch.zeros(len(y), classes, dtype=torch.bool, device=y.device) if reach is None else reach
+        return {
+            "y": y,
+            "rival": torch.full_like(y, -1) if rival is None else rival,
+            "index": index[:, :most],
+            "valid": valid[:, :most],
+            "reach": reach | ~reach.any(dim=1, keepdim=True),
+        }
+
+    @property
+    def cost(self) -> Int[Tensor, " P"]:
+        return self.valid.sum(dim=1).clamp(min=1)  # not what fills a row up to the width of its neighbours
+
+    def keep(self: T, rows: Tensor) -> T:
+        return replace(self, **{name: getattr(self, name)[rows] for name in (*self._ROWS, *self._PADDED)})
+
+    def join(self: T, other: T) -> T:
+        both = {name: [getattr(self, name), getattr(other, name)] for name in (*self._ROWS, *self._PADDED)}
+        for name in self._PADDED:
+            most = max(part.shape[1] for part in both[name])
+            both[name] = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in both[name]]
+        return replace(self, **{name: torch.cat(parts) for name, parts in both.items()})
+
+
+@dataclass(frozen=True)
+class TouchedVictim(OfTouched):
+    """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
+
+    `untouched` are those votes, `untouched_soft` what they add to the objective, for which see `WholeVictim`.
+    """
+
+    model: SmoothedClassifier
     untouched: Int[Tensor, "P K"]
     untouched_soft: Float[Tensor, "P K"]
-    reach: Bool[Tensor, "P K"]
     objective: Objective = "votes"
+
+    _ROWS: ClassVar[tuple[str, ...]] = (*OfTouched._ROWS, "untouched", "untouched_soft")
 
     @classmethod
     def of(
@@ -125,43 +182,16 @@ class TouchedVictim:
         """`cast` are the clean votes of each row's image, or the units of its scores, `placement` the numbers of its
         rectangles' placements.
 
-        With the clean `scores` the objective is "mean-softmax", else "votes". `reach`: the classes that can win at all;
-        None, and a row of none, stand for every class.
+        With the clean `scores` the objective is "mean-softmax", else "votes". For `reach` see `OfTouched.rows`.
         """
-        member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
-        valid, index = member.sort(dim=1, descending=True, stable=True)
-        most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
-        kept = cast.masked_fill(member[:, :, None], 0)
+        rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
+        member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
+        member.scatter_(1, rows["index"], rows["valid"])
         kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
-        untouched = kept.sum(dim=1, dtype=kind)
+        untouched = cast.masked_fill(member[:, :, None], 0).sum(dim=1, dtype=kind)
         soft = untouched.float() / unit if scores is None else (scores * ~member[:, :, None]).sum(dim=1)
-        return cls(
-            model,
-            y,
-            torch.full_like(y, -1) if rival is None else rival,
-            index[:, :most],
-            valid[:, :most],
-            untouched,
-            soft,
-            torch.ones_like(untouched, dtype=torch.bool) if reach is None else reach | ~reach.any(dim=1, keepdim=True),
-            "votes" if scores is None else "mean-softmax",
-        )
-
-    @property
-    def cost(self) -> Int[Tensor, " P"]:
-        return self.valid.sum(dim=1).clamp(min=1)  # not what fills a row up to the width of its neighbours
-
-    def keep(self, rows: Tensor) -> TouchedVictim:
-        parts = {name: getattr(self, name)[rows] for name in ("y", "rival", "index", "valid", *_UNTOUCHED)}
-        return replace(self, **parts)
-
-    def join(self, other: TouchedVictim) -> TouchedVictim:
-        most = max(self.index.shape[1], other.index.shape[1])
-        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("y", "rival", *_UNTOUCHED)}
-        for name in ("index", "valid"):
-            both = (getattr(part, name) for part in (self, other))
-            parts[name] = torch.cat([torch.nn.functional.pad(rows, (0, most - rows.shape[1])) for rows in both])
-        return replace(self, **parts)
+        objective: Objective = "votes" if scores is None else "mean-softmax"
+        return cls(**rows, model=model, untouched=untouched, untouched_soft=soft, objective=objective)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.model.logits(x_adv, self.index)
@@ -173,9 +203,6 @@ class TouchedVictim:
         return _value(soft, self.y, self.rival, self.objective, self.reach), first_argmax(counts + self.untouched)
 
 
-_UNTOUCHED = ("untouched", "untouched_soft", "reach")
-
-
 def _sums(
     model: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
 ) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"]]:
@@ -185,24 +212,35 @@ def _sums(
         votes = replace(votes, cast=votes.cast.masked_fill(~valid[..., None], 0))
     counts = votes.counts
     if objective == "votes":
-        if isinstance(votes, Scored):
-            soft = model.voting.soft(logits)
-        else:
-            margins = model.voting.margins(logits)
-            # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
-            soft = torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
+        soft = soft_votes(model.voting, logits, votes)
         return (soft if valid is None else soft * valid[..., None]).sum(dim=1), counts
     logs = logits.log_softmax(dim=-1)
     return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts
 
 
+def soft_votes(voting: Voting, logits: Float[Tensor, "P n K"], votes: Votes | Scored) -> Float[Tensor, "P n K"]:
+    """A differentiable stand-in for the `votes` that the rule makes of these logits, in [0, 1]."""
+    if isinstance(votes, Scored):
+        return voting.soft(logits)
+    margins = voting.margins(logits)
+    # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
+    return torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
+
+
 def _value(
     soft: Tensor, y: Tensor, rival: Tensor, objective: Objective, reach: Tensor | None = None
 ) -> Float[Tensor, " P"]:
-    own = soft.gather(1, y[:, None])[:, 0]
-    named = soft.gather(1, rival.clamp(min=0)[:, None])[:, 0]
-    if objective == "mean-softmax":
-        return own - torch.where(rival >= 0, named, 0.0)
+    if objective == "votes":
+        return gap(soft, y, rival, reach)
+    own, named = (soft.gather(1, k[:, None])[:, 0] for k in (y, rival.clamp(min=0)))
+    return own - torch.where(rival >= 0, named, 0.0)
+
+
+def gap(
+    soft: Float[Tensor, "P K"], y: Int[Tensor, " P"], rival: Int[Tensor, " P"], reach: Bool[Tensor, "P K"] | None
+) -> Float[Tensor, " P"]:
+    """What y has less what the rival has, the strongest of those in `reach` where none is named."""
+    own, named = (soft.gather(1, k[:, None])[:, 0] for k in (y, rival.clamp(min=0)))
     others = soft.scatter(1, y[:, None], -torch.inf)
     strongest = (others if reach is None else others.masked_fill(~reach, -torch.inf)).amax(dim=1)
     return own - torch.where(rival >= 0, named, strongest)

@@ -62,9 +62,15 @@ class Masking:
     def margins(
         self, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
     ) -> Int[Tensor, "B S"]:
-        """At least how far c stays ahead whatever the ablations of each set A contribute, min over j ≠ c; ≥ 0: c wins.
+        """At least how far c stays ahead whatever the ablations of each set A contribute; ≥ 0: c wins."""
+        return self.rival_margins(votes, prediction, sets).amin(dim=2)
 
-        Every set must lie in a window. A patch can make of the contributions of A what it likes, between 0 and the
+    def rival_margins(
+        self, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
+    ) -> Int[Tensor, "B S K"]:
+        """At least how far c stays ahead of each rival j; for j = c itself the largest int64.
+
+        A patch can make of the contributions of A what it likes, between 0 and the
         range u; those outside are at least `votes.sure`, at most `votes.possible`.
 
         - What is left of c is the least of n_c without A, where nothing is masked, and, over the windows w that the
@@ -72,7 +78,8 @@ class Masking:
           contributions at their most, u for each in A, and O those outside w and A at their least.
         - What is left of a rival j is at most R, the least n_j without a window that holds A, where a window is masked:
           none leaves less than the loudest. Where none is masked, such a window contributes m with m ≤ t·(R + m), so
-          that all contribute at most R/(1 - t), and at most n_j without A and u·|A|.
+          that all contribute at most R/(1 - t), and at most n_j without A and u·|A|: all that is known of a set that
+          lies in no window.
 
         With t = 0 and a window for each A this is Xiang et al.'s: n_c without A less its loudest window there, against
         n_j without A. With t = 1 it is the exact certificate of smoothing. What stands against a patch stands against
@@ -85,8 +92,8 @@ class Masking:
         loud = self._loudest_rival(possible, sets, windows, unit)
         rival = torch.arange(loud.shape[2], device=loud.device)
         needed = loud + (rival < prediction[:, None]).long()[:, None]
-        needed = needed.masked_fill((rival == prediction[:, None])[:, None], torch.iinfo(torch.int64).min)
-        return self._least_own(least, most, sets, windows, unit) - needed.amax(dim=2)
+        margins = self._least_own(least, most, sets, windows, unit)[..., None] - needed
+        return margins.masked_fill((rival == prediction[:, None])[:, None], torch.iinfo(torch.int64).max)
 
     def _least_own(
         self, least: Int[Tensor, "B N"], most: Int[Tensor, "B N"], sets: Tensor, windows: Tensor, unit: int

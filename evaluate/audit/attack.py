@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attacks import Control, Oracle, PatchAttack, Proposal, SparseRS, judge, standard
 from attacks.base import evaluations
-from attacks.search import paste
+from attacks.pasting import paste
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
 from robustpatch.smoothing import SmoothedClassifier

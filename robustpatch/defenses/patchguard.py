@@ -112,8 +112,11 @@ class MaskedClassifier(Defended):
         """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`."""
         checks.evaluation_mode(self)
         checks.image_values(x)
-        _, left = self._masking(x).remainder(self.network.votes(x).cast)
-        return first_argmax(left)
+        return first_argmax(self.left(self.network.votes(x), (x.shape[2], x.shape[3])))
+
+    def left(self, votes: Votes | Scored, image_size: tuple[int, int]) -> Int[Tensor, "B K"]:
+        """What masking leaves of each class, of the contributions of the ablations of such images."""
+        return self.masking(*image_size).remainder(votes.cast)[1]
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from attacks import Oracle, judge
 from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
+from robustpatch.defenses.patchguard import PatchGuard
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -31,7 +32,19 @@ FIELDS = ("x_adv", "corners", "evaluations", "visited")
 
 
 def a_model(draw, channels, height, width):
-    """Smoothed by columns, rows, blocks or cells of a grid, enumerated or in one pass, or not at all; or by masks."""
+    """Smoothed by columns, rows, blocks or cells of a grid, enumerated or in one pass, then masked or not; or not
+    smoothed at all, or behind masks.
+    """
+    model = _a_model(draw, channels, height, width)
+    if isinstance(model, SmoothedClassifier) and draw(st.booleans()):
+        window = f"{draw(st.integers(1, height))}x{draw(st.integers(1, width))}"
+        return (
+            PatchGuard(window=window, voting=draw(st.sampled_from(["own", "scores"]))).wrap(model, num_classes=3).eval()
+        )
+    return model
+
+
+def _a_model(draw, channels, height, width):
     kinds = [
         "columns",
         "rows",

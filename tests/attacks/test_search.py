@@ -7,8 +7,9 @@ import torch
 
 from attacks import ExhaustivePGD, PatchPGD, judge
 from attacks.climb import Ascent, Ends, Task, climb
+from attacks.pasting import crop, paste
 from attacks.placement import openings
-from attacks.search import Search, crop, paste
+from attacks.search import Search
 from attacks.victim import TouchedVictim, WholeVictim
 from robustpatch.ablation import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificate import rival_margins

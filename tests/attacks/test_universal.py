@@ -13,6 +13,7 @@ from attacks.search import Search
 from attacks.universal import Poses, Universal, UniversalPatch, train_and_transfer, train_patch
 from robustpatch.ablation import Columns
 from robustpatch.data import load_images
+from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -156,6 +157,20 @@ def test_a_targeted_patch_reaches_its_target(target):
     assert (patch.content.mean() > 0.2) == (target == 2)
     proposal = run(Universal(patch=patch), model, x, y, PatchThreat(4, 5))
     assert (model(proposal.x_adv).argmax(dim=1) == target).all()
+
+
+@pytest.mark.parametrize("defense", ["patchcleanser:masks=1x2,patch=1x2", "patchguard:window=1x2,voting=scores"])
+def test_a_targeted_patch_against_a_defense(defense):
+    """Through the views, or the ablations touched, that an attack asks of it: far more often than noise does."""
+    inner = Plain(10) if "cleanser" in defense else smoothed(Plain(20), Columns(1), 3)
+    model = parse_defense(defense).wrap(inner, num_classes=3).eval()
+    x = images(24, (2, 5))
+    training = {"target": 2, "steps": 40, "rows": 8, "poses": STILL}
+    patch, _, unseen = train_and_transfer(model, x, model.predict(x), PatchThreat(2, 4), generator=seed(), **training)
+    noise = replace(patch, content=torch.rand(1, 2, 4, generator=seed()))
+    blind = noise.transfer(model, x[1::2], model.predict(x[1::2]), generator=seed())
+    assert patch.evaluations > 2000
+    assert unseen.to_target > 0.5 > 4 * blind.to_target
 
 
 @pytest.mark.parametrize("pruned", [True, False])

@@ -1,0 +1,70 @@
+"""What attacks have in common: the call, and the parameters that bound it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attacks.base import Proposal
+from attacks.checks import require
+from attacks.search import Search
+from robustpatch.threat import PatchThreat
+
+A = TypeVar("A", bound="Attack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A search for adversarial patches; see `PatchAttack` for what it promises.
+
+    Args:
+        budget: evaluations an image; None for no limit. No new step of an image is begun beyond it.
+        touched_only: score only the ablations that the patch touches, of a `SmoothedClassifier` or one behind
+            PatchGuard, and heed the certificate where the attack can. Of PatchCleanser, look at the clean images for a
+            quarter of the budget at most, and climb a few views alone.
+        batch: attacked images scored at once; memory follows it, and so do rounding errors and what an image pays for
+            the climbs under way when it breaks or its budget ends.
+    """
+
+    budget: int | None = None
+    touched_only: bool = True
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", self.batch, "at least 1")
+        require(self.budget is None or self.budget >= 1, "budget", self.budget, "at least 1, or None for no limit")
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    def check(self, threat: PatchThreat) -> None:  # noqa: B027  no duty to refuse any
+        """Raise `InvalidInput` where the attack cannot search this threat; most search every one."""
+
+    def unpruned(self: A, budget: int | None) -> A:
+        """The same, leaning on nothing that a certificate says, within another budget."""
+        return replace(self, touched_only=False, budget=budget)
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int[Tensor, " B"],
+        threat: PatchThreat,
+        *,
+        generator: torch.Generator,
+    ) -> Proposal:
+        """Search a patch for each image that moves the prediction away from y. Raises `InvalidInput`."""
+        self.check(threat)
+        search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
+        self._run(search)
+        return search.proposal()
+
+    @abstractmethod
+    def _run(self, search: Search) -> None:
+        """Spend evaluations, and offer `search` what was found."""
