@@ -158,7 +158,7 @@ def _step(search: Search, slots: _Slots, ascent: Ascent) -> None:
         with torch.enable_grad():
             adv = slots.adv[moving].requires_grad_()
             objective, prediction[moving] = slots.victim.keep(moving)(adv)
-            gradient[moving] = torch.autograd.grad(objective.sum(), adv)[0]
+            gradient[moving] = torch.autograd.grad(objective.sum(), adv)[0].nan_to_num()  # as of √x at 0: no direction
         value[moving] = objective.detach()
     if last.any():
         with torch.no_grad():

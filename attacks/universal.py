@@ -226,7 +226,8 @@ def _train(
             )
             value, _ = victim(x_adv)
             loss = (value if target is None or search.looks is not None else -value).clamp(min=-enough).mean()
-            (content.grad,) = torch.autograd.grad(loss, content)
+            (found,) = torch.autograd.grad(loss, content)
+            content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
         adam.step()
         with torch.no_grad():
             content.clamp_(0, 1)

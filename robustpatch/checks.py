@@ -41,7 +41,10 @@ def image_values(x: Tensor) -> None:
 def finite_scores(scores: Tensor) -> None:
     """Refuse scores that are not numbers: a NaN compares false with every threshold and would look like abstention."""
     if not bool(torch.isfinite(scores).all()):
-        raise InvalidInput("the base returned NaN or infinite logits; nothing can be certified with it")
+        raise InvalidInput(
+            "the base returned NaN or infinite logits; nothing can be certified with it: mend it (a division by 0? an "
+            "overflow, in less than float32?)"
+        )
 
 
 def evaluation_mode(model: torch.nn.Module) -> None:

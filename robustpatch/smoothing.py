@@ -192,8 +192,9 @@ class SmoothedClassifier(nn.Module):
         included, its gradient `soft`'s.
         """
         logits = self.logits(x)
-        checks.finite_scores(logits)
-        shares = _shares(self.voting.votes(self.voting.scores(logits.detach()), self.guard))
+        scores = self.voting.scores(logits.detach())
+        checks.finite_scores(scores)
+        shares = _shares(self.voting.votes(scores, self.guard))
         if not logits.requires_grad:
             return shares
         return _StraightThrough.apply(self.voting.soft(logits).mean(dim=1), shares)  # type: ignore[no-any-return]

@@ -105,6 +105,16 @@ class Scored:
 
 
 def first_argmax(values: Tensor) -> Tensor:
-    """Index of the largest value along the last axis, the lowest index among equals, on every device."""
+    """Index of the largest value along the last axis, the lowest index among equals, on every device.
+
+    Raises `InvalidInput` where the largest is no finite number: NaN beside any value, an overflow, of which nobody
+    knows how large it was, or nothing but -inf. A class at -inf beside a finite one is never the largest.
+    """
+    largest = values.amax(dim=-1, keepdim=True)
+    if values.is_floating_point() and not bool(torch.isfinite(largest).all()):
+        raise InvalidInput(
+            "outputs contain NaN, or the largest of an image is infinite, so that none is the prediction; mend the "
+            "model (a division by 0? an overflow, in less than float32?)"
+        )
     number = torch.arange(values.shape[-1], device=values.device)
-    return torch.where(values == values.amax(dim=-1, keepdim=True), number, values.shape[-1]).amin(dim=-1)
+    return torch.where(values == largest, number, values.shape[-1]).amin(dim=-1)

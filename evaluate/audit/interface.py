@@ -85,7 +85,10 @@ class Subject(nn.Module):
         """The class of each image, -1 where it abstains. Raises `Refused`."""
         found = _tensor(self._ask(self.target.predict, self._given(x)), "predict")
         if found.ndim == 2 and len(found) == len(x) and found.shape[1] > 1:
-            found = first_argmax(found.to(torch.float64))
+            try:
+                found = first_argmax(found.to(torch.float64))
+            except InvalidInput as error:
+                raise Refused(f"predict returned scores of which none is the largest ({error})") from error
         return self._classes(found.flatten() if found.shape == (len(x), 1) else found, len(x), "predict")
 
     @torch.no_grad()

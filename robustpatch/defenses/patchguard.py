@@ -95,10 +95,10 @@ class MaskedClassifier(Defended):
 
         Its argmax is `predict`; its gradient that of the soft votes, or scores, that were not masked.
         """
-        logits = self.network.logits(x)
-        checks.finite_scores(logits)
-        voting = self.network.voting
-        votes = voting.votes(voting.scores(logits.detach()), self.network.guard)
+        logits, voting = self.network.logits(x), self.network.voting
+        scores = voting.scores(logits.detach())
+        checks.finite_scores(scores)
+        votes = voting.votes(scores, self.network.guard)
         heard, left = self._masking(x).remainder(votes.cast)
         scale = votes.cast.shape[1] * votes.unit
         hard = ((left - left.amax(dim=1, keepdim=True)).double() / scale).float()

@@ -256,3 +256,14 @@ def test_a_checkpoint_of_another_defense_by_its_name(tmp_path):
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["attacked"] > 0
     refused = CliRunner().invoke(app, ["mnist-undefended", *calls])
     assert refused.exit_code == 2
+
+
+def test_scores_that_are_no_numbers_are_no_answer():
+    """NaN beside a number: the certifier is refused, not asked on with a class that it does not have."""
+
+    class Lost(Bright):
+        def predict(self, x):
+            return np.stack([super().predict(x) * np.nan, np.ones(len(x))], axis=1)
+
+    with pytest.raises(InvalidInput, match="predict returned scores of which none is the largest"):
+        audited(Lost())

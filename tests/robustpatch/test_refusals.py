@@ -10,9 +10,10 @@ from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.checks import calibrate_guard, image_values, shape_and_type
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MnistCNN, StripNet
+from robustpatch.scored import Heaviside, SummedScores
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold
+from robustpatch.voting import Threshold, TopOne
 from tests import toys
 
 ONE = PatchThreat(1, 1)
@@ -185,6 +186,16 @@ def test_nan_logits():
         model = toys.smoothed(toys.Fixed([0.0, value, 0.0, 0.0]))
         with pytest.raises(InvalidInput, match="NaN or infinite logits"):
             model.certify(toys.images(2), ONE)
+
+
+def test_a_class_that_is_ruled_out():
+    """-inf is a score of 0: predicted, certified and shown alike, as with a logit far below the others."""
+    x = toys.images(6)
+    for voting in (Threshold(0.3), TopOne(), SummedScores(), Heaviside()):
+        ruled, low = (toys.smoothed(toys.Fixed([0.0, value, 0.5, 0.0]), voting=voting) for value in (-torch.inf, -1e9))
+        assert torch.equal(ruled(x), low(x))
+        assert torch.equal(ruled.predict(x), ruled(x).argmax(dim=1))
+        assert torch.equal(ruled.certify(x, ONE).certified, low.certify(x, ONE).certified)
 
 
 def test_sizes_that_do_not_fit():

@@ -148,3 +148,20 @@ def test_votes_are_true_or_false(name):
     object.__setattr__(votes, name, counts)
     with pytest.raises(InvalidInput, match=rf"{name} votes have dtype torch.int64; .* pass booleans"):
         votes.__post_init__()
+
+
+BAD = (torch.nan, torch.inf)
+NUMBERS = st.sampled_from([-torch.inf, -1.0, 0.0, 2.0, *BAD])
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=0, max_size=4))
+def test_the_first_largest_is_named_or_refused(rows):
+    """What Python's own comparison says, where the largest is finite; a row with NaN, +inf or -inf alone is refused."""
+    values = torch.tensor(rows).reshape(len(rows), 3)
+    if any(some != some or some == torch.inf for row in rows for some in row) or any(
+        max(row) == -torch.inf for row in rows
+    ):
+        with pytest.raises(InvalidInput, match=r"NaN, or the largest of an image is infinite.*mend the model"):
+            first_argmax(values)
+    else:
+        assert first_argmax(values).tolist() == [row.index(max(row)) for row in rows]
