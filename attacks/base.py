@@ -82,8 +82,8 @@ class PatchAttack(Protocol):
 def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
     """The model's own `predict`, or the argmax of its output in evaluation mode; -1 where it abstains.
 
-    Raises `InvalidInput` for outputs of which none is the largest number (see `votes.first_argmax`): an attack that meets
-    them stops, since they are neither the prediction nor another.
+    Raises `InvalidInput` for outputs of which none is the largest number (see `votes.first_argmax`): an attack that
+    meets them stops, since they are neither the prediction nor another.
     """
     if hasattr(model, "predict"):
         return model.predict(x)  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,9 @@ from attacks.victim import WholeVictim
 from robustpatch import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
+
+Content = Literal["grey", "noise", "natural"]
+CONTROLS: tuple[str, ...] = get_args(Content)  # and so are the controls named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,7 @@ def _grey(search: Search, _: list[int], sites: Int[Tensor, "P count"]) -> Float[
 class Control(Attack):
     """No attack: content that knows nothing of the classifier, at `tries` random placements; what breaks is accident.
 
+    A certified image that met nothing else was not attacked (`evaluate.records.Record.threats_tested`).
     `content` is "grey" (one half), "noise" (uniform), or "natural": random regions of other images, those of `source`
     [S,C,H',W'] or else the other images of the batch (so that here what is tried on an image depends on those beside
     it); where there is no other, another region of the image itself. Where `tries` reaches the number of placements,
@@ -124,15 +128,14 @@ class Control(Attack):
     At most `tries` · n evaluations an image, n the ablations scored.
     """
 
-    content: Literal["grey", "noise", "natural"]
+    content: Content
     tries: int = 100
     source: Tensor | None = field(default=None, compare=False, repr=False)
     source_hash: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        contents = ("grey", "noise", "natural")
-        require(self.content in contents, "content", repr(self.content), f"one of {', '.join(contents)}")
+        require(self.content in CONTROLS, "content", repr(self.content), f"one of {', '.join(CONTROLS)}")
         require(self.tries >= 1, "tries", self.tries, "at least 1")
         if self.source is not None:
             require(self.content == "natural", "source", "given", 'None unless content is "natural"')

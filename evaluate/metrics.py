@@ -90,8 +90,9 @@ class Summary:
     certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err).
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
-    one spent evaluations, tried a placement and proposed a patch within the threat. Of a classifier that certifies
-    nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
+    one that is no control (`attacks.occlusion.Control`) spent evaluations, tried a placement and proposed a patch
+    within the threat. A control that changes a certified prediction breaks it all the same. Of a classifier that
+    certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
     """
 
     images: int

@@ -138,7 +138,8 @@ class Options:
         str,
         typer.Option(
             help=f"Comma-separated: {attack_names()}; or none. "
-            "standard is the worst case over an ensemble, quick a smaller one.",
+            "standard is the worst case over an ensemble, quick a smaller one; grey, noise and natural are controls, "
+            "and undefended: ignores the defense: alone they test no certificate.",
             rich_help_panel=_ATTACK,
             **_completing("standard", "quick", "none"),
         ),

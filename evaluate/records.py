@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from attacks.occlusion import CONTROLS
 from evaluate.claim import run_of
 from evaluate.store import Store
 from robustpatch.errors import InvalidInput
@@ -90,9 +91,11 @@ class Record:
     def threats_tested(self) -> set[str]:
         """Threats under which some attack leaned on nothing it tests, tried a patch and stayed within the threat.
 
-        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows.
+        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows. A
+        control, known by its name, is no attack: it says nothing of what a search would find.
         """
-        tried = [a for a in self.attacks if a.unpruned and a.evaluations > 0 and a.visited > 0]
+        attacks = [a for a in self.attacks if a.attack not in CONTROLS]
+        tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0]
         return {a.threat for a in tried if a.contained and a.in_range}
 
     @property

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import beta
 
+from attacks.occlusion import CONTROLS
 from evaluate.metrics import Share, summarise
 from evaluate.records import AttackRecord, Record
 from evaluate.table import summary_table
@@ -94,6 +95,8 @@ def test_the_counts():
         record(0, exact=True, attacks=[attack(unpruned=False)]),
         record(0, exact=True, attacks=[attack(unpruned=True), attack("b", unpruned=False)]),
         record(0, exact=True, attacks=[attack(unpruned=True, visited=0.0), attack("b", unpruned=True, visited=0.0)]),
+        *(record(0, exact=True, attacks=[attack(name, unpruned=True)]) for name in CONTROLS),
+        record(0, exact=True, attacks=[attack("grey", unpruned=True), attack("b", unpruned=True, visited=0.0)]),
     ],
 )
 def test_not_held_unless_every_certified_image_was_attacked(spoiled):
@@ -110,13 +113,23 @@ def test_not_held_unless_every_certified_image_was_attacked(spoiled):
         record(0, margin=True, attacks=[attack(unpruned=True, broken=True)]),
         record(0, exact=True, correct=False, attacks=[attack(unpruned=True, broken=True)]),
         record(0, exact=True, consistent=False),
+        record(0, exact=True, attacks=[attack(unpruned=True), attack("grey", unpruned=True, broken=True)]),
+        record(0, exact=True, attacks=[attack("grey", unpruned=True, broken=True)]),
     ],
 )
 def test_one_violation_breaks_the_verdict(spoiled):
     """A certified prediction changed, for a right or a wrong label, or contradicted by predict: "broken"."""
     summary = summarise([spoiled, *RECORDS[1:]])
     assert summary.verdict == "broken"
-    assert summary.violations == [{"index": 0, "attack": "a" if spoiled.consistent else "predict"}]
+    by = [attack.attack for attack in spoiled.attacks if attack.broken] or ["predict"]
+    assert summary.violations == [{"index": 0, "attack": by[0]}]
+
+
+def test_an_attack_beside_a_control_tests_a_certificate():
+    """Whatever the order."""
+    for names in (("grey", "a"), ("a", "noise", "natural")):
+        summary = summarise([record(0, exact=True, attacks=[attack(name, unpruned=True) for name in names])])
+        assert (summary.verdict, summary.certified_attacked) == ("held", 1)
 
 
 def test_a_broken_image_without_a_certificate_is_no_violation():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import ExhaustivePGD, PatchPGD
+from attacks import Control, ExhaustivePGD, PatchPGD
+from attacks.occlusion import CONTROLS
 from evaluate import Settings, evaluate, summarise
 from evaluate.counterexample import load_counterexample, replay
 from robustpatch.ablation import Columns
@@ -164,3 +165,20 @@ def test_a_base_that_is_no_function_of_one_image_is_refused(layer, tmp_path):
     x = torch.rand(2, 1, 2, 9, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InvalidInput, match="couples images or is random"):
         run(smoothed(Noisy(layer), Columns(1), 2), x, PatchThreat(1, 2), tmp_path)
+
+
+@pytest.mark.parametrize("content", CONTROLS)
+def test_a_control_tests_no_certificate_and_may_break_one(content, tmp_path):
+    """Alone it leaves a sound certifier "not tested"; what it changes of a wrong one is a counterexample as any."""
+    plant = PLANTS["no wrap"]
+    control, black = Control(content=content), torch.zeros(2, 1, *plant.room)
+    _, summary = run(plant.sound(), black, plant.threat, tmp_path / "alone", [control])
+    assert (summary.verdict, summary.certified_images, summary.certified_attacked) == ("not tested", 2, 0)
+    _, summary = run(plant.sound(), black, plant.threat, tmp_path / "beside", [control, *ATTACKS])
+    assert (summary.verdict, summary.certified_attacked) == ("held", 2)
+    if content == "noise":
+        wrong = exposing(plant)
+        records, summary = run(plant.broken(), wrong, plant.threat, tmp_path / "wrong", [control])
+        assert summary.verdict == "broken"
+        saved = {load_counterexample(file).index for file in (tmp_path / "wrong" / "counterexamples").iterdir()}
+        assert saved == {r.index for r in records if r.violations}
