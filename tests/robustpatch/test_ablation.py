@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -203,3 +205,13 @@ def test_many_cells_of_a_grid_are_listed_without_every_tuple_of_them():
     choices = GridColumns(1, 27).choices(2, 28)
     choices.zero_()  # the caller's own
     assert GridColumns(1, 27).choices(2, 28)[0].tolist() == list(range(27))
+
+
+@pytest.mark.parametrize("text", ["columns:3/2", "rows:2", "blocks:2x3", "2*grid-columns:1", "grid-blocks:2"])
+def test_pickles_name_this_module(text):
+    """Whatever file the geometry is in: a worker of another version finds the ablation where it always was."""
+    ablation = parse_ablation(text)
+    content = pickle.dumps(ablation)
+    assert b"robustpatch.ablation" in content
+    assert b"geometry" not in content
+    assert pickle.loads(content) == ablation
