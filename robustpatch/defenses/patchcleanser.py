@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -11,23 +10,19 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from robustpatch import checks, memory, precision
+from robustpatch import checks
 from robustpatch.certificate import Certificate
-from robustpatch.defenses.base import Defended, Defense
-from robustpatch.defenses.double_masking import Looks, certify, infer, leads
+from robustpatch.defenses.base import Defense
+from robustpatch.defenses.double_masking import certify, infer, leads
+from robustpatch.defenses.masked_network import GUARD_REDUCED, MaskedNetwork
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 
-GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
-_CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
-_CELLS = 2**23  # predictions kept at once: images times unions
+__all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -
     return MaskSet.for_patch(PatchThreat.parse(patch, image_size), masks, image_size)
 
 
-class PatchCleanser(Defended):
+class PatchCleanser(MaskedNetwork):
     """A classifier of images under masks, whose certified predictions no patch within the threat changes.
 
     `predict` is double masking: the class named under every mask; where they differ, that of a dissenting mask under
@@ -123,62 +118,12 @@ class PatchCleanser(Defended):
     def __init__(
         self, network: nn.Module, defense: DoubleMasking | None = None, *, num_classes: int, chunk: int | None = None
     ) -> None:
-        super().__init__(network, DoubleMasking() if defense is None else defense, num_classes=num_classes)
-        if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
-            raise InvalidInput(
-                f"network is a {type(network).__name__}, whose outputs jump where rounding turns a vote over; the "
-                "guard is of logits, so put PatchCleanser around a network without a defense"
-            )
-        if chunk is not None and chunk < 1:
-            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
-        self.chunk = chunk
-        self._shown = self.defense.shown
-        self._sound: tuple[object, ...] | None = None
-
-    @property
-    def guard(self) -> float:
-        """The change of a logit that certificates allow for: the defense's, at least 0.5 in less than float32."""
-        tensors = [*self.parameters(), *self.buffers()]
-        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
-        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
-        return max(self.defense.guard, GUARD_REDUCED) if reduced else self.defense.guard
+        super().__init__(network, defense or DoubleMasking(), num_classes=num_classes, chunk=chunk)
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
         """Masked images that the network scores of one image, at most: for `forward`, and for `predict`."""
         masks, each = self.defense.mask_set(height, width), self.each(height, width)
         return 2 * len(masks.views) * each, len(masks.unions) * each
-
-    def logits(
-        self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P K"]:
-        """The network's float32 logits of image[p] under the masks of union[p]. Differentiable, chunk by chunk."""
-        masks = self.defense.mask_set(*x.shape[2:])
-        hidden, members = masks.hidden().to(x.device), masks.unions.to(x.device)
-
-        def score(i: Tensor, u: Tensor) -> Tensor:
-            kept = ~hidden[members[u]].any(dim=1)
-            return self._network(self._shown(x[i], kept))
-
-        values = self._shown.channels(x.shape[1]) * x.shape[2] * x.shape[3]
-        chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
-        if self.chunk is None and x.device.type == "cpu" and not torch.is_grad_enabled():
-            chunk = min(chunk, max(1, _CACHED // values))
-        parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
-        again = torch.is_grad_enabled() and len(parts) > 1
-        found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
-        return torch.cat(found) if found else x.new_zeros(0, self.num_classes)
-
-    def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
-        tensor = next(self.network.parameters(), None)
-        if tensor is not None and not torch.is_autocast_enabled(shown.device.type):
-            shown = shown.to(tensor.dtype)
-        logits = self.network(shown)
-        if logits.shape != (len(shown), self.num_classes):
-            raise InvalidInput(
-                f"the network returned logits of shape {tuple(logits.shape)}, not {(len(shown), self.num_classes)}; "
-                f"num_classes is {self.num_classes}: make both agree"
-            )
-        return logits.float()
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         return self.predict_counted(x)[0]
@@ -195,10 +140,6 @@ class PatchCleanser(Defended):
             spent.append(looks.evaluations * self.each(*x.shape[2:]))
         return torch.cat(found), torch.cat(spent)
 
-    def each(self, height: int, width: int) -> int:
-        """The evaluations of one image under one union of masks."""
-        return super().evaluations(height, width)[1]
-
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes `predict`.
@@ -211,7 +152,7 @@ class PatchCleanser(Defended):
         threat.check_fits(x.shape[2], x.shape[3])
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
-        self._check_network(x)
+        self.check_network(x)
         hiding = masks.hiding(threat)
         prediction, certified, close = [], [], []
         for looks in self.looks(x):
@@ -246,7 +187,7 @@ class PatchCleanser(Defended):
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
-        self._check_network(x)
+        self.check_network(x)
         hides, unions = masks.hiding_at(threat).to(x.device), torch.arange(len(masks.unions), device=x.device)
         found = [x.new_zeros(0, len(hides), dtype=torch.float32)]
         for looks in self.looks(x):
@@ -262,34 +203,10 @@ class PatchCleanser(Defended):
                 "defend with patch= the largest that is to be certified"
             )
 
-    def looks(self, x: Float[Tensor, "B C H W"]) -> list[Looks]:
-        """What the network says of the images under masks, still to be asked; so many images at a time."""
-        masks = self.defense.mask_set(*x.shape[2:])
-        size = max(1, _CELLS // len(masks.unions))
-        return [Looks(masks, len(some), _scoring(self.logits, some), x.device) for some in x.split(size) if len(some)]
-
-    def _check_network(self, x: Tensor) -> None:
-        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice."""
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        versions = tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors)
-        key = (tuple(self.network.modules()), versions, x.shape[1:], self.guard)
-        if not len(x) or key == self._sound:
-            return
-        shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
-        alone = self._network(shown)
-        company = self._network(torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)]))[1:2]
-        deviation = float(torch.stack([(alone - again).abs().max() for again in (self._network(shown), company)]).max())
-        if not deviation <= self.guard:
-            raise InvalidInput(
-                f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
-                f"{self.guard:g}: the network couples images or is random; mend it, or choose a larger guard"
-            )
-        self._sound = key
-
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """What attacks climb; its argmax is `predict`, with the exceptions of `soft_masking.soft_inference`."""
         masks = self.defense.mask_set(*x.shape[2:])
-        return soft_inference(_scoring(self.logits, x), masks, torch.arange(len(x), device=x.device))
+        return soft_inference(self.scoring(x), masks, torch.arange(len(x), device=x.device))
 
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
@@ -307,11 +224,7 @@ class PatchCleanser(Defended):
             training = self.network.training
             self.network.eval()
             try:
-                union = worst_unions(_scoring(self.logits, x), masks, y, first, second)
+                union = worst_unions(self.scoring(x), masks, y, first, second)
             finally:
                 self.network.train(training)
         return nn.functional.cross_entropy(self.logits(x, torch.arange(len(x), device=x.device), union), y)
-
-
-def _scoring(logits: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda image, union: logits(x, image, union)

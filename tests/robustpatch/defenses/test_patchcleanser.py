@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import combinations, product
 
 import pytest
@@ -138,6 +139,16 @@ class Counting(nn.Module):
     def forward(self, x):
         self.rows += len(x)
         return self.inner(x)
+
+
+def test_pickles_and_states_name_what_they_named():
+    """Whatever file the network is asked in: the module of the class, and the network's weights."""
+    model = model_of(TEXTS[0])
+    content = pickle.dumps(model)
+    assert b"robustpatch.defenses.patchcleanser" in content
+    assert b"masked_network" not in content
+    assert torch.equal(pickle.loads(content)(images(3)), model(images(3)))
+    assert sorted(model.state_dict()) == ["network.1.bias", "network.1.weight"]
 
 
 def test_evaluations_are_counted_at_least_as_they_are():

@@ -1,0 +1,119 @@
+"""What a network says of images under masks: its logits, how far they may move, and whether it couples images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustpatch import memory, precision
+from robustpatch.defenses.base import Defended, Defense
+from robustpatch.defenses.double_masking import Looks, Score
+from robustpatch.errors import InvalidInput
+from robustpatch.randomized import RandomizedClassifier
+from robustpatch.smoothing import SmoothedClassifier
+
+if TYPE_CHECKING:
+    from robustpatch.defenses.patchcleanser import DoubleMasking
+
+GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
+_CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
+_CELLS = 2**23  # predictions kept at once: images times unions
+
+
+class MaskedNetwork(Defended):
+    """A network asked about images under unions of the masks of `defense`, chunk by chunk.
+
+    Hidden pixels are selected away, so that under masks that hide a patch it is shown the same numbers whatever the
+    patch. Raises `InvalidInput` for a network that counts votes or has a defense of its own, and a chunk below 1.
+    """
+
+    defense: DoubleMasking
+
+    def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None) -> None:
+        super().__init__(network, defense, num_classes=num_classes)
+        if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
+            raise InvalidInput(
+                f"network is a {type(network).__name__}, whose outputs jump where rounding turns a vote over; the "
+                "guard is of logits, so put PatchCleanser around a network without a defense"
+            )
+        if chunk is not None and chunk < 1:
+            raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
+        self.chunk = chunk
+        self._shown = self.defense.shown
+        self._sound: tuple[object, ...] | None = None
+
+    @property
+    def guard(self) -> float:
+        """The change of a logit that certificates allow for: the defense's, at least 0.5 in less than float32."""
+        tensors = [*self.parameters(), *self.buffers()]
+        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
+        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
+        return max(self.defense.guard, GUARD_REDUCED) if reduced else self.defense.guard
+
+    def each(self, height: int, width: int) -> int:
+        """The evaluations of one image under one union of masks."""
+        return super().evaluations(height, width)[1]
+
+    def logits(
+        self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P K"]:
+        """The network's float32 logits of image[p] under the masks of union[p]. Differentiable, chunk by chunk."""
+        masks = self.defense.mask_set(*x.shape[2:])
+        hidden, members = masks.hidden().to(x.device), masks.unions.to(x.device)
+
+        def score(i: Tensor, u: Tensor) -> Tensor:
+            kept = ~hidden[members[u]].any(dim=1)
+            return self._network(self._shown(x[i], kept))
+
+        values = self._shown.channels(x.shape[1]) * x.shape[2] * x.shape[3]
+        chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
+        if self.chunk is None and x.device.type == "cpu" and not torch.is_grad_enabled():
+            chunk = min(chunk, max(1, _CACHED // values))
+        parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
+        return torch.cat(found) if found else x.new_zeros(0, self.num_classes)
+
+    def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
+        tensor = next(self.network.parameters(), None)
+        if tensor is not None and not torch.is_autocast_enabled(shown.device.type):
+            shown = shown.to(tensor.dtype)
+        logits = self.network(shown)
+        if logits.shape != (len(shown), self.num_classes):
+            raise InvalidInput(
+                f"the network returned logits of shape {tuple(logits.shape)}, not {(len(shown), self.num_classes)}; "
+                f"num_classes is {self.num_classes}: make both agree"
+            )
+        return logits.float()
+
+    def looks(self, x: Float[Tensor, "B C H W"]) -> list[Looks]:
+        """What the network says of the images under masks, still to be asked; so many images at a time."""
+        masks = self.defense.mask_set(*x.shape[2:])
+        size = max(1, _CELLS // len(masks.unions))
+        return [Looks(masks, len(some), self.scoring(some), x.device) for some in x.split(size) if len(some)]
+
+    def scoring(self, x: Float[Tensor, "B C H W"]) -> Score:
+        """The logits of these images, by their numbers."""
+        return lambda image, union: self.logits(x, image, union)
+
+    def check_network(self, x: Tensor) -> None:
+        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        versions = tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors)
+        key = (tuple(self.network.modules()), versions, x.shape[1:], self.guard)
+        if not len(x) or key == self._sound:
+            return
+        shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
+        alone = self._network(shown)
+        company = self._network(torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)]))[1:2]
+        deviation = float(torch.stack([(alone - again).abs().max() for again in (self._network(shown), company)]).max())
+        if not deviation <= self.guard:
+            raise InvalidInput(
+                f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
+                f"{self.guard:g}: the network couples images or is random; mend it, or choose a larger guard"
+            )
+        self._sound = key
