@@ -204,7 +204,10 @@ class PatchCleanser(MaskedNetwork):
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What attacks climb; its argmax is `predict`, with the exceptions of `soft_masking.soft_inference`."""
+        """What attacks climb. Its argmax is `predict`, unless the surest dissenting view falls and another stands: to
+        know that takes what `predict` may take, all unions, and this asks no more than two rounds of views (see
+        `soft_masking.soft_inference`).
+        """
         masks = self.defense.mask_set(*x.shape[2:])
         return soft_inference(self.scoring(x), masks, torch.arange(len(x), device=x.device))
 

@@ -12,13 +12,19 @@ from robustpatch.defenses.double_masking import Score, majority
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.voting import first_argmax
 
+_ABOVE = 1e-6  # of scores up to 2: more than what float32 rounds off, less than tells an attack anything
+
 
 def soft_inference(score: Score, masks: MaskSet, image: Int[Tensor, " B"]) -> Float[Tensor, "B K"]:
-    """The mean softmax of all views, in which the surest dissenting view may raise its class.
+    """The mean softmax of all views, in which the surest dissenting view may raise its class. Its argmax is the class
+    that double masking infers, ties included, but where that dissenter falls and another stands: there it is the
+    majority's. Whether another stands takes the unions of every dissenter with every view to know, all that there are
+    where many dissent; here no image is asked more than two rounds of views.
 
-    With a = min over second views of p_c - max_j≠c p_j, for the class c that it names: for a > 0 the dissenter stands,
-    and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. The argmax is what
-    double masking infers, except where that takes another dissenter, or a majority that is not the mean's.
+    With a = min over second views of p_c - max_j≠c p_j, for the class c that the dissenter names: for a > 0 it stands,
+    and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. Where the class that
+    is inferred is not the largest by this, as the mean's need not be the majority's, it is lifted above the others, its
+    gradient left as it is.
     """
     every = torch.arange(len(masks.views), device=image.device).expand(len(image), -1)
     logits = score(image[:, None].expand_as(every).flatten(), every.flatten()).unflatten(0, every.shape)
@@ -26,22 +32,33 @@ def soft_inference(score: Score, masks: MaskSet, image: Int[Tensor, " B"]) -> Fl
     shares = logits.softmax(dim=-1).mean(dim=1)
     first, second = logits.detach().topk(2, dim=-1).values.unbind(dim=-1)
     labels = first_argmax(logits.detach())
-    dissents = labels != majority(labels)[:, None]
+    inferred = majority(labels)
+    dissents = labels != inferred[:, None]
     rows = dissents.any(dim=1).nonzero()[:, 0]
     surest = (first - second).masked_fill(~dissents, -1).argmax(dim=1)[rows]
     union = masks.pair.to(image.device)[surest]
     seen = score(image[rows, None].expand_as(union).flatten(), union.flatten()).unflatten(0, union.shape)
+    checks.finite_scores(seen)
     own = labels[rows, surest][:, None]
+    stands = (first_argmax(seen.detach()) == own).all(dim=1)
+    inferred[rows] = torch.where(stands, own[:, 0], inferred[rows])
     named = own[:, None].expand(-1, union.shape[1], 1)
     standing = _lead(seen.softmax(dim=-1), named).amin(dim=1, keepdim=True)
     top, mean = shares[rows].amax(dim=1, keepdim=True), shares[rows].gather(1, own)
     raised = top + standing * torch.where(standing > 0, 1, top - mean)
-    return shares.index_put((rows[:, None], own), raised)
+    return _lifted(shares.index_put((rows[:, None], own), raised), inferred[:, None])
 
 
-def _lead(scores: Float[Tensor, "P V K"], own: Int[Tensor, "P V 1"]) -> Float[Tensor, "P V"]:
+def _lifted(scores: Float[Tensor, "B K"], own: Int[Tensor, "B 1"]) -> Float[Tensor, "B K"]:
+    """The scores, where that of class `own` is not the sole largest with it just above the others; gradients stay."""
+    value = scores.detach()
+    lead = _lead(value, own)[:, None]
+    return scores + torch.zeros_like(value).scatter(1, own, torch.where(lead > 0, 0, _ABOVE - lead))
+
+
+def _lead(scores: Float[Tensor, "... K"], own: Int[Tensor, "... 1"]) -> Float[Tensor, "..."]:
     """By how much the score of a class exceeds the largest of the others."""
-    return scores.gather(2, own)[..., 0] - scores.scatter(2, own, -1).amax(dim=2)
+    return scores.gather(-1, own)[..., 0] - scores.scatter(-1, own, -torch.inf).amax(dim=-1)
 
 
 @torch.no_grad()
