@@ -11,6 +11,10 @@ from torch import Tensor
 from robustpatch.errors import InvalidInput
 
 _REDUCED = ("tf32", "bf16")
+_CONVOLUTIONS = {
+    "cuda": "torch.backends.cudnn.allow_tf32 = False",
+    "cpu": "torch.backends.mkldnn.conv.fp32_precision = 'ieee'",
+}
 
 
 def check_device(name: str) -> str:
@@ -40,9 +44,21 @@ def settings(device: str) -> tuple[object, ...]:
 
 def is_reduced(tensors: Iterable[Tensor], device: str) -> bool:
     """Whether anything is computed in less than float32: bfloat16, float16, TF32 or autocast."""
+    return bool(remedies(tensors, device))
+
+
+def remedies(tensors: Iterable[Tensor], device: str) -> list[str]:
+    """What to do, a statement each, for nothing to be computed in less than float32; none where nothing is. Where the
+    switch of all products and convolutions is on, it comes first, and then what is left.
+    """
     narrow = any(t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) for t in tensors)
     autocast, *products = settings(device)
-    return narrow or bool(autocast) or any(product in _REDUCED for product in products)
+    reduced = [product in _REDUCED for product in products]
+    found = ["network.float()"] * narrow + ["leave torch.autocast"] * bool(autocast)
+    if any(reduced) and getattr(torch.backends, "fp32_precision", None) in _REDUCED:
+        return [*found, "torch.backends.fp32_precision = 'ieee'"]
+    statements = ("torch.set_float32_matmul_precision('highest')", _CONVOLUTIONS.get(device, ""))
+    return found + [statement for statement, on in zip(statements, reduced, strict=False) if on]
 
 
 def _precision(backend: Any) -> str:

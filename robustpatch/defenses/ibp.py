@@ -166,11 +166,11 @@ class BoundedClassifier(Defended):
         checks.image_values(x)
         threat.check_fits(x.shape[2], x.shape[3])
         tensors = [*self.network.parameters(), *self.network.buffers()]
-        if precision.is_reduced(tensors, x.device.type):
+        remedies = precision.remedies(tensors, x.device.type)
+        if remedies:
             raise InvalidInput(
                 "network computes in less than float32 (bfloat16, float16, TF32 or autocast), whose rounding is not "
-                "bounded; use network.float(), leave autocast, torch.set_float32_matmul_precision('highest') and, on "
-                "a GPU, torch.backends.cudnn.allow_tf32 = False"
+                f"bounded; for float32: {'; '.join(remedies)}"
             )
         return self._match(x)
 

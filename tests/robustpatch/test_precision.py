@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold, checks
-from robustpatch.precision import check_device
+from robustpatch.precision import check_device, remedies
 from tests import toys
 
 
@@ -74,3 +77,41 @@ def test_weights_made_in_inference_mode_are_checked_at_every_call(monkeypatch):
         for _ in range(2):
             model.certify(toys.images(2), PatchThreat(1, 1))
         assert len(calls) == expected
+
+
+SCRIPT = """
+import torch
+from robustpatch.precision import is_reduced, remedies
+
+backends = torch.backends
+for number, cause in enumerate([
+    "pass",
+    "backends.fp32_precision = 'tf32'",
+    "backends.cudnn.conv.fp32_precision = backends.cuda.matmul.fp32_precision = backends.fp32_precision = 'tf32'",
+    "backends.cudnn.conv.fp32_precision = backends.mkldnn.conv.fp32_precision = 'tf32'",
+    "torch.set_float32_matmul_precision('medium')",
+]):
+    exec(cause)
+    assert is_reduced([], "cuda"), cause
+    assert is_reduced([], "cpu") or number == 0, cause
+    for device in ("cuda", "cpu"):
+        for again in range(2):
+            for statement in remedies([], device):
+                assert is_reduced([], device), (cause, statement)
+                exec(statement)
+        assert not is_reduced([], device), (cause, device)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has fewer switches")
+def test_the_remedies_named_are_remedies():
+    """Executed as they are written they leave nothing reduced, and each is needed; cuDNN is in TF32 unless told not."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_narrow_weights_and_autocast_have_their_remedies():
+    weights = [torch.zeros(1, dtype=torch.bfloat16)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert remedies(weights, "cpu") == ["network.float()", "leave torch.autocast"]
+    assert remedies([torch.zeros(1)], "cpu") == []
