@@ -18,7 +18,7 @@ from robustpatch.sampling import Sampling
 from robustpatch.scored import Heaviside
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import parse_source
-from robustpatch.voting import Threshold, Voting, parse_voting
+from robustpatch.voting import Threshold, Voting, first_argmax, parse_voting
 from robustpatch.zoo import Checkpoint, load_checkpoint
 
 
@@ -143,7 +143,7 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
 
 @torch.no_grad()
 def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: str) -> None:
-    """Refuse a module that does not answer images of this size with one score for each class."""
+    """Refuse a module that does not answer images of this size with one score for each class, one of them the largest."""
     x, _ = images.batch(range(min(2, len(images))))
     try:
         scores = model(x.to(device))
@@ -164,6 +164,10 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
             f"model {name} has {shape[1]} outputs, but {images.name} has {len(images.class_names)} classes; name those "
             "of the outputs, in order, with --classes"
         )
+    try:
+        first_argmax(scores)
+    except InvalidInput as error:
+        raise InvalidInput(f"model {name}: {error}") from error
 
 
 def described(model: torch.nn.Module) -> dict[str, Any]:
