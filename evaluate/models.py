@@ -143,7 +143,7 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
 
 @torch.no_grad()
 def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: str) -> None:
-    """Refuse a module that does not answer images of this size with one score for each class, one of them the largest."""
+    """Refuse a module that does not answer images of this size with one score for each class, each a number."""
     x, _ = images.batch(range(min(2, len(images))))
     try:
         scores = model(x.to(device))

@@ -201,9 +201,9 @@ class Options:
             "--dry-run", help="Estimate time and evaluations from a few images, write nothing.", rich_help_panel=_OUTPUT
         ),
     ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict and no more.", rich_help_panel=_OUTPUT)] = (
-        False
-    )
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the verdict, counterexamples, and no more.", rich_help_panel=_OUTPUT)
+    ] = False
     plain: Annotated[
         bool,
         typer.Option(

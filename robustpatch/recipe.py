@@ -173,7 +173,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
 ) -> None:
-    """Train every network of a recipe; validated on the last 5,000 training images, never on test images."""
+    """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on a tenth of them at
+    most), never on test images.
+    """
     console = Console(stderr=True)
     try:
         check_device(device)

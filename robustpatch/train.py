@@ -48,7 +48,7 @@ def main(
         str | None,
         typer.Option(
             help="columns:2, the default, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
-            "2*grid-columns:1, 2*grid-blocks:4; pixels at random: sparse:5; none: undefended."
+            "2*grid-columns:1, 2*grid-blocks:4; several: columns:2+rows:2; pixels at random: sparse:5; none."
         ),
     ] = None,
     defense: Annotated[
@@ -70,7 +70,10 @@ def main(
     voting: Annotated[
         str, typer.Option(help="threshold:0.3, top1, scores, tanh:0.05:1, relu:16 or sigmoid:0.5.")
     ] = _DEFAULT.voting,
-    patch: Annotated[str, typer.Option(help="Patch size for the periodic certified accuracy.")] = _DEFAULT.patch,
+    patch: Annotated[
+        str,
+        typer.Option(help="What --certificate and a defense train against, and certified accuracy is measured for."),
+    ] = _DEFAULT.patch,
     epochs: int = _DEFAULT.epochs,
     batch_size: int = _DEFAULT.batch_size,
     optimizer: Annotated[str, typer.Option(help="sgd (Nesterov momentum) or adamw.")] = _DEFAULT.optimizer,
@@ -111,7 +114,7 @@ def main(
 ) -> None:
     """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
 
-    Validated on the last 5,000 training images, never on test images.
+    Validated on the last 5,000 training images (of a folder, on a tenth of them at most), never on test images.
     """
     console = Console(stderr=True)
     try:
