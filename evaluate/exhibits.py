@@ -102,8 +102,9 @@ class Furthest:
 
     def offer(self, i: int, record: AttackRecord, x_adv: Tensor) -> None:
         """Keep the patch if it broke image i first, or left a smaller lead than those before. An attack that tried no
-        placement has no patch."""
-        if self.none or not (record.contained and record.in_range and record.visited > 0):
+        placement has none to show, but where it broke the image: one that ignores the defense tries none on it."""
+        tried = record.visited > 0 or record.broken
+        if self.none or not (record.contained and record.in_range and tried):
             return
         if i not in self.found or _standing(record) < _standing(self.found[i][0]):
             self.found[i] = record, x_adv.detach().cpu().clone()

@@ -142,6 +142,8 @@ def test_the_patch_that_went_furthest():
         furthest.offer(0, replace(made, by=name), image)
         assert (furthest.found[0][0].by if furthest.found else None) == wanted
     assert furthest.found[0][1].equal(x[5])
+    furthest.offer(1, attack(broken=True, visited=0.0), x[6])  # by an attack on the bare network
+    assert furthest.found[1][1].equal(x[6])
     none = Furthest(none=True)
     none.offer(0, attack(), x[0])
     assert none.found == {}
