@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
+from robustpatch.voting import first_argmax
 
 if TYPE_CHECKING:
     from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
@@ -41,7 +42,7 @@ class ARTCertifier:
         self.num_classes = int(classifier.nb_classes)
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        return self.scores(x).argmax(dim=1)
+        return first_argmax(self.scores(x))
 
     def scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """What ART's `predict` returns: votes (levine2020), or the sum of the model's outputs (salman2021)."""

@@ -76,7 +76,7 @@ class Subject(nn.Module):
             except Refused as other:
                 raise InvalidInput(
                     f"certifier does not predict images of shape {tuple(x.shape)}: {refusal} (and of an array: {other})"
-                    "; name the right image shape"
+                    "; name the right image shape and number of classes"
                 ) from refusal
             return subject
 

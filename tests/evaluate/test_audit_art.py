@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from evaluate.audit import audit, replay
-from evaluate.audit.art import levine_block, levine_column, levine_probabilities, levine_row, salman_column
+from evaluate.audit.art import (
+    ARTCertifier,
+    levine_block,
+    levine_column,
+    levine_probabilities,
+    levine_row,
+    salman_column,
+)
 from evaluate.audit.hostile import try_votes
 from evaluate.audit.stand import Stand, view_findings
 from evaluate.audit.tables import TableBase
@@ -84,3 +94,13 @@ def test_what_art_does_not_certify_is_refused():
     certifier = levine_column(torch.nn.Flatten(), 4, (1, 3, 4))
     with pytest.raises(InvalidInput, match="one square"):
         certifier.certify(images(1, (3, 4)), PatchThreat(1, 2))
+
+
+def test_scores_that_are_no_numbers_are_no_prediction():
+    """Of NaN beside a number torch names the former; ties go to the lower number, as ART has it."""
+    given = np.array([[0.0, 2.0, 2.0], [1.0, 0.0, 1.0]])
+    certifier = ARTCertifier(SimpleNamespace(nb_classes=3, predict=lambda x: given))
+    assert certifier.predict(images(2, (2, 2))).tolist() == [1, 0]
+    given[1, 1] = np.nan
+    with pytest.raises(InvalidInput, match="NaN"):
+        certifier.predict(images(2, (2, 2)))
