@@ -50,7 +50,7 @@ SIZED = [  # model, how, ablation, images
     ("resnet50", "13 at once", "blocks:75/20", 1),
     ("resnet50", "13 at once, bfloat16", "columns:19/10", 250),
     ("resnet50", "13 at once, bfloat16", "blocks:75/32", 250),
-    ("resnet50", "13 at once, bfloat16", "columns:19", 50),
+    ("resnet50", "13 at once, bfloat16", "columns:19", 250),
 ]
 GROWTH = [
     *(
