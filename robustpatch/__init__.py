@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustpatch.smoothing import SmoothedClassifier
     from robustpatch.sparse import SparseAblation
     from robustpatch.threat import AnyOf, PatchThreat, parse_threat
+    from robustpatch.top_k import TopKCertificate, certify_top_k
     from robustpatch.union import Union
     from robustpatch.voting import Threshold, TopOne, Votes
     from robustpatch.wrapping import wrap
@@ -31,6 +32,7 @@ _HOME = {
     "smoothing": ("SmoothedClassifier",),
     "sparse": ("SparseAblation",),
     "threat": ("AnyOf", "PatchThreat", "parse_threat"),
+    "top_k": ("TopKCertificate", "certify_top_k"),
     "union": ("Union",),
     "voting": ("Threshold", "TopOne", "Votes"),
     "wrapping": ("wrap",),
@@ -60,6 +62,8 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "AnyOf",
     "PatchThreat",
     "parse_threat",
+    "TopKCertificate",
+    "certify_top_k",
     "Union",
     "Threshold",
     "TopOne",

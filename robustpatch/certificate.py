@@ -8,6 +8,7 @@ of a contribution's range, and one touched ablation can take away and give that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from robustpatch.votes import Scored, Votes, first_argmax
 Method = Literal["exact", "margin"]
 _CACHED = 2**19  # int32 cells worked on at once on a CPU: what its cache holds
 _CELLS = 2**24  # and on a GPU: some hundred MiB of working memory
+FAR = {kind: torch.iinfo(kind).max // 2 for kind in (torch.int32, torch.int64)}  # beyond all leads, and can be added to
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,7 @@ def certify_votes(
     of their damages, n_c[A] - n_j[A] + |A| each; for columns and rows their exact worst union is found.
     """
     _check_method(method)
-    check_votes(votes, ablation, image_size)
-    if isinstance(votes, Scored) and votes.slack < guard * votes.unit:
-        raise InvalidInput(
-            f"guard is {guard}, but the scores were counted with a slack of {votes.slack} units of 1/{votes.unit}; "
-            "count them with that guard"
-        )
+    check_votes(votes, ablation, image_size, guard)
     prediction = first_argmax(votes.counts)
     margins, maps = [], []
     for one in threat.threats:
@@ -212,13 +209,20 @@ def _check_method(method: str) -> None:
         raise InvalidInput(f'method is {method!r}; use "exact" or "margin"')
 
 
-def check_votes(votes: Votes | Scored, ablation: Ablation, image_size: tuple[int, int]) -> None:
-    """Refuse votes that are not those of every ablation of such an image, for two classes or more."""
+def check_votes(votes: Votes | Scored, ablation: Ablation, image_size: tuple[int, int], guard: float = 0.0) -> None:
+    """Refuse votes that are not those of every ablation of such an image, for two classes or more; and summed scores
+    that were counted with less slack than the guard's.
+    """
     n, cast = ablation.count(*image_size), votes.cast
     if cast.shape != votes.close.shape or cast.ndim != 3 or cast.shape[1] != n or cast.shape[2] < 2:
         raise InvalidInput(
             f"votes have shapes {tuple(cast.shape)} (cast) and {tuple(votes.close.shape)} (close); {ablation} on "
             f"{image_size[0]}x{image_size[1]} needs [B, {n}, K] twice, with at least two classes"
+        )
+    if isinstance(votes, Scored) and votes.slack < guard * votes.unit:
+        raise InvalidInput(
+            f"guard is {guard}, but the scores were counted with a slack of {votes.slack} units of 1/{votes.unit}; "
+            "count them with that guard"
         )
 
 
@@ -240,25 +244,36 @@ def _exact_margins(votes: Votes | Scored, prediction: Tensor, touched: Touched, 
     """
     sets = len(touched.sizes) if count == 1 else 1
     out = torch.full((len(prediction), sets), torch.iinfo(torch.int64).max, device=prediction.device)
+    for rows, margins in leads(votes, prediction, touched, count, votes.unit):
+        out[rows] = torch.minimum(out[rows], margins.amin(dim=2))
+    return out
+
+
+def leads(
+    votes: Votes | Scored, c: Int[Tensor, " B"], touched: Touched, count: int, raised: int, k: int = 1
+) -> Iterator[tuple[slice, Int[Tensor, "b S J"]]]:
+    """n_c - n_j - [j < c] - Σ over A of (v_c - v_j + raised) for some images and rivals j after the other, with `rows`.
+
+    For each touched set A; of the worst union of `count` sets, [b,1,J], at most that for any. Close votes count against
+    c. `raised` is what each touched ablation gives j: the unit, or nothing. Together the rivals hold the k least of
+    each image and set. For j = c, and beyond, a number that no lead comes near.
+    """
     cells = max(touched.num_ablations, len(touched.sizes) ** (2 if count > 1 and touched.exact_unions else 1))
     kind = _kind(votes)
-    budget = _CACHED if prediction.device.type == "cpu" else _CELLS
+    budget = _CACHED if c.device.type == "cpu" else _CELLS
     images = max(1, budget // (cells * votes.cast.shape[2]))
-    for first in range(0, len(prediction), images):
+    for first in range(0, len(c), images):
         rows = slice(first, first + images)
         some = votes.of(rows)
         sure, possible = some.sure, some.possible
-        c = prediction[rows]
-        own = sure.gather(2, c[:, None, None].expand(-1, sure.shape[1], 1)).to(kind)
-        for rivals in _rivals(possible).split(max(1, budget // (cells * images))):
+        own = sure.gather(2, c[rows, None, None].expand(-1, sure.shape[1], 1)).to(kind)
+        for rivals in _rivals(possible, k).split(max(1, budget // (cells * images))):
             j = possible.index_select(2, rivals).to(kind)
-            damage = own - j + votes.unit
-            lost = touched.sums(damage) if count == 1 else touched.worst_union(damage, count)[:, None]
-            before = (own - j).sum(dim=1, dtype=kind) - (rivals < c[:, None]).to(kind)
-            before = before.masked_fill(rivals == c[:, None], torch.iinfo(kind).max)  # no rival of itself
-            margins = before[:, None] - lost
-            out[rows] = torch.minimum(out[rows], margins.amin(dim=2))
-    return out
+            damage = own - j + raised
+            lost = touched.sums(damage) if count == 1 else touched.worst_union(damage.clamp(min=0), count)[:, None]
+            before = (own - j).sum(dim=1, dtype=kind) - (rivals < c[rows, None]).to(kind)
+            before = before.masked_fill(rivals == c[rows, None], FAR[kind])  # no rival of itself
+            yield rows, before[:, None] - lost
 
 
 def rival_margins(votes: Votes | Scored, prediction: Int[Tensor, " B"], touched: Touched) -> Int[Tensor, "B S K"]:
@@ -282,10 +297,10 @@ def _kind(votes: Votes | Scored) -> torch.dtype:
     return torch.int64 if isinstance(votes, Scored) else torch.int32
 
 
-def _rivals(possible: Tensor) -> Int[Tensor, " J"]:
-    """The classes that can be worst: those with a vote in some image, and the two lowest without.
+def _rivals(possible: Tensor, k: int) -> Int[Tensor, " J"]:
+    """The classes among which the k worst are: those with a vote in some image, and the k + 1 lowest without.
 
-    All classes without a vote cost c the same but for ties, so the lowest stands for them, or the next if it is c.
+    All classes without a vote cost c the same but for ties, so the lowest k stand for them, or the next for c itself.
     """
     voted = (possible != 0).flatten(0, 1).any(dim=0)
-    return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[:2, 0]])
+    return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[: k + 1, 0]])

@@ -7,7 +7,7 @@ smoothing with other voting.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, isfinite, log
+from math import ceil, floor, isfinite, log
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustpatch.errors import InvalidInput
 from robustpatch.votes import UNITS, Scored, Votes
-from robustpatch.voting import Voting, log_odds
+from robustpatch.voting import Voting, excess, log_odds
 
 _LEAK = 0.01  # slope of a clipped logit's stand-in outside its range
 
@@ -29,6 +29,10 @@ class Summed(Voting):
 
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Scored:
         return Scored((scores * UNITS).floor().to(torch.int32), ceil(guard * UNITS))
+
+    def capacity(self, num_classes: int) -> int:
+        """The whole range for every class."""
+        return UNITS * num_classes
 
     @property
     def link(self) -> str:
@@ -54,6 +58,10 @@ class SummedScores(Summed):
     @property
     def link(self) -> str:
         return "softmax"
+
+    def capacity(self, num_classes: int) -> int:
+        """One range for all classes together, and a few units for rounding: probabilities add up to 1."""
+        return floor(UNITS * (1 + excess(num_classes)))
 
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return log_odds(logits)

@@ -17,6 +17,7 @@ from robustpatch.certificate import Certificate, Method, certify_votes, largest_
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
+from robustpatch.top_k import TopKCertificate, certify_top_k, check_asked
 from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
 
 
@@ -216,6 +217,22 @@ class SmoothedClassifier(nn.Module):
         if len(x):
             self._check_once(x)
         return certify_votes(votes, self.ablation, threat, (x.shape[2], x.shape[3]), method=method, guard=self.guard)
+
+    def certify_top_k(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
+    ) -> TopKCertificate:
+        """Prove, for each image, that no patch within `threat` drives class y out of the k most voted; 1 ≤ k < K.
+
+        The assumptions are tested as `certify` tests them.
+        """
+        check_asked(y, k, len(x), self.num_classes)
+        checks.image_values(x)
+        threat.check_fits(x.shape[2], x.shape[3])
+        votes = self.votes(x)
+        if len(x):
+            self._check_once(x)
+        capacity, size = self.voting.capacity(self.num_classes), (x.shape[2], x.shape[3])
+        return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=self.guard)
 
     def largest_certified(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The side of the largest square patch against which each image is certified; 0 where there is none."""

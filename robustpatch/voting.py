@@ -45,6 +45,14 @@ class Voting(ABC):
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
         """The votes, and which of them a change of each score by at most `guard` could turn over."""
 
+    def capacity(self, num_classes: int) -> int:
+        """The most that one ablation, whatever it sees, adds to the counts of all `num_classes` together: in votes, or
+        in units where scores are summed. A bound on one evaluation; the guard, which is about two, has no part in it.
+
+        Here a vote for every class; rules whose classes compete say less.
+        """
+        return num_classes
+
     @abstractmethod
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """How far each vote is from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart). Of a
@@ -87,6 +95,13 @@ class Threshold(Voting):
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
 
+    def capacity(self, num_classes: int) -> int:
+        """floor(1/theta), or K where that is less: probabilities ≥ theta add up to 1 at the most.
+
+        To 1 + `excess(K)` in float32, where three classes at theta = 0.33333334 can all get a vote.
+        """
+        return min(num_classes, int((1 + excess(num_classes)) / self.theta))
+
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """logit p_k - logit theta."""
         return log_odds(logits) - log(self.theta / (1 - self.theta))
@@ -116,6 +131,10 @@ class TopOne(Voting):
         near = scores >= scores.amax(dim=-1, keepdim=True) - 2 * guard
         return Votes(cast=cast, close=near & (near.sum(dim=-1, keepdim=True) > 1))
 
+    def capacity(self, num_classes: int) -> int:
+        """One vote, whatever the number of classes."""
+        return 1
+
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The logit less the largest of the others."""
         first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
@@ -129,6 +148,15 @@ class TopOne(Voting):
     def sharp(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The softmax of four times the logits: an ablation that knows little votes all the same, for some class."""
         return (4 * logits).softmax(dim=-1)
+
+
+def excess(num_classes: int) -> float:
+    """By how much a float32 softmax over K classes, and a threshold rounded to float32, exceed 1 together at the most.
+
+    With ε = 2^-24: K - 1 additions of positive terms err by (K - 1)·ε of their sum, each quotient by ε (2ε by way of a
+    reciprocal), each exponential computed twice by a few ε, the threshold by ε. Twice (K + 8)·ε covers them.
+    """
+    return (num_classes + 8) * 2.0**-23
 
 
 def log_odds(logits: Float[Tensor, "... K"]) -> Float[Tensor, "... K"]:

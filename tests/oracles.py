@@ -127,3 +127,37 @@ def sparse_touched(keep: int, patch: tuple[int, int, int], size: tuple[int, int]
         hit += any(pixel in covered for pixel in kept)
         total += 1
     return Fraction(hit, total), len(covered) == min(len(pixels), count * height * width)
+
+
+def place(counts, y: int) -> int:
+    """Where `y` comes when classes are sorted by votes, most first, and by index among equals; 0 is the winner."""
+    return sorted(range(len(counts)), key=lambda j: (-counts[j], j)).index(y)
+
+
+def lead_over(counts, y: int, k: int) -> int:
+    """The lead of `y` over the k-th strongest of the others, less one where a tie is theirs: how many votes it could
+    lose and stay among the first k; below zero, how many it lacks.
+    """
+    spare = -sum(counts) - 2
+    while place([n - (spare + 1) * (j == y) for j, n in enumerate(counts)], y) < k:
+        spare += 1
+    return spare
+
+
+def ballots(classes: int, most: int, unit: int = 1, *, all_of_it: bool = False) -> list[tuple[int, ...]]:
+    """What one ablation can add to the classes: up to `unit` to each and `most` in all, or just as much in all."""
+    cast = product(range(unit + 1), repeat=classes)
+    return [row for row in cast if (sum(row) == most if all_of_it else sum(row) <= most)]
+
+
+def recasts(votes, controlled: frozenset[int], choices: list[tuple[int, ...]], close=None) -> set[tuple[int, ...]]:
+    """Every count reachable when each controlled ablation casts one of `choices`, and untouched close votes are cast
+    or not.
+    """
+    classes = range(len(votes[0]))
+    reached = {(0,) * len(votes[0])}
+    for n, row in enumerate(votes):
+        near = [close is not None and close[n][k] for k in classes]
+        cast = choices if n in controlled else product(*((0, 1) if near[k] else (int(row[k]),) for k in classes))
+        reached = {tuple(map(sum, zip(counts, own, strict=True))) for own in list(cast) for counts in reached}
+    return reached

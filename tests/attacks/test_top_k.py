@@ -1,0 +1,106 @@
+"""Whole tiny classifiers against every patch, and against patch PGD, that would drive a class out of the top k."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustpatch.ablation import Blocks, Columns, GridColumns, Rows
+from robustpatch.scored import SummedScores
+from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.top_k import ranks
+from robustpatch.voting import Threshold, TopOne
+from tests.attacks.toys import Level, Lookup, images, smoothed, strip, worlds
+
+P = PatchThreat
+EITHER = AnyOf([P(1, 2), P(2, 1)])
+CASES = [
+    (Columns(1), (3, 6), P(2, 1)),
+    (Columns(2), (3, 8), P(1, 1)),
+    (Columns(2, 3), (2, 9), P(1, 2)),
+    (Rows(2, 2), (7, 3), P(1, 1)),
+    (Blocks(1), (4, 4), P(2, 1)),
+    (Blocks(2), (5, 5), P(1, 1)),
+    (Blocks(1), (4, 4), P(1, 1, 2)),
+    (Columns(1), (2, 7), P(1, 1, 2)),
+    (Columns(1), (3, 6), EITHER),
+    (GridColumns(2, 2), (2, 9), P(1, 1)),
+]
+RULES = [TopOne(0.0), Threshold(0.3, 0.0), Threshold(0.45, 0.0), SummedScores(0.0)]
+
+
+@pytest.mark.parametrize("voting", RULES, ids=str)
+@pytest.mark.parametrize(("ablation", "size", "threat"), CASES, ids=str)
+def test_no_patch_drives_a_certified_class_out(ablation, size, threat, voting):
+    """Arbitrary functions of what each ablation sees, every content of zeros and ones at every placement, every class
+    and k: certified never falls. Some are certified and some fall, so that the test says something.
+    """
+    proved = fallen = beyond_one = 0
+    classes = torch.arange(4)
+    for seed in range(3):
+        base = Lookup(seed, 2 * size[0] * size[1], 4, favour=2.0 * seed)
+        base.table[:, 3 - seed] += 2.0 * seed  # a second class that many ablations name
+        model, x = smoothed(base, ablation, 4, voting), images(2, size, seed=seed, binary=True)
+        worst = torch.stack([_worst_ranks(model, image, threat) for image in x])
+        for k in (1, 2, 3):
+            for y in classes:
+                found = model.certify_top_k(x, y.expand(2), threat, k)
+                falls = worst[:, y] >= k
+                assert not (found.certified & falls).any(), (seed, k, int(y))
+                assert (found.clean | falls).all()
+                proved += int(found.certified.sum())
+                fallen += int((falls & found.clean).sum())
+                beyond_one += int((found.certified & (worst[:, y] > 0)).sum())
+    assert min(proved, fallen, beyond_one) > 0
+
+
+def _worst_ranks(model: SmoothedClassifier, image: Tensor, threat: PatchThreat | AnyOf) -> Tensor:
+    """The last rank of each class [K] over all patches of zeros and ones."""
+    counts = torch.cat([model.votes(worlds(image, one)).counts for one in threat.threats])
+    return torch.stack([ranks(counts, torch.full((len(counts),), y)).amax() for y in range(counts.shape[1])])
+
+
+def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 12) -> Tensor:
+    """Whether signed gradient steps on a patch, from random content at every placement, rank k classes before y [B]:
+    they lower the soft votes of y less those of the k-th strongest other class, and every iterate is counted.
+    """
+    corners = threat.placements(*x.shape[2:])
+    inside = threat.footprint(corners[:, None], *x.shape[2:])[None, :, None]
+    generator, placements = torch.Generator().manual_seed(0), len(corners)
+    noise = torch.rand(len(x), placements, *x.shape[1:], generator=generator)
+    adv = torch.where(inside, noise, x[:, None]).flatten(0, 1)
+    target, out = y.repeat_interleave(placements), torch.zeros(len(adv), dtype=torch.bool)
+    for t in range(steps + 1):
+        adv.requires_grad_()
+        soft = model.soft(adv)
+        others = soft.scatter(1, target[:, None], -1.0).topk(k, dim=1).values[:, -1]
+        (gradient,) = torch.autograd.grad((soft.gather(1, target[:, None])[:, 0] - others).sum(), adv)
+        adv = adv.detach()
+        out |= ranks(model.votes(adv).counts, target) >= k
+        moved = (adv - 0.5 * (1 - t / steps) * gradient.sign()).clamp(0, 1)
+        adv = torch.where(inside, moved.unflatten(0, (len(x), placements)), x[:, None]).flatten(0, 1)
+    return out.view(len(x), placements).any(dim=1)
+
+
+@pytest.mark.parametrize("voting", [TopOne(), Threshold(0.2), SummedScores()], ids=str)
+@pytest.mark.parametrize("kind", ["level", "strip"])
+def test_gradients_never_drive_a_certified_class_out(kind, voting):
+    """Networks with something to climb: PGD against the k-th strongest succeeds, but on no certified image."""
+    size, broken, certified = (4, 10), 0, 0
+    model = smoothed(Level(4), Columns(1), 4, voting) if kind == "level" else strip(size, classes=4)
+    model.voting = voting
+    x = images(12, size, seed=5) * torch.linspace(0.2, 1, 12)[:, None, None, None]
+    for k in (1, 2, 3):
+        for threat in (P(1, 1), P(4, 2)):
+            order = model.votes(x).counts.argsort(dim=1, descending=True, stable=True)
+            for y in (order[:, 0], order[:, k - 1]):
+                found = model.certify_top_k(x, y, threat, k)
+                assert found.clean.all()
+                out = driven_out(model, x, y, threat, k)
+                assert not (out & found.certified).any()
+                broken += int(out.sum())
+                certified += int(found.certified.sum())
+    assert broken > 0
+    assert certified > 0
