@@ -17,15 +17,12 @@ from tests.attacks.toys import Level, Lookup, images, smoothed, strip, worlds
 P = PatchThreat
 EITHER = AnyOf([P(1, 2), P(2, 1)])
 CASES = [
-    (Columns(1), (3, 6), P(2, 1)),
     (Columns(2), (3, 8), P(1, 1)),
     (Columns(2, 3), (2, 9), P(1, 2)),
-    (Rows(2, 2), (7, 3), P(1, 1)),
-    (Blocks(1), (4, 4), P(2, 1)),
+    (Rows(2), (9, 2), P(1, 1)),
     (Blocks(2), (5, 5), P(1, 1)),
     (Blocks(1), (4, 4), P(1, 1, 2)),
-    (Columns(1), (2, 7), P(1, 1, 2)),
-    (Columns(1), (3, 6), EITHER),
+    (Columns(1), (3, 8), EITHER),
     (GridColumns(2, 2), (2, 9), P(1, 1)),
 ]
 RULES = [TopOne(0.0), Threshold(0.3, 0.0), Threshold(0.45, 0.0), SummedScores(0.0)]
@@ -38,21 +35,19 @@ def test_no_patch_drives_a_certified_class_out(ablation, size, threat, voting):
     and k: certified never falls. Some are certified and some fall, so that the test says something.
     """
     proved = fallen = beyond_one = 0
-    classes = torch.arange(4)
+    y = torch.arange(4).repeat(2)
     for seed in range(3):
-        base = Lookup(seed, 2 * size[0] * size[1], 4, favour=2.0 * seed)
-        base.table[:, 3 - seed] += 2.0 * seed  # a second class that many ablations name
+        base = Lookup(seed, 2 * size[0] * size[1], 4, favour=3.0 * seed)
+        base.table[:, 3 - seed] += 3.0 * seed  # a second class that many ablations name
         model, x = smoothed(base, ablation, 4, voting), images(2, size, seed=seed, binary=True)
-        worst = torch.stack([_worst_ranks(model, image, threat) for image in x])
+        worst = torch.cat([_worst_ranks(model, image, threat) for image in x])
         for k in (1, 2, 3):
-            for y in classes:
-                found = model.certify_top_k(x, y.expand(2), threat, k)
-                falls = worst[:, y] >= k
-                assert not (found.certified & falls).any(), (seed, k, int(y))
-                assert (found.clean | falls).all()
-                proved += int(found.certified.sum())
-                fallen += int((falls & found.clean).sum())
-                beyond_one += int((found.certified & (worst[:, y] > 0)).sum())
+            found = model.certify_top_k(x.repeat_interleave(4, dim=0), y, threat, k)
+            assert not (found.certified & (worst >= k)).any(), (seed, k)
+            assert (found.clean | (worst >= k)).all()
+            proved += int(found.certified.sum())
+            fallen += int((found.clean & (worst >= k)).sum())
+            beyond_one += int((found.certified & (worst > 0)).sum())
     assert min(proved, fallen, beyond_one) > 0
 
 
@@ -62,7 +57,7 @@ def _worst_ranks(model: SmoothedClassifier, image: Tensor, threat: PatchThreat |
     return torch.stack([ranks(counts, torch.full((len(counts),), y)).amax() for y in range(counts.shape[1])])
 
 
-def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 12) -> Tensor:
+def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 8) -> Tensor:
     """Whether signed gradient steps on a patch, from random content at every placement, rank k classes before y [B]:
     they lower the soft votes of y less those of the k-th strongest other class, and every iterate is counted.
     """
@@ -84,16 +79,21 @@ def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThr
     return out.view(len(x), placements).any(dim=1)
 
 
-@pytest.mark.parametrize("voting", [TopOne(), Threshold(0.2), SummedScores()], ids=str)
-@pytest.mark.parametrize("kind", ["level", "strip"])
+@pytest.mark.parametrize(
+    ("kind", "voting"), [("level", Threshold(0.2)), ("level", SummedScores()), ("strip", TopOne())], ids=str
+)
 def test_gradients_never_drive_a_certified_class_out(kind, voting):
     """Networks with something to climb: PGD against the k-th strongest succeeds, but on no certified image."""
-    size, broken, certified = (4, 10), 0, 0
-    model = smoothed(Level(4), Columns(1), 4, voting) if kind == "level" else strip(size, classes=4)
-    model.voting = voting
-    x = images(12, size, seed=5) * torch.linspace(0.2, 1, 12)[:, None, None, None]
+    size, broken, certified = (2, 10), 0, 0
+    x = images(6, size, seed=5)
+    if kind == "level":
+        model, x = smoothed(Level(4), Columns(1), 4, voting), x * torch.linspace(0.2, 1, 6)[:, None, None, None]
+    else:
+        model = strip(size, classes=4)
+        with torch.no_grad():  # no class the winner of all images
+            model.base.head[-1].bias -= model.logits(images(8, size)).mean(dim=(0, 1))
     for k in (1, 2, 3):
-        for threat in (P(1, 1), P(4, 2)):
+        for threat in (P(1, 1), P(2, 3)):
             order = model.votes(x).counts.argsort(dim=1, descending=True, stable=True)
             for y in (order[:, 0], order[:, k - 1]):
                 found = model.certify_top_k(x, y, threat, k)
@@ -102,5 +102,4 @@ def test_gradients_never_drive_a_certified_class_out(kind, voting):
                 assert not (out & found.certified).any()
                 broken += int(out.sum())
                 certified += int(found.certified.sum())
-    assert broken > 0
-    assert certified > 0
+    assert min(broken, certified) > 0
