@@ -47,6 +47,9 @@ def main(
     split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test",
     theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4",
     top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False,
+    top_k: Annotated[
+        str, typer.Option(help="Also whether the label is among the k most voted: 1,3,5; or none.")
+    ] = "none",
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
     patch: Annotated[str, typer.Option(help="Patch sizes, separated by commas: 5x5, 2x10, 2%, 2*5x5 (two).")] = "5x5",
     num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None,
@@ -75,6 +78,7 @@ def main(
                 split,
                 theta,
                 top1,
+                top_k,
                 guard,
                 patch,
                 num_images,
@@ -97,6 +101,7 @@ def _run(
     split: str,
     theta: str,
     top1: bool,
+    top_k: str,
     guard: float | None,
     patch: str,
     num_images: int | None,
@@ -118,6 +123,7 @@ def _run(
         num_images=len(images) if num_images is None else num_images,
         batch_size=batch_size,
         device=device,
+        top_k=_numbers(top_k),
     )
     check_number(settings.num_images, images)
     loaded = _load(checkpoints, images, guard, dtype, named)
@@ -180,6 +186,13 @@ def _votings(theta: str, top1: bool) -> tuple[Voting, ...]:
                 raise
             raise InvalidInput(f"theta is {theta!r}; use thresholds separated by commas, 0.2,0.3, or none") from error
     return (*votings, TopOne()) if top1 else tuple(votings)
+
+
+def _numbers(top_k: str) -> tuple[int, ...]:
+    try:
+        return () if top_k.strip().lower() == "none" else tuple(int(part) for part in top_k.split(","))
+    except ValueError as error:
+        raise InvalidInput(f"top_k is {top_k!r}; use whole numbers separated by commas, 1,3,5, or none") from error
 
 
 def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str, named: bool) -> dict[str, Checkpoint]:

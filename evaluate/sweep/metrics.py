@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from evaluate.metrics import Share
-from evaluate.sweep.records import Run, margin_column
+from evaluate.sweep.records import Run, margin_column, top_column
 from robustpatch.errors import InvalidInput
 
 _ABLATION = re.compile(r"([^:]*):(\d+)(.*)")
@@ -36,7 +36,8 @@ class Setting:
 
     `exact` and `margin` are certified accuracies by patch; `exact_by_side[m - 1]` and `margin_by_side[m - 1]` count the
     images certified for the right label against the m×m square. `median_side` and `mean_side` are of the largest
-    certified square, 0 for images classified wrongly.
+    certified square, 0 for images classified wrongly. `clean_top` by k, and `certified_top` by patch and k, say how
+    often the label is among the k most voted, and how often it is certified to stay there.
     """
 
     checkpoint: str
@@ -52,6 +53,8 @@ class Setting:
     mean_side: float
     close_votes: int
     votes: int
+    clean_top: dict[int, Share] = field(default_factory=dict)
+    certified_top: dict[str, dict[int, Share]] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -72,7 +75,14 @@ class Setting:
         """The same as JSON types, with intervals."""
         shares = {name: {patch: share.as_dict() for patch, share in getattr(self, name).items()} for name in _BY_PATCH}
         own = {"family": self.family, "size": self.size, "clean": self.clean.as_dict(), **shares}
-        return {**vars(self), **own, **{name: list(getattr(self, name)) for name in _BY_SIDE}}
+        own |= {name: list(getattr(self, name)) for name in _BY_SIDE}
+        own["clean_top"] = _as_dicts(self.clean_top)
+        own["certified_top"] = {patch: _as_dicts(some) for patch, some in self.certified_top.items()}
+        return {**vars(self), **own}
+
+
+def _as_dicts(by_k: dict[int, Share]) -> dict[str, Any]:
+    return {str(k): share.as_dict() for k, share in by_k.items()}
 
 
 _BY_PATCH, _BY_SIDE = ("exact", "margin"), ("exact_by_side", "margin_by_side")
@@ -93,6 +103,8 @@ def _setting(run: Run, checkpoint: dict[str, Any], voting: str) -> Setting:
     total, sides = len(correct), range(1, min(run.configuration["image_size"]) + 1)
     exact, margin = (np.where(correct, rows[f"largest_certified{end}"], 0) for end in ("", "_margin"))
 
+    top_k = run.configuration.get("top_k", ())
+
     def certified(method: Any) -> dict[str, Share]:
         return {p: Share(int((correct & (rows[margin_column(method, p)] >= 0)).sum()), total) for p in patches}
 
@@ -110,6 +122,10 @@ def _setting(run: Run, checkpoint: dict[str, Any], voting: str) -> Setting:
         mean_side=float(exact.mean()),
         close_votes=int(rows["close_votes"].sum()),
         votes=total * checkpoint["ablations"] * run.configuration["num_classes"],
+        clean_top={k: Share(int((rows["rank"] < k).sum()), total) for k in top_k},
+        certified_top={
+            p: {k: Share(int((rows[top_column(k, p)] >= 0).sum()), total) for k in top_k} for p in patches if top_k
+        },
     )
 
 

@@ -26,14 +26,22 @@ def margin_column(method: Method, patch: object) -> str:
     return f"margin_{method} {patch}"
 
 
-def schema(patches: Sequence[object]) -> pa.Schema:
+def top_column(k: int, patch: object) -> str:
+    """The column with the margins of the label among the k most voted, against one patch: certified iff ≥ 0."""
+    return f"margin_top{k} {patch}"
+
+
+def schema(patches: Sequence[object], top_k: Sequence[int] = ()) -> pa.Schema:
     """The columns of a shard.
 
     `largest_certified` and `largest_certified_margin` are sides of squares, by the exact certificate and by the paper's
-    margin; 0 where there is none. `close_votes` counts votes within the guard of turning over.
+    margin; 0 where there is none. `close_votes` counts votes within the guard of turning over. `rank`, where top k
+    are asked for, is how many classes come before the label.
     """
     numbers = ("index", "label", "prediction", "largest_certified", "largest_certified_margin", "close_votes")
     margins = [margin_column(method, patch) for patch in patches for method in ("exact", "margin")]
+    if top_k:
+        margins += ["rank", *(top_column(k, patch) for patch in patches for k in top_k)]
     return pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int64()) for name in (*numbers, *margins)])
 
 
@@ -44,10 +52,9 @@ def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
 
 
 def write_sweep_shard(
-    output: Path, name: str, rows: Sequence[dict[str, Any]], patches: Sequence[object], seconds: dict[str, float]
+    output: Path, name: str, rows: Sequence[dict[str, Any]], whole: pa.Schema, seconds: dict[str, float]
 ) -> None:
     """Write columns, one dictionary of them for each voting rule, and beside them the time they took."""
-    whole = schema(patches)
     tables = [pa.table({column: some[column] for column in whole.names}, schema=whole) for some in rows]
     times = {_SECONDS: json.dumps(seconds).encode()}
     write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(times))
@@ -71,10 +78,10 @@ def read_sweep(output: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
-    columns, seconds = {}, {}
+    columns, seconds, whole = {}, {}, schema(patches, configuration.get("top_k", ()))
     for name in (checkpoint["name"] for checkpoint in checkpoints):
-        shards = [_read(output, shard, patches) for shard in Store(output).names(f"records/{name}", ".parquet")]
-        rows = pa.concat_tables([schema(patches).empty_table(), *(table for table, _ in shards)])
+        shards = [_read(output, shard, whole) for shard in Store(output).names(f"records/{name}", ".parquet")]
+        rows = pa.concat_tables([whole.empty_table(), *(table for table, _ in shards)])
         seconds[name] = {part: sum(times.get(part, 0.0) for _, times in shards) for part in ("scoring", "certifying")}
         for voting in votings:
             own = rows.filter(pc.field("voting") == voting).sort_by("index")
@@ -87,15 +94,15 @@ def read_sweep(output: Path) -> Run:
     return Run(configuration, columns, seconds)
 
 
-def is_whole(output: Path, name: str, patches: Sequence[object]) -> bool:
+def is_whole(output: Path, name: str, whole: pa.Schema) -> bool:
     """Whether the shard is there as it was written."""
     try:
-        _read(output, name, patches)
+        _read(output, name, whole)
     except (FileNotFoundError, DamagedShard):
         return False
     return True
 
 
-def _read(output: Path, name: str, patches: Sequence[object]) -> tuple[pa.Table, dict[str, float]]:
-    table = read_table(output, name, schema(patches))
+def _read(output: Path, name: str, whole: pa.Schema) -> tuple[pa.Table, dict[str, float]]:
+    table = read_table(output, name, whole)
     return table.replace_schema_metadata(None), json.loads(table.schema.metadata[_SECONDS])

@@ -15,12 +15,22 @@ from torch import Tensor
 
 from evaluate.claim import claim, images_fingerprint
 from evaluate.runner import Progress
-from evaluate.sweep.records import Run, is_whole, margin_column, read_sweep, sweep_shard, write_sweep_shard
+from evaluate.sweep.records import (
+    Run,
+    is_whole,
+    margin_column,
+    read_sweep,
+    schema,
+    sweep_shard,
+    top_column,
+    write_sweep_shard,
+)
 from robustpatch.certificate import Method, certify_votes, largest_certified
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
+from robustpatch.top_k import certify_top_k, check_k, ranks
 from robustpatch.voting import Voting, first_argmax
 from robustpatch.zoo import Checkpoint
 
@@ -29,21 +39,25 @@ METHODS: tuple[Method, ...] = ("exact", "margin")
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What decides the rows besides checkpoints and images: `num_images` are taken from index 0 on."""
+    """What decides the rows besides checkpoints and images: `num_images` are taken from index 0 on.
+
+    For each k of `top_k` it is certified, too, that the label stays among the k most voted.
+    """
 
     votings: tuple[Voting, ...]
     patches: tuple[PatchThreat, ...]
     num_images: int
     batch_size: int = 500
     device: str = "cpu"
+    top_k: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("votings", "patches"):
+        for name in ("votings", "patches", "top_k"):
             given = [str(one) for one in getattr(self, name)]
-            if not given:
+            if not given and name != "top_k":
                 raise InvalidInput(f"{name} is empty; name at least one")
             if len(set(given)) < len(given):
                 raise InvalidInput(f"{name} is {', '.join(given)}: one of them twice; drop one")
@@ -56,8 +70,12 @@ def certify_scores(
     image_size: tuple[int, int],
     voting: Voting,
     patches: Sequence[PatchThreat],
+    *,
+    labels: Int[Tensor, " B"] | None = None,
+    top_k: Sequence[int] = (),
 ) -> dict[str, Int[Tensor, " B"]]:
-    """What `certify` and `largest_certified` would say with `voting`, of images already scored, by column.
+    """What `certify` and `largest_certified` would say with `voting`, of images already scored, by column; and of their
+    `labels`, where `top_k` asks for it, `certify_top_k`.
 
     `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says. Margins are in whole
     votes, rounded down. Raises `InvalidInput` for a rule that makes other scores of the logits than the model's.
@@ -70,11 +88,23 @@ def certify_scores(
         "largest_certified": largest_certified(votes, model.ablation, image_size),
         "largest_certified_margin": largest_certified(votes, model.ablation, image_size, "margin"),
     }
+    if top_k:
+        if labels is None:
+            raise InvalidInput(
+                f"labels is None, but top_k asks whether they are among the {top_k} most voted; give both"
+            )
+        columns["rank"] = ranks(votes.counts, labels.to(scores.device))
+    capacity = voting.capacity(model.num_classes)
     for patch in patches:
         for method in METHODS:
             found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
             assert found.margin is not None  # of votes there always is one
             columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
+        for k in top_k:
+            top = certify_top_k(
+                votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=model.guard
+            )
+            columns[top_column(k, patch)] = torch.div(top.margin, top.unit, rounding_mode="floor")
     return columns
 
 
@@ -103,6 +133,8 @@ def sweep(
     refused with `InvalidInput`.
     """
     output, total = Path(output), min(settings.num_images, len(images))
+    for k in settings.top_k:
+        check_k(k, len(images.class_names))
     for patch in settings.patches:
         patch.check_fits(*images.image_shape[1:])
     for checkpoint in checkpoints.values():
@@ -123,22 +155,24 @@ def sweep(
             "num_classes": len(images.class_names),
             "images_sha256": images_fingerprint(images, total),
             "robustpatch": version("robustpatch"),
+            **({"top_k": list(settings.top_k)} if settings.top_k else {}),
             **(configuration or {}),
         },
     )
+    whole = schema(settings.patches, settings.top_k)
     for number, (name, checkpoint) in enumerate(checkpoints.items()):
         model = checkpoint.smoothed
         for first in range(0, total, settings.batch_size):
             stop = min(first + settings.batch_size, total)
             shard = sweep_shard(name, first, stop)
-            if is_whole(output, shard, settings.patches):
+            if is_whole(output, shard, whole):
                 continue
             again = " (once more: its shard is damaged)" if (output / shard).exists() else ""
             on_progress(number * total + first, name + again)
             model.to(settings.device)
             rows, seconds = _batch(model, images, range(first, stop), settings)
             constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
-            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], settings.patches, seconds)
+            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], whole, seconds)
         model.to("cpu")  # leaves the device to the next
     on_progress(len(checkpoints) * total, "done")
     return read_sweep(output)
@@ -169,7 +203,9 @@ def _batch(
     scored = time.monotonic()
     rows = []
     for voting in settings.votings:
-        found = certify_scores(model, scores, (x.shape[2], x.shape[3]), voting, settings.patches)
+        found = certify_scores(
+            model, scores, (x.shape[2], x.shape[3]), voting, settings.patches, labels=y, top_k=settings.top_k
+        )
         columns = {name: tensor.cpu().numpy() for name, tensor in found.items()}
         rows.append({"voting": [str(voting)] * len(index), "index": list(index), "label": y.numpy(), **columns})
     return rows, {"scoring": scored - started, "certifying": time.monotonic() - scored}

@@ -35,17 +35,22 @@ def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list
         chosen = "no setting is called best: that would be a choice on test images; give --choose-by a validation sweep"
     else:
         chosen = f"**bold**: the best of its family, chosen on {choice.images} by certified accuracy (exact)"
-    return [
+    notes = [
         "percent of all images, in brackets the exact 95% interval; certified means certified for the right label",
         chosen,
         f"guard {', '.join(f'{guard:g}' for guard in guards)}; {close:,} of {votes:,} votes close",
         "largest: median side of the largest certified square (exact), 0 for images classified wrongly",
         f"paper: clean / certified by the margin, on test images ({LEVINE_FEIZI})",
     ]
+    if settings[0].clean_top:
+        notes.append("top k: the label is among the k classes with the most votes, the lower index first among equals")
+    return notes
 
 
 def _by_setting(dataset: str, settings: Sequence[Setting], choice: Choice | None, patch: str) -> list[str]:
-    names = ("ablation", "voting", "checkpoint", "clean", "certified (margin)", "certified (exact)", "largest", "paper")
+    names = ["ablation", "voting", "checkpoint", "clean", "certified (margin)", "certified (exact)"]
+    names += [f"top {k} {what}" for k in settings[0].clean_top for what in ("clean", "certified")]
+    names += ["largest", "paper"]
     lines, noted = _header(names), True
     for some in by_family(settings).values():
         best = None if choice is None else choice.against(some, patch)
@@ -60,6 +65,11 @@ def _by_setting(dataset: str, settings: Sequence[Setting], choice: Choice | None
                 _share(setting.clean),
                 _share(setting.margin[patch]),
                 f"{mark}{_share(setting.exact[patch])}{mark}",
+                *(
+                    _share(by_k[k])
+                    for k in setting.clean_top
+                    for by_k in (setting.clean_top, setting.certified_top[patch])
+                ),
                 f"{setting.median_side:g}",
                 "–" if paper is None else str(paper),
             )
