@@ -98,14 +98,19 @@ def test_a_validation_sweep_chooses_for_the_test_sweep(place, tmp_path, undrawn)
 def test_what_the_package_ships(tmp_path, monkeypatch):
     """Shipped checkpoints by a pattern, in the folder that is named for the run where none is given."""
     monkeypatch.chdir(tmp_path)
-    result = call("mnist-columns2-seed?", "--num-images", 8, "--theta", "0.3", "--guard", "0.001")
+    result = call("mnist-columns2-seed?", "--num-images", 8, "--theta", "0.3", "--guard", "0.001", "--top-k", "1, 3")
     assert result.exit_code == 0, result.output
     (output,) = (tmp_path / "runs").iterdir()
     assert output.name.startswith("sweep-mnist-sample-test-")
     summary = json.loads((output / "summary.json").read_text())
     assert [one["checkpoint"] for one in summary["settings"]] == ["mnist-columns2-seed1", "mnist-columns2-seed2"]
     assert summary["configuration"]["checkpoints"][0]["guard"] == 0.001
-    assert all(setting["clean"]["hits"] >= 7 for setting in summary["settings"])
+    assert summary["configuration"]["top_k"] == [1, 3]
+    for setting in summary["settings"]:
+        assert setting["clean_top"]["1"] == setting["clean"]
+        assert setting["certified_top"]["5x5"]["1"] == setting["exact"]["5x5"]
+        assert setting["clean_top"]["3"]["hits"] >= setting["clean"]["hits"] >= 7
+    assert "| top 3 clean | top 3 certified |" in result.stdout
     assert [entry["certified"] for entry in summary["paper"]] == [52.83]
     assert "96.66 / 52.83" in result.stdout
 
@@ -121,6 +126,10 @@ WRONG = {
     "theta range": (["--theta", "1.5"], "theta is 1.5; the threshold must lie strictly"),
     "theta twice": (["--theta", "0.3,0.30"], "votings is threshold:0.3, threshold:0.3: one of them twice; drop one"),
     "no voting": (["--theta", "none"], "votings is empty; name at least one"),
+    "top k": (["--top-k", "1,x"], "top_k is '1,x'; use whole numbers separated by commas, 1,3,5, or none"),
+    "top all": (["--top-k", "1,10"], "k is 10; among 10 classes take 1 to 9: every class is in the top 10"),
+    "top 0": (["--top-k", "0"], "k is 0; among 10 classes take 1 to 9"),
+    "top twice": (["--top-k", "3,03"], "top_k is 3, 3: one of them twice; drop one"),
     "patch": (["--patch", "5x5,29x5"], "patch 29x5 (height x width) is larger than the image"),
     "too many": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take at most"),
     "none": (["--num-images", "0"], "num_images is 0; it must be at least 1"),

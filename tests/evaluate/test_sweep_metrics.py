@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -13,6 +14,7 @@ from evaluate.paper import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
 from evaluate.sweep.figures import _against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
+from evaluate.sweep.records import top_column
 from evaluate.sweep.table import markdown
 from robustpatch.ablation import parse_ablation
 from robustpatch.errors import InvalidInput
@@ -151,6 +153,35 @@ def test_the_table_of_a_validation_sweep(run, settings, choice):
     assert "One setting fixed for all sides, narrow, threshold:0.3 (median 2)" in text
     assert lines_of(text, "| 4 |") == ["| 4 | 0.00 | 25.00 | wide, threshold:0.3 |"]
     assert "envelope" not in text
+
+
+def test_top_k_accuracies():
+    """The label's rank below k, clean; a margin of at least 0, certified: in the table, and as JSON."""
+    run = written(ROWS, ABLATIONS)
+    run.configuration["top_k"] = [1, 3]
+    for columns in run.columns.values():
+        columns["rank"] = np.array([0, 2, 3, 1])
+        columns[top_column(1, "2x2")] = np.array([0, -3, -9, -1])
+        columns[top_column(3, "2x2")] = np.array([4, -1, -2, 0])
+    settings = settings_of(run)
+    assert settings[0].clean_top == {1: Share(1, 4), 3: Share(3, 4)}
+    assert settings[0].certified_top == {"2x2": {1: Share(1, 4), 3: Share(2, 4)}}
+    found = json.loads(json.dumps(settings[0].as_dict()))
+    assert {k: share["hits"] for k, share in found["clean_top"].items()} == {"1": 1, "3": 3}
+    assert found["certified_top"]["2x2"]["3"]["hits"] == 2
+    text = markdown(run, settings, None)
+    header, row = (lines_of(text, start)[0].split(" | ") for start in ("| ablation", "| columns:2 "))
+    cells = dict(zip(header, row, strict=True))
+    assert [cells[f"top {k} {what}"].split()[0] for k in (1, 3) for what in ("clean", "certified")] == [
+        "25.00",
+        "25.00",
+        "75.00",
+        "50.00",
+    ]
+    assert "- top k: the label is among the k classes with the most votes" in text
+    plain = settings_of(written(ROWS, ABLATIONS))
+    assert (plain[0].clean_top, plain[0].certified_top) == ({}, {})
+    assert "top " not in markdown(written(ROWS, ABLATIONS), plain, None)
 
 
 def test_the_table_of_a_test_sweep_without_a_choice(settings):

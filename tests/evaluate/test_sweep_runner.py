@@ -10,7 +10,7 @@ import torch
 
 from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep import runner as module
-from evaluate.sweep.records import margin_column
+from evaluate.sweep.records import margin_column, top_column
 from robustpatch import precision
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -79,8 +79,41 @@ def test_the_rows_are_what_certify_says(checkpoints, tmp_path):
     assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in columns)
 
 
+def test_the_rows_of_top_k_are_what_certify_top_k_says(checkpoints, tmp_path):
+    """For each checkpoint, rule, patch and k, image by image, with the rule's own capacity; k = 1 is the exact
+    certificate of the images classified correctly. Only where it is asked for.
+    """
+    images = scene(13)
+    found = run(checkpoints, tmp_path / "asked", images, top_k=(1, 2))
+    assert found.configuration["top_k"] == [1, 2]
+    x, y = images.batch(range(13))
+    decided = set()
+    for name, checkpoint in checkpoints.items():
+        model = checkpoint.smoothed
+        for voting in VOTINGS:
+            rule = voting.with_guard(model.guard)
+            alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
+            rows = found.columns[name, str(voting)]
+            correct = rows["prediction"] == rows["label"]
+            assert ((rows["rank"] == 0) == correct).all()
+            for patch in PATCHES:
+                for k in (1, 2):
+                    own = alone.certify_top_k(x, y, patch, k)
+                    assert rows[top_column(k, patch)].tolist() == own.margin.tolist()
+                    assert (rows["rank"] < k).tolist() == own.clean.tolist()
+                    decided |= {(k, *pair) for pair in zip(own.clean.tolist(), own.certified.tolist(), strict=True)}
+                exact = correct & (rows[margin_column("exact", patch)] >= 0)
+                assert (exact == (rows[top_column(1, patch)] >= 0)).all()
+    assert decided == {(k, *pair) for k in (1, 2) for pair in ((False, False), (True, False), (True, True))}
+    plain = run(checkpoints, tmp_path / "plain", images)
+    assert "top_k" not in plain.configuration
+    for key, rows in plain.columns.items():
+        assert all((found.columns[key][name] == column).all() for name, column in rows.items())
+        assert not {"rank", top_column(1, PATCHES[0])} & set(rows)
+
+
 def test_every_image_is_scored_once(checkpoints, tmp_path, monkeypatch):
-    """For all rules, patches and sides together; once the base has been tested, one call for each batch."""
+    """For all rules, patches, sides and k together; once the base has been tested, one call for each batch."""
     run(checkpoints, tmp_path / "tested")
     seen = []
     scores = SmoothedClassifier.scores
@@ -90,7 +123,7 @@ def test_every_image_is_scored_once(checkpoints, tmp_path, monkeypatch):
         seen.append((str(model.ablation), len(x), index))
         return x, index
 
-    run(checkpoints, tmp_path / "counted")
+    run(checkpoints, tmp_path / "counted", top_k=(1, 2))
     each = [(3, None), (3, None), (1, None)]
     assert seen == [(str(one.smoothed.ablation), *call) for one in checkpoints.values() for call in each]
 
@@ -148,7 +181,8 @@ def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
     """Other rules, patches, batches or images; and the same names with other weights."""
     one = {"columns": checkpoints["columns"]}
     run(one, tmp_path)
-    for change in ({"votings": VOTINGS[:2]}, {"patches": PATCHES[:1]}, {"batch_size": 4}, {"num_images": 5}):
+    changes = ({"votings": VOTINGS[:2]}, {"patches": PATCHES[:1]}, {"batch_size": 4}, {"num_images": 5})
+    for change in (*changes, {"top_k": (1,)}):
         with pytest.raises(InvalidInput, match=f"other {next(iter(change))}"):
             run(one, tmp_path, **change)
     with pytest.raises(InvalidInput, match="other checkpoints"):
@@ -165,6 +199,9 @@ def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
         ({"patches": ()}, "patches is empty"),
         ({"patches": (PatchThreat(1, 1),) * 2}, "patches is 1x1, 1x1: one of them twice"),
         ({"patches": (PatchThreat(7, 7),)}, "larger than the image"),
+        ({"top_k": (1, 1)}, "top_k is 1, 1: one of them twice; drop one"),
+        ({"top_k": (0,)}, "k is 0; among 3 classes take 1 to 2"),
+        ({"top_k": (1, 3)}, "k is 3; among 3 classes take 1 to 2"),
         ({"num_images": 0}, "num_images is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
