@@ -115,6 +115,27 @@ def test_several_patches_are_never_above_the_worst_union(election, count):
         assert torch.equal(certify(election, count, k=1).margin, own.margin.long())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("patch", ["2*1x1", "1x2"])
+def test_rivals_share_one_budget(patch):
+    """Six votes against three and two, two of them rewritten: either rival can pass, both only where one ablation
+    votes for two classes.
+    """
+    voters = torch.tensor([2] * 6 + [0] * 3 + [1] * 2)
+    votes = Votes(torch.nn.functional.one_hot(voters, 4)[None].bool(), torch.zeros(1, 11, 4).bool())
+    threat, y = parse_threat(patch, (1, 11)), torch.tensor([2])
+    for k, capacity, margin in ((1, 1, -2), (2, 1, 0), (2, 2, -1), (2, None, -1), (3, 2, 2)):
+        found = certify_top_k(votes, y, k, Columns(1), threat, (1, 11), capacity=capacity)
+        assert int(found.margin) == margin, (k, capacity)
+
+
+def test_a_rival_that_leads_already_lends_nothing_to_the_others():
+    """Without the first two of three votes class 2 trails class 0, and 1 and 3 need one and two of two new votes."""
+    votes = Votes(torch.nn.functional.one_hot(torch.tensor([[2, 2, 2, 0, 0]]), 4).bool(), torch.zeros(1, 5, 4).bool())
+    found = certify_top_k(votes, torch.tensor([2]), 3, Columns(1), PatchThreat(1, 2), (1, 5), capacity=1)
+    assert int(found.margin) == truth(votes.cast[0].long().tolist(), [frozenset({0, 1})], oracles.ballots(4, 1), 2, 3)
+    assert int(found.margin) == 0
+
+
 class Thirds(Scored):
     """Contributions of 0 to 3 units, few enough to list."""
 
