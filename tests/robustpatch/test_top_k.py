@@ -277,6 +277,7 @@ def test_the_capacity_of_rules():
     assert [rule.capacity(7) for rule in (TopOne(), Heaviside(), ClippedTanh())] == [1, 7, 7 * UNITS]
     assert [Threshold(theta).capacity(3) for theta in (0.3, 0.4, 0.6, 0.01)] == [3, 2, 1, 3]
     assert Threshold(0.33333334).capacity(10) == 3  # float32 has no number between it and 1/3
+    assert [SummedScores().capacity(classes) - UNITS for classes in (10, 1000)] == [0, 7]  # additions rounded up
     generator = torch.Generator().manual_seed(0)
     for classes, scale in ((2, 1), (10, 0.01), (1000, 0.001), (1000, 4)):
         logits = torch.randn(4, 50, classes, generator=generator) * scale
