@@ -88,11 +88,9 @@ def certify_scores(
         "largest_certified": largest_certified(votes, model.ablation, image_size),
         "largest_certified_margin": largest_certified(votes, model.ablation, image_size, "margin"),
     }
-    if top_k:
-        if labels is None:
-            raise InvalidInput(
-                f"labels is None, but top_k asks whether they are among the {top_k} most voted; give both"
-            )
+    if top_k and labels is None:
+        raise InvalidInput(f"labels is None, but top_k asks whether they are among the {top_k} most voted; give both")
+    if top_k and labels is not None:
         columns["rank"] = ranks(votes.counts, labels.to(scores.device))
     capacity = voting.capacity(model.num_classes)
     for patch in patches:
@@ -100,7 +98,7 @@ def certify_scores(
             found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
             assert found.margin is not None  # of votes there always is one
             columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
-        for k in top_k:
+        for k in top_k if labels is not None else ():
             top = certify_top_k(
                 votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=model.guard
             )

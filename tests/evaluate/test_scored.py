@@ -10,7 +10,7 @@ from evaluate import Settings
 from evaluate.batch import evaluate_batch
 from evaluate.counterexample import Counterexample, load_counterexample, save_counterexample
 from evaluate.models import _with_theta, load_model
-from evaluate.sweep.records import margin_column
+from evaluate.sweep.records import margin_column, top_column
 from evaluate.sweep.runner import SweepSettings, certify_scores, sweep
 from robustpatch.errors import InvalidInput
 from robustpatch.scored import ClippedTanh, Heaviside, SummedScores
@@ -58,11 +58,16 @@ def test_a_sweep_scores_once_for_rules_of_one_link_alone(tmp_path):
     """Summed softmax beside thresholds, as `certify` says it; a checkpoint of another link is refused at once."""
     checkpoint = sweeps.make(tmp_path / "one.safetensors")
     model, x = checkpoint.smoothed, sweeps.scene().batch(range(5))[0]
-    columns = certify_scores(model, model.certifiable_scores(x), sweeps.SIZE, SummedScores(), [THREAT])
+    scores, y = model.certifiable_scores(x), torch.arange(len(x)) % sweeps.CLASSES
+    columns = certify_scores(model, scores, sweeps.SIZE, SummedScores(), [THREAT], labels=y, top_k=[2])
+    with pytest.raises(InvalidInput, match="labels is None"):
+        certify_scores(model, scores, sweeps.SIZE, SummedScores(), [THREAT], top_k=[2])
     model.voting = SummedScores()
     margin = model.certify(x, THREAT).margin
     assert margin is not None
     assert torch.equal(columns[margin_column("exact", THREAT)], torch.div(margin, 2**16, rounding_mode="floor"))
+    top = torch.div(model.certify_top_k(x, y, THREAT, 2).margin, 2**16, rounding_mode="floor")
+    assert torch.equal(columns[top_column(2, THREAT)], top)
     model.voting = Heaviside()
     settings = SweepSettings(num_images=5, votings=(Threshold(),), patches=(THREAT,))
     with pytest.raises(InvalidInput, match="makes other scores"):
