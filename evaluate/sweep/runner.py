@@ -98,11 +98,12 @@ def certify_scores(
             found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
             assert found.margin is not None  # of votes there always is one
             columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
-        for k in top_k if labels is not None else ():
-            top = certify_top_k(
-                votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=model.guard
-            )
-            columns[top_column(k, patch)] = torch.div(top.margin, top.unit, rounding_mode="floor")
+        if labels is not None:
+            for k in top_k:
+                top = certify_top_k(
+                    votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=model.guard
+                )
+                columns[top_column(k, patch)] = torch.div(top.margin, top.unit, rounding_mode="floor")
     return columns
 
 

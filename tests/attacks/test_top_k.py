@@ -57,7 +57,7 @@ def _worst_ranks(model: SmoothedClassifier, image: Tensor, threat: PatchThreat |
     return torch.stack([ranks(counts, torch.full((len(counts),), y)).amax() for y in range(counts.shape[1])])
 
 
-def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 8) -> Tensor:
+def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 6) -> Tensor:
     """Whether signed gradient steps on a patch, from random content at every placement, rank k classes before y [B]:
     they lower the soft votes of y less those of the k-th strongest other class, and every iterate is counted.
     """

@@ -101,7 +101,7 @@ def test_close_votes_count_against_y(election):
 
 
 @given(elections(geometries=GEOMETRIES[:1] + GEOMETRIES[3:4] + GEOMETRIES[5:], classes=(3, 3)), st.integers(2, 3))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_several_patches_are_never_above_the_worst_union(election, count):
     """Sound for every union; for k = 1 what `certify_votes` says, so exact for bands."""
     text, patch, size, votes, capacity, y, k = election
@@ -152,7 +152,7 @@ class Thirds(Scored):
     st.integers(0, 2),
     st.integers(1, 2),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_summed_scores_are_shared_out_exactly(geometry, capacity, rows, y, k):
     """Up to a unit's range for each class and the capacity for all: every division of it, listed."""
     text, patch, size = geometry
