@@ -130,12 +130,26 @@ def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor
     return found
 
 
+def no_longer(
+    model: torch.nn.Module, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int
+) -> Bool[Tensor, "..."]:
+    """Where the model no longer answers y. An abstention (-1) is no longer y either, but of a model that answers by
+    chance: there it says nothing.
+    """
+    return (prediction != y) & ((prediction >= 0) | (not by_chance(model)))
+
+
+def by_chance(model: torch.nn.Module) -> bool:
+    """Whether chance has a part in what the model predicts, as a `referee` or a `prediction_error` says of it."""
+    return hasattr(model, "referee") or hasattr(model, "prediction_error")
+
+
 def judge(
     model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, proposal: Proposal
 ) -> Outcome:
     """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
-    model's `predict` on the whole attacked image is no longer `y`. An abstention (-1) is not a success. Of a model with
-    a `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by them.
+    model's `predict` on the whole attacked image is no longer `y` (see `no_longer` for abstentions). Of a model with a
+    `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by them.
     """
     height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
@@ -151,7 +165,7 @@ def judge(
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
     prediction = predict(referee(model), torch.where(valid[:, None, None, None], x_adv, x))
-    return Outcome(valid & (prediction != y) & (prediction >= 0), contained, in_range, prediction)
+    return Outcome(valid & no_longer(model, prediction, y), contained, in_range, prediction)
 
 
 def content_hash(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, evaluations, predict
+from attacks.base import Proposal, evaluations, no_longer, predict
 from attacks.checks import check_call
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -70,7 +70,7 @@ class Oracle:
                     worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
                 prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
                 spent[i] += len(worlds) * each
-                hits = ((prediction != y[i]) & (prediction >= 0)).nonzero()
+                hits = no_longer(model, prediction, y[i]).nonzero()
                 if len(hits):
                     x_adv[i], corners[i] = worlds[hits[0, 0]], where
                     break

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, answer, evaluations
+from attacks.base import Proposal, answer, evaluations, no_longer
 from attacks.checks import check_call
 from attacks.cleansed import CleanLooks
 from attacks.masked import MaskedVictim, smoothed_inside
@@ -72,7 +72,7 @@ class Search:
             self.evaluations = torch.full_like(self.y, self._asked)
         else:
             clean, self.evaluations = answer(model, x)
-        self.broken = (clean != self.y) & (clean >= 0)
+        self.broken = no_longer(model, clean, self.y)
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
         self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
@@ -224,7 +224,7 @@ class Search:
                 continue
             said, spent = answer(self.model, x_adv[row : row + 1])
             self.evaluations[i] += spent[0]
-            if said[0] >= 0 and said[0] != self.y[i]:
+            if no_longer(self.model, said, self.y[i])[0]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
                 self.broken[i], self.gap[i] = True, -torch.inf
         promising = (value < self.gap[image]).nonzero()[:, 0]

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import content_hash, predict
+from attacks.base import by_chance, content_hash, predict
 from attacks.checks import require
 from attacks.pasting import crop, paste
 from robustpatch.errors import InvalidInput
@@ -137,14 +137,15 @@ class UniversalPatch:
         for _ in range(tries):
             sites = torch.randint(len(placements), (len(x), count), generator=generator)
             found.append(predict(model, self.apply(x, placements[sites].to(x.device), generator=generator)))
-        return Transfer(y, right, torch.stack(found, dim=1), self.target)
+        return Transfer(y, right, torch.stack(found, dim=1), self.target, by_chance(model))
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
     """A patch on images at T placements each: labels, which were right without it, and the predictions with it.
 
-    The shares are over (image, placement) pairs of images that were right: `changed`, prediction other than the label;
+    The shares are over (image, placement) pairs of images that were right: `changed`, prediction other than the label
+    (`by_chance`: abstentions, -1, left out);
     `to_target`, of images of other classes than the target, those that went there (NaN: no target). `changed_once` is
     the share of images changed at one of their placements or more. NaN where no image was right.
     """
@@ -153,10 +154,11 @@ class Transfer:
     right: Bool[Tensor, " B"]
     prediction: Int[Tensor, "B T"]
     target: int | None
+    by_chance: bool = False
 
     @property
     def _moved(self) -> Bool[Tensor, "R T"]:
-        return ((self.prediction != self.y[:, None]) & (self.prediction >= 0))[self.right]
+        return ((self.prediction != self.y[:, None]) & ((self.prediction >= 0) | (not self.by_chance)))[self.right]
 
     @property
     def changed(self) -> float:

@@ -123,14 +123,15 @@ def evaluate_batch(
         keep(i, x[i], [], "predict", threat.threats[0])
     for attack in attacks:
         for one in threat.threats:
-            for unpruned, chosen in ((False, correct & ~certified), (True, certified)):
+            for unpruned, chosen in ((False, correct & ~certified), (True, certified & (prediction >= 0))):
                 rows = chosen.nonzero()[:, 0]
                 if len(rows) == 0:
                     continue
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings)
+                sure = exact is None or exact.confidence is None
+                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, sure)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     furthest.offer(i, record, x_adv)
@@ -182,13 +183,17 @@ def _attack(
     attack: PatchAttack,
     unpruned: bool,
     settings: Settings,
+    sure: bool,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction."""
+    """Run and judge one attack on images of one batch, all of them against the clean prediction. `sure`: certificates
+    do not hold with a confidence alone, and an abstention is no longer the prediction.
+    """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
     proposal = attack(model, x, prediction, threat, generator=generator)
     outcome = judge(model, x, prediction, threat, proposal)
+    broken = outcome.broken if sure else outcome.broken & (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
     if isinstance(model, SmoothedClassifier):
@@ -199,7 +204,7 @@ def _attack(
                 attack=attack.name,
                 threat=str(threat),
                 unpruned=unpruned,
-                broken=bool(outcome.broken[i]),
+                broken=bool(broken[i]),
                 contained=bool(outcome.contained[i]),
                 in_range=bool(outcome.in_range[i]),
                 prediction=int(outcome.prediction[i]),

@@ -96,7 +96,7 @@ def transplants(
             x_adv = paste(x[i].expand(len(some), -1, -1, -1), where, patch)
             predicted = subject.predict(x_adv)
             spent[i] += len(some)
-            hit = ((predicted != y[i]) & (predicted >= 0)).nonzero()[:, 0]
+            hit = (predicted != y[i]).nonzero()[:, 0]
             if len(hit):
                 best[i], corners[i] = x_adv[hit[0]], where[hit[0]]
                 break

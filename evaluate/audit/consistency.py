@@ -139,7 +139,7 @@ def whole_image(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) 
     except Refused:
         return
     for i in told.certified.nonzero()[:, 0].tolist():
-        others = ((predicted != told.prediction[i]) & (predicted >= 0)).nonzero()[:, 0]
+        others = (predicted != told.prediction[i]).nonzero()[:, 0]
         if len(others):
             pair = torch.stack([x[i], x[int(others[0])]])
             sentence = f"an image is certified against a patch that covers it, {everything}, and so could be any other"

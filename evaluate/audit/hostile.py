@@ -117,8 +117,7 @@ def _tried(stand: Stand, threat: PatchThreat, ballot: Ballot, site: Site, loud: 
 
 
 def _holds(claim: Claim, clean: int, attacked: int) -> bool:
-    prediction = int(claim.prediction[0])
-    return clean == prediction and attacked in (prediction, -1)
+    return clean == attacked == int(claim.prediction[0])
 
 
 _WHY = {

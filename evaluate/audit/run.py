@@ -157,7 +157,9 @@ def _try_target(
     every = torch.cat([pool, composed])
     claim = subject.certify(every, threat)
     consistent = claim.certified & (subject.predict(every) == claim.prediction)
-    chosen = consistent.nonzero()[:, 0]
+    chosen = (consistent & (claim.prediction >= 0)).nonzero()[:, 0]
+    if len(chosen) < int(consistent.sum()):
+        untested.append(("certified abstentions", f"{int(consistent.sum()) - len(chosen)} images: no class to attack"))
     if not len(chosen):
         untested.append(("certificates of images", f"none of {len(every)} images was certified against {threat}"))
     elif not subject.white_box(every):

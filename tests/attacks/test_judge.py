@@ -21,6 +21,12 @@ class Sum(torch.nn.Module):
         return torch.where((x == 0.25).flatten(1).any(dim=1), -1, changed)
 
 
+class ByChance(Sum):
+    """The same, which says that its predictions err now and then."""
+
+    prediction_error = 0.001
+
+
 def verdict(corners, pixels, *, value=1.0, threat=THREAT, channels=1, size=SIZE, model=None):
     """Judge a black image of class 0 on which `pixels` (channel, row, column) were changed to `value`."""
     x = torch.zeros(1, channels, *size)
@@ -117,12 +123,14 @@ def test_an_unchanged_image():
     assert not outcome.broken.any()
 
 
-def test_an_abstention_is_no_success():
-    """-1 is not another class."""
-    outcome = verdict([1, 2], [(0, 1, 2)], value=0.25)
-    assert outcome.contained.all()
-    assert int(outcome.prediction) == -1
-    assert not outcome.broken.any()
+def test_an_abstention_is_no_longer_the_prediction():
+    """-1 is a success of the attack; of a model that answers by chance it says nothing."""
+    for model, broken in ((Sum(), True), (ByChance(), False)):
+        outcome = verdict([1, 2], [(0, 1, 2)], value=0.25, model=model.eval())
+        assert outcome.contained.all()
+        assert int(outcome.prediction) == -1
+        assert outcome.broken.tolist() == [broken]
+        assert verdict([1, 2], [(0, 1, 2)], model=model.eval()).broken.all()
 
 
 def test_rows_are_judged_apart():

@@ -65,6 +65,9 @@ class Smoothing(nn.Module):
         if self.bug == "12 predict without the last view":
             votes = self.base(torch.cat(self.views(x)[:-1])).argmax(dim=1).unflatten(0, (-1, len(x)))
             return nn.functional.one_hot(votes, self.num_classes).sum(dim=0).argmax(dim=1)
+        if self.bug == "ties abstained from":
+            first, second = self._counts(x).topk(2, dim=1).values.unbind(dim=1)
+            return torch.where(first > second, self._counts(x).argmax(dim=1), -1)
         return self._counts(x).argmax(dim=1)
 
     def _counts(self, x: Tensor) -> Tensor:
@@ -131,6 +134,7 @@ THROUGH_A_FACTORY = {
     "2 no wrap in the views": None,  # sound: fewer are touched than counted
     "3 stride": "border",
     "4 tie with another rival": "tie among rivals",
+    "ties abstained from": "tie",
     "5 only the runner-up": None,  # of equal rivals argmax is the lowest: sound here, see "4"
     "7 patch sides swapped": "sides",
     "8 a view twice": "border",

@@ -46,6 +46,10 @@ class Bright:
 
     def predict(self, x):
         lead = self._lead(x, 0)
+        if self.wrong == "declines":
+            return np.where(np.asarray(x)[:, 0, 0, -1] > 0.97, -1, lead > 0)
+        if self.wrong == "certifies to decline":
+            return np.full(len(lead), -1)
         return (lead > 0).astype(int) if self.wrong != "contradiction" else (lead > 3).astype(int)
 
     def certify(self, x, threat):
@@ -60,7 +64,8 @@ class Bright:
             certified = certified & (threat.width > 1)
         if self.wrong == "writes":
             x[:, :, 0, 0] = 0
-        return SimpleNamespace(prediction=(lead > 0).astype(int), certified=certified)
+        prediction = np.full(len(lead), -1) if self.wrong == "certifies to decline" else (lead > 0).astype(int)
+        return SimpleNamespace(prediction=prediction, certified=certified)
 
 
 def audited(target, **options):
@@ -92,6 +97,8 @@ def test_a_sound_one_stands():
         ("certifies all", "whole image", "broken certificate"),
         ("certifies all", "attack", "broken certificate"),
         ("one column less", "attack", "broken certificate"),
+        ("declines", "attack", "broken certificate"),
+        ("declines", "agreement", "broken certificate"),
     ],
 )
 def test_each_vice_is_found(wrong, check, severity, tmp_path):
@@ -102,6 +109,13 @@ def test_each_vice_is_found(wrong, check, severity, tmp_path):
     assert done.failed
     assert replay(found[check, severity].path, Bright(wrong))
     assert not replay(found[check, severity].path, Bright())
+
+
+def test_certified_abstentions_are_not_attacked():
+    """And that is said: there is no class to move it away from."""
+    done = audited(Bright("certifies to decline"))
+    assert any(what == "certified abstentions" for what, _ in done.untested)
+    assert done.attacked == 0
 
 
 @pytest.mark.parametrize("name", PLANTS)

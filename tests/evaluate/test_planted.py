@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -82,6 +84,44 @@ def test_predict_that_contradicts_certify(tmp_path):
     outcome, certified = replay(load_counterexample(file), model)
     assert outcome.broken.all()
     assert certified
+
+
+class Declining(SmoothedClassifier):
+    """Abstains where a pixel is bright, and certifies as if it did not."""
+
+    def predict(self, x):
+        return torch.where(x.flatten(1).amax(dim=1) > 0.5, -1, super().predict(x))
+
+
+def test_an_abstention_breaks_a_certificate(tmp_path):
+    """Of a proof. One that holds with a confidence leaves it open; a certified abstention is attacked by nobody."""
+
+    class Unsure(Declining):
+        prediction_error = 0.0
+
+        def certify(self, x, threat, method="exact"):
+            return replace(super().certify(x, threat, method), confidence=0.95, evidence=None)
+
+    class Stranger(Unsure):
+        prediction_error = property()  # says nothing of its chances, as a foreign certifier may
+
+    class Claiming(Declining):
+        def predict(self, x):
+            return torch.full_like(super().predict(x), -1)
+
+        def certify(self, x, threat, method="exact"):
+            return replace(super().certify(x, threat, method), prediction=self.predict(x), evidence=None)
+
+    for kind, verdict in ((Declining, "broken"), (Unsure, "held"), (Stranger, "held"), (Claiming, "not tested")):
+        model = kind(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
+        _, summary = run(model, torch.zeros(2, 1, 2, 9), PatchThreat(1, 1), tmp_path / kind.__name__)
+        assert (summary.certified_images, summary.verdict) == (2, verdict)
+        for file in (tmp_path / kind.__name__ / "counterexamples").glob("*"):
+            outcome, certified = replay(load_counterexample(file), model)
+            assert int(outcome.prediction) == -1
+            assert outcome.broken.all()
+            assert certified
+    assert len(list((tmp_path / "Declining" / "counterexamples").iterdir())) == 2
 
 
 def test_a_bug_in_the_margin_method_alone(tmp_path):

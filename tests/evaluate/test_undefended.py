@@ -103,14 +103,16 @@ def test_other_threats_run(threat, tmp_path):
 
 
 def test_a_models_own_predict_is_the_prediction(tmp_path):
-    """An abstention is no class: not correct, not attacked, and not a success of an attack."""
+    """An abstention is no class: not correct, not attacked, and no longer the answer under attack."""
     records = run(tmp_path, Abstaining().eval())
     x, _ = scene().batch(range(12))
     assert [r.prediction for r in records] == Abstaining().predict(x).tolist()
     assert -1 in [r.prediction for r in records]
     assert all(not r.attacks for r in records if r.prediction == -1)
     assert any(r.attacks for r in records)
-    assert not any(a.broken and a.prediction == -1 for r in records for a in r.attacks)
+    assert all(a.broken for r in records for a in r.attacks if a.prediction == -1)
+    records = run(tmp_path / "oracle", Abstaining().eval(), attacks=[Oracle()])
+    assert any(a.prediction == -1 for r in records for a in r.attacks)
 
 
 def test_what_is_no_classifier_or_no_image_is_refused(tmp_path):
