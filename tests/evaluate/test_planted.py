@@ -114,14 +114,14 @@ def test_an_abstention_breaks_a_certificate(tmp_path):
 
     for kind, verdict in ((Declining, "broken"), (Unsure, "held"), (Stranger, "held"), (Claiming, "not tested")):
         model = kind(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
-        _, summary = run(model, torch.zeros(2, 1, 2, 9), PatchThreat(1, 1), tmp_path / kind.__name__)
-        assert (summary.certified_images, summary.verdict) == (2, verdict)
+        _, summary = run(model, torch.zeros(4, 1, 2, 9), PatchThreat(1, 1), tmp_path / kind.__name__)
+        assert (summary.certified_images, summary.verdict) == (4, verdict)
         for file in (tmp_path / kind.__name__ / "counterexamples").glob("*"):
             outcome, certified = replay(load_counterexample(file), model)
             assert int(outcome.prediction) == -1
             assert outcome.broken.all()
             assert certified
-    assert len(list((tmp_path / "Declining" / "counterexamples").iterdir())) == 2
+    assert len(list((tmp_path / "Declining" / "counterexamples").iterdir())) == 4
 
 
 def test_a_bug_in_the_margin_method_alone(tmp_path):
