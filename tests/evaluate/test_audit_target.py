@@ -50,6 +50,8 @@ class Bright:
             return np.where(np.asarray(x)[:, 0, 0, -1] > 0.97, -1, lead > 0)
         if self.wrong == "certifies to decline":
             return np.full(len(lead), -1)
+        if self.wrong == "dark or nothing":
+            return np.where(lead > 0, -1, 0)
         return (lead > 0).astype(int) if self.wrong != "contradiction" else (lead > 3).astype(int)
 
     def certify(self, x, threat):
@@ -65,6 +67,8 @@ class Bright:
         if self.wrong == "writes":
             x[:, :, 0, 0] = 0
         prediction = np.full(len(lead), -1) if self.wrong == "certifies to decline" else (lead > 0).astype(int)
+        if self.wrong == "dark or nothing":
+            prediction, certified = np.where(lead > 0, -1, 0), lead <= 0
         return SimpleNamespace(prediction=prediction, certified=certified)
 
 
@@ -99,6 +103,7 @@ def test_a_sound_one_stands():
         ("one column less", "attack", "broken certificate"),
         ("declines", "attack", "broken certificate"),
         ("declines", "agreement", "broken certificate"),
+        ("dark or nothing", "whole image", "broken certificate"),
     ],
 )
 def test_each_vice_is_found(wrong, check, severity, tmp_path):
