@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import robustpatch
 from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold, checks
-from robustpatch.precision import check_device, remedies
+from robustpatch.precision import check_device, is_reduced, remedies, settings
 from tests import toys
+
+SWITCHES = hasattr(torch.backends, "fp32_precision")  # one for each backend and one for all: since torch 2.9
 
 
 def guard(base: nn.Module) -> float:
@@ -27,19 +34,81 @@ def test_any_narrow_tensor_widens_the_guard():
     assert guard(buffered) == 1e-2
 
 
-def test_autocast_and_reduced_products_widen_the_guard():
-    """Under autocast, and where float32 products may be computed in bfloat16."""
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_autocast_and_reduced_products_widen_the_guard(precision):
+    """Under autocast, and where float32 products may be computed in bfloat16 or TF32."""
     base = nn.Linear(2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert guard(base) == 1e-2
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
-        reduced = guard(base)
+        reduced, on_a_gpu = guard(base), is_reduced([], "cuda")
     finally:
         torch.set_float32_matmul_precision(before)
     assert guard(base) == 1e-4
-    assert reduced == (1e-2 if hasattr(torch.backends, "fp32_precision") else 1e-4)
+    assert reduced == (1e-2 if SWITCHES else 1e-4)
+    assert on_a_gpu
+
+
+@pytest.fixture
+def backends():
+    """The switches of all products, of CUDA's and of cuDNN's convolutions, put back afterwards."""
+    found = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [backend.fp32_precision for backend in found]
+    yield found
+    for backend, switch in zip(found, before, strict=True):
+        backend.fp32_precision = switch
+
+
+MATMUL, CONVOLUTIONS = "torch.set_float32_matmul_precision('highest')", "torch.backends.cudnn.allow_tf32 = False"
+ALL = "torch.backends.fp32_precision = 'ieee'"
+
+
+@pytest.mark.skipif(not SWITCHES, reason="torch before 2.9 has fewer switches")
+@pytest.mark.parametrize(
+    ("switches", "seen", "expected"),
+    [
+        (("none", "ieee", "ieee"), ("ieee", "ieee"), []),
+        (("none", "tf32", "ieee"), ("tf32", "ieee"), [MATMUL]),
+        (("none", "ieee", "tf32"), ("ieee", "tf32"), [CONVOLUTIONS]),
+        (("none", "tf32", "tf32"), ("tf32", "tf32"), [MATMUL, CONVOLUTIONS]),
+        (("tf32", "none", "none"), ("tf32", "tf32"), [ALL]),
+        (("tf32", "ieee", "ieee"), ("ieee", "ieee"), []),
+        (("ieee", "none", "none"), ("ieee", "ieee"), []),
+        (("ieee", "none", "tf32"), ("ieee", "tf32"), [CONVOLUTIONS]),
+    ],
+)
+def test_each_switch_of_a_gpu_is_read(backends, switches, seen, expected):
+    """What is in force, its remedies, and the guard of weights on a GPU (none is needed); weights on the CPU heed the
+    switch of all alone, and a base without weights is wherever its images are.
+    """
+    for backend, switch in zip(backends, switches, strict=True):
+        backend.fp32_precision = switch
+    assert settings("cuda") == (False, *seen)
+    assert remedies([], "cuda") == expected
+    assert is_reduced([], "cuda") == bool(expected)
+    with FakeTensorMode():
+        on_a_gpu = nn.Linear(2, 2, device="cuda")
+    wide, wide_here = bool(expected), switches[0] == "tf32"
+    assert guard(on_a_gpu) == (1e-2 if wide else 1e-4)
+    assert guard(nn.Linear(2, 2)) == (1e-2 if wide_here else 1e-4)
+    assert guard(nn.Flatten()) == (1e-2 if wide or wide_here else 1e-4)
+
+
+def test_an_older_torch_has_one_switch_each(monkeypatch):
+    """Before torch 2.9 it is `allow_tf32`, of CUDA's products and of cuDNN."""
+    for matmul, convolutions in product((False, True), repeat=2):
+        older = SimpleNamespace(
+            cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=matmul)),
+            cudnn=SimpleNamespace(allow_tf32=convolutions),
+            mkldnn=SimpleNamespace(),
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "backends", older)
+            assert settings("cuda") == (False, *("tf32" if on else "ieee" for on in (matmul, convolutions)))
+            assert remedies([], "cuda") == [MATMUL] * matmul + [CONVOLUTIONS] * convolutions
+            assert remedies([], "cpu") == []
 
 
 def test_changed_weights_are_checked_again():
@@ -103,10 +172,11 @@ for number, cause in enumerate([
 """
 
 
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has fewer switches")
+@pytest.mark.skipif(not SWITCHES, reason="torch before 2.9 has fewer switches")
 def test_the_remedies_named_are_remedies():
     """Executed as they are written they leave nothing reduced, and each is needed; cuDNN is in TF32 unless told not."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    root = Path(robustpatch.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
