@@ -9,6 +9,7 @@ import torch
 
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.encoding import ComplementChannels, MaskChannel
+from robustpatch.scored import SummedScores
 from robustpatch.threat import AnyOf, PatchThreat
 from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne, first_argmax
 from tests import toys
@@ -129,6 +130,30 @@ def test_three_hundred_ablations_are_counted():
             assert model.votes(x).cast.sum(dim=1).tolist() == [[300] * 4]
             assert model(x).tolist() == [[1.0] * 4]
         model.bfloat16()
+
+
+class Bright(torch.nn.Module):
+    """Class 1 for a band that is white, class 0 for a black one, in the precision of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signs = torch.nn.Parameter(torch.tensor([-8.0, 8.0]))
+
+    def forward(self, encoded: torch.Tensor) -> torch.Tensor:
+        return (2 * encoded[:, 0].flatten(1).sum(dim=1, keepdim=True) - 1) * self.signs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("voting", [Threshold(0.3), TopOne(), SummedScores()])
+def test_one_vote_more_is_the_prediction(voting, dtype):
+    """PITFALLS 24: 257 votes against 256, which are one and the same number in bfloat16, and the reverse."""
+    x = torch.zeros(2, 1, 1, 513)
+    x[0, ..., :257] = x[1, ..., 1::2] = 1
+    assert x.flatten(1).sum(dim=1).tolist() == [257, 256]
+    model = toys.smoothed(Bright().to(dtype), Columns(1), voting, classes=2)
+    for inputs in (x, x.clone().requires_grad_()):
+        assert model(inputs).argmax(dim=1).tolist() == model.predict(x).tolist() == [1, 0]
+    assert model.certify(x, PatchThreat(1, 1)).prediction.tolist() == [1, 0]
 
 
 def test_a_state_dict_carries_the_answers(model):
