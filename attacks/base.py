@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustpatch import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -87,8 +88,7 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
     """
     if hasattr(model, "predict"):
         return model.predict(x)  # type: ignore[operator]
-    if model.training:
-        raise InvalidInput("the model is in training mode; call model.eval() first")
+    checks.evaluation_mode(model)
     with torch.no_grad():
         return first_argmax(outputs(model, x))
 

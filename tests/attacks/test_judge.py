@@ -161,11 +161,15 @@ def test_wrong_shapes_are_refused(images, corners):
         judge(Sum().eval(), torch.zeros(1, 1, *SIZE), torch.zeros(1, dtype=torch.long), THREAT, proposal)
 
 
-def test_a_plain_model_in_training_mode_is_refused():
-    """Its answer would depend on the batch."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    with pytest.raises(InvalidInput, match=r"model\.eval"):
-        verdict([0, 0], [], model=model.train())
+@pytest.mark.parametrize("part", ["whole", "top", "part"])
+def test_a_plain_model_in_training_mode_is_refused(part):
+    """As a whole, at the top alone or in one part deep inside: its answer would depend on the batch, or on chance."""
+    dropout = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Identity())
+    model = torch.nn.Sequential(torch.nn.Flatten(), dropout, torch.nn.Linear(48, 2)).eval()
+    assert verdict([0, 0], [], model=model).contained.all()
+    {"whole": model.train, "top": lambda: setattr(model, "training", True), "part": dropout[0].train}[part]()
+    with pytest.raises(InvalidInput, match=r"in training mode.*model\.eval"):
+        verdict([0, 0], [], model=model)
 
 
 def test_a_plain_model_is_judged_by_its_argmax():
