@@ -13,8 +13,9 @@ summed, `cast` are whole units, of which one ablation adds 0 to `unit` to each c
 from __future__ import annotations
 
 import json
+import re
 import sys
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, combinations_with_replacement, product
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ def write(
         )
 
 
-def _windows(length: int, size: int, stride: int) -> list[set[int]]:
-    return [{(start + i) % length for i in range(size)} for start in range(0, length, stride)]
+_ABLATION = re.compile(r"(?:([1-9]\d*)\*grid-)?(columns|rows|blocks):([1-9]\d*)(?:x([1-9]\d*))?(?:/([1-9]\d*))?")
+
+
+def _windows(length: int, size: int, stride: int, wraps: bool) -> list[list[int]]:
+    starts = range(0, length, stride)
+    return [[at % length for at in range(start, start + size) if wraps or at < length] for start in starts]
 
 
 def masks(ablation: str, height: int, width: int) -> np.ndarray:
@@ -58,39 +63,21 @@ def masks(ablation: str, height: int, width: int) -> np.ndarray:
     """
     if "+" in ablation:
         return np.concatenate([masks(part, height, width) for part in ablation.split("+")])
-    if "grid-" in ablation:
-        return _grid_masks(ablation, height, width)
-    kind, _, rest = ablation.partition(":")
-    size, _, stride = rest.partition("/")
-    sides = [int(side) for side in size.split("x")]
-    step = int(stride or 1)
-    if kind not in ("columns", "rows", "blocks") or min(*sides, step, 1) < 1:
+    known = _ABLATION.fullmatch(ablation)
+    keep, kind, first, last, stride = known.groups() if known else (None,) * 5
+    if not known or (last and kind != "blocks") or (keep and (kind == "rows" or last or stride)):
         raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
-    rows = [set(range(height))] if kind == "columns" else _windows(height, sides[0], step)
-    columns = [set(range(width))] if kind == "rows" else _windows(width, sides[-1], step)
-    kept = np.zeros((len(rows) * len(columns), height, width), bool)
-    for n, (some_rows, some_columns) in enumerate((r, c) for r in rows for c in columns):
-        for row in some_rows:
-            for column in some_columns:
-                kept[n, row, column] = True
-    return kept
-
-
-def _grid_masks(ablation: str, height: int, width: int) -> np.ndarray:
-    keep, _, rest = ablation.partition("*")
-    kind, _, size = rest.partition(":")
-    step = int(size)
-    if kind not in ("grid-columns", "grid-blocks") or step < 1:
-        raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
-    tops = [0] if kind == "grid-columns" else range(0, height, step)
-    cells = [(top, left) for top in tops for left in range(0, width, step)]
-    if comb(len(cells), int(keep)) > 2**20:
+    size, number = int(first), int(keep or 1)
+    step = size if keep else int(stride or 1)
+    rows = [list(range(height))] if kind == "columns" else _windows(height, size, step, not keep)
+    columns = [list(range(width))] if kind == "rows" else _windows(width, int(last or size), step, not keep)
+    cells = list(product(rows, columns))
+    if comb(len(cells), number) > 2**20:
         raise ValueError(f"{ablation} has more than a million choices of {len(cells)} cells: too many for plain loops")
-    choices = list(combinations(cells, int(keep)))
-    kept = np.zeros((len(choices), height, width), bool)
-    for n, chosen in enumerate(choices):
-        for top, left in chosen:
-            kept[n, top : top + (height if kind == "grid-columns" else step), left : left + step] = True
+    kept = np.zeros((comb(len(cells), number), height, width), bool)
+    for mask, chosen in zip(kept, combinations(cells, number), strict=True):
+        for cell in chosen:
+            mask[np.ix_(*cell)] = True
     return kept
 
 
