@@ -64,7 +64,7 @@ def masks(ablation: str, height: int, width: int) -> np.ndarray:
     if "+" in ablation:
         return np.concatenate([masks(part, height, width) for part in ablation.split("+")])
     known = _ABLATION.fullmatch(ablation)
-    keep, kind, first, last, stride = known.groups() if known else (None,) * 5
+    keep, kind, first, last, stride = known.groups() if known else [""] * 5
     if not known or (last and kind != "blocks") or (keep and (kind == "rows" or last or stride)):
         raise ValueError(f"the ablation {ablation!r} is unknown to this verifier")
     size, number = int(first), int(keep or 1)
