@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from attacks.base import PatchAttack
+from attacks.ensemble import Ensemble
+from attacks.occlusion import CONTROLS, Control
 from attacks.undefended import Undefended
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_fingerprint
@@ -73,6 +75,21 @@ class Job:
 Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
 
+def _check_name(attack: PatchAttack) -> None:
+    """Refuse what its name would make of it in the records: an attack a control, or controls alone an attack."""
+    named = attack.name in CONTROLS
+    if named and not _is_control(attack):
+        raise InvalidInput(f"an attack is named {attack.name}, as a control is, which tests no certificate; rename it")
+    if _is_control(attack) and not named:
+        raise InvalidInput(
+            f"{attack.name} holds controls alone, which test no certificate; run them by their own names"
+        )
+
+
+def _is_control(attack: PatchAttack) -> bool:
+    return isinstance(attack, Control) or (isinstance(attack, Ensemble) and all(map(_is_control, attack.members)))
+
+
 def evaluate(
     model: torch.nn.Module,
     images: ImageSet,
@@ -106,6 +123,7 @@ def evaluate(
             attack.check(one)
         if isinstance(attack, Undefended):
             attack.check_model(model)
+        _check_name(attack)
     if len({attack.name for attack in attacks}) < len(attacks):
         raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
     total = min(settings.num_images, len(images))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attacks import Ensemble, ExhaustivePGD, PatchPGD
+from attacks import Control, Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate import runner as module
 from evaluate.records import Record, read_records, read_shard, shard_name, write_shard
@@ -266,3 +266,21 @@ def test_bad_calls_of_the_library(tmp_path):
     for name in ("num_images", "batch_size"):
         with pytest.raises(InvalidInput, match=f"{name} is 0"):
             Settings(**{"num_images": 5, name: 0})
+
+
+def test_controls_are_known_by_their_names(tmp_path):
+    """An attack of a control's name, and controls alone under another, are refused before they are miscounted."""
+    x, grey = image_set(torch.zeros(1, 1, 4, 8), torch.zeros(1, dtype=torch.long), 2), Control(content="grey", tries=2)
+    alone = Ensemble((grey, Ensemble((grey,), "inner")), "mine")
+    for attack, message in (
+        (Ensemble((grey, PatchPGD()), "grey"), "named grey, as a control is, .*rename"),
+        (alone, "mine holds controls alone, .*by their own names"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            evaluate(smoothed(Level(), Columns(1), 2), x, PatchThreat(1, 1), [attack], Settings(1), tmp_path)
+    assert not list(tmp_path.iterdir())
+    for number, attack in enumerate((grey, replace(alone, label="grey"), Ensemble((grey, PatchPGD(steps=1)), "mine"))):
+        output = tmp_path / str(number)
+        (record,) = evaluate(smoothed(Level(), Columns(1), 2), x, PatchThreat(1, 1), [attack], Settings(1), output)
+        assert record.certified
+        assert record.threats_tested == ({"1x1"} if number == 2 else set())
