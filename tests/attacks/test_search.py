@@ -508,3 +508,23 @@ def test_a_patch_between_the_bands_touches_nothing(voting):
     attack = PatchPGD(steps=2, restarts=20, batch=1)  # one at a time, so that some climbs touch nothing at all
     proposal = attack(model, x, model.predict(x), PatchThreat(1, 1), generator=torch.Generator().manual_seed(0))
     assert proposal.x_adv.shape == x.shape
+
+
+class Declining(Plain):
+    """Abstains from whatever it is asked."""
+
+    def predict(self, x):
+        return torch.full((len(x),), -1)
+
+
+def test_what_abstains_is_broken_before_the_search():
+    """It no longer answers y, and nothing is spent on it; one that answers by chance may do so still."""
+    x, y = images(2, SIZE), torch.zeros(2, dtype=torch.long)
+    model = Declining(SIZE[0] * SIZE[1]).eval()
+    for chance, broken in ((False, True), (True, False)):
+        if chance:
+            model.prediction_error = 0.001
+        generator = torch.Generator().manual_seed(0)
+        search = Search(model, x, y, PatchThreat(1, 1), touched_only=True, budget=None, generator=generator)
+        assert search.broken.tolist() == [broken] * 2
+        assert search.going().tolist() == [not broken] * 2

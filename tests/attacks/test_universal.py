@@ -159,6 +159,20 @@ def test_a_targeted_patch_reaches_its_target(target):
     assert (model(proposal.x_adv).argmax(dim=1) == target).all()
 
 
+def test_abstentions_under_a_patch_are_changes():
+    """But not of a model that answers by chance."""
+
+    class Shy(Mean):
+        def predict(self, x):
+            return torch.where(x.flatten(1).amax(dim=1) > 0.9, -1, self(x).argmax(dim=1))
+
+    x, model = 0.1 + 0.02 * images(4, SIZE), Shy().eval()
+    y, white = model.predict(x), UniversalPatch(torch.ones(1, 1, 1), poses=STILL)
+    assert white.transfer(model, x, y, generator=seed()).changed == 1
+    model.prediction_error = 0.001
+    assert white.transfer(model, x, y, generator=seed()).changed == 0
+
+
 @pytest.mark.parametrize("defense", ["patchcleanser:masks=1x2,patch=1x2", "patchguard:window=1x2,voting=scores"])
 def test_a_targeted_patch_against_a_defense(defense):
     """Through the views, or the ablations touched, that an attack asks of it: far more often than noise does."""
