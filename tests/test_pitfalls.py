@@ -9,14 +9,17 @@
 10, 14 (channels, preprocessing): test_one_pixel_reaches_the_touched_ablations_alone here.
 11 (inputs written, order): test_smoothing.test_inputs_are_never_written, test_an_index_selects_ablations.
 12 (predict against certify): test_smoothing.test_forward_predict_and_certify_agree.
-13 (training mode, coupling): test_refusals.test_training_mode, test_bases_that_couple_... (two of them).
+13 (training mode, coupling): test_refusals.test_training_mode, test_bases_that_couple_... (two of them), test_checks.
 15 (NaN through masks): test_refusals.test_hidden_pixels_never_reach_a_score, test_encoding.
-16, 24 (narrow counters): test_certificate_cases.test_three_hundred_votes_do_not_wrap, test_smoothing.
-17 (batch, chunk, dtype): test_smoothing.test_chunks_change_no_vote, test_other_precisions, test_voting (close votes).
+16, 24 (narrow counters, TF32): test_certificate_cases.test_three_hundred_votes_do_not_wrap, test_smoothing,
+    test_precision.test_each_switch_of_a_gpu_is_read.
+17 (batch, chunk, dtype): test_smoothing.test_chunks_change_no_vote, test_other_precisions, test_voting (close votes),
+    test_same_votes (compiled, two processes).
 18 (> against >=): test_voting.test_the_threshold_is_met_by_equality.
 19 (caches): test_refusals.test_what_was_checked_is_not_taken_for_something_else.
 20 (NULL as a colour): test_encoding.test_null_is_no_colour.
-21 (one-pass bases): test_networks, test_vit, test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
+21 (one-pass bases): test_checks, test_networks, test_vit,
+    test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
 22 (the checker leans on the checked): no oracle uses a closed form; test_proof.
 23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
 """
