@@ -21,9 +21,11 @@ from evaluate.counterexample import load_counterexample, replay
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
 from evaluate.models import as_in_run, measurable, own_model, voters, with_defense
+from evaluate.named import module_of
 from evaluate.options import Options, write_configuration
 from evaluate.report import write_report
 from evaluate.runner import evaluate
+from evaluate.source import files_of
 from evaluate.store import Store
 from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
@@ -172,6 +174,10 @@ def _replay(path: str, device: str, console: Console) -> int:
             model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {claim['model']}")
         if model_fingerprint(model) != claim.get("model_sha256"):
             raise InvalidInput(f"model {claim['model']} has changed since {path} was saved; restore its weights")
+        files, then = files_of(module_of(claim["model"], "model")), claim.get("model_files", {})
+        changed = sorted(name for name in {**then, **files} if then.get(name) != files.get(name))
+        if changed and then:
+            _say(console, f"changed since {path} was saved: {', '.join(changed)}; this is of the model as it is now")
     else:
         raise InvalidInput(f"replay is {path}, found with a model of Python's own; use evaluate.counterexample.replay")
     votes = voters(model)

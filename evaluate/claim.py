@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from evaluate.source import code_of
 from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
@@ -29,12 +30,27 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
         except ValueError:  # no JSON, or no text at all
             stored = None
         if stored != configuration:
-            differing = [k for k in configuration if not isinstance(stored, dict) or stored.get(k) != configuration[k]]
+            differing = _differing(stored, configuration) if isinstance(stored, dict) else list(configuration)
             raise InvalidInput(
                 f"output {store} holds another run (other {', '.join(differing) or 'keys'}); name "
-                "another output, or repeat that run's options to resume it"
+                "another output, or repeat that run's options, model and code to resume it"
             )
     return run_of(store)
+
+
+def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[str]:
+    """The keys under which a run's configuration is another; of files and code, which of them."""
+    found = []
+    for key, value in configuration.items():
+        before = stored.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            inside = sorted(name for name in {**before, **value} if before.get(name) != value.get(name))
+            found += [f"{key}: {' '.join(inside)}"] if inside else []
+        elif key not in stored:
+            found.append(f"{key}, which that run has none of")
+        elif before != value:
+            found.append(key)
+    return found
 
 
 def run_of(output: str | Path | Store) -> str:
@@ -53,6 +69,12 @@ def images_fingerprint(images: ImageSet, total: int) -> str:
     for i in range(total):
         digest.update(hashlib.sha256(images.stored(i)).digest())
     return digest.hexdigest()
+
+
+def model_identity(model: torch.nn.Module, note: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run's model from others: weights, and code where `note` names no checkpoint, whose file says it."""
+    identity: dict[str, Any] = {"model_sha256": model_fingerprint(model)}
+    return identity if "checkpoint_sha256" in note else {**identity, "model_code": code_of(model)}
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:

@@ -48,6 +48,7 @@ def read_curve(runs: list[Path]) -> Curve:
         run = read_run(output)
         claim, records = run.claim, run.records
         same = {key: claim[key] for key in ("images_sha256", "model_sha256", "threat", "num_images", "dataset")}
+        same |= {key: claim.get(key) for key in ("model_code", "model_files")}
         if shared is not None and same != shared:
             differing = ", ".join(key for key in same if same[key] != shared[key])
             raise InvalidInput(

@@ -20,7 +20,7 @@ def named_object(text: str, option: str) -> Any:
     where, _, name = text.rpartition(":")
     if not where or not name:
         raise InvalidInput(f"{option} is {text!r}; use FILE.py:NAME or PACKAGE.MODULE:NAME")
-    found: Any = _module(where, text, option)
+    found: Any = module_of(text, option)
     for part in name.split("."):
         if not hasattr(found, part):
             offered = [own for own in dir(found) if not own.startswith("_")]
@@ -29,7 +29,9 @@ def named_object(text: str, option: str) -> Any:
     return found
 
 
-def _module(where: str, text: str, option: str) -> Any:
+def module_of(text: str, option: str) -> Any:
+    """The module of such a name, run unless it was before; `named_object` says of what is refused."""
+    where = text.rpartition(":")[0]
     if where.endswith(".py"):
         path = Path(where).expanduser().resolve()
         if not path.is_file():

@@ -16,10 +16,12 @@ from attacks.ensemble import Ensemble
 from attacks.occlusion import CONTROLS, Control
 from attacks.undefended import Undefended
 from evaluate.batch import Settings, evaluate_batch
-from evaluate.claim import claim, images_fingerprint, model_fingerprint
+from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
+from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
+from evaluate.source import code_of
 from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
@@ -113,6 +115,8 @@ def evaluate(
     A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
     and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
+    Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
+    few recorded images are predicted and certified once more: what differs from the record is refused.
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
     `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
     """
@@ -135,14 +139,20 @@ def evaluate(
         "class_names": list(images.class_names),
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
-        "model_sha256": model_fingerprint(model),
+        **model_identity(model, configuration or {}),
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
+    brought = code_of(*attacks)
+    if len(brought) > 1:  # attacks of the user's own, whose text does not say what they do
+        own["attacks_code"] = brought
     job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
     batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
     missing = _missing(job, batches, on_damaged)
     finished = total - sum(map(len, missing))
+    whole = [batch for batch in batches if batch not in missing]
+    recorded = ((batch, read_shard(store, shard_name(batch.start, batch.stop), job.run)) for batch in whole)
+    Recheck(model, images, threat, settings).check(recorded, str(store))
     if missing:
         store.check_writable()
         work = workers or _here

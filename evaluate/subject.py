@@ -10,7 +10,9 @@ import torch
 
 from evaluate.command import check_fit
 from evaluate.models import check_answers, described, load_model, own_model, voters, with_defense
+from evaluate.named import module_of
 from evaluate.options import Options
+from evaluate.source import files_of
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
@@ -63,7 +65,8 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
     if options.defense is not None:
         model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
     stem = options.model.rpartition(":")[2]
-    return Subject(model, options.model, stem, {"model": options.model, **described(model)})
+    note = {"model": options.model, "model_files": files_of(module_of(options.model, "model")), **described(model)}
+    return Subject(model, options.model, stem, note)
 
 
 def kind(model: torch.nn.Module) -> str:

@@ -18,7 +18,7 @@ from attacks import parse_attacks
 from attacks.base import PatchAttack, predict
 from attacks.undefended import Undefended
 from evaluate.batch import Settings
-from evaluate.claim import model_fingerprint
+from evaluate.claim import model_identity
 from evaluate.leaderboard.config import Entry
 from evaluate.metrics import Share, Summary, summarise
 from evaluate.runner import evaluate
@@ -190,16 +190,19 @@ def measure(
         attacked = records("attacked", entry.attacked_images, planned.attacks, settings.num_images)
     on_progress(settings.num_images + entry.attacked_images, f"{entry.name}: timing")
     x, _ = images.batch(range(min(entry.timed_images, len(images))))
-    speed = _kept_speed(store, model, x.to(settings.device), planned.threat, settings.batch_size)
+    speed = _kept_speed(store, model, note, x.to(settings.device), planned.threat, settings.batch_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Row(entry, whole, attacked, speed, planned.subject.train_seconds, parameters)
 
 
-def _kept_speed(store: Store, model: torch.nn.Module, x: Tensor, threat: Threat, batch: int) -> Speed:
+def _kept_speed(
+    store: Store, model: torch.nn.Module, note: dict[str, Any], x: Tensor, threat: Threat, batch: int
+) -> Speed:
     """The times taken before of this model on this machine, or new ones."""
     machine = torch.cuda.get_device_name(x.device) if x.is_cuda else platform.processor() or platform.machine()
     where = {"images": len(x), "batch": min(batch, len(x)), "machine": machine, "threads": torch.get_num_threads()}
-    key = {**where, "model": model_fingerprint(model), "threat": str(threat)}
+    identity = model_identity(model, note)
+    key = {**where, "model": identity.pop("model_sha256"), **identity, "threat": str(threat)}
     if store.exists("speed.json"):
         kept = json.loads(store.read("speed.json"))
         if kept["of"] == key:

@@ -1,0 +1,212 @@
+"""What code a model is: with the same weights it may be another."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+_OURS = ("robustpatch", "attacks", "evaluate")
+_INSTALLED = ("site-packages", "dist-packages")
+_PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_UNTOLD = {*vars(nn.Module()), "training"}  # of a module: what every one has
+_PLAIN = (str, bytes, bool, int, float, complex, type(None), type(...), torch.dtype, torch.device)
+_CALLED = (FunctionType, MethodType, staticmethod, classmethod, property, functools.partial)
+
+
+def files_of(module: ModuleType) -> dict[str, str]:
+    """The SHA-256 of the module's file and of every file imported from beside it or below, by path from there.
+
+    Of a module in a package, from anywhere in the package. Installed packages, Python's and ours are not among them.
+    """
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    places = [Path(file).resolve() for file in (getattr(top, "__file__", None), module.__file__) if file]
+    folder = next(place.parent for place in places if places[-1].is_relative_to(place.parent))
+    found = {}
+    for name, other in list(sys.modules.items()):
+        file = getattr(other, "__file__", None)
+        if name == "__main__" or not isinstance(file, str) or not file.endswith(".py") or not is_own(name):
+            continue
+        path = Path(file).resolve()
+        if path.is_relative_to(folder) and path.is_file():
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(found.items()))
+
+
+def code_of(*told: Any) -> dict[str, str]:
+    """Hashes, by name, of the classes and functions that models or attacks bring along, and one of their `values`.
+
+    Classes and functions: those of their submodules and attributes, with bases, closures and whatever functions,
+    classes and constants their own ones name; not those of installed packages, Python's and ours. They are taken as
+    compiled, by the Python that runs: they are what runs, in a notebook too, and comments are no part of it. `values`:
+    the kinds of all submodules, and their attributes that are numbers, texts, tensors, functions or made of these.
+    Private names are left out of it, and private tables of the code: caches have such. Equal in every process.
+    """
+    teller = _Teller()
+    values = [teller.module(one) if isinstance(one, nn.Module) else teller.of(one) for one in told]
+    code = {name: _hash(" ".join(sorted(set(texts)))) for name, texts in sorted(teller.code.items())}
+    return {**code, "values": _hash(repr(values))}
+
+
+def is_own(name: str | None) -> bool:
+    """Whether the module of that name is the user's."""
+    top = (name or "").partition(".")[0]
+    if top in _OURS or top in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(name or "") or sys.modules.get(top), "__file__", None)
+    if not isinstance(file, str):
+        return True  # a notebook's, or made by hand
+    path = Path(file).resolve()
+    return not set(_INSTALLED) & set(path.parts) and not any(map(path.is_relative_to, _PYTHON))
+
+
+class _Teller:
+    """Texts of values, equal in every process; `code` gathers what the user's classes and functions are made of."""
+
+    def __init__(self) -> None:
+        self.code: dict[str, list[str]] = {}
+        self._told: dict[int, tuple[Any, str]] = {}  # with the value itself, so that no other is given its id
+        self._within: set[int] = set()
+        self._own = functools.cache(is_own)
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, _PLAIN) and not isinstance(value, Enum):
+            return f"{type(value).__name__} {value!r}"
+        if isinstance(value, tuple):
+            return f"{type(value).__name__}[{', '.join(map(self.of, value))}]"
+        if isinstance(value, set | frozenset):
+            return f"set[{', '.join(sorted(map(self.of, value)))}]"
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+            return f"array {value.dtype} {value.shape} {_hash(value.tobytes())}"
+        if isinstance(value, CodeType):
+            return f"{_hash(value.co_code)} {value.co_names} {value.co_freevars} {self.of(value.co_consts)}"
+        if id(value) not in self._told:
+            if id(value) in self._within:
+                return f"within {type(value).__qualname__}"
+            self._within.add(id(value))
+            self._told[id(value)] = value, self._compound(value)
+            self._within.remove(id(value))
+        return self._told[id(value)][1]
+
+    def module(self, model: nn.Module) -> str:
+        """All but its state dict."""
+        self._within.add(id(model))
+        return repr([(name, self._part(part)) for name, part in model.named_modules()])
+
+    def _compound(self, value: Any) -> str:
+        if isinstance(value, list):
+            return f"list[{', '.join(map(self.of, value))}]"
+        if isinstance(value, Mapping):
+            return f"dict[{', '.join(f'{self.of(key)}: {self.of(one)}' for key, one in value.items())}]"
+        if isinstance(value, staticmethod | classmethod | MethodType):
+            return f"{type(value).__name__} {self.of(value.__func__)} {self.of(getattr(value, '__self__', None))}"
+        if isinstance(value, property):
+            return f"property {self.of((value.fget, value.fset))}"
+        if isinstance(value, functools.partial):
+            return f"partial {self.of((value.func, value.args, value.keywords))}"
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, nn.Module):
+            return f"{self.module(value)} {self.of(dict(sorted(value.state_dict().items())))}"
+        if hasattr(value, "__wrapped__"):  # functools.lru_cache
+            return f"wrapped {self.of(value.__wrapped__)}"
+        if isinstance(value, ModuleType | Enum):
+            return str(getattr(value, "__name__", value))
+        return self._object(value)
+
+    def _part(self, part: nn.Module) -> str:
+        ours = any(kind.__module__.startswith("robustpatch.") for kind in type(part).__mro__)
+        untold = _UNTOLD | ({"chunk"} if ours else set())  # which decides our speed alone
+        attributes = {name: one for name, one in _public(vars(part)) if name not in untold}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        unsaved = {name: part._buffers[name] for name in sorted(part._non_persistent_buffers_set)}
+        compiled = getattr(part, "code", None) if isinstance(part, torch.jit.ScriptModule | GraphModule) else None
+        return self.of((type(part), attributes, unsaved, hooks, compiled))
+
+    def _function(self, value: FunctionType) -> str:
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        name, where = value.__qualname__, value.__globals__
+        if not self._own(where.get("__name__")):  # a decorator's, around one of the user's, or a library's own
+            return f"{value.__module__}.{name} {[self.of(one) for one in cells if isinstance(one, _CALLED)]}"
+        code = self.of(value.__code__)
+        named = [self._named(key, where[key], value.__code__) for key in _names(value.__code__) if key in where]
+        self._keep(name, f"{code} {self.of((value.__defaults__, value.__kwdefaults__, cells))} {named}")
+        return f"{name} {_hash(code)}"
+
+    def _named(self, name: str, found: Any, user: CodeType) -> str:
+        """What a function finds by a name of its module; of a module of the user's, what it may take from it."""
+        if isinstance(found, list | Mapping | set) and name.startswith("_"):
+            return name
+        if isinstance(found, ModuleType) and self._own(found.__name__):
+            inside = vars(found)
+            return repr([self._named(key, inside[key], user) for key in _names(user) if key in inside and key != name])
+        return f"{name} {self.of(found)}"
+
+    def _class(self, value: type) -> str:
+        if not self._own(value.__module__):
+            return f"{value.__module__}.{value.__qualname__}"
+        inside = [
+            (name, self.of(one))
+            for name, one in sorted(vars(value).items())
+            if isinstance(one, _CALLED) or not name.startswith("__")
+            if not (isinstance(one, list | Mapping | set) and name.startswith("_"))
+        ]
+        self._keep(value.__qualname__, f"{[self.of(base) for base in value.__bases__]} {inside}")
+        return value.__qualname__
+
+    def _object(self, value: Any) -> str:
+        kind = self.of(type(value))
+        if is_dataclass(value):
+            return f"{kind} {[(own.name, self.of(getattr(value, own.name, None))) for own in fields(value)]}"
+        if not self._own(type(value).__module__):
+            return kind
+        return f"{kind} {[(name, self.of(one)) for name, one in _public(getattr(value, '__dict__', {}))]}"
+
+    def _keep(self, name: str, text: str) -> None:
+        self.code.setdefault(name, []).append(text)
+
+
+def _public(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((name, one) for name, one in sorted(values.items()) if not name.startswith("_"))
+
+
+def _names(code: CodeType) -> list[str]:
+    """All names that the code, or code inside it, may look up in its module."""
+    inner = [name for one in code.co_consts if isinstance(one, CodeType) for name in _names(one)]
+    return sorted({*code.co_names, *inner})
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _tensor(value: Tensor) -> str:
+    kind = f"tensor {value.dtype} {tuple(value.shape)}"
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        return f"{kind} {value.layout}"
+    kept = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    return f"{kind} {_hash(kept.numpy().tobytes())}"
+
+
+def _hash(content: str | bytes) -> str:
+    given = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return hashlib.sha256(given).hexdigest()[:16]
