@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from attacks import PatchPGD
-from evaluate import Settings, claim, evaluate, recheck, subject
+from evaluate import Settings, attack_vs_cert, claim, evaluate, recheck, runner, subject
 from evaluate.recheck import Recheck
 from evaluate.source import code_of
 from robustpatch.ablation import Columns
@@ -65,7 +65,7 @@ EDITS = {
     "constant": ("helper.py", "GAIN = 9.0", "GAIN = 0.0"),
     "comment": ("mine.py", "\ndefended", "\n# a comment\ndefended"),
 }
-QUICK = ("--attacks", "pgd:1", "--steps", 3, "--patch", "6x6", "--num-images", 6)
+QUICK = ("--attacks", "pgd:1", "--steps", 3, "--patch", "6x6", "--num-images", 6, "--gallery", 0)
 FOLDER = ("--dataset", "folder", "--data-root", "photos", "--image-size", "12x14")
 
 
@@ -75,6 +75,7 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(attack_vs_cert, "write_report", str)
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "helper.py").write_text(HELPER)
     for name, level in (("dark", 120), ("light", 135)):
@@ -108,22 +109,28 @@ def command(*more, model="mine.py:defended"):
 
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edited_model_is_another_run(what, mine):
-    """Its own default folder; in the old one it is refused, and what differs is named. Unchanged, nothing is done."""
-    assert command("--output", "out").exit_code == 0
+    """It has a default folder of its own; that of the old one refuses it, names what differs, and stays as it was."""
     assert command().exit_code == 0
-    before = {path: path.read_bytes() for path in mine.glob("*/records/*.parquet")}
-    forget(mine)
-    assert command("--output", "out").exit_code == 0
-    assert command().exit_code == 0
-    assert len(list((mine / "runs").iterdir())) == 1
+    (old,) = (mine / "runs").iterdir()
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     edit(mine, what)
-    result = command("--output", "out")
-    refused(result, f"model_files: {EDITS[what][0]}")
-    assert "name another output" in result.stderr
+    result = command("--output", old)
+    refused(result, f"model_files: {EDITS[what][0]})")
+    assert ("model_code" in result.stderr) == (what != "comment")
+    assert "name another output, or repeat that run's options, model and code" in result.stderr
     result = command()
     assert result.exit_code == (1 if what == "certify" else 0), result.output
     assert len(list((mine / "runs").iterdir())) == 2
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_model_that_is_as_it_was_resumes(mine, monkeypatch):
+    """Nothing is done again in a new process; with another batch size it is another run, as ever."""
+    assert command("--output", "out").exit_code == 0
+    forget(mine)
+    monkeypatch.setattr(runner, "evaluate_batch", None)
+    assert command("--output", "out").exit_code == 0
+    refused(command("--output", "out", "--batch-size", 4), "holds another run (other batch_size); name another output")
 
 
 @pytest.mark.slow
@@ -293,12 +300,12 @@ def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
 
     run(tmp_path, attacks=(attack(1),))
     run(tmp_path, attacks=(attack(1),))
-    with pytest.raises(InvalidInput, match="other attacks_code: values"):
+    with pytest.raises(InvalidInput, match=r"other attacks_code: .*Own\.unpruned\)"):
         run(tmp_path, attacks=(attack(100),))
 
 
 def sampled(ablation):
-    few = Sampling(20, 50, 20, alpha=0.05)
+    few = Sampling(5, 10, 5, alpha=0.5)
     return RandomizedClassifier(Level(3), ablation, num_classes=3, sampling=few, voting=TopOne(1e-6)).eval()
 
 
@@ -391,9 +398,13 @@ def test_an_answer_that_a_trace_of_noise_changes_is_forgiven(tmp_path):
 def test_a_few_images_are_asked_and_no_more(tmp_path, monkeypatch):
     """Eight, of as many batches as that takes, and before anything else is done."""
     asked = []
-    monkeypatch.setattr(
-        recheck, "evaluate_batch", lambda model, x, *rest: asked.append(len(x)) or original(model, x, *rest)
-    )
+    original = recheck.evaluate_batch
+
+    def batch(model, x, *rest):
+        asked.append(len(x))
+        return original(model, x, *rest)
+
+    monkeypatch.setattr(recheck, "evaluate_batch", batch)
     run_on(strip((4, 8)), tmp_path / "a")
     assert asked == []
     run_on(strip((4, 8)), tmp_path / "a")
