@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 _OURS = ("robustpatch", "attacks", "evaluate")
-_INSTALLED = ("site-packages", "dist-packages")
+_INSTALLED = {"site-packages", "dist-packages"}
 _PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _UNTOLD = {*vars(nn.Module()), "training"}  # of a module: what every one has
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), type(...), torch.dtype, torch.device)
@@ -66,10 +66,15 @@ def is_own(name: str | None) -> bool:
     if top in _OURS or top in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(name or "") or sys.modules.get(top), "__file__", None)
-    if not isinstance(file, str):
-        return True  # a notebook's, or made by hand
-    path = Path(file).resolve()
-    return not set(_INSTALLED) & set(path.parts) and not any(map(path.is_relative_to, _PYTHON))
+    return not isinstance(file, str) or not _is_library(file)  # without one: a notebook's, or made by hand
+
+
+@functools.cache
+def _is_library(file: str) -> bool:
+    def inside(path: Path) -> bool:
+        return bool(_INSTALLED & set(path.parts)) or any(map(path.is_relative_to, _PYTHON))
+
+    return inside(Path(file)) or inside(Path(file).resolve())
 
 
 class _Teller:
