@@ -36,17 +36,21 @@ class Recheck:
     def check(self, batches: Iterable[tuple[range, Sequence[Record]]], output: str) -> None:
         """Raise `InvalidInput` where a prediction, a certificate or a margin is another than in the batches' records.
 
-        Not where rounding may be why, which is another in other batches, threads and devices. What differs is asked
-        again of the batch as it was; then, of votes, it may differ by as many as lie within twice the guard of turning
-        over, and without votes as much as it does under a trace of noise. Margins that are no whole numbers round.
+        Not where rounding may be why, which is another in other batches and threads: of votes, it may differ by as many
+        as lie within twice the guard of turning over, without votes by as much as under a trace of noise, and the batch
+        as it was may say the same. Margins without votes are compared where they are whole numbers. A model that is not
+        on the device of the run, as in one of Ray's, is not asked: the guard itself may be another there.
         """
+        placed = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
+        if placed.type != torch.device(self.settings.device).type:
+            return
         started, left = time.monotonic(), IMAGES
         for batch, records in batches:
             done, wanted = 0, min(left, len(batch))
             while done < wanted:
                 some = slice(done, wanted if done else 1)  # the first one shows how long the others will take
                 for before, again in zip(records[some], self._records(batch[some]), strict=True):
-                    if self._differing(before, again):
+                    if self._unlike(before, again):
                         self._refuse(batch, before, output)
                 done = some.stop
                 if time.monotonic() - started > _SECONDS:
@@ -57,8 +61,8 @@ class Recheck:
 
     def _refuse(self, batch: range, before: Record, output: str) -> None:
         again = self._records(batch)[before.index - batch.start]
-        differing = self._differing(before, again)
-        if not differing or self._rounding(before, again, differing):
+        differing = self._unlike(before, again)
+        if not differing:
             return
         name = differing[0]
         raise InvalidInput(
@@ -70,16 +74,17 @@ class Recheck:
         x, y = self.images.batch(batch)
         if noise:
             x = (x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
-        x, y = self._placed(x), self._placed(y)
+        x, y = x.to(self.settings.device), y.to(self.settings.device)
         settings = replace(self.settings, gallery=0)
         return evaluate_batch(self.model, x, y, batch.start, self.threat, (), settings).records
 
-    def _placed(self, x: Tensor) -> Tensor:
-        """Where the model is: of a run of others, not where theirs will be."""
-        own = next((tensor for tensor in self.model.state_dict().values()), None)
-        if own is not None:
-            return x.to(own.device)
-        return x.to(self.settings.device) if torch.cuda.is_available() else x
+    def _image(self, index: int) -> Tensor:
+        return self.images.batch([index])[0].to(self.settings.device)
+
+    def _unlike(self, before: Record, again: Record) -> list[str]:
+        """The fields of the record that are another now, and not by rounding."""
+        differing = self._differing(before, again)
+        return differing if differing and not self._rounding(before, again, differing) else []
 
     def _differing(self, before: Record, again: Record) -> list[str]:
         voted = isinstance(self.model, SmoothedClassifier | RandomizedClassifier)
@@ -98,7 +103,7 @@ class Recheck:
             return before.close_votes + again.close_votes + self._loose(self.model, before.index) > 0
         if isinstance(self.model, SmoothedClassifier):
             allowed = self._loose(self.model, before.index)
-            votes = self.model.votes(self._placed(self.images.batch([before.index])[0]))
+            votes = self.model.votes(self._image(before.index))
             counts = votes.counts[0] / votes.unit
             tied, unsure = float(abs(counts[before.prediction] - counts[again.prediction])) <= allowed, False
         else:
@@ -122,7 +127,7 @@ class Recheck:
         """By how many votes the margin of the image may be another, where no score is by more than the guard."""
         if isinstance(model, RandomizedClassifier):
             return 0.0 if isinstance(model.ablation, SparseAblation) else self._loose(model.enumerated(), index)
-        scores = model.certifiable_scores(self._placed(self.images.batch([index])[0]))
+        scores = model.certifiable_scores(self._image(index))
         votes = model.voting.votes(scores, 2 * model.guard)  # whether a vote is close is itself a matter of the guard
         if isinstance(votes, Scored):
             return 4 * votes.slack * scores.shape[1] / votes.unit

@@ -33,6 +33,8 @@ def files_of(module: ModuleType) -> dict[str, str]:
     """
     top = sys.modules.get(module.__name__.partition(".")[0], module)
     places = [Path(file).resolve() for file in (getattr(top, "__file__", None), module.__file__) if file]
+    if not places:  # a package without a file of its own
+        return {}
     folder = next(place.parent for place in places if places[-1].is_relative_to(place.parent))
     found = {}
     for name, other in list(sys.modules.items()):

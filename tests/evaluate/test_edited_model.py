@@ -13,24 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from attacks import PatchPGD
-from evaluate import Settings, attack_vs_cert, claim, evaluate, recheck, runner, subject
-from evaluate.recheck import Recheck
-from evaluate.source import code_of
-from robustpatch.ablation import Columns
-from robustpatch.defenses import parse_defense
+from evaluate import attack_vs_cert, claim, runner, subject
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling
-from robustpatch.sparse import SparseAblation
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import TopOne, parse_voting
-from tests.attacks.toys import Level, Plain, images, smoothed, strip
 from tests.evaluate.calls import call, refused
-from tests.evaluate.planted import image_set
 from tests.evaluate.runs import run
 
 ROOT = Path(__file__).parents[2]
@@ -193,98 +181,6 @@ def test_old_records_without_the_code_are_refused_and_those_of_checkpoints_are_n
     )
 
 
-# One model in many versions: each line replaces another of it.
-VERSIONS = """
-import functools, torch
-from torch import nn
-EPS, TABLE, _CACHE = 0.5, [1, 2], {}
-def inner(x): return x * 2
-def helper(x): return inner(x)
-def scaled(by):
-    def scale(x): return x * by
-    return scale
-class Kept:
-    def __init__(self, size): self.size = size
-    def touched(self): return self.size
-class Parent(nn.Module):
-    def body(self, x): return helper(x) + EPS
-class Net(Parent):
-    gain = 1.0
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-        self.act = nn.ReLU()
-        self.size, self.mean, self.kept, self.shape = 3, torch.tensor([0.1]), Kept(2), scaled(2)
-        self.part = functools.partial(helper)
-        self.register_buffer("std", torch.tensor([0.2]), persistent=False)
-        self._cache, self.level = {}, "a"
-        torch.nn.init.ones_(self.conv.weight)
-    def forward(self, x):
-        return self.body(self.act(self.conv(x))) + len(_CACHE) + TABLE[0] * self.gain
-net = Net().eval()
-"""
-CHANGES = [
-    ("x * 2", "x * 3"),
-    ("x * by", "x + by"),
-    ("scaled(2)", "scaled(3)"),
-    ("EPS, TABLE, _CACHE = 0.5", "EPS, TABLE, _CACHE = 0.25"),
-    ("[1, 2]", "[2, 2]"),
-    ("helper(x) + EPS", "helper(x) - EPS"),
-    ("gain = 1.0", "gain = 2.0"),
-    ("nn.ReLU()", "nn.GELU()"),
-    ("padding=1", "padding=1, padding_mode='circular'"),
-    ("self._cache, self.level = {}, 'a'".replace("'", '"'), 'self._cache, self.level = {}, "b"'),
-    ("= 3, torch", "= 4, torch"),
-    ("tensor([0.1])", "tensor([0.3])"),
-    ("tensor([0.2])", "tensor([0.3])"),
-    ("Kept(2)", "Kept(3)"),
-    ("return self.size", "return self.size - 1"),
-    ("partial(helper)", "partial(inner)"),
-    ("class Net(Parent):", "class Other(nn.Module):\n    def more(self): pass\nclass Net(Parent, Other):"),
-    ("net = Net().eval()", "net = Net().eval()\nnet.register_forward_hook(lambda _, x, y: -y)"),
-]
-SAME = [
-    ("    gain = 1.0", "    # a comment\n\n    gain = 1.0"),
-    ("_CACHE = 0.5, [1, 2], {}", "_CACHE = 0.5, [1, 2], {1: 2}"),
-    ("net = Net().eval()", "net = Net().eval()\nnet._cache[0] = 1\nunrelated = 3"),
-]
-
-
-def version(change=None):
-    """The model so changed, in a module of its own, as a notebook would have it."""
-    text = VERSIONS if change is None else VERSIONS.replace(*change)
-    assert (text != VERSIONS) == (change is not None)
-    inside = {"__name__": "of_no_file"}
-    exec(compile(text, "nowhere", "exec"), inside)
-    return inside["net"]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=[before for before, _ in CHANGES])
-def test_code_and_values_tell_models_of_equal_weights_apart(change):
-    """Helper functions, constants, closures, attributes, unsaved buffers, bases and hooks, without a source file."""
-    net, other = version(), version(change)
-    assert {name: tensor.tolist() for name, tensor in net.state_dict().items()} == {
-        name: tensor.tolist() for name, tensor in other.state_dict().items()
-    }
-    assert code_of(net) != code_of(other)
-    for wrap in (lambda base: smoothed(base, Columns(2), 2), lambda base: torch.nn.Sequential(base)):
-        assert code_of(wrap(net)) != code_of(wrap(other))
-
-
-@pytest.mark.parametrize("change", SAME)
-def test_what_is_no_part_of_a_model_leaves_it_the_same(change):
-    """Comments, caches and what the model never names."""
-    assert code_of(version()) == code_of(version()) == code_of(version(change))
-
-
-def test_what_a_model_does_leaves_it_the_same(tmp_path):
-    """Scoring, certifying and the choice of a chunk change nothing of ours."""
-    for model in (strip((4, 8)), sampled(Columns(2)), sampled(SparseAblation(3)), Plain(32).eval()):
-        before = code_of(model)
-        run_on(model, tmp_path / str(id(model)))
-        assert code_of(model) == before
-
-
 def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
     """Their text does not say what they do."""
 
@@ -302,114 +198,3 @@ def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
     run(tmp_path, attacks=(attack(1),))
     with pytest.raises(InvalidInput, match=r"other attacks_code: .*Own\.unpruned\)"):
         run(tmp_path, attacks=(attack(100),))
-
-
-def sampled(ablation):
-    few = Sampling(5, 10, 5, alpha=0.5)
-    return RandomizedClassifier(Level(3), ablation, num_classes=3, sampling=few, voting=TopOne(1e-6)).eval()
-
-
-def pictures():
-    return image_set(images(10, (4, 8)), torch.arange(10) % 3, 3)
-
-
-def run_on(model, output, **settings):
-    chosen = Settings(**{"num_images": 10, "batch_size": 5, "gallery": 0, **settings})
-    return evaluate(model, pictures(), PatchThreat(2, 2), (), chosen, output)
-
-
-MODELS = {
-    "strip": lambda: strip((4, 8)),
-    "level": lambda: smoothed(Level(3), Columns(1), 3),
-    "sampled": lambda: sampled(Columns(2)),
-    "sparse": lambda: sampled(SparseAblation(3)),
-    "plain": lambda: Plain(32).eval(),
-    "patchguard": lambda: parse_defense("patchguard:window=2x2").wrap(strip((4, 8)), num_classes=3).eval(),
-    "scores": lambda: with_voting(strip((4, 8)), "scores"),
-}
-
-
-def with_voting(model, text):
-    model.voting = parse_voting(text, None)
-    return model
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("size", [1, 3, 10])
-def test_records_of_batches_of_any_size_are_those_of_the_model(kind, size, tmp_path):
-    """Those of other batches are confirmed, and those of another model are not, by whatever model."""
-    records = run_on(MODELS[kind](), tmp_path, batch_size=size)
-    again = Recheck(MODELS[kind](), pictures(), PatchThreat(2, 2), Settings(10))
-    again.check([(range(10), records)], "out")
-    for field in ("prediction", "certified_exact"):
-        if getattr(records[2], field) is not None:
-            wrong = {"prediction": (records[2].prediction + 1) % 3, "certified_exact": not records[2].certified_exact}
-            forged = [*records[:2], replace(records[2], **{field: wrong[field]}), *records[3:]]
-            with pytest.raises(
-                InvalidInput, match=f"output out has {field} .* of image 2, but the model at hand gives"
-            ):
-                again.check([(range(10), forged)], "out")
-
-
-def test_votes_that_rounding_may_turn_over_are_forgiven_and_no_others(tmp_path):
-    """A margin may be another by two for each vote within twice the guard; the prediction, by as narrow a lead."""
-    model = smoothed(Level(2), Columns(1), 2)
-    x = torch.zeros(2, 1, 4, 8)
-    x[:, :, :, 0] = 128 / 255  # nearly as far from one level as from the other
-    near = smoothed(Level(2), Columns(1), 2, TopOne(0.05))
-    data = image_set(x, torch.zeros(2, dtype=torch.long), 2)
-    for one, loose in ((model, 0), (near, 2)):
-        records = evaluate(one, data, PatchThreat(2, 2), (), Settings(2), tmp_path / str(loose))
-        again = Recheck(one, data, PatchThreat(2, 2), Settings(2))
-        assert again._loose(one, 0) == 2 * loose
-        for by in (-5, -4, -1, 1, 4, 5):
-            forged = [replace(records[0], margin_exact=records[0].margin_exact + by), records[1]]
-            if abs(by) <= 2 * loose:
-                again.check([(range(2), forged)], "out")
-            else:
-                with pytest.raises(InvalidInput, match="margin_exact"):
-                    again.check([(range(2), forged)], "out")
-
-
-class Torn(torch.nn.Module):
-    """Undefended: of grey images its two outputs are equal but for the order in which they are summed."""
-
-    def forward(self, x):
-        light = x.flatten(1).sum(dim=1) - 0.5 * x[0].numel()
-        return torch.stack([light, -light], dim=1)
-
-
-def test_an_answer_that_a_trace_of_noise_changes_is_forgiven(tmp_path):
-    """Without votes: the grey image may have been of either class, the white one may not."""
-    x = torch.ones(2, 1, 4, 8)
-    x[0, :, :, ::2], x[0, :, :, 1::2] = 127 / 255, 128 / 255
-    data = image_set(x, torch.zeros(2, dtype=torch.long), 2)
-    records = evaluate(Torn().eval(), data, PatchThreat(2, 2), (), Settings(2), tmp_path)
-    again = Recheck(Torn().eval(), data, PatchThreat(2, 2), Settings(2))
-    for i, known in ((0, False), (1, True)):
-        forged = [replace(one, prediction=1 - one.prediction) if one.index == i else one for one in records]
-        if known:
-            with pytest.raises(InvalidInput, match="prediction 1 of image 1"):
-                again.check([(range(2), forged)], "out")
-        else:
-            again.check([(range(2), forged)], "out")
-
-
-def test_a_few_images_are_asked_and_no_more(tmp_path, monkeypatch):
-    """Eight, of as many batches as that takes, and before anything else is done."""
-    asked = []
-    original = recheck.evaluate_batch
-
-    def batch(model, x, *rest):
-        asked.append(len(x))
-        return original(model, x, *rest)
-
-    monkeypatch.setattr(recheck, "evaluate_batch", batch)
-    run_on(strip((4, 8)), tmp_path / "a")
-    assert asked == []
-    run_on(strip((4, 8)), tmp_path / "a")
-    assert asked == [1, 4, 1, 2]
-    asked.clear()
-    monkeypatch.setattr(recheck, "_SECONDS", 0.0)
-    run_on(strip((4, 8)), tmp_path / "a")
-    assert asked == [1]
