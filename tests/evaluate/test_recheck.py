@@ -74,7 +74,7 @@ def test_votes_that_rounding_may_turn_over_are_forgiven_and_no_others(tmp_path):
     model = smoothed(Level(2), Columns(1), 2)
     x = torch.zeros(2, 1, 4, 8)
     x[:, :, :, 0] = 128 / 255  # nearly as far from one level as from the other
-    near = smoothed(Level(2), Columns(1), 2, TopOne(0.05))
+    near = smoothed(Level(2), Columns(1), 2, TopOne(0.005))  # outside of the guard, and within twice that
     data = image_set(x, torch.zeros(2, dtype=torch.long), 2)
     for one, loose in ((model, 0), (near, 2)):
         records = evaluate(one, data, PatchThreat(2, 2), (), Settings(2), tmp_path / str(loose))

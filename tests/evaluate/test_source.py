@@ -58,6 +58,19 @@ CHANGES = [
     ("partial(helper)", "partial(inner)"),
     ("class Net(Parent):", "class Other(nn.Module):\n    def more(self): pass\nclass Net(Parent, Other):"),
     ("net = Net().eval()", "net = Net().eval()\nnet.register_forward_hook(lambda _, x, y: -y)"),
+    *(
+        ("net = Net().eval()", f"net = Net().eval()\nnet.{after}")  # none of its code says so
+        for after in (
+            "size = 4",
+            "mean = torch.tensor([0.3])",
+            "std.fill_(0.3)",
+            "shape = scaled(3)",
+            "kept = Kept(3)",
+            "part = functools.partial(inner)",
+            "act = nn.GELU()",
+            "conv.stride = (2, 2)",
+        )
+    ),
 ]
 SAME = [
     ("    gain = 1.0", "    # a comment\n\n    gain = 1.0"),
@@ -75,7 +88,7 @@ def version(change=None):
     return inside["net"]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=[before for before, _ in CHANGES])
+@pytest.mark.parametrize("change", CHANGES, ids=[after for _, after in CHANGES])
 def test_code_and_values_tell_models_of_equal_weights_apart(change):
     """Helper functions, constants, closures, attributes, unsaved buffers, bases and hooks, without a source file."""
     net, other = version(), version(change)
