@@ -81,7 +81,9 @@ def test_votes_that_rounding_may_turn_over_are_forgiven_and_no_others(tmp_path):
         again = Recheck(one, data, PatchThreat(2, 2), Settings(2))
         assert again._loose(one, 0) == 2 * loose
         for by in (-5, -4, -1, 1, 4, 5):
-            forged = [replace(records[0], margin_exact=records[0].margin_exact + by), records[1]]
+            margin = records[0].margin_exact
+            assert margin is not None
+            forged = [replace(records[0], margin_exact=margin + by), records[1]]
             if abs(by) <= 2 * loose:
                 again.check([(range(2), forged)], "out")
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -83,7 +85,7 @@ def version(change=None):
     """The model so changed, in a module of its own, as a notebook would have it."""
     text = VERSIONS if change is None else VERSIONS.replace(*change)
     assert (text != VERSIONS) == (change is not None)
-    inside = {"__name__": "of_no_file"}
+    inside: dict[str, Any] = {"__name__": "of_no_file"}
     exec(compile(text, "nowhere", "exec"), inside)
     return inside["net"]
 
