@@ -70,9 +70,11 @@ class Undefended:
 
 
 class Bare(Defended):
-    """The network without the defense, shown whole images, whose `predict` always abstains: no search learns whether it
-    has succeeded.
+    """The network without the defense, shown whole images, whose `predict` always abstains and says that this is chance
+    (see `attacks.base.no_longer`): no search learns whether it has succeeded.
     """
+
+    prediction_error = 1.0
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         encoding = self.defense.encoding
