@@ -29,7 +29,7 @@ from evaluate.source import files_of
 from evaluate.store import Store
 from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
-from robustpatch.checks import calibrate_guard
+from robustpatch.calibration import calibrate_guard
 from robustpatch.data import named_images
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput

@@ -20,7 +20,7 @@ from evaluate.claim import run_of
 from evaluate.models import measurable
 from evaluate.runner import Job
 from robustpatch import precision
-from robustpatch.checks import calibrate_guard
+from robustpatch.calibration import calibrate_guard
 from robustpatch.errors import InvalidInput
 
 PACKAGES = ("torch", "numpy", "kornia", "adversarial-robustness-toolbox")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustpatch.ablation import Ablation, Blocks, Columns, GridBlocks, GridColumns, Rows, parse_ablation
+    from robustpatch.calibration import calibrate_guard
     from robustpatch.certificate import Certificate, certify_votes, largest_certified
-    from robustpatch.checks import calibrate_guard
     from robustpatch.encoding import ComplementChannels, MaskChannel
     from robustpatch.errors import InvalidInput
     from robustpatch.randomized import RandomizedClassifier
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ablation": ("Ablation", "Blocks", "Columns", "GridBlocks", "GridColumns", "Rows", "parse_ablation"),
     "certificate": ("Certificate", "certify_votes", "largest_certified"),
-    "checks": ("calibrate_guard",),
+    "calibration": ("calibrate_guard",),
     "encoding": ("ComplementChannels", "MaskChannel"),
     "errors": ("InvalidInput",),
     "randomized": ("RandomizedClassifier",),

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from robustpatch.ablation import Blocks, Columns, Rows
-from robustpatch.checks import calibrate_guard, image_values, shape_and_type
+from robustpatch.calibration import calibrate_guard
+from robustpatch.checks import image_values, shape_and_type
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MnistCNN, StripNet
 from robustpatch.scored import Heaviside, SummedScores

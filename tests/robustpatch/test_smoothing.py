@@ -202,7 +202,7 @@ def test_an_index_selects_ablations(model):
 
 def test_inputs_are_never_written(model):
     """PITFALLS 11: every public call leaves the caller's images and the model's weights bit for bit."""
-    from robustpatch.checks import calibrate_guard
+    from robustpatch.calibration import calibrate_guard
 
     x = toys.images(3)
     image, weights = x.clone(), copy.deepcopy(model.state_dict())
