@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,37 @@ def remedies(tensors: Iterable[Tensor], device: str) -> list[str]:
         return [*found, "torch.backends.fp32_precision = 'ieee'"]
     statements = ("torch.set_float32_matmul_precision('highest')", _CONVOLUTIONS.get(device, ""))
     return found + [statement for statement, on in zip(statements, reduced, strict=False) if on]
+
+
+@contextmanager
+def float32_only(device: str) -> Iterator[None]:
+    """Within it nothing in float32 is computed in less on that kind of device: no autocast, no TF32, no products or
+    convolutions in bfloat16. Afterwards all is as it was.
+    """
+    backends: Any = torch.backends
+    switches: list[Any] = []
+    if device == "cuda":
+        switches = [backends.cuda.matmul, getattr(backends.cudnn, "conv", backends.cudnn)]
+    if device == "cpu":
+        switches = [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv")]
+    reduced = [(switch, found) for switch in switches if (found := _precision(switch)) in _REDUCED]
+    try:
+        for switch, _ in reduced:
+            _switch(switch, "ieee")
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for switch, found in reduced:
+            _switch(switch, "none")  # what is set for all backends together, if that is what was in force
+            if _precision(switch) != found:
+                _switch(switch, found)
+
+
+def _switch(backend: Any, value: str) -> None:
+    if hasattr(backend, "fp32_precision"):
+        backend.fp32_precision = value
+    else:
+        backend.allow_tf32 = value == "tf32"
 
 
 def _precision(backend: Any) -> str:

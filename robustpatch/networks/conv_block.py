@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustpatch.ablation import Ablation, Blocks
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.convolution import Conv2d
 from robustpatch.networks.one_pass import check_shape
 
 
@@ -54,7 +55,7 @@ class ConvBlockNet(nn.Module):
         pairs = list(pairwise((2 * in_channels, *widths)))
         sizes = [(3, 3)] * (len(widths) - 1) + [(left[0], left[1])]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, size, bias=False) for (before, after), size in zip(pairs, sizes, strict=True)
+            Conv2d(before, after, size, bias=False) for (before, after), size in zip(pairs, sizes, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (*widths, hidden))
         self.embedding = nn.Parameter(torch.randn(ablation.count(*image_size), widths[-1]) * 0.1)

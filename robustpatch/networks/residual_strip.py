@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustpatch.ablation import Ablation, Columns, Rows
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.convolution import conv2d
 from robustpatch.networks.one_pass import check_shape
 
 
@@ -91,8 +92,8 @@ class ResidualStripNet(nn.Module):
     def _score(self, x: Tensor, strides: tuple[int, int], embedding: Tensor) -> Float[Tensor, "B n K"]:
         x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
         first, second = (convolution.weight for convolution in self.stem)
-        x = self.norms[0](nn.functional.conv2d(x, first, None, (1, strides[0]), (1, 0))).relu()  # type: ignore[arg-type]
-        x = nn.functional.conv2d(x, second, None, (1, strides[1]), (1, 0))  # type: ignore[arg-type]
+        x = self.norms[0](conv2d(x, first, None, (1, strides[0]), (1, 0))).relu()  # type: ignore[arg-type]
+        x = conv2d(x, second, None, (1, strides[1]), (1, 0))  # type: ignore[arg-type]
         x = self.stages(self.norms[1](x + embedding).relu())
         return self.head(x.mean(dim=2).transpose(1, 2))
 

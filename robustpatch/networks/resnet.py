@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from robustpatch.networks.convolution import Conv2d
+
 
 class ResNet18(nn.Module):
     """ResNet-18 for small images, on encoded (or whole) ones: torchvision's, but that the first convolution is 3×3 with
@@ -24,6 +26,10 @@ class ResNet18(nn.Module):
         self.net.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.net.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.net.maxpool = nn.Identity()  # type: ignore[assignment]
+        for stage in (self.net.layer2, self.net.layer3, self.net.layer4):  # on images of 8 pixels down to one
+            halving: nn.Conv2d = stage[0].conv1  # type: ignore[assignment]
+            safe = Conv2d(halving.in_channels, halving.out_channels, 3, 2, 1, bias=False, device="meta")
+            safe.weight, stage[0].conv1 = halving.weight, safe
 
     def forward(self, x: Float[Tensor, "M E H W"]) -> Float[Tensor, "M K"]:
         return self.net(x.to(self.net.fc.weight.dtype))

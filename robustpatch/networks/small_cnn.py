@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.convolution import Conv2d, misread
 
 
 class SmallCNN(nn.Module):
@@ -41,10 +42,10 @@ class SmallCNN(nn.Module):
                 "give at least one, and no more than the image can be halved"
             )
         layers: list[nn.Module] = []
-        for inputs, outputs in zip((in_channels, *widths), widths, strict=False):
-            layers += _layer(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=not norm), norm)
+        for depth, (inputs, outputs) in enumerate(zip((in_channels, *widths), widths, strict=False)):
+            layers += _layer(inputs, outputs, 4, 2, image_size[1] >> depth, norm)
         for _ in range(deeper):
-            layers += _layer(nn.Conv2d(widths[-1], widths[-1], 3, padding=1, bias=not norm), norm)
+            layers += _layer(widths[-1], widths[-1], 3, 1, width, norm)
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * height * width, hidden), nn.ReLU())
         self.head = nn.Linear(hidden, num_classes)
         if norm:
@@ -59,5 +60,9 @@ class SmallCNN(nn.Module):
         return self.head(self.features(x.to(self.head.weight.dtype)))
 
 
-def _layer(convolution: nn.Conv2d, norm: bool) -> list[nn.Module]:
-    return [convolution, *([nn.BatchNorm2d(convolution.out_channels)] if norm else []), nn.ReLU()]
+def _layer(inputs: int, outputs: int, size: int, stride: int, width: int, norm: bool) -> list[nn.Module]:
+    """A convolution of images that are `width` pixels wide, padded by one pixel, and what follows it."""
+    unsafe = misread((1, inputs, width, width), (outputs, inputs, size, size), (stride, stride), (1, 1))
+    kind = Conv2d if unsafe else nn.Conv2d  # the plain one where it does: `defenses.ibp` knows its bounds
+    convolution = kind(inputs, outputs, size, stride=stride, padding=1, bias=not norm)
+    return [convolution, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU()]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustpatch.ablation import Ablation, Columns, Rows
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.convolution import conv2d
 from robustpatch.networks.one_pass import check_shape
 
 
@@ -89,7 +90,7 @@ class StripNet(nn.Module):
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if depth == 0:
                 assert isinstance(convolution, nn.Conv2d)
-                first = nn.functional.conv2d(x, convolution.weight, convolution.bias, (1, stride), (2, 0))
+                first = conv2d(x, convolution.weight, convolution.bias, (1, stride), (2, 0))
                 x = norm(first + embedding.to(first.dtype)).relu()
             else:
                 x = norm(convolution(x)).relu()
