@@ -183,6 +183,7 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
             elif row["certified_exact"] is not None:
                 text += "certified {certified_exact:.2%}, "
             text += "{certifiable:.2%} certifiable, base {base:.2%}, " if row["certifiable"] is not None else ""
+            text += "off float32 by {float32_deviation:.2g}, " if row.get("float32_deviation") is not None else ""
             progress.console.print((text + "{seconds:.0f} s").format(**row), soft_wrap=True)
 
         def on_step(epoch: int, step: int, loss: float) -> None:

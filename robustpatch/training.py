@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +28,10 @@ from robustpatch.sparse import SparseAblation
 from robustpatch.threat import Threat, parse_threat
 from robustpatch.training_config import TrainingConfig
 from robustpatch.union import Union
+from robustpatch.witness import deviation_from_float32
 from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
+
+_WITNESSED = 32  # validation images on which bfloat16 is held against float32 after each epoch
 
 
 def train(
@@ -46,7 +50,9 @@ def train(
     themselves; returns the classifier in evaluation mode.
 
     After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
-    `history.json` (clean and certified accuracy on `validation`). A run that was interrupted and resumed ends with the
+    `history.json` (clean and certified accuracy on `validation`; under bfloat16 `float32_deviation`, how far scores are
+    from float32's). A loss, a weight or a deviation that is no number or no rounding ends the training before anything
+    of its epoch is written. A run that was interrupted and resumed ends with the
     same weights as one that was not, on the same kind of device and thread count. `on_step(epoch, step, loss)` and
     `on_epoch(history row)` report progress. Raises `InvalidInput`.
     """
@@ -100,15 +106,18 @@ def train(
             optimizer.step()
             schedule.step()
             value = float(loss.detach())
+            _check_loss(value, epoch, step, config)
             losses += value
             if not share:
                 on_step(epoch, step, value)
         parallel.agree(model)
         mean_loss = float(parallel.mean(torch.tensor(losses / steps, dtype=torch.float64, device=device)))
         if not share:
+            _check_weights(model, epoch, config)
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_loss,
+                "float32_deviation": _off_float32(model, validation, epoch, config, device),
                 "seconds": round(time.monotonic() - started, 1),
                 **asdict(accuracy(model, validation, threat, device)),
             }
@@ -119,6 +128,65 @@ def train(
             on_epoch(row)
         parallel.wait()
     return model.eval().requires_grad_()
+
+
+def _check_loss(loss: float, epoch: int, step: int, config: TrainingConfig) -> None:
+    """Refuse to go on from a loss that is no number: the last step has spoilt the weights, or this one would."""
+    if not math.isfinite(loss):
+        raise InvalidInput(f"loss is {loss} in step {step + 1} of epoch {epoch + 1}; {_finite_again(config)}")
+
+
+def _check_weights(model: nn.Module, epoch: int, config: TrainingConfig) -> None:
+    """Refuse to publish weights or batch statistics that are no numbers."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InvalidInput(f"{name} holds NaN or infinity after epoch {epoch + 1}; {_finite_again(config)}")
+
+
+def _finite_again(config: TrainingConfig) -> str:
+    cure = "train in float32 with --no-bfloat16, or" if config.bfloat16 else ""
+    return f"the epochs before are kept, and nothing of this one: {cure} lower lr, {config.lr:g}".replace(":  ", ": ")
+
+
+@torch.no_grad()
+def _off_float32(
+    model: nn.Module, validation: ImageSet, epoch: int, config: TrainingConfig, device: str
+) -> float | None:
+    """The largest distance of a score under bfloat16 autocast from float32's, on the first validation images; None
+    where the training is in float32. Refuses one that rounding does not explain (`witness.Deviation.explained`).
+
+    Of the ablations, those that the network is asked about together; of a base that enumerates, 64.
+    """
+    if not config.bfloat16:
+        return None
+    trained = _trained(model)
+    if isinstance(trained, RandomizedClassifier):
+        trained = trained.enumerated()
+    trained = trained.network if isinstance(trained, Defended) else trained
+    training, x = model.training, validation.batch(range(min(_WITNESSED, len(validation))))[0].to(device)
+
+    def logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(network, SmoothedClassifier):
+            return network(x)
+        n = network.ablation.count(*x.shape[2:])
+        few = None if network.one_pass else torch.linspace(0, n - 1, min(n, 64), device=x.device).round().long()
+        return network.logits(x, few)
+
+    model.eval()
+    trained.eval()
+    try:
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            found = deviation_from_float32(trained, x, logits)
+    finally:
+        model.train(training)
+    assert found is not None
+    if not found.explained:
+        raise InvalidInput(
+            f"bfloat16 is off float32 by {found.logit:.2g} in a logit, where the largest is {found.largest:.2g}, on "
+            f"validation images after epoch {epoch + 1}: a wrong kernel or an overflow, not rounding; nothing of this "
+            "epoch is kept: train in float32 with --no-bfloat16"
+        )
+    return found.score
 
 
 class _Loss(nn.Module):
