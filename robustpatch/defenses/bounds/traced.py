@@ -70,6 +70,8 @@ def _state_of(network: nn.Module) -> list[Any]:
     for hooks in _GLOBAL:
         _add(found, "", getattr(global_hooks, hooks))
     for name, one in network.named_modules(remove_duplicate=False):
+        if isinstance(one, torch.jit.ScriptModule):
+            raise InvalidInput(f"network has TorchScript in {name or 'itself'}; give the module it was made from")
         kind = type(one)
         found += (name, one, kind, _in_class(kind, "forward"), _in_class(kind, "__call__"))
         for attribute, own in vars(one).items():
