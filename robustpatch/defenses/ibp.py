@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from robustpatch import checks, precision
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
+from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, margins, sums_of_products
+from robustpatch.defenses.bounds.head import first_of, tensor_of
 from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
-from robustpatch.defenses.interval import bounds, last_margins, layers_of, sums_of_products
 from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
@@ -56,16 +57,22 @@ class IBP(Defense):
 class BoundedClassifier(Defended):
     """For every image that it certifies, no content of a patch within the threat changes its prediction.
 
-    At each placement the patch's pixels become [0, 1] and bounds go through the network, rounded outward (see
-    `robustpatch.defenses.interval`): whatever it computes of a patched image, in any order of summation and in any
-    batch, lies within. c is certified iff z_c - z_j > 0 is so proved everywhere for every other class j: that two sums
-    come out equal, so that the lowest index wins, rounding leaves nobody to prove. `guard` is 0: it is in the bounds.
+    `predict`, `forward` in evaluation mode and the certificate all run one graph: the operators that the network runs
+    in evaluation mode, recorded once and run again, each on every image alone (see `robustpatch.defenses.bounds`).
+    Whatever has a part in the network's outputs at the recording (hooks, replaced methods, functions) is in the graph
+    of all three; hooks on this classifier, and modes of torch, are in none. The graph is recorded anew when the
+    network's modules, attributes, hooks or weights are replaced, or images have another shape, type or device; its
+    weights are read at every run. What else changes (a global that the network reads, a method replaced in its class)
+    counts after `retrace`; `certify` refuses a network that computes something else than its graph of the clean images.
 
-    That is of the classifier's own `forward` and `predict`, which compute the network without NNPACK and cuDNN.
+    At each placement the patch's pixels become [0, 1] and bounds go through the graph, rounded outward (see
+    `robustpatch.defenses.bounds.rounding`): whatever it computes of a patched image, in any order of summation and in
+    any batch, lies within. c is certified iff z_c - z_j > 0 is so proved everywhere for every other class j: that two
+    sums come out equal, so that the lowest index wins, rounding leaves nobody to prove. `guard` is 0: it is in the
+    bounds. Where a bound on the way is infinite, nothing is certified.
 
-    The network is an `nn.Sequential` of layers with known bounds, or has one as `sequential` that computes the same;
-    every `certify` compares its outputs of the clean images with their bounds. Raises `InvalidInput` for others, and
-    where products are computed in less than float32.
+    Raises `InvalidInput` for operators without known bounds, naming them, for what decides by values or mixes images,
+    and where products are computed in less than float32.
     """
 
     defense: IBP
@@ -73,25 +80,54 @@ class BoundedClassifier(Defended):
 
     def __init__(self, network: nn.Module, defense: IBP, *, num_classes: int) -> None:
         super().__init__(network, defense, num_classes=num_classes)
-        outputs = layers_of(network)[1].out_features
-        if outputs != num_classes:
-            raise InvalidInput(f"num_classes is {num_classes}, but the network has {outputs} outputs; make both agree")
         self.guide = Guide() if defense.guided else None
+        self._traced = Traced()
+
+    def retrace(self) -> None:
+        """Record the network anew at its next use."""
+        self._traced.forget()
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What the network computes of a copy of the images, its convolutions as sums of products."""
-        with sums_of_products():
-            return self.network(self._match(x).clone())
+        """The outputs of the images: of the graph in evaluation mode, in its precision, of the network in training.
+        Raises `InvalidInput`.
+        """
+        if any(module.training for module in self.modules()):
+            with sums_of_products():
+                return self.network(self._match(x).clone())
+        return self._outputs(self._precise(x))
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of the largest output in the network's own type, in which it is bounded. Raises `InvalidInput`."""
         checks.evaluation_mode(self)
         checks.image_values(x)
-        return first_argmax(self(x))
+        # Not self(x), which hooks on this classifier could change.
+        return first_argmax(self._outputs(self._precise(x)))
+
+    def _outputs(self, x: Tensor) -> Float[Tensor, "B K"]:
+        graph = self._graph(x)
+        with sums_of_products():
+            return graph(x)
+
+    def _graph(self, x: Tensor) -> Graph:
+        """What the network runs of images like these. Raises `InvalidInput`."""
+        graph = self._traced.of(self.network, x)
+        outputs = graph.nodes[graph.output.node].meta(graph.output).shape[1]
+        if outputs != self.num_classes:
+            raise InvalidInput(
+                f"num_classes is {self.num_classes}, but the network has {outputs} outputs; make both agree"
+            )
+        return graph
 
     def _match(self, x: Tensor) -> Tensor:
-        return x.to(next(self.network.parameters()).dtype)
+        """The images as a plain tensor of the weights' type."""
+        own, plain = (getattr(kind, "__torch_dispatch__", None) for kind in (type(x), Tensor))
+        if own is not plain:
+            raise InvalidInput(f"images are a {type(x).__name__}, with operators of its own; pass a torch.Tensor")
+        parameter = next(self.network.parameters(), None)
+        with torch._C.DisableTorchFunction():
+            x = x if type(x) in (Tensor, nn.Parameter) else x.as_subclass(Tensor)
+            return x if parameter is None else x.to(parameter.dtype)
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
@@ -103,8 +139,9 @@ class BoundedClassifier(Defended):
         choice of their placements. Raises `InvalidInput`.
         """
         x = self._check(x, threat)
-        logits = self(x)
-        self._check_clean(x, logits)
+        graph = self._graph(x)
+        logits = self._outputs(x)
+        self._check_clean(graph, x, logits)
         prediction = first_argmax(logits)
         margin = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         for one in threat.threats:
@@ -113,7 +150,7 @@ class BoundedClassifier(Defended):
             while len(regions):
                 regions, some = regions.split(self._chunk(x))
                 image = alive[some.image]
-                found = self.margins(x[image], some.footprint(), prediction[image])
+                found = _margins(graph, x[image], some.footprint(), prediction[image])
                 failed = found < 0
                 sure = ~failed | some.single
                 margin.scatter_reduce_(0, image[sure], found[sure], "amin")
@@ -138,12 +175,12 @@ class BoundedClassifier(Defended):
         x = self._check(x, threat)
         if threat.count > 1:
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
-        prediction, (height, width) = first_argmax(self(x)), x.shape[2:]
+        graph, prediction, (height, width) = self._graph(x), first_argmax(self._outputs(x)), x.shape[2:]
         masks = threat.footprint(threat.placements(height, width)[:, None], height, width).to(x.device)
         each = [
             torch.cat(
                 [
-                    self.margins(image.expand(len(some), -1, -1, -1), some, own.expand(len(some)))
+                    _margins(graph, image.expand(len(some), -1, -1, -1), some, own.expand(len(some)))
                     for some in masks.split(self._chunk(x))
                 ]
             )
@@ -156,33 +193,42 @@ class BoundedClassifier(Defended):
 
         They are strictly below: of those not negative, c is proved to be predicted, the sole largest.
         """
-        layers, last = layers_of(self.network)
-        found = last_margins(last, *bounds(layers, *_box(x, free)), own)
-        return found.scatter(1, own[:, None], torch.inf).nan_to_num(nan=-torch.inf).amin(dim=1)
+        x = self._precise(x)
+        return _margins(self._graph(x), x, free, own)
 
     def _check(self, x: Tensor, threat: Threat) -> Tensor:
         """The images as the network takes them, after every test that needs no bounds."""
         checks.evaluation_mode(self)
         checks.image_values(x)
         threat.check_fits(x.shape[2], x.shape[3])
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        remedies = precision.remedies(tensors, x.device.type)
+        return self._precise(x)
+
+    def _precise(self, x: Tensor) -> Tensor:
+        """The images as the network takes them. Raises `InvalidInput` where it computes in less than float32: every
+        operator of its graph gives the type of its first parameter, which these have, or has no bounds.
+        """
+        x = self._match(x)
+        remedies = precision.remedies([x], x.device.type)
         if remedies:
             raise InvalidInput(
                 "network computes in less than float32 (bfloat16, float16, TF32 or autocast), whose rounding is not "
                 f"bounded; for float32: {'; '.join(remedies)}"
             )
-        return self._match(x)
+        return x
 
-    def _check_clean(self, x: Tensor, logits: Tensor) -> None:
+    def _check_clean(self, graph: Graph, x: Tensor, logits: Tensor) -> None:
+        """Refuse outputs that are no numbers, and a network that computes something else than its graph."""
         checks.finite_scores(logits)
-        layers, last = layers_of(self.network)
-        lower, upper = bounds([*layers, last], x, x)
-        if not bool(((lower <= logits) & (logits <= upper)).all()):
-            raise InvalidInput(
-                "network computes something else than its layers one after the other, or less precisely than its "
-                "type: its outputs leave their bounds. Give an nn.Sequential, or mend the attribute sequential"
-            )
+        with sums_of_products():
+            computed = self.network(x.clone())
+        (lower, upper), sound = bounds(graph, Box(x, x))
+        for found in (logits, computed):
+            inside = found.shape == lower.shape and bool(((lower <= found) & (found <= upper))[sound].all())
+            if not inside:
+                raise InvalidInput(
+                    "network computes something else than when it was recorded, or differently each time: its outputs "
+                    "leave their bounds; call retrace() after changing what it does from outside"
+                )
 
     def _chunk(self, x: Tensor) -> int:
         return chunk(2 * x[0].numel(), x.device, False)
@@ -217,34 +263,39 @@ class BoundedClassifier(Defended):
         Where those are the same for all images and the first layer is fully connected, its bounds are what it computes
         of the clean images, moved by the patch's pixels: |W|r is of the placement alone.
         """
-        (layers, last), count = layers_of(self.network), free.shape[1]
-        while layers and isinstance(layers[0], nn.Flatten | nn.Identity):
-            layers = layers[1:]
+        graph, count = self._graph(x), free.shape[1]
+        first = first_of(graph)
         found = []
-        if free.stride(0) or not layers or not isinstance(layers[0], nn.Linear):
+        if free.stride(0) or first is None:
             for pairs in torch.arange(len(x) * count, device=x.device).split(self._chunk(x)):
                 image, which = pairs // count, pairs % count
                 raised = self._raised(x[image], free[image, which], y[image], share)
                 found.append(F.cross_entropy(raised, y[image], reduction="none"))
             return torch.cat(found).view(-1, count)
-        first, rest, flat = layers[0], layers[1:], x.flatten(1)
-        clean, toward = first(flat), share * (0.5 - flat)
+        constants = graph.constants()
+        whole, bias = tensor_of(first.weight, constants).t(), first.bias and tensor_of(first.bias, constants)
+        flat = x.flatten(1)
+        clean, toward = F.linear(flat, whole, bias), share * (0.5 - flat)
         for mask in free[0]:
             pixels = mask.expand(x.shape[1:]).flatten().nonzero()[:, 0]
-            weight = first.weight[:, pixels]
+            weight = whole[:, pixels]
             middle, radius = clean + F.linear(toward[:, pixels], weight), weight.abs().sum(dim=1) * (share / 2)
-            ends = bounds(rest, middle - radius, middle + radius, outward=False)
-            found.append(F.cross_entropy(-last_margins(last, *ends, y, outward=False).float(), y, reduction="none"))
+            ends = Box(middle - radius, middle + radius)
+            raised = -margins(graph, {first.node: ends}, y, outward=False).float()
+            found.append(F.cross_entropy(raised, y, reduction="none"))
         return torch.stack(found, dim=1)
 
     def _raised(self, x: Tensor, free: Tensor, y: Tensor, share: float) -> Float[Tensor, "M K"]:
         """Upper bounds of z_j - z_y over contents of the free pixels, `share` of the way from what they are."""
-        layers, last = layers_of(self.network)
-        ends = bounds(layers, *_box(x, free, share), outward=False)
-        return -last_margins(last, *ends, y, outward=False).float()
+        return -margins(self._graph(x), {0: _box(x, free, share)}, y, outward=False).float()
 
 
-def _box(x: Tensor, free: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+def _margins(graph: Graph, x: Tensor, free: Tensor, own: Tensor) -> Float[Tensor, " M"]:
+    found = margins(graph, {0: _box(x, free)}, own)
+    return found.scatter(1, own[:, None], torch.inf).nan_to_num(nan=-torch.inf, posinf=torch.inf).amin(dim=1)
+
+
+def _box(x: Tensor, free: Tensor, share: float = 1.0) -> Box:
     """Least and largest value of each pixel: [0, 1] where it is free (with a smaller share, on the way there)."""
     free = free[:, None]
-    return torch.where(free, (1 - share) * x, x), torch.where(free, 1 - (1 - share) * (1 - x), x)
+    return Box(torch.where(free, (1 - share) * x, x), torch.where(free, 1 - (1 - share) * (1 - x), x))

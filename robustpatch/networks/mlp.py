@@ -42,10 +42,5 @@ class MLP(nn.Module):
         self.features = nn.Sequential(nn.Flatten(), *layers)
         self.head = nn.Linear(units[-1], num_classes)
 
-    @property
-    def sequential(self) -> nn.Sequential:
-        """The same layers as one chain, of which `robustpatch.defenses.ibp` bounds the outputs."""
-        return nn.Sequential(self.features, self.head)
-
     def forward(self, x: Float[Tensor, "M E H W"]) -> Float[Tensor, "M K"]:
         return self.head(self.features(x.to(self.head.weight.dtype)))

@@ -27,10 +27,5 @@ class MnistCNN(nn.Sequential):
             nn.Linear(100, num_classes),
         )
 
-    @property
-    def sequential(self) -> nn.Sequential:
-        """The same layers as one chain, of which `robustpatch.defenses.ibp` bounds the outputs."""
-        return nn.Sequential(*self)
-
     def forward(self, input: Float[Tensor, "M E 28 28"]) -> Float[Tensor, "M K"]:
         return super().forward(input)

@@ -51,11 +51,6 @@ class SmallCNN(nn.Module):
         if norm:
             self.to(memory_format=torch.channels_last)  # in which norm and convolution take half the time on a CPU
 
-    @property
-    def sequential(self) -> nn.Sequential:
-        """The same layers as one chain, of which `robustpatch.defenses.ibp` bounds the outputs."""
-        return nn.Sequential(self.features, self.head)
-
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         return self.head(self.features(x.to(self.head.weight.dtype)))
 
