@@ -97,9 +97,11 @@ class Certificate:
 
     def save(self, path: str | Path) -> None:
         """Write votes (bit-packed; of summed scores the units), close votes, geometry, threat and claim;
-        `robustpatch.proof` verifies the file.
+        `robustpatch.proof` verifies the file. Raises `InvalidInput` where there are no votes or no images.
         """
         evidence = self._votes()
+        if len(self.prediction) == 0:
+            raise InvalidInput("this certificate is of 0 images, which proves nothing; certify at least one to save it")
         votes = evidence.votes
         assert self.margin is not None  # where there are votes
         proof.write(

@@ -131,6 +131,8 @@ def test_tampering_is_caught(saved):
         {"slack": -65536, "guard": -1},
         {"slack": -65536, "guard": float("nan")},
         {"slack": float("nan")},
+        {"unit": 1, "slack": 7},
+        {"slack": 6},
     ],
 )
 def test_no_unit_or_slack_makes_a_claim_cheaper(tmp_path, forged):
@@ -141,7 +143,9 @@ def test_no_unit_or_slack_makes_a_claim_cheaper(tmp_path, forged):
     made.save(tmp_path / "proof.npz")
     lies = {"certified": lambda a: ~a, "margin": lambda a: a * 0}
     assert tampered(tmp_path / "proof.npz") == 0
-    assert tampered(tmp_path / "proof.npz", **lies) == tampered(tmp_path / "proof.npz", **lies, **forged) == 1
+    assert tampered(tmp_path / "proof.npz", **lies) == 1
+    assert tampered(tmp_path / "proof.npz", **forged) == tampered(tmp_path / "proof.npz", **lies, **forged)
+    assert tampered(tmp_path / "proof.npz", **forged) == (1 if forged == {"slack": 6} else 2)
 
 
 @pytest.mark.parametrize("prediction", [1, 2, -1])
@@ -211,11 +215,62 @@ def test_what_is_claimed_is_said(tmp_path, capsys):
         made.save(tmp_path / "proof.npz")
         proof.main(["verify", str(tmp_path / "proof.npz")])
         some = int(made.certified.sum())
+        close = int(made.close.sum())
         assert capsys.readouterr().out.splitlines() == [
-            f"claim: of 8 images of 3x12 under columns:2, {some} certified against {named}, where no score of an "
-            "untouched ablation moves by more than 0.0001",
+            f"claim: of 8 images of 3x12 under columns:2, {some} certified against {named}, by the votes of 12 "
+            "ablations for 3 classes",
+            "assumed, which the file cannot show: a model casts these votes on the images; no score of an untouched "
+            f"ablation moves by more than 0.0001, which turns no vote over but the {close} of 288 marked close",
             "every claim follows from the votes",
         ]
+
+
+def told_of(votes: Votes | Scored, guard: float, path: Path, capsys) -> str:
+    certify_votes(votes, parse_ablation("columns:1"), PatchThreat(1, 1), (2, 4), guard=guard).save(path)
+    assert proof.main(["verify", str(path)]) == 0
+    return capsys.readouterr().out.splitlines()[1].partition("on the images; ")[2]
+
+
+def test_what_the_file_cannot_show_is_said(tmp_path, capsys):
+    """A guard is the writer's word: most of all where no vote is marked close."""
+    cast, none = torch.ones(1, 4, 2, dtype=torch.bool), torch.zeros(1, 4, 2, dtype=torch.bool)
+    one = none.clone()
+    one[0, 0, 0] = True
+    path = tmp_path / "proof.npz"
+    assert told_of(Votes(cast, none), 0.99, path, capsys) == (
+        "no score of an untouched ablation moves by more than 0.99, which turns no vote over (none of 8 is marked "
+        "close: the guard cannot be checked)"
+    )
+    assert "but the 1 of 8 marked close" in told_of(Votes(cast, one), 0.99, path, capsys)
+    assert told_of(Votes(cast, none), 0.0, path, capsys) == (
+        "no vote of an untouched ablation changes but the 0 of 8 marked close"
+    )
+    assert told_of(Scored(cast.int(), 655), 0.00999, path, capsys) == (
+        "no score of an untouched ablation moves by more than 0.00999 (655 of 65536 units are allowed for)"
+    )
+
+
+def test_shapes_are_part_of_the_claim(tmp_path, capsys):
+    """[2,2] broadcasts against [2] and counts twice; one class leaves no rival. (Found by an adversary.)"""
+    cast = torch.zeros(2, 8, 2, dtype=torch.bool)
+    cast[0, :, 0] = cast[1, :4, 0] = cast[1, 4:, 1] = True  # image 1: a tie of 4 and 4
+    path = tmp_path / "proof.npz"
+    certify_votes(Votes(cast, ~cast & False), parse_ablation("columns:1"), PatchThreat(1, 1), (1, 8)).save(path)
+    assert tampered(path) == 0
+    twice = np.array([[True, False], [True, False]])
+    assert tampered(path, certified=lambda a: twice) == 2
+    assert tampered(path, certified=lambda a: np.ones((2, 1000), bool), margin=lambda a: a * 0 + 6) == 2
+    alone = np.packbits(np.ones((2, 8, 1), bool))
+    changes = {"cast": lambda a: alone, "close": lambda a: alone * 0, "shape": lambda a: np.array([2, 8, 1])}
+    assert tampered(path, **changes, certified=lambda a: a | True, margin=lambda a: a * 0 + 6) == 2
+    assert "two classes or more" in capsys.readouterr().err
+
+
+def test_a_certificate_of_no_image_cannot_be_saved(tmp_path):
+    none = torch.zeros(0, 9, 3, dtype=torch.bool)
+    made = certify_votes(Votes(none, none), parse_ablation("columns:2"), PatchThreat(1, 1), (3, 9))
+    with pytest.raises(InvalidInput, match="of 0 images"):
+        made.save(tmp_path / "proof.npz")
 
 
 def test_a_wrong_certificate_does_not_verify(tmp_path):
