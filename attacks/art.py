@@ -29,6 +29,13 @@ __all__ = ["FromART", "as_module"]
 
 
 Kind = Literal["mask", "content", "patch"]
+_CLIMBING = {
+    "AdversarialPatchPyTorch",
+    "AutoProjectedGradientDescent",
+    "BasicIterativeMethod",
+    "FastGradientMethod",
+    "ProjectedGradientDescent",
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,11 @@ class FromART(Attack):
         return cls(build=build, kind="patch", tries=tries, side=side)
 
     @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]  # of the others it depends on what is built
+        """Of the attacks of ART that are known to climb; any other that does is refused when it asks for a gradient."""
+        return self.name.removeprefix("art-") in _CLIMBING
+
+    @property
     def name(self) -> str:
         made = getattr(self.build, "func", self.build)  # of a partial, what it is a partial of
         return f"art-{made.attack if isinstance(made, Named) else made.__name__}"
@@ -192,7 +204,7 @@ class FromART(Attack):
                 value, prediction = victim(x_adv[valid])
             search.spend(rows[valid], victim.cost)
             search.offer(rows[valid], corners[valid], x_adv[valid], value, prediction != y[valid])
-        elif bool(search.gap[i].isposinf()):
+        elif not search.held[i]:
             search.best[i], search.corners[i] = x_adv[0], corners[0]
 
     def _generate(

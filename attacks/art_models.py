@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attacks.base import evaluations
+from attacks.base import evaluations, outputs
+from attacks.gradient import UNRELATED, not_differentiable
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import first_argmax
 
@@ -50,9 +52,8 @@ class Scores(nn.Module):
     def of(self, x: Float[Tensor, "P C H W"]) -> Float[Tensor, "P K"]:
         (model,), x = self._model, self.shown(x.to(self._x))
         if not isinstance(model, SmoothedClassifier):
-            tensor = next(model.parameters(), None)
-            return model(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)).float()
-        logits = model.logits(x)
+            return outputs(model, x).float()
+        logits = model.logits(lent(x))
         margins = model.voting.margins(logits)  # the soft vote is their sigmoid, and this the log-odds of its mean
         odds = nn.functional.logsigmoid(margins).logsumexp(1) - nn.functional.logsigmoid(-margins).logsumexp(1)
         votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard)
@@ -74,13 +75,24 @@ class _Apart(torch.autograd.Function):
             return scores.of(x.detach()).to(x.device)
         with torch.enable_grad():
             ctx.leaf = x.detach().requires_grad_()
-            ctx.out, ctx.scores = scores.of(ctx.leaf).to(x.device), scores
+            try:
+                ctx.out = scores.of(ctx.leaf).to(x.device)
+            except UNRELATED:
+                raise
+            except Exception:  # as of what computes with numpy: ART may want no gradient
+                ctx.out = scores.of(x.detach()).to(x.device)
+            ctx.scores = scores
         return ctx.out.detach()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         ctx.scores.count(len(ctx.leaf))
-        return torch.autograd.grad(ctx.out, ctx.leaf, grad_outputs[0], retain_graph=True)[0], None
+        try:
+            return torch.autograd.grad(ctx.out, ctx.leaf, grad_outputs[0], retain_graph=True)[0], None
+        except UNRELATED:
+            raise
+        except Exception as error:  # foreign code raises what it likes
+            raise not_differentiable(error) from error
 
 
 def estimator_of(scores: Scores, x: Float[Tensor, "P C H W"], classes: int) -> PyTorchClassifier:
@@ -156,7 +168,7 @@ class _OfART(nn.Module):
         for step in self.classifier.preprocessing_operations:
             if step.apply_predict:
                 x = _Preprocess.apply(x, step)  # type: ignore[assignment]
-        out = self.model(x)
+        out = self.model(lent(x))
         if out.shape != (len(x), self.classifier.nb_classes):
             raise InvalidInput(
                 f"the ART classifier's model returned {tuple(out.shape)} for {len(x)} images, but nb_classes is "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attacks.base import Proposal
 from attacks.checks import require
+from attacks.gradient import NotDifferentiable
 from attacks.search import Search
 from robustpatch.threat import PatchThreat
 
@@ -31,6 +32,7 @@ class Attack(ABC):
             the climbs under way when it breaks or its budget ends.
     """
 
+    needs_gradient: ClassVar[bool] = False  # whether it climbs gradients of the model, and cannot do without
     budget: int | None = None
     touched_only: bool = True
     batch: int = 512
@@ -62,7 +64,11 @@ class Attack(ABC):
         """Search a patch for each image that moves the prediction away from y. Raises `InvalidInput`."""
         self.check(threat)
         search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
-        self._run(search)
+        try:
+            self._run(search)
+        except NotDifferentiable as error:
+            error.evaluations = search.evaluations
+            raise
         return search.proposal()
 
     @abstractmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustpatch import checks
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import classes_of, lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import first_argmax
@@ -27,6 +28,8 @@ class Proposal:
             scored forward; a backward pass counts as one more.
         visited: share of the placements open to the attacker that were tried, 0 to 1.
         by: of an ensemble, the name of the member that proposed each image.
+        patches: of an `Ensemble`, the distinct patched images, by hash, that its judge was asked about for each image,
+            those of controls left out. From any other attack it is ignored: what was judged is counted by the judge.
     """
 
     x_adv: Float[Tensor, "B C H W"]
@@ -34,6 +37,7 @@ class Proposal:
     evaluations: Int[Tensor, " B"]
     visited: Float[Tensor, " B"]
     by: list[str] | None = None
+    patches: list[frozenset[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
     meets them stops, since they are neither the prediction nor another.
     """
     if hasattr(model, "predict"):
-        return model.predict(x)  # type: ignore[operator]
+        found = model.predict(lent(x))  # type: ignore[operator]
+        return classes_of(found, x, f"predict of {type(model).__name__}")
     checks.evaluation_mode(model)
     with torch.no_grad():
         return first_argmax(outputs(model, x))
@@ -98,7 +103,8 @@ def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Te
     where it has one, or the most that they can be.
     """
     if hasattr(model, "predict_counted"):
-        return model.predict_counted(x)  # type: ignore[operator]
+        prediction, spent = model.predict_counted(lent(x))  # type: ignore[operator]
+        return classes_of(prediction, x, f"predict_counted of {type(model).__name__}"), lent(spent)
     prediction = predict(model, x)
     return prediction, torch.full_like(prediction, evaluations(model, x)[1])
 
@@ -119,15 +125,25 @@ def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[in
 
 
 def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-    """What a classifier that is not smoothed returns for images, these in the precision of its weights."""
-    tensor = next(model.parameters(), None)
-    found = model(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype))
-    if found.ndim != 2 or len(found) != len(x):
+    """What a classifier that is not smoothed returns for a copy of images, these in the precision of its weights.
+
+    Floats; of a model that returns whole numbers or booleans, these in float64. Raises `InvalidInput` for a model that
+    has no `forward` or returns anything but [B,K].
+    """
+    if getattr(model.forward, "__func__", None) is torch.nn.Module.forward:
         raise InvalidInput(
-            f"the model returned {tuple(found.shape)} for {len(x)} images; one score for each class, "
-            f"[{len(x)}, K], is needed"
+            f"{type(model).__name__} has no forward(x), and attacks read the scores [B,K] that it returns; add one "
+            "(one_hot(predict(x), K) where there are no scores)"
         )
-    return found
+    tensor = next(model.parameters(), None)
+    found = model(lent(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)))
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x):
+        what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InvalidInput(
+            f"the model returned {what} for {len(x)} images; one score for each class, [{len(x)}, K], is needed"
+        )
+    found = found.clone() if found.is_inference() else found  # else nothing could be computed with it that is climbed
+    return found if found.is_floating_point() else found.to(torch.float64)
 
 
 def no_longer(

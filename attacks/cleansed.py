@@ -14,6 +14,7 @@ from robustpatch import checks
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.patchcleanser import PatchCleanser
+from robustpatch.lending import lent
 from robustpatch.threat import PatchThreat
 
 _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
@@ -53,7 +54,7 @@ class CleanLooks:
         none = torch.zeros(0, dtype=torch.long, device=x.device)
         views = none.new_zeros(0, len(masks.views))
         found = [(none, none, views.float(), views, views.bool())]
-        for looks in model.looks(x):
+        for looks in model.looks(lent(x)):
             answer = infer(looks)
             image = torch.arange(len(answer), device=x.device)
             union = by_doubt(looks, image)
@@ -182,7 +183,7 @@ class CleansedVictim:
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         row, place = self.valid.nonzero(as_tuple=True)
-        logits = self.model.logits(x_adv, row, self.union[row, place])
+        logits = self.model.logits(lent(x_adv), row, self.union[row, place])
         checks.finite_scores(logits)
         scores = logits.new_zeros(*self.union.shape, logits.shape[1]).index_put((row, place), logits)
         near, second, far = scores.split([self.near, self.near, scores.shape[1] - 2 * self.near], dim=1)

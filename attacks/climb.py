@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.checks import require
+from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.search import Search
 from attacks.victim import Objective, Victim, check_objective
@@ -155,11 +156,8 @@ def _step(search: Search, slots: _Slots, ascent: Ascent) -> None:
     prediction = torch.empty_like(slots.image)
     gradient = torch.zeros_like(slots.adv)
     if moving.any():
-        with torch.enable_grad():
-            adv = slots.adv[moving].requires_grad_()
-            objective, prediction[moving] = slots.victim.keep(moving)(adv)
-            gradient[moving] = torch.autograd.grad(objective.sum(), adv)[0].nan_to_num()  # as of √x at 0: no direction
-        value[moving] = objective.detach()
+        value[moving], prediction[moving], found = differentiate(slots.victim.keep(moving), slots.adv[moving])
+        gradient[moving] = found.nan_to_num()  # as of √x at 0: no direction
     if last.any():
         with torch.no_grad():
             value[last], prediction[last] = slots.victim.keep(last)(slots.adv[last])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import PatchAttack, Proposal, judge
+from attacks.base import PatchAttack, Proposal
+from attacks.border import propose
 from attacks.checks import check_call, require
-from attacks.victim import WholeVictim
+from attacks.furthest import Furthest
+from attacks.gradient import NotDifferentiable, climbs
+from attacks.occlusion import Control
+from attacks.sparse_rs import SparseRS
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
@@ -23,7 +28,11 @@ class Ensemble:
     for each image on its own, tries on an image what it would try without the others. Within a budget the same, up to
     the climbs that are under way when it ends. A member that cannot search a threat is left out for it. `budget`
     (evaluations an image) is shared among the members by `shares`, all alike if not given; what one leaves is not
-    passed on. The evaluations of all members add up; `Proposal.by` names the one that went furthest.
+    passed on. The evaluations of all members add up; `Proposal.by` names the one that went furthest. What controls
+    among the members tried counts for none of the others: neither their placements nor their patches.
+
+    Where the model turns out to have no gradient in the image, members that climb it are left out from there on, and
+    the rest shares what is left of the budget; where that leaves no attack, Sparse-RS is run, which reads scores alone.
     """
 
     members: tuple[PatchAttack, ...]
@@ -81,45 +90,52 @@ class Ensemble:
     ) -> Proposal:
         able = self._able(threat)
         check_call(model, x, y, threat)  # each member sees only what of it stands
-        state, total = generator.get_state(), sum(share for _, share in able)
-        standing = torch.arange(len(x), device=x.device)
-        out: Proposal | None = None
-        own = generator
-        value = torch.full((len(x),), torch.inf, device=x.device)
-        known = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for member, share in able:
-            if self.budget is not None and hasattr(member, "budget"):
-                member = replace(member, budget=max(1, int(self.budget * share / total)))  # type: ignore[type-var]
-            own = torch.Generator().set_state(state)
-            found = member(model, x[standing], y[standing], threat, generator=own)
-            out = _blank(x, threat, found) if out is None else out
-            out.evaluations[standing] += found.evaluations
-            out.visited[standing] = torch.maximum(out.visited[standing], found.visited)
-            outcome = judge(model, x[standing], y[standing], threat, found)
-            broken, valid = outcome.broken, outcome.contained & outcome.in_range
-            with torch.no_grad():
-                reached = WholeVictim.of(model, x[standing], y[standing])(found.x_adv)[0]
-            # What leaves the threat is shown only where nothing else is: the judge is to see that, not the clean image.
-            better = broken | (valid & (reached < value[standing])) | (~valid & ~known[standing])
-            known[standing] = True
-            rows = standing[better]
-            out.x_adv[rows], out.corners[rows], value[rows] = (
-                found.x_adv[better],
-                found.corners[better],
-                torch.where(valid, reached, torch.inf)[better],
-            )
-            assert out.by is not None
-            for i in rows.tolist():
-                out.by[i] = member.name
-            standing = standing[~broken]
-            if len(standing) == 0:
-                break
-        generator.set_state(own.get_state())
-        assert out is not None
-        return out
+        state, last = generator.get_state(), generator
+        out, alone = Furthest(model, x, y, threat), is_control(self)
+        waiting, total, room, given = deque(able), sum(share for _, share in able), self.budget, 0
+        tested = False
+        while waiting and len(out.standing):
+            member, share = waiting.popleft()
+            own = member
+            if room is not None and hasattr(member, "budget"):
+                own = replace(member, budget=max(1, int(room * share / total)))  # type: ignore[type-var]
+            last = torch.Generator().set_state(state)
+            try:
+                found = propose(own, model, x[out.standing], y[out.standing], threat, generator=last)
+            except NotDifferentiable as error:
+                spent = _spent(error, out.standing)
+                out.evaluations[out.standing] += spent
+                waiting = deque(one for one in waiting if not climbs(one[0]))
+                if not tested and all(is_control(other) for other, _ in waiting):
+                    waiting.append((self._instead(), 1.0))
+                total = sum(share for _, share in waiting)
+                room = None if self.budget is None else max(1, self.budget - given - int(spent.max()))
+                continue
+            given += getattr(own, "budget", None) or 0
+            control = is_control(member)
+            tested = tested or not control
+            out.add(member.name, found, counted=alone or not control, nested=type(member) is Ensemble)
+        generator.set_state(last.get_state())
+        return out.proposal()
+
+    def _instead(self) -> PatchAttack:
+        """What is run where all members climb gradients and there are none."""
+        return SparseRS(touched_only=self.touched_only)
+
+    def left_out(self) -> str | None:
+        """What it does with a model that has no gradient in the image; None where it has no need of one."""
+        climbing = [member.name for member in self.members if climbs(member)]
+        if not climbing:
+            return None
+        rest = [member for member in self.members if not climbs(member)]
+        others = [member.name for member in rest] + ([self._instead().name] if all(map(is_control, rest)) else [])
+        return f"{self.name} leaves out {', '.join(climbing)} and runs {', '.join(others)} alone"
 
 
-def _blank(x: Tensor, threat: PatchThreat, like: Proposal) -> Proposal:
-    corners = torch.zeros(len(x), threat.count, 2, dtype=like.corners.dtype, device=x.device)
-    nothing = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return Proposal(x.clone(), corners, nothing, torch.zeros(len(x), device=x.device), [""] * len(x))
+def is_control(attack: PatchAttack) -> bool:
+    """Whether the attack is a control, or several as one: it says nothing of what a search would find."""
+    return isinstance(attack, Control) or (isinstance(attack, Ensemble) and all(map(is_control, attack.members)))
+
+
+def _spent(error: NotDifferentiable, images: Tensor) -> Tensor:
+    return torch.zeros_like(images) if error.evaluations is None else error.evaluations

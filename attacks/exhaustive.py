@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count, product
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +36,7 @@ class ExhaustivePGD(Attack):
     Placements between them are not visited then, and `Proposal.visited` says which share of the open ones was.
     """
 
+    needs_gradient: ClassVar[bool] = True
     steps: int = 5
     rounds: int = 3
     keep: float = 0.3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -12,6 +13,7 @@ from attacks.attack import Attack
 from attacks.base import outputs
 from attacks.checks import require
 from attacks.climb import Ascent
+from attacks.gradient import differentiate
 from attacks.search import Search
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -33,6 +35,7 @@ class LaVAN(Attack):
     steps break no more images than 50.
     """
 
+    needs_gradient: ClassVar[bool] = True
     steps: int = 200
     step: float = 0.25
     last: float = 0.1
@@ -75,12 +78,12 @@ class LaVAN(Attack):
         sizes = self.ascent.sizes(torch.arange(self.steps)).tolist()
         for size in [*sizes, None]:
             moved = adv
-            with torch.set_grad_enabled(size is not None):
-                value, prediction = victim(adv.requires_grad_(size is not None))
-            if size is not None:
-                gradient = torch.autograd.grad(value.sum(), adv)[0]
-                moved = (adv.detach() - size * gradient.sign()).clamp(0, 1)
-            adv, value = adv.detach(), value.detach()
+            if size is None:
+                with torch.no_grad():
+                    value, prediction = victim(adv)
+            else:
+                value, prediction, gradient = differentiate(victim, adv)
+                moved = (adv - size * gradient.sign()).clamp(0, 1)
             search.spend(image, victim.cost * (1 if size is None else 2))
             wrong = prediction != search.y[image]
             hit = wrong & ((goal[image] < 0) | (prediction == goal[image]))

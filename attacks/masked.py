@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.victim import OfTouched, gap, soft_votes
 from robustpatch.defenses.patchguard import MaskedClassifier
+from robustpatch.lending import lent
 from robustpatch.masking import Masking, incidence
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
@@ -68,7 +69,7 @@ class MaskedVictim(OfTouched):
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network = self.model.network
-        logits = network.logits(x_adv, self.index)
+        logits = network.logits(lent(x_adv), lent(self.index))
         votes = network.voting.votes(network.voting.scores(logits.detach()), network.guard)
         row, place = self.valid.nonzero(as_tuple=True)
         where = row, self.index[row, place]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from attacks.attack import Attack
 from attacks.base import content_hash
 from attacks.checks import require
 from attacks.climb import Ascent, Task, climb
+from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Search
@@ -41,6 +42,7 @@ class ROA(Attack):
     Wu et al. 2020, section 4. Their code skips the last row and column.
     """
 
+    needs_gradient: ClassVar[bool] = True
     search: Literal["sliding", "gradient"] = "sliding"
     candidates: int = 30
     stride: int = 1
@@ -102,10 +104,9 @@ def _squared_gradient(search: Search, batch: int) -> Float[Tensor, "B H W"]:
     power = torch.zeros_like(search.x[:, 0], dtype=torch.float64)
     image = search.going().nonzero()[:, 0]
     for some in image.split(batch) if len(image) else ():
-        with torch.enable_grad():
-            x = search.x[some].detach().requires_grad_()
-            victim = WholeVictim.of(search.model, x, search.y[some])
-            gradient = torch.autograd.grad(victim(x)[0].sum(), x)[0]
+        x = search.x[some]
+        victim = WholeVictim.of(search.model, x, search.y[some])
+        gradient = differentiate(victim, x)[2]
         search.spend(some, 2 * victim.cost)
         power[some] = gradient.double().square().sum(dim=1)
     return power

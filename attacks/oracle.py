@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, evaluations, no_longer, predict
+from attacks.border import visible
 from attacks.checks import check_call
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -63,11 +64,16 @@ class Oracle:
         spent = torch.zeros_like(y)
         _, each = evaluations(model, x)
         for i in range(len(x)):
+            held = False
             for site in sites:
                 where = placements[list(site)]
                 worlds = x[i].expand(len(contents), -1, -1, -1).clone()
                 for patch, (row, column) in enumerate(where.tolist()):
                     worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
+                if not held:  # what is shown where no patch breaks it: the first one that shows
+                    seen = visible(x[i].expand_as(worlds), worlds).nonzero()[:, 0].tolist()
+                    for first in seen[:1]:
+                        held, x_adv[i], corners[i] = True, worlds[first], where
                 prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
                 spent[i] += len(worlds) * each
                 hits = no_longer(model, prediction, y[i]).nonzero()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from attacks.attack import Attack
 from attacks.checks import require
@@ -26,6 +27,7 @@ class PatchPGD(Attack):
     At most restarts · (2·steps + 1) · n evaluations an image, n the ablations scored: those touched, or all of them.
     """
 
+    needs_gradient: ClassVar[bool] = True
     steps: int = 30
     restarts: int = 20
     step: float = 0.25

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, answer, evaluations, no_longer
+from attacks.border import visible
 from attacks.checks import check_call
 from attacks.cleansed import CleanLooks
 from attacks.masked import MaskedVictim, smoothed_inside
@@ -18,6 +19,7 @@ from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
+from robustpatch.lending import certify, lent
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
@@ -34,6 +36,7 @@ class Search:
 
     Attributes:
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
+        held: Bool[B], whether a patch was tried that shows (`border.visible`): then `best` is one of these.
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
         voters: the smoothed classifier of which touched ablations alone are scored; None where the model is scored
             whole. votes: what its ablations contribute on the clean images.
@@ -66,7 +69,7 @@ class Search:
             self.looks = CleanLooks.of(model, x, threat, None if budget is None else budget // _LOOKS)
             clean, self.evaluations = self.looks.prediction, self.looks.evaluations
         elif self.voters is not None:
-            self.votes = self.voters.votes(x)
+            self.votes = self.voters.votes(lent(x))
             masked = isinstance(model, MaskedClassifier)
             clean = first_argmax(model.left(self.votes, self.image_size) if masked else self.votes.counts)
             self.evaluations = torch.full_like(self.y, self._asked)
@@ -75,6 +78,7 @@ class Search:
         self.broken = no_longer(model, clean, self.y)
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
+        self.held = torch.zeros_like(self.broken)
         self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
         self.open = torch.full_like(self.y, len(self.placements))
         self.reach: Bool[Tensor, "B S K"] | None = None
@@ -86,15 +90,14 @@ class Search:
         if self.voters is None or self.voters is not self.model:
             return None
         self.evaluations += self.num_ablations  # it scores them all once more
-        found: Certificate = self.model.certify(self.x, self.threat)  # type: ignore[operator]
-        return found
+        return certify(self.model, self.x, self.threat)
 
     @cached_property
     def _scores(self) -> Float[Tensor, "B N K"]:
         assert self.voters is not None
         self.evaluations += self.num_ablations
         with torch.no_grad():
-            return self.voters.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
+            return self.voters.logits(lent(self.x)).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
 
     @cached_property
     def _touched(self) -> Touched:
@@ -217,7 +220,12 @@ class Search:
         value: Float[Tensor, " P"],
         hit: Bool[Tensor, " P"],
     ) -> None:
-        """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it."""
+        """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it.
+
+        Of what does not break the image, only patches that show are kept, and the first of them whatever its value:
+        an attack whose best try were the clean image would have nothing to be judged by.
+        """
+        value = value.masked_fill(value.isnan(), torch.inf)
         for row in hit.nonzero()[:, 0].tolist():
             i = int(image[row])
             if self.broken[i]:
@@ -226,11 +234,12 @@ class Search:
             self.evaluations[i] += spent[0]
             if no_longer(self.model, said, self.y[i])[0]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
-                self.broken[i], self.gap[i] = True, -torch.inf
-        promising = (value < self.gap[image]).nonzero()[:, 0]
+                self.broken[i], self.gap[i], self.held[i] = True, -torch.inf, True
+        promising = ((value < self.gap[image]) | ~self.held[image]).nonzero()[:, 0]
+        promising = promising[visible(self.x[image[promising]], x_adv[promising])]
         for row in promising[value[promising].argsort(descending=True, stable=True)].tolist():  # written last: the best
             i = int(image[row])
-            self.best[i], self.corners[i], self.gap[i] = x_adv[row], corners[row], value[row]
+            self.best[i], self.corners[i], self.gap[i], self.held[i] = x_adv[row], corners[row], value[row], True
 
     def proposal(self) -> Proposal:
         """What was found; `visited` counts distinct single placements tried among those open."""

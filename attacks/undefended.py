@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attacks.base import PatchAttack, Proposal, outputs
+from attacks.border import propose
+from attacks.gradient import climbs
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -39,6 +41,10 @@ class Undefended:
         """Never: what is climbed shows neither ablations nor a certificate."""
         return False
 
+    @property
+    def needs_gradient(self) -> bool:
+        return climbs(self.attack)
+
     def unpruned(self, budget: int | None) -> Undefended:
         return Undefended(self.attack.unpruned(budget))
 
@@ -53,6 +59,12 @@ class Undefended:
                 f"there with --defense, or use {self.attack.name} itself"
             )
 
+    def bare(self, model: nn.Module) -> Bare:
+        """The network that is searched."""
+        self.check_model(model)
+        assert isinstance(model, Defended)
+        return Bare(model.network, model.defense, num_classes=model.num_classes).eval()
+
     def __call__(
         self,
         model: nn.Module,
@@ -62,10 +74,7 @@ class Undefended:
         *,
         generator: torch.Generator,
     ) -> Proposal:
-        self.check_model(model)
-        assert isinstance(model, Defended)
-        bare = Bare(model.network, model.defense, num_classes=model.num_classes).eval()
-        found = self.attack(bare, x, y, threat, generator=generator)
+        found = propose(self.attack, self.bare(model), x, y, threat, generator=generator)
         return replace(found, visited=torch.zeros_like(found.visited))
 
 

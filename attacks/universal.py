@@ -15,6 +15,7 @@ from attacks.attack import Attack
 from attacks.base import outputs
 from attacks.checks import require
 from attacks.cleansed import CleansedVictim
+from attacks.gradient import differentiate
 from attacks.masked import MaskedVictim, smoothed_inside
 from attacks.pasting import crop
 from attacks.search import Search, turn
@@ -66,6 +67,11 @@ class Universal(Attack):
     def name(self) -> str:
         target = self.target if self._given is None else self._given.target
         return "universal" if target is None else f"universal-to-{target}"
+
+    @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]
+        """Training does; a patch that is given is only applied."""
+        return self._given is None
 
     @property
     def _given(self) -> UniversalPatch | None:
@@ -220,14 +226,17 @@ def _train(
         where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
         rival = None if target is None or search.looks is None else torch.full_like(image, target)
         victim = _towards(search.victim(image, where, rival), target)
-        with torch.enable_grad():
-            x_adv = draw(
-                content, search.x[image], search.placements[where], poses.draw(len(image), generator).to(search.x)
-            )
-            value, _ = victim(x_adv)
-            loss = (value if target is None or search.looks is not None else -value).clamp(min=-enough).mean()
-            (found,) = torch.autograd.grad(loss, content)
-            content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
+        pose = poses.draw(len(image), generator).to(search.x)
+
+        def loss(
+            content: Tensor, victim: Victim = victim, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
+        ) -> tuple[Tensor, Tensor]:
+            value, prediction = victim(draw(content[0], search.x[image], search.placements[where], pose))
+            lead = value if target is None or search.looks is not None else -value
+            return lead.clamp(min=-enough).mean()[None], prediction
+
+        found = differentiate(loss, content[None])[2][0]
+        content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
         adam.step()
         with torch.no_grad():
             content.clamp_(0, 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attacks.base import evaluations, outputs
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
 from robustpatch.votes import UNITS, Scored, Votes, first_argmax
@@ -87,7 +88,7 @@ class WholeVictim:
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         if isinstance(self.model, SmoothedClassifier):
-            soft, counts = _sums(self.model, self.model.logits(x_adv), None, self.objective)
+            soft, counts = _sums(self.model, self.model.logits(lent(x_adv)), None, self.objective)
         else:
             logits = outputs(self.model, x_adv).float()
             soft, counts = logits if self.objective == "votes" else logits.log_softmax(dim=1), logits.detach()
@@ -194,7 +195,7 @@ class TouchedVictim(OfTouched):
         return cls(**rows, model=model, untouched=untouched, untouched_soft=soft, objective=objective)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        logits = self.model.logits(x_adv, self.index)
+        logits = self.model.logits(lent(x_adv), lent(self.index))
         soft, counts = _sums(self.model, logits, self.valid, self.objective)
         if self.objective == "votes":
             soft = soft + self.untouched_soft

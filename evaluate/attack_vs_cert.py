@@ -33,6 +33,7 @@ from robustpatch.calibration import calibrate_guard
 from robustpatch.data import named_images
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.precision import check_device
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.threat import parse_threat
@@ -105,6 +106,7 @@ def main(options: Options, errors: Console) -> int:
             configuration=configuration,
             on_progress=on_progress,
             on_damaged=on_damaged,
+            on_note=lambda text: _say(errors, text),
             workers=cluster,
         )
     summary = summarise(records)
@@ -185,7 +187,7 @@ def _replay(path: str, device: str, console: Console) -> int:
     console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
-        counts = "" if votes is None else f"votes {votes.votes(image).counts[0].tolist()}, "
+        counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
         console.print(f"{name}: {counts}prediction {int(predict(referee(model), image))}")
     stands = certified and bool(outcome.broken[0])
     console.print(

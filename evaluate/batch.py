@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
+from attacks.border import patches, propose
+from attacks.ensemble import Ensemble
 from attacks.votes import worst_votes
-from evaluate.counterexample import Counterexample
+from evaluate.counterexample import Counterexample, check_stands
 from evaluate.exhibits import Exhibit, Furthest, exhibit
 from evaluate.gap import damage
 from evaluate.records import AttackRecord, Record
 from robustpatch import checks
 from robustpatch.certificate import Certificate, Evidence
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import certify
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat
 from robustpatch.votes import Votes
@@ -62,12 +65,12 @@ def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certifi
         checks.evaluation_mode(model)
         checks.image_values(x)
         return None, None
-    certificate: Certificate = model.certify(x, threat)  # type: ignore[operator]
+    certificate = certify(model, x, threat)
     if not isinstance(model, SmoothedClassifier):
         return certificate, None
     if type(model).certify is SmoothedClassifier.certify:
         return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    return certificate, model.certify(x, threat, "margin")
+    return certificate, certify(model, x, threat, "margin")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,10 @@ def evaluate_batch(
     def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
         claim = (first + i, int(prediction[i]), attack, one, configuration or {})
-        counterexamples.append(Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim))
+        found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
+        if exact is None or exact.confidence is None:
+            check_stands(found, model, x.device)
+        counterexamples.append(found)
 
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         keep(i, x[i], [], "predict", threat.threats[0])
@@ -191,9 +197,12 @@ def _attack(
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
-    proposal = attack(model, x, prediction, threat, generator=generator)
+    proposal = propose(attack, model, x, prediction, threat, generator=generator)
     outcome = judge(model, x, prediction, threat, proposal)
     broken = outcome.broken if sure else outcome.broken & (outcome.prediction >= 0)
+    judged = patches(x, proposal, outcome)
+    if type(attack) is Ensemble and proposal.patches is not None:  # of any other it would be a mere claim
+        judged = proposal.patches
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
     if isinstance(model, SmoothedClassifier):
@@ -213,6 +222,7 @@ def _attack(
                 visited=float(proposal.visited[i]),
                 seconds=seconds,
                 by=None if proposal.by is None else proposal.by[i],
+                patches=len(judged[i]),
                 **done[i],
             ),
             proposal.x_adv[i],

@@ -16,6 +16,7 @@ from torch import Tensor
 from attacks.base import Outcome, Proposal, judge, predict, referee
 from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import certify, lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
@@ -46,7 +47,7 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
     if isinstance(model, SmoothedClassifier):
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
-            cast = model.votes(image[None].to(device)).cast[0].cpu()
+            cast = model.votes(lent(image[None].to(device))).cast[0].cpu()
             tensors[kept] = cast.to(torch.uint8) if cast.dtype == torch.bool else cast
     claim = {
         "index": example.index,
@@ -76,17 +77,19 @@ def load_counterexample(path: str | Path) -> Counterexample:
         raise InvalidInput(f"replay is {path}, which is no counterexample ({error})") from error
 
 
-def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bool]:
-    """Judge the patch once more: the outcome, and whether the model still certifies the clean prediction."""
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+def replay(example: Counterexample, model: torch.nn.Module, device: torch.device | None = None) -> tuple[Outcome, bool]:
+    """Judge the patch once more: the outcome, and whether the model still certifies the clean prediction. On the
+    device of the model's weights, unless one is given.
+    """
+    device = device or next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
     none = torch.zeros(1, device=device)
     proposal = Proposal(x_adv, corners, none.long(), none)
     outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal)
-    methods: tuple[dict[str, Any], ...] = ({},)
+    methods: tuple[tuple[str, ...], ...] = ((),)
     if isinstance(model, SmoothedClassifier):
-        methods = ({"method": "exact"}, {"method": "margin"})
-    claims = [model.certify(x, example.threat, **method) for method in methods]  # type: ignore[operator]
+        methods = (("exact",), ("margin",))
+    claims = [certify(model, x, example.threat, *method) for method in methods]
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
         answers = torch.stack([predict(model, x), predict(referee(model), x)])
         wrong = answers != example.prediction
@@ -94,3 +97,20 @@ def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bo
             wrong &= answers >= 0
         outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)
+
+
+def check_stands(example: Counterexample, model: torch.nn.Module, device: torch.device) -> None:
+    """Raise `InvalidInput` where a counterexample does not stand when it is replayed alone, before anybody hears of it.
+
+    Then the model answers the same image differently from call to call or beside other images: neither that it was
+    broken nor that it held can be said.
+    """
+    outcome, certified = replay(example, model, device)
+    if certified and bool(outcome.broken[0]):
+        return
+    what = "the prediction is unchanged" if certified else "the clean image is not certified"
+    raise InvalidInput(
+        f"image {example.index} was certified and its prediction changed by {example.attack}, but replayed alone "
+        f"{what}: the model's answers depend on chance, on earlier calls or on the other images of a batch; make them "
+        "functions of the image, or certify with a confidence"
+    )

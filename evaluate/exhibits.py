@@ -21,6 +21,7 @@ from evaluate.records import AttackRecord, Record
 from evaluate.store import Store
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.threat import Threat
 from robustpatch.votes import Scored, Votes
 
@@ -102,8 +103,9 @@ class Furthest:
 
     def offer(self, i: int, record: AttackRecord, x_adv: Tensor) -> None:
         """Keep the patch if it broke image i first, or left a smaller lead than those before. An attack that tried no
-        placement has none to show, but where it broke the image: one that ignores the defense tries none on it."""
-        tried = record.visited > 0 or record.broken
+        placement, or that proposes the clean image, has none to show, but where it broke the image: one that ignores
+        the defense tries none on it."""
+        tried = record.broken or (record.visited > 0 and record.patches > 0)
         if self.none or not (record.contained and record.in_range and tried):
             return
         if i not in self.found or _standing(record) < _standing(self.found[i][0]):
@@ -132,7 +134,7 @@ def exhibit(
         return []
     voting, views, counts, close, after = voters(model), None, {}, {}, {}
     if voting is not None:
-        clean = voting.votes(x[rows])
+        clean = voting.votes(lent(x[rows]))
         if certificate is not None and certificate.evidence is not None:  # those that the certificate is made of
             clean = certificate.evidence.votes.of(torch.tensor(rows))
         views = clean.cast.shape[1]
@@ -141,7 +143,7 @@ def exhibit(
         attacked = [i for i in rows if i in furthest.found]
         if attacked:
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
-            after = dict(zip(attacked, _whole(voting.votes(x_adv)), strict=True))
+            after = dict(zip(attacked, _whole(voting.votes(lent(x_adv))), strict=True))
     size = (x.shape[2], x.shape[3])
     return [
         Exhibit(

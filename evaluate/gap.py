@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.votes import vote_lead
+from robustpatch.lending import lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 
@@ -35,7 +36,7 @@ def damage(
 ) -> Damage:
     """Count on the attacked images themselves, all ablations scored; which are touched is the ablation's geometry."""
     height, width = x_adv.shape[2:]
-    votes = model.votes(x_adv)
+    votes = model.votes(lent(x_adv))
     cast = votes.cast
     placement = corners[..., 0] * (width - threat.width + 1) + corners[..., 1]
     touched = model.ablation.touched(threat, height, width)

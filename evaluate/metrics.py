@@ -90,8 +90,9 @@ class Summary:
     certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err).
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
-    one that is no control (`attacks.occlusion.Control`) spent evaluations, tried a placement and proposed a patch
-    within the threat. A control that changes a certified prediction breaks it all the same. Of a classifier that
+    one that is no control (`attacks.occlusion.Control`) spent evaluations and tried a placement, and a patch of it that
+    shows, within the threat, was judged (`AttackRecord.patches`). A control that changes a certified prediction breaks
+    it all the same. `certified_patches`: patches judged on certified images, controls' left out. Of a classifier that
     certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
     """
 
@@ -108,6 +109,7 @@ class Summary:
     certified_images: int
     certified_attacked: int
     certified_evaluations: int
+    certified_patches: int
     violations: list[dict[str, Any]]
     close_votes: int
     votes: int
@@ -179,6 +181,7 @@ def summarise(records: list[Record]) -> Summary:
         certified_images=len(certified),
         certified_attacked=len(attacked),
         certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),
+        certified_patches=sum(record.patches for record in certified),
         violations=violations,
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),

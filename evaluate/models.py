@@ -13,6 +13,7 @@ from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended, parse_defense
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sampling import Sampling
 from robustpatch.scored import Heaviside
@@ -146,7 +147,7 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
     """Refuse a module that does not answer images of this size with one score for each class, each a number."""
     x, _ = images.batch(range(min(2, len(images))))
     try:
-        scores = model(x.to(device))
+        scores = model(lent(x.to(device)))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "bring a folder's images to the size it takes with --image-size and --channels"

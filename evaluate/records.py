@@ -25,6 +25,9 @@ class AttackRecord:
 
     `corners` are the (row, column) of each rectangle, flattened; `visited` the share of the open placements tried;
     `contained` and `in_range` the judge's finding on the proposal; `by` the member of an ensemble that proposed it.
+    `patches`: how many distinct patched images the judge was asked about, inside the threat and in range, that show a
+    patch: some value is another than the clean image's by half a grey level of 8 bits or more. At most one; of an
+    ensemble, those of all members but controls. What an attack says of itself (`evaluations`, `visited`) has no part.
     Of a smoothed classifier, how many ablations the patch `touched`, how many of them it `turned` to a rival, and the
     `lead` in votes that was left to the prediction (see `evaluate.gap.Damage`).
     """
@@ -41,6 +44,7 @@ class AttackRecord:
     visited: float
     seconds: float
     by: str | None = None
+    patches: int = 0
     touched: int | None = None
     turned: int | None = None
     lead: int | None = None
@@ -89,14 +93,20 @@ class Record:
 
     @property
     def threats_tested(self) -> set[str]:
-        """Threats under which some attack leaned on nothing it tests, tried a patch and stayed within the threat.
+        """Threats under which some attack leaned on nothing it tests, and a patch of it within the threat was judged.
 
-        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows. A
-        control, known by its name, is no attack: it says nothing of what a search would find.
+        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows; nor
+        does an attack that only returns the clean image. A control, known by its name, is no attack: it says nothing of
+        what a search would find.
         """
         attacks = [a for a in self.attacks if a.attack not in CONTROLS]
-        tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0]
+        tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0 and a.patches > 0]
         return {a.threat for a in tried if a.contained and a.in_range}
+
+    @property
+    def patches(self) -> int:
+        """How many patches of attacks, not of controls, were judged; each attack and threat counts on its own."""
+        return sum(a.patches for a in self.attacks if a.attack not in CONTROLS)
 
     @property
     def violations(self) -> list[str]:
@@ -120,6 +130,7 @@ _ATTACK = pa.struct(
         ("visited", pa.float64()),
         ("seconds", pa.float64()),
         ("by", pa.string()),
+        ("patches", pa.int64()),
         ("touched", pa.int64()),
         ("turned", pa.int64()),
         ("lead", pa.int64()),
@@ -188,8 +199,16 @@ def read_table(output: str | Path | Store, name: str, schema: pa.Schema) -> pa.T
         raise DamagedShard(store.path(name), "its checksum is wrong or missing")
     table = pq.read_table(pa.BufferReader(content))
     if not table.schema.equals(schema):
-        raise DamagedShard(store.path(name), "it has other columns")
+        missing = sorted(set(_columns(schema)) - set(_columns(table.schema)))
+        older = f": without {', '.join(missing)}, it is of an earlier version" if missing else ""
+        raise DamagedShard(store.path(name), f"it has other columns{older}")
     return table
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """The names of the columns, and those inside lists of records."""
+    inner = [field for field in schema if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type)]
+    return [*schema.names, *(f"{field.name}.{one.name}" for field in inner for one in field.type.value_type)]
 
 
 def read_shard(output: str | Path | Store, name: str, run: str | None = None) -> list[Record]:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from attacks.base import PatchAttack
-from attacks.ensemble import Ensemble
-from attacks.occlusion import CONTROLS, Control
+from attacks.ensemble import is_control
+from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
+from evaluate.gradients import left_out
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
@@ -79,17 +80,13 @@ Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
 def _check_name(attack: PatchAttack) -> None:
     """Refuse what its name would make of it in the records: an attack a control, or controls alone an attack."""
-    named = attack.name in CONTROLS
-    if named and not _is_control(attack):
+    named, controls = attack.name in CONTROLS, [is_control(one) for one in (attack, attack.unpruned(None))]
+    if named and not all(controls):
         raise InvalidInput(f"an attack is named {attack.name}, as a control is, which tests no certificate; rename it")
-    if _is_control(attack) and not named:
+    if any(controls) and not named:
         raise InvalidInput(
             f"{attack.name} holds controls alone, which test no certificate; run them by their own names"
         )
-
-
-def _is_control(attack: PatchAttack) -> bool:
-    return isinstance(attack, Control) or (isinstance(attack, Ensemble) and all(map(_is_control, attack.members)))
 
 
 def evaluate(
@@ -103,6 +100,7 @@ def evaluate(
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
     on_damaged: Callable[[str, str], None] = lambda *_: None,
+    on_note: Callable[[str], None] = lambda _: None,
     workers: Workers | None = None,
 ) -> list[Record]:
     """Certify and attack every image, and return the records; what `output` already holds is not done again.
@@ -117,6 +115,8 @@ def evaluate(
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
     few recorded images are predicted and certified once more: what differs from the record is refused.
+    A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
+    out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
     `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
     """
@@ -143,6 +143,11 @@ def evaluate(
         "attacks": [repr(attack) for attack in attacks],
         **(configuration or {}),
     }
+    notes = left_out(model, images, attacks)
+    if notes:
+        own["left_out"] = notes
+    for note in notes:
+        on_note(note)
     brought = code_of(*attacks)
     if len(brought) > 1:  # attacks of the user's own, whose text does not say what they do
         own["attacks_code"] = brought

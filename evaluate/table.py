@@ -91,7 +91,7 @@ def verdict(summary: Summary) -> Text:
     """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
     attacked = (
         f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
-        f"{summary.certified_evaluations:,} evaluations"
+        f"{summary.certified_patches:,} patches judged, {summary.certified_evaluations:,} evaluations"
     )
     found = _changed(summary)
     if summary.verdict == "broken":

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 
 if TYPE_CHECKING:
     from robustpatch.smoothing import SmoothedClassifier
@@ -118,7 +119,7 @@ def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tenso
 
 @torch.no_grad()
 def _scores(model: SmoothedClassifier, x: Tensor, index: Tensor | None = None) -> Tensor:
-    return model.scores(x, index)
+    return model.scores(lent(x), index)
 
 
 def _noise(x: Tensor, seed: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate, Method, certify_votes, largest_certified
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.threat import Threat
 from robustpatch.top_k import TopKCertificate, certify_top_k, check_asked
 from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
@@ -126,10 +127,11 @@ class SmoothedClassifier(nn.Module):
         return self.chunk or memory.chunk(int(shown), x.device, torch.is_grad_enabled())
 
     def _score_all(self, x: Tensor, index: Tensor | None) -> Tensor:
-        return self.base.score_all(self._match(x), index)  # type: ignore[operator]
+        index = None if index is None else lent(index)
+        return self.base.score_all(lent(self._match(x)), index)  # type: ignore[operator]
 
     def _score_pairs(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
-        return self.base.score_pairs(self._match(x), image, index)  # type: ignore[operator]
+        return self.base.score_pairs(lent(self._match(x)), lent(image), lent(index))  # type: ignore[operator]
 
     def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
         kept = self.ablation.masks(x.shape[2], x.shape[3], index)

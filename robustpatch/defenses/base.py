@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustpatch import checks
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import Threat
@@ -71,7 +72,7 @@ class Defended(nn.Module):
         checks.evaluation_mode(self)
         checks.image_values(x)
         tensor = next(self.parameters(), None)
-        return first_argmax(self(x if tensor is None else x.to(tensor.dtype)).float())
+        return first_argmax(self(lent(x if tensor is None else x.to(tensor.dtype))).float())
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
         """How many evaluations a forward pass and `predict` cost on one image of that size: the network's own."""

@@ -24,7 +24,7 @@ CLAIM = {"dataset": "d", "threat": "5x5", "images_sha256": "s", "model_sha256": 
 
 def run(bits: list[tuple[bool, bool, bool]], name: str, **claim) -> Run:
     """A run in which image i is right, certified, broken as `bits[i]` says."""
-    tried = AttackRecord("a", "5x5", True, False, True, True, 1, [0, 0], 10, 1.0, 0.0)
+    tried = AttackRecord("a", "5x5", True, False, True, True, 1, [0, 0], 10, 1.0, 0.0, patches=1)
     records = [
         Record(i, 1, int(right), True, proved, 0.0, None, None, None, 0, 9, attacks=[replace(tried, broken=broken)])
         for i, (right, proved, broken) in enumerate(bits)

@@ -15,7 +15,7 @@ from evaluate.records import AttackRecord, Record
 from evaluate.table import summary_table
 
 
-def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.5, contained=True):
+def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.5, contained=True, patches=1):
     return AttackRecord(
         attack=name,
         threat="1x1",
@@ -27,6 +27,7 @@ def attack(name="a", *, broken=False, unpruned=False, evaluations=10, visited=0.
         corners=[0, 0],
         evaluations=evaluations,
         visited=visited,
+        patches=patches,
         seconds=1.0,
     )
 
@@ -95,6 +96,7 @@ def test_the_counts():
         record(0, exact=True, attacks=[attack(unpruned=False)]),
         record(0, exact=True, attacks=[attack(unpruned=True), attack("b", unpruned=False)]),
         record(0, exact=True, attacks=[attack(unpruned=True, visited=0.0), attack("b", unpruned=True, visited=0.0)]),
+        record(0, exact=True, attacks=[attack(unpruned=True, patches=0), attack("b", unpruned=True, patches=0)]),
         *(record(0, exact=True, attacks=[attack(name, unpruned=True)]) for name in CONTROLS),
         record(0, exact=True, attacks=[attack("grey", unpruned=True), attack("b", unpruned=True, visited=0.0)]),
     ],

@@ -1,0 +1,68 @@
+"""Of what several attacks propose for an image, the patch that went furthest, and what all of them did to find it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from attacks.base import Proposal, judge
+from attacks.border import patches, visible
+from attacks.victim import WholeVictim
+from robustpatch.threat import PatchThreat
+
+
+class Furthest:
+    """Of the proposals added for B images, the first that broke each one, else the nearest to it.
+
+    A patch that shows (`border.visible`) comes before anything else; what leaves the threat comes before the clean
+    image, so that the judge sees it. `standing`: the images, by number, that none has broken. `evaluations` [B] are
+    those of all attacks.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat
+    ) -> None:
+        self._model, self._x, self._y, self._threat = model, x, y, threat
+        self.standing = torch.arange(len(x), device=x.device)
+        self.evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self._x_adv = x.clone()
+        self._corners = torch.zeros(len(x), threat.count, 2, dtype=torch.long, device=x.device)
+        self._visited = torch.zeros(len(x), device=x.device)
+        self._value = torch.full((len(x),), torch.inf, device=x.device)
+        self._rank = torch.full((len(x),), -1, device=x.device)  # 0: the clean image, 1: outside the threat, 2: a patch
+        self._by = [""] * len(x)
+        self._patches: list[frozenset[str]] = [frozenset()] * len(x)
+
+    def add(self, name: str, found: Proposal, counted: bool, nested: bool) -> None:
+        """What an attack proposes for the images standing. `counted`: what it tried tests the images; a control's does
+        not. `nested`: it says itself how many patches its judge was asked about, as only an ensemble is believed.
+        """
+        rows = self.standing
+        x, y = self._x[rows], self._y[rows]
+        self.evaluations[rows] += found.evaluations
+        outcome = judge(self._model, x, y, self._threat, found)
+        valid = outcome.contained & outcome.in_range
+        if counted:
+            self._visited[rows] = torch.maximum(self._visited[rows], found.visited.to(self._visited.dtype))
+            judged = found.patches if nested and found.patches is not None else patches(x, found, outcome)
+            tried = ((found.visited > 0) & (found.evaluations > 0)).tolist()
+            for i, own, searched in zip(rows.tolist(), judged, tried, strict=True):
+                self._patches[i] |= own if searched else frozenset()
+        with torch.no_grad():
+            reached = WholeVictim.of(self._model, x, y)(torch.where(valid[:, None, None, None], found.x_adv, x))[0]
+        rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
+        reached = torch.where(rank == 2, reached, torch.inf)
+        nearer = (rank == self._rank[rows]) & (reached < self._value[rows])
+        better = outcome.broken | (rank > self._rank[rows]) | nearer
+        chosen = rows[better]
+        self._x_adv[chosen], self._corners[chosen] = found.x_adv[better], found.corners[better].long()
+        self._value[chosen], self._rank[chosen] = reached[better], rank[better]
+        for i in chosen.tolist():
+            self._by[i] = name
+        self.standing = rows[~outcome.broken]
+
+    def proposal(self) -> Proposal:
+        """The furthest of each image, by whom, and how many patches were judged on the way."""
+        found = (self._x_adv, self._corners, self.evaluations, self._visited)
+        return Proposal(*found, by=self._by, patches=self._patches)

@@ -1,0 +1,63 @@
+"""Gradients of foreign models, and what happens where there are none: attacks that need none are used instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attacks.base import PatchAttack
+from attacks.victim import WholeVictim
+from robustpatch import checks
+from robustpatch.errors import InvalidInput
+
+REMEDY = "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs gradients"
+UNRELATED = (InvalidInput, MemoryError, torch.OutOfMemoryError)  # errors that say nothing of gradients
+
+
+class NotDifferentiable(InvalidInput):
+    """The model answers, but not with a gradient in the image. `evaluations` [B]: what the attack had spent by then."""
+
+    evaluations: Tensor | None = None
+
+
+def differentiate(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value [P] and the prediction [P] that `function` gives of images x [P,C,H,W], and the gradient of Σ value in
+    x; all without a graph.
+
+    Raises `NotDifferentiable` where the function fails with gradients and not without: its output is cut off from the
+    image (whole numbers, `detach`, `no_grad`), or it computes with what keeps no gradients (numpy).
+    """
+    leaf = x.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            value, prediction = function(leaf)
+            gradient = torch.autograd.grad(value.sum(), leaf)[0]
+    except UNRELATED:
+        raise
+    except Exception as error:  # foreign code raises what it likes
+        with torch.no_grad():
+            function(x.detach())  # where the gradient is not the reason, this says what is
+        raise not_differentiable(error) from error
+    return value.detach(), prediction.detach(), gradient
+
+
+def not_differentiable(error: Exception) -> NotDifferentiable:
+    """What is raised for the error that asking for a gradient ended with."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return NotDifferentiable(f"the model's output has no gradient in the image ({reason}); {REMEDY}")
+
+
+def check_differentiable(model: torch.nn.Module, x: Tensor) -> None:
+    """Ask for one gradient, in the first of the images [B,C,H,W]. Raises `NotDifferentiable`, and `InvalidInput` for a
+    model in training mode.
+    """
+    checks.evaluation_mode(model)
+    x = x[:1]
+    differentiate(WholeVictim.of(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device)), x)
+
+
+def climbs(attack: PatchAttack) -> bool:
+    """Whether the attack cannot do without gradients, as its attribute `needs_gradient` says (False without one)."""
+    return bool(getattr(attack, "needs_gradient", False))

@@ -1,0 +1,72 @@
+"""Tensors that are lent to code of others: models, certifiers and attacks get copies, so that they cannot change ours.
+
+A model that normalises its images in place, or a certifier that ablates them in place, computes a function of what it
+is given, and that function is what is certified and attacked. Were it given the very images of the evaluation, all that
+follows would be asked about what it left of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustpatch.certificate import Certificate
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import Threat
+
+D = TypeVar("D")
+
+
+def lent(x: Tensor) -> Tensor:
+    """A copy of the tensor, to be given to code that may write to it. Gradients pass through to the original.
+
+    Code that writes to a copy may do so where gradients are wanted as well: the copy is no leaf of the graph.
+    """
+    return x.clone()
+
+
+def own(given: D) -> D:
+    """The dataclass with its tensors copied and cut from any graph: who made it may go on to write to theirs."""
+    copies = {
+        field.name: getattr(given, field.name).detach().clone()
+        for field in fields(given)  # type: ignore[arg-type]
+        if isinstance(getattr(given, field.name), Tensor)
+    }
+    return replace(given, **copies)  # type: ignore[type-var]
+
+
+def classes_of(found: object, images: Tensor, who: str) -> Tensor:
+    """The classes int64 [B] that foreign code returned for images [B,C,H,W], as a copy on their device.
+
+    Raises `InvalidInput` for anything but one whole number for each image: other shapes would be broadcast.
+    """
+    if not isinstance(found, Tensor):
+        raise InvalidInput(f"{who} returned a {type(found).__name__}; return a tensor of classes, whole numbers [B]")
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if not whole or found.shape != images.shape[:1]:
+        raise InvalidInput(
+            f"{who} returned {tuple(found.shape)} of {found.dtype} for {len(images)} images; return one class for "
+            f"each, whole numbers [{len(images)}]"
+        )
+    return found.detach().to(images.device, torch.int64, copy=True)
+
+
+@torch.no_grad()
+def certify(model: nn.Module, x: Tensor, threat: Threat, *method: str) -> Certificate:
+    """What the model's own `certify` says of a copy of the images [B,C,H,W]; the answer is a copy too.
+
+    Raises `InvalidInput` for what is no `Certificate` of one class and one boolean for each image.
+    """
+    found = model.certify(lent(x), threat, *method)  # type: ignore[operator]
+    who = f"certify of {type(model).__name__}"
+    if not isinstance(found, Certificate):
+        raise InvalidInput(f"{who} returned a {type(found).__name__}; return a robustpatch.Certificate")
+    classes_of(found.prediction, x, f"{who}, as its prediction,")
+    certified = found.certified
+    if not isinstance(certified, Tensor) or certified.dtype != torch.bool or certified.shape != x.shape[:1]:
+        what = f"{tuple(certified.shape)} of {certified.dtype}" if isinstance(certified, Tensor) else repr(certified)
+        raise InvalidInput(f"{who} returned certified {what}; return one boolean for each of the {len(x)} images")
+    return own(found)
