@@ -19,6 +19,7 @@ from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
+from evaluate.float32 import off_float32
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
@@ -45,6 +46,7 @@ class Job:
     def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
         """Certify and attack the images `first`, `first` + 1, …, and write what was found: their shard last."""
         x, y = x.to(self.settings.device), y.to(self.settings.device)
+        deviation = off_float32(self.model, x)
         batch = evaluate_batch(
             self.model,
             x,
@@ -60,7 +62,7 @@ class Job:
             save_counterexample(self.store, self.model, example)
         name = shard_name(first, first + len(y))
         write_exhibits(self.store, exhibits_name(name), batch.exhibits)
-        write_shard(self.store, name, batch.records, self.run)
+        write_shard(self.store, name, batch.records, self.run, deviation)
 
     def damage(self, batch: range) -> str | None:
         """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
@@ -117,6 +119,7 @@ def evaluate(
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
     few recorded images are predicted and certified once more: what differs from the record is refused.
+    A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
     `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
     """
