@@ -23,6 +23,7 @@ from evaluate.metrics import summarise
 from evaluate.models import as_in_run, measurable, own_model, voters, with_defense
 from evaluate.named import module_of
 from evaluate.options import Options, write_configuration
+from evaluate.records import read_deviation
 from evaluate.report import write_report
 from evaluate.runner import evaluate
 from evaluate.source import files_of
@@ -112,11 +113,12 @@ def main(options: Options, errors: Console) -> int:
     summary = summarise(records)
     if cluster is not None:
         deviation, around["workers"] = cluster.deviation, cluster.machines
-    seconds = time.monotonic() - started
+    seconds, off = time.monotonic() - started, read_deviation(store)
     store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
     content = {
         **summary.as_dict(),
         "measured_deviation": deviation,
+        "float32_deviation": off,
         "seconds": seconds,
         "redone": redone,
         "configuration": json.loads(store.read("run.json")),
@@ -128,7 +130,8 @@ def main(options: Options, errors: Console) -> int:
     else:
         title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({kind(model)})"
         guard = getattr(model if smoothed is None else smoothed, "guard", None)
-        console.print(summary_table(summary, title=title, guard=guard, deviation=deviation, seconds=seconds))
+        measured = {"deviation": deviation, "float32_deviation": off}
+        console.print(summary_table(summary, title=title, guard=guard, **measured, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
     broken = summary.verdict == "broken"
     try:

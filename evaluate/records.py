@@ -158,6 +158,7 @@ SCHEMA = pa.schema(
 
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
+_DEVIATION = b"float32_deviation"  # in the metadata of a shard
 _SEAL, _BLANK = b"sha256:", b"0" * 64  # in the file's metadata: the SHA-256 of the file as it is with _BLANK there
 
 
@@ -174,10 +175,21 @@ def shard_name(first: int, stop: int) -> str:
     return f"records/{first:08d}-{stop:08d}.parquet"
 
 
-def write_shard(output: str | Path | Store, name: str, records: list[Record], run: str | None = None) -> None:
-    """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`)."""
+def write_shard(
+    output: str | Path | Store,
+    name: str,
+    records: list[Record],
+    run: str | None = None,
+    float32_deviation: float | None = None,
+) -> None:
+    """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
+    the scores of their images were from float32's, where they were computed in less.
+    """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    write_table(output, name, table.replace_schema_metadata({"run": run_of(output) if run is None else run}))
+    about = {"run": run_of(output) if run is None else run}
+    if float32_deviation is not None:
+        about[_DEVIATION.decode()] = repr(float32_deviation)
+    write_table(output, name, table.replace_schema_metadata(about))
 
 
 def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
@@ -222,6 +234,13 @@ def read_shard(output: str | Path | Store, name: str, run: str | None = None) ->
     if match is None or [row["index"] for row in rows] != list(range(*map(int, match.groups()))):
         raise DamagedShard(store.path(name), "it has other images than its name says")
     return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
+
+
+def read_deviation(output: str | Path | Store) -> float | None:
+    """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
+    store = Store.of(output)
+    about = [read_table(store, name, SCHEMA).schema.metadata for name in store.names("records", ".parquet")]
+    return max((float(one[_DEVIATION]) for one in about if _DEVIATION in one), default=None)
 
 
 def read_records(output: str | Path | Store) -> list[Record]:

@@ -20,6 +20,7 @@ from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.gradients import left_out
+from evaluate.float32 import off_float32
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
@@ -46,6 +47,7 @@ class Job:
     def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
         """Certify and attack the images `first`, `first` + 1, …, and write what was found: their shard last."""
         x, y = x.to(self.settings.device), y.to(self.settings.device)
+        deviation = off_float32(self.model, x)
         batch = evaluate_batch(
             self.model,
             x,
@@ -61,7 +63,7 @@ class Job:
             save_counterexample(self.store, self.model, example)
         name = shard_name(first, first + len(y))
         write_exhibits(self.store, exhibits_name(name), batch.exhibits)
-        write_shard(self.store, name, batch.records, self.run)
+        write_shard(self.store, name, batch.records, self.run, deviation)
 
     def damage(self, batch: range) -> str | None:
         """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
@@ -117,6 +119,7 @@ def evaluate(
     few recorded images are predicted and certified once more: what differs from the record is refused.
     A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
     out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
+    A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
     `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
     """

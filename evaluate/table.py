@@ -13,9 +13,18 @@ from evaluate.metrics import Gap, Share, Summary
 
 
 def summary_table(
-    summary: Summary, *, title: str, guard: float | None, deviation: float | None, seconds: float
+    summary: Summary,
+    *,
+    title: str,
+    guard: float | None,
+    deviation: float | None,
+    seconds: float,
+    float32_deviation: float | None = None,
 ) -> Group:
     """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
+
+    `deviation` is the largest change of a score between evaluations, `float32_deviation` the largest distance from
+    float32, both as measured; None where they were not.
 
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
     time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
@@ -50,7 +59,10 @@ def summary_table(
             votes = (
                 f"{summary.close_votes} of {summary.votes:,} votes close ({summary.close_votes / summary.votes:.2e})"
             )
+        measured += "" if float32_deviation is None else f", {float32_deviation:.1e} from float32"
         notes.append(Text(f"guard {guard:g}{measured}; {votes}"))
+    elif float32_deviation is not None:
+        notes.append(Text(f"measured deviation {float32_deviation:.1e} from float32"))
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustpatch import precision
+from robustpatch import checks, precision
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 
@@ -58,6 +58,7 @@ def deviation_from_float32(
     device, asked = x.device, logits or _logits
     if not len(x) or not precision.is_reduced((*model.parameters(), *model.buffers()), device.type):
         return None
+    checks.evaluation_mode(model)
     _leave(1e30, device)
     seen = [asked(model, x).float()]
     with _Leaving(device):

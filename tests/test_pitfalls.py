@@ -21,6 +21,8 @@
 21 (one-pass bases): test_checks, test_networks, test_vit,
     test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
 22 (the checker leans on the checked): no oracle uses a closed form; test_proof.
+31 (kernels that lie): test_convolution, test_witness, test_training_numbers, evaluate.test_float32,
+    test_a_kernel_that_agrees_with_itself here.
 23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
 """
 
@@ -29,11 +31,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from robustpatch import InvalidInput, calibrate_guard
 from robustpatch.ablation import Blocks, Columns, Rows
 from robustpatch.certificate import certify_votes
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold, Votes
-from tests import oracles, toys
+from tests import lying, oracles, toys
 
 MODELS = {
     "columns:2": lambda: toys.smoothed(toys.linear(6)),
@@ -68,6 +71,15 @@ def test_a_patch_is_not_its_transpose(patch, size):
         certificate = certify_votes(Votes(cast, torch.zeros_like(cast)), ablation, PatchThreat(*patch), size)
         worst = min(oracles.worst_lead(cast[0].tolist(), touched) for touched in oracles.touched(text, patch, size))
         assert int(certificate.margin) == worst
+
+
+def test_a_kernel_that_agrees_with_itself():
+    """Item 31: bfloat16 that gives the same wrong scores at every call is refused; so is one that lies now and then."""
+    x = toys.images(2)
+    for base in (lying.Wrong(toys.linear()), lying.NowAndThen(toys.linear(), 2)):
+        assert calibrate_guard(toys.smoothed(base), x) < 1e-5
+        with pytest.raises(InvalidInput, match="wrong kernel or an overflow"):
+            calibrate_guard(toys.smoothed(base).bfloat16(), x)
 
 
 def test_confident_classifiers_still_show_where_to_climb():

@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluate.exhibits import outcome
 from evaluate.metrics import Share, Summary, summarise
-from evaluate.records import AttackRecord, Record, read_records
+from evaluate.records import AttackRecord, Record, read_deviation, read_records
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.store import Store
@@ -114,6 +114,7 @@ def read_report(run: str | Path | Store) -> Report:
     around = (_read(store, "summary.json") if finished else None) or {}
     known = around.keys() - vars(summary).keys()
     cards, scale = read_cards(store, records, configuration)
+    off = read_deviation(store)
     guards = [card.guard for card in cards if card.guard is not None]
     return Report(
         schema=SCHEMA,
@@ -127,7 +128,7 @@ def read_report(run: str | Path | Store) -> Report:
             "configuration": configuration,
         },
         verdict=str(verdict_of(summary)),
-        assumption=assumption(summary, configuration, around.get("measured_deviation"), guards),
+        assumption=assumption(summary, configuration, around.get("measured_deviation"), guards, off),
         gap=gap_text(summary.undecided) if summary.undecided is not None and summary.undecided.images else None,
         attacked=bool(summary.attacks),
         parts=_parts(records),

@@ -28,8 +28,16 @@ def title_of(configuration: dict[str, Any], images: int) -> str:
     return f"{title}, {model} ({defense} around {kind})" if defense else f"{title}, {model} ({kind})"
 
 
-def assumption(summary: Summary, configuration: dict[str, Any], deviation: float | None, guards: list[float]) -> str:
-    """What the certificates lean on. `guards`: those of single certificates, where the configuration has none."""
+def assumption(
+    summary: Summary,
+    configuration: dict[str, Any],
+    deviation: float | None,
+    guards: list[float],
+    float32_deviation: float | None = None,
+) -> str:
+    """What the certificates lean on. `guards`: those of single certificates, where the configuration has none.
+    `deviation`: between evaluations; `float32_deviation`: from float32, where less was computed in.
+    """
     if summary.certified_exact is None and summary.certified_images == 0:
         return "This classifier has no certificates, so nothing is assumed of it and nothing promised."
     guard = configuration.get("guard")
@@ -42,6 +50,11 @@ def assumption(summary: Summary, configuration: dict[str, Any], deviation: float
             f"the guard, {guard:g}, between two evaluations"
         )
         text += f" (largest deviation measured: {deviation:.1e})." if deviation is not None else "."
+        if float32_deviation is not None:
+            text += (
+                " It computed in less than float32, held against float32 on images of each batch (largest deviation: "
+                f"{float32_deviation:.1e})."
+            )
     if summary.votes:
         text += (
             f" {summary.close_votes:,} of {summary.votes:,} votes lay that close to turning over; each counts against "

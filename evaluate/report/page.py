@@ -188,7 +188,7 @@ def notes(report: Report) -> list[tuple[str, str]]:
     for key, value in report.configuration.items():
         for one in value if key == "attacks" else [value]:
             found.append((key, one if isinstance(one, str) else json.dumps(one)))
-    for key in ("measured_deviation", "seconds", "python", "threads", "device_name"):
+    for key in ("measured_deviation", "float32_deviation", "seconds", "python", "threads", "device_name"):
         if key in report.summary:
             value = report.summary[key]
             found.append((key, f"{value:.3g}" if isinstance(value, float) else str(value)))

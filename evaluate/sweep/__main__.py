@@ -157,6 +157,7 @@ def _run(
                 "choices": None if choice is None else choice.as_dict(found, patches),
                 "paper": [asdict(entry) for entry in dict.fromkeys(paper) if entry is not None],
                 "seconds_of_checkpoints": run.seconds,
+                "float32_deviations": run.float32_deviations,
                 "seconds": time.monotonic() - started,
                 "configuration": run.configuration,
                 **around,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
 
 _SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
+_DEVIATION = b"float32_deviation"  # in the metadata of a shard
 _TEXTS = ("checkpoint", "ablation", "voting")
 
 
@@ -52,21 +53,31 @@ def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
 
 
 def write_sweep_shard(
-    output: Path, name: str, rows: Sequence[dict[str, Any]], whole: pa.Schema, seconds: dict[str, float]
+    output: Path,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    whole: pa.Schema,
+    seconds: dict[str, float],
+    float32_deviation: float | None = None,
 ) -> None:
-    """Write columns, one dictionary of them for each voting rule, and beside them the time they took."""
+    """Write columns, one dictionary of them for each voting rule, and beside them the time they took, and how far the
+    scores were from float32's, where they were computed in less.
+    """
     tables = [pa.table({column: some[column] for column in whole.names}, schema=whole) for some in rows]
-    times = {_SECONDS: json.dumps(seconds).encode()}
-    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(times))
+    about = {_SECONDS: json.dumps(seconds).encode(), _DEVIATION: json.dumps(float32_deviation).encode()}
+    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(about))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished sweep: its run.json, columns by (checkpoint, voting), each by index, and seconds by checkpoint."""
+    """A finished sweep: its run.json, columns by (checkpoint, voting), each by index, and by checkpoint the seconds and
+    the largest distance of a score from float32's that was seen, None where it was computed in float32.
+    """
 
     configuration: dict[str, Any]
     columns: dict[tuple[str, str], dict[str, np.ndarray]]
     seconds: dict[str, dict[str, float]]
+    float32_deviations: dict[str, float | None] = field(default_factory=dict)
 
 
 def read_sweep(output: Path) -> Run:
@@ -78,11 +89,14 @@ def read_sweep(output: Path) -> Run:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
-    columns, seconds, whole = {}, {}, schema(patches, configuration.get("top_k", ()))
+    columns, seconds, deviations, whole = {}, {}, {}, schema(patches, configuration.get("top_k", ()))
     for name in (checkpoint["name"] for checkpoint in checkpoints):
         shards = [_read(output, shard, whole) for shard in Store(output).names(f"records/{name}", ".parquet")]
-        rows = pa.concat_tables([whole.empty_table(), *(table for table, _ in shards)])
-        seconds[name] = {part: sum(times.get(part, 0.0) for _, times in shards) for part in ("scoring", "certifying")}
+        rows = pa.concat_tables([whole.empty_table(), *(table for table, _, _ in shards)])
+        seconds[name] = {
+            part: sum(times.get(part, 0.0) for _, times, _ in shards) for part in ("scoring", "certifying")
+        }
+        deviations[name] = max((deviation for _, _, deviation in shards if deviation is not None), default=None)
         for voting in votings:
             own = rows.filter(pc.field("voting") == voting).sort_by("index")
             found = {field: own[field].to_numpy() for field in own.column_names if field not in _TEXTS}
@@ -91,7 +105,7 @@ def read_sweep(output: Path) -> Run:
                     f"{output} has {len(own)} of {total} images of {name}, {voting}; repeat its command to finish it"
                 )
             columns[name, voting] = found
-    return Run(configuration, columns, seconds)
+    return Run(configuration, columns, seconds, deviations)
 
 
 def is_whole(output: Path, name: str, whole: pa.Schema) -> bool:
@@ -103,6 +117,8 @@ def is_whole(output: Path, name: str, whole: pa.Schema) -> bool:
     return True
 
 
-def _read(output: Path, name: str, whole: pa.Schema) -> tuple[pa.Table, dict[str, float]]:
+def _read(output: Path, name: str, whole: pa.Schema) -> tuple[pa.Table, dict[str, float], float | None]:
+    """The rows, seconds, and the distance from float32."""
     table = read_table(output, name, whole)
-    return table.replace_schema_metadata(None), json.loads(table.schema.metadata[_SECONDS])
+    about = table.schema.metadata
+    return table.replace_schema_metadata(None), json.loads(about[_SECONDS]), json.loads(about.get(_DEVIATION, b"null"))

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.claim import claim, images_fingerprint
+from evaluate.float32 import off_float32
 from evaluate.runner import Progress
 from evaluate.sweep.records import (
     Run,
@@ -169,9 +170,9 @@ def sweep(
             again = " (once more: its shard is damaged)" if (output / shard).exists() else ""
             on_progress(number * total + first, name + again)
             model.to(settings.device)
-            rows, seconds = _batch(model, images, range(first, stop), settings)
+            rows, seconds, deviation = _batch(model, images, range(first, stop), settings)
             constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
-            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], whole, seconds)
+            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], whole, seconds, deviation)
         model.to("cpu")  # leaves the device to the next
     on_progress(len(checkpoints) * total, "done")
     return read_sweep(output)
@@ -194,10 +195,13 @@ def _described(name: str, checkpoint: Checkpoint, device: str) -> dict[str, Any]
 
 def _batch(
     model: SmoothedClassifier, images: ImageSet, index: range, settings: SweepSettings
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The columns of one batch, a dictionary for each rule, and the seconds spent on scoring and on certificates."""
+) -> tuple[list[dict[str, Any]], dict[str, float], float | None]:
+    """The columns of one batch, a dictionary for each rule, the seconds spent on scoring and on certificates, and the
+    distance of scores from float32's (`evaluate.float32`).
+    """
     x, y = images.batch(index)
     started = time.monotonic()
+    deviation = off_float32(model, x.to(settings.device))
     scores = model.certifiable_scores(x.to(settings.device))
     scored = time.monotonic()
     rows = []
@@ -207,4 +211,4 @@ def _batch(
         )
         columns = {name: tensor.cpu().numpy() for name, tensor in found.items()}
         rows.append({"voting": [str(voting)] * len(index), "index": list(index), "label": y.numpy(), **columns})
-    return rows, {"scoring": scored - started, "certifying": time.monotonic() - scored}
+    return rows, {"scoring": scored - started, "certifying": time.monotonic() - scored}, deviation

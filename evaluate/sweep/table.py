@@ -42,6 +42,9 @@ def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list
         "largest: median side of the largest certified square (exact), 0 for images classified wrongly",
         f"paper: clean / certified by the margin, on test images ({LEVINE_FEIZI})",
     ]
+    off = [one for one in run.float32_deviations.values() if one is not None]
+    if off:
+        notes.append(f"computed in less than float32: scores differ by up to {max(off):.1e} from float32's")
     if settings[0].clean_top:
         notes.append("top k: the label is among the k classes with the most votes, the lower index first among equals")
     return notes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,8 @@ def test_float32_that_is_computed_in_bfloat16():
     x, weight, bias, stride, padding = drawn("output of width 1")
     own = [tensor.float() for tensor in (x, weight, bias)]
     right = functional.conv2d(*own, stride, padding)
-    switch = torch.backends.mkldnn.conv
+    backends: Any = torch.backends
+    switch = backends.mkldnn.conv
     before = switch.fp32_precision
     try:
         switch.fp32_precision = "bf16"

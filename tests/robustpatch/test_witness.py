@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,8 @@ def test_float32_that_is_computed_in_less():
     """TF32 and bfloat16 products behind the switches are less than float32, and the witness is without them."""
     if not hasattr(torch.backends, "fp32_precision"):
         pytest.skip("torch before 2.9 has fewer switches")
-    switch, every = torch.backends.mkldnn.matmul, torch.backends
+    every: Any = torch.backends
+    switch = every.mkldnn.matmul
     before = switch.fp32_precision, every.fp32_precision
     try:
         switch.fp32_precision = "bf16"
