@@ -219,8 +219,11 @@ class BoundedClassifier(Defended):
     def _check_clean(self, graph: Graph, x: Tensor, logits: Tensor) -> None:
         """Refuse outputs that are no numbers, and a network that computes something else than its graph."""
         checks.finite_scores(logits)
-        with sums_of_products():
-            computed = self.network(x.clone())
+        try:
+            with sums_of_products():
+                computed = self.network(x.clone())
+        except Exception as error:
+            raise InvalidInput(f"network fails, though not when it was recorded: {error}; mend it") from error
         (lower, upper), sound = bounds(graph, Box(x, x))
         for found in (logits, computed):
             inside = found.shape == lower.shape and bool(((lower <= found) & (found <= upper))[sound].all())

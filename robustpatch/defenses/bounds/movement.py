@@ -88,11 +88,16 @@ def _padded(call: Call) -> str | None:
 
 def _spatial(call: Call) -> str | None:
     """Works on the axes after images and channels."""
-    return None if _ranks(call) == 4 else "on other than four axes; pass [batch, channels, height, width]"
+    name = "self" if "self" in call.arguments else "input"
+    return None if _ranks(call, name) == 4 else "on other than four axes; pass [batch, channels, height, width]"
 
 
 def _pads_behind(call: Call) -> str | None:
     return None if _ranks(call) > len(call["padding"]) // 2 else _MIXED
+
+
+def _repeated(call: Call) -> str | None:
+    return None if len(call["repeats"]) == _ranks(call) and call["repeats"][0] == 1 else _MIXED
 
 
 def _filled(call: Call) -> str | None:
@@ -125,6 +130,8 @@ MOVEMENT = {
         aten.pixel_unshuffle.default: _spatial,
         aten.channel_shuffle.default: _spatial,
         aten.upsample_nearest2d.default: _spatial,
+        aten.upsample_nearest2d.vec: _spatial,
+        aten.repeat.default: _repeated,
         aten.zeros.default: _filled,
         aten.ones.default: _filled,
         aten.full.default: _filled,

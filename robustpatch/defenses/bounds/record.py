@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,14 +13,15 @@ from torch import Tensor, nn
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import _pop_mode_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from robustpatch.defenses.bounds.graph import Held, Meta, Node, Ref, mapped, undisturbed
+from robustpatch.defenses.bounds.graph import Held, Meta, Node, Ref, mapped
 from robustpatch.errors import InvalidInput
 
 aten = torch.ops.aten
 
-_WHOLE = {aten._pad_circular.default}  # composed of writes in place
+_WHOLE = {aten._pad_circular.default, aten.upsample_nearest2d.vec}  # composed of writes in place, of indexing
 _SAME = {aten.lift_fresh.default, aten.detach.default, aten.detach_.default, aten.alias.default, aten.clone.default}
 _RESHAPED = {
     getattr(packet, name)
@@ -55,7 +59,7 @@ def record(network: nn.Module, x: Tensor, batch: int) -> tuple[list[Node], Ref]:
 
     Raises `InvalidInput` where a value is asked for, a tensor from outside is written to, or the network raises.
     """
-    with undisturbed(), torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+    with _without_modes(), torch.inference_mode(), _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty((batch, *x.shape[1:]), dtype=x.dtype, device=x.device)
         recorder, out = _Recorder(network, images), None
         try:
@@ -71,6 +75,27 @@ def record(network: nn.Module, x: Tensor, batch: int) -> tuple[list[Node], Ref]:
         if recorder.refused is not None:
             raise recorder.refused
         return recorder.nodes, recorder.output(out)
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """Without the modes of torch that are on: those that the network itself switches on count."""
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        while torch._C._len_torch_function_stack():
+            stack.enter_context(_pop_mode_temporarily())
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's log of what it raises here, which `record` says in one line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Recorder(TorchDispatchMode):

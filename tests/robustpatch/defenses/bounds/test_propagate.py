@@ -15,8 +15,10 @@ from tests.robustpatch.defenses.bounds.nets import CHANNELS, LAYERS, SIZE, Of, c
 
 
 @torch.no_grad()
-def nothing_leaves(network: nn.Module, seed: int, width: float, double: bool) -> None:
-    """Corners and inner points of a box, in float32 and float64, alone and in company; the exact value, nearly, too."""
+def nothing_leaves(network: nn.Module, seed: int, width: float, double: bool, *, products: bool = True) -> None:
+    """Corners and inner points of a box, in float32 and float64, alone and in company; where `products` come last,
+    whose rounding is all that counts, the exact value, nearly, too.
+    """
     chance = torch.Generator().manual_seed(seed)
     lower = torch.rand(1, CHANNELS, *SIZE, generator=chance) - 0.5
     upper = lower + width * torch.rand(lower.shape, generator=chance)
@@ -30,13 +32,14 @@ def nothing_leaves(network: nn.Module, seed: int, width: float, double: bool) ->
     x = torch.minimum(lower + share * (upper - lower), upper)
     found = [graph(x), network(x.clone()), torch.cat([network(image[None].clone()) for image in x])]
     assert torch.equal(found[0], found[1])
-    exact = network.double()(x.double())
-    network.to(lower)
-    for some in (*found, exact):
+    if products:
+        found.append(network.double()(x.double()))
+        network.to(lower)
+    for some in found:
         assert bool(((least <= some) & (some <= most)).all())
     for c in range(3):
         lead = margins(graph, {0: Box(lower, upper)}, torch.tensor([c]))
-        for some in (*found, exact):
+        for some in found:
             assert bool((lead[0] <= (some[:, c, None] - some).amin(dim=0)).all())
     assert torch.equal(lower, before[0])
     assert torch.equal(upper, before[1])
@@ -112,7 +115,7 @@ def rare(function) -> nn.Module:
 @pytest.mark.parametrize("name", sorted(RARE))
 def test_operators_that_few_networks_run(name, double):
     for width in (0.0, 0.5):
-        nothing_leaves(rare(RARE[name]), 5, width, double)
+        nothing_leaves(rare(RARE[name]), 5, width, double, products=False)
 
 
 @torch.no_grad()
@@ -131,7 +134,7 @@ def test_resnet18_is_bounded():
 @torch.no_grad()
 def test_without_rounding_the_bounds_are_nearly_the_same():
     """What training minimises is what is certified, but for rounding."""
-    network = chain(["convolution", "norm", "residual", "maximum", "average"], 5)
+    network = chain(["convolution", "norm", "leaky", "maximum", "average"], 5)
     x = torch.rand(3, CHANNELS, *SIZE, generator=torch.Generator().manual_seed(0))
     graph, box = graph_of(network, x), Box(x, x + 0.2)
     plain, outward = (bounds(graph, box, outward=some)[0] for some in (False, True))
@@ -170,13 +173,13 @@ def test_an_infinite_bound_on_the_way_proves_nothing(after):
     """Whatever a later layer makes of it: the value was inf - inf (pitfall 26)."""
     first, second, last = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1, bias=False), nn.LazyLinear(2)
     first.weight.fill_(20.0)
-    first.bias.fill_(-10.0)
+    first.bias.zero_()
     second.weight.copy_(torch.tensor([3e38, -3e38]).view(1, 2, 1, 1))
     network = nn.Sequential(first, second, after, nn.Flatten(), last).eval()
-    network(torch.full((1, 1, 1, 2), 0.5))
+    network(torch.zeros(1, 1, 1, 2))
     last.weight.zero_()
     last.bias.copy_(torch.tensor([1.0, 0.0]))
-    x = torch.full((2, 1, 1, 2), 0.5)
+    x = torch.zeros(2, 1, 1, 2)
     graph, upper = graph_of(network, x), x.clone()
     upper[1, 0, 0, 1] = 1.0
     sound = bounds(graph, Box(x, upper))[1]
