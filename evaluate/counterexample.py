@@ -14,6 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
+from attacks.chance import by_chance
+from evaluate.foreign import checked
 from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -86,11 +88,14 @@ def replay(example: Counterexample, model: torch.nn.Module) -> tuple[Outcome, bo
     methods: tuple[dict[str, Any], ...] = ({},)
     if isinstance(model, SmoothedClassifier):
         methods = ({"method": "exact"}, {"method": "margin"})
-    claims = [model.certify(x, example.threat, **method) for method in methods]  # type: ignore[operator]
+    claims = [checked(model.certify(x, example.threat, **method), 1) for method in methods]  # type: ignore[operator]
+    if claims[0].confidence is None:  # of a proof, an abstention is a change too
+        changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
+        outcome = replace(outcome, broken=changed)
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
         answers = torch.stack([predict(model, x), predict(referee(model), x)])
         wrong = answers != example.prediction
-        if claims[0].confidence is not None:  # it may abstain
+        if claims[0].confidence is not None and by_chance(model):  # it may abstain
             wrong &= answers >= 0
         outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)
