@@ -42,7 +42,7 @@ class Shy(nn.Module):
 
 def found(model: nn.Module, output, number: int = 4):
     x = torch.rand(number, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.5
-    images = image_set(x)
+    images = image_set(x, torch.zeros(number, dtype=torch.long), 2)
     return summarise(
         evaluate(model.eval(), images, THREAT, [PatchPGD(restarts=9)], Settings(number, gallery=0), output)
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import PatchPGD
+from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate.batch import evaluate_batch
 from evaluate.records import read_records, read_shard, shard_name, write_shard
@@ -123,7 +123,7 @@ def test_workers_may_choose_the_order_and_repeat(tmp_path):
         honest(job, images, [*missing[::-1], *missing[:2]], on_progress)
 
     def bare(found):
-        return [replace(r, attacks=[replace(a, seconds=0) for a in r.attacks]) for r in found]
+        return [replace(r, attacks=[replace(a, seconds=0.0) for a in r.attacks]) for r in found]
 
     assert bare(run(tmp_path / "b", odd)) == bare(records)
     assert summarise(records).verdict == "held"
@@ -141,7 +141,7 @@ def test_records_are_counted_against_what_was_asked(tmp_path):
         with pytest.raises(IncompleteRun, match=message):
             check_whole(some, total, ATTACKS, THREAT)
     with pytest.raises(IncompleteRun, match="of 4 attacks"):
-        check_whole(records, NUMBER, (*ATTACKS, PatchPGD(steps=2, restarts=1, name="x")), THREAT)
+        check_whole(records, NUMBER, (*ATTACKS, ExhaustivePGD(steps=1, rounds=0)), THREAT)
 
 
 def test_the_batch_itself_gives_whole_records():
