@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attacks.chance import by_chance
 from robustpatch import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import classes_of, lent
@@ -114,8 +115,10 @@ def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Te
 
 
 def referee(model: torch.nn.Module) -> torch.nn.Module:
-    """Who says what the model predicts: its own `referee()`, where it has one (`RandomizedClassifier`), or itself."""
-    return model.referee() if hasattr(model, "referee") else model  # type: ignore[operator]
+    """Who says what the model predicts: its own `referee()`, where it declares to be randomized and has one (as
+    `RandomizedClassifier`), or itself.
+    """
+    return model.referee() if by_chance(model) and hasattr(model, "referee") else model  # type: ignore[operator]
 
 
 def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
@@ -153,15 +156,10 @@ def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor
 def no_longer(
     model: torch.nn.Module, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int
 ) -> Bool[Tensor, "..."]:
-    """Where the model no longer answers y. An abstention (-1) is no longer y either, but of a model that answers by
-    chance: there it says nothing.
+    """Where the model no longer answers y. An abstention (-1) is no longer y either, but of a model that declares that
+    it answers by chance (see `attacks.chance.by_chance`): there it says nothing.
     """
     return (prediction != y) & ((prediction >= 0) | (not by_chance(model)))
-
-
-def by_chance(model: torch.nn.Module) -> bool:
-    """Whether chance has a part in what the model predicts, as a `referee` or a `prediction_error` says of it."""
-    return hasattr(model, "referee") or hasattr(model, "prediction_error")
 
 
 def judge(

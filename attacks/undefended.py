@@ -83,7 +83,7 @@ class Bare(Defended):
     (see `attacks.base.no_longer`): no search learns whether it has succeeded.
     """
 
-    prediction_error = 1.0
+    randomized = True
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         encoding = self.defense.encoding

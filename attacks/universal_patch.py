@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import by_chance, content_hash, predict
+from attacks.base import content_hash, predict
+from attacks.chance import by_chance
 from attacks.checks import require
 from attacks.pasting import crop, paste
 from robustpatch.errors import InvalidInput

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
 from attacks.border import patches, propose
+from attacks.chance import by_chance, errors
 from attacks.ensemble import Ensemble
 from attacks.votes import worst_votes
 from evaluate.counterexample import Counterexample, check_stands
@@ -109,7 +110,8 @@ def evaluate_batch(
     ):  # neither abstaining nor the class of an image that it leaves
         prediction = torch.where(exact.certified, exact.prediction, predicted)
         answers = torch.stack([predicted, predict(referee(model), x)])
-        consistent = ((answers == prediction) | (answers < 0) | ~exact.certified).all(dim=0)
+        forgiven = (answers < 0) & by_chance(model)
+        consistent = ((answers == prediction) | forgiven | ~exact.certified).all(dim=0)
         judged = sum(getattr(attack, "judged", 1) for attack in attacks)
         error = _error(model, exact.confidence, judged * len(threat.threats))
     correct = prediction == y
@@ -136,7 +138,7 @@ def evaluate_batch(
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                sure = exact is None or exact.confidence is None
+                sure = exact is None or exact.confidence is None or not by_chance(model)
                 records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, sure)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
@@ -177,7 +179,7 @@ def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
     """At most the chance that an image is certified and found changed though all is right: that its certificate is
     wrong, or its `predict`, or that the referee's, asked about the clean image and `judged` attacked ones.
     """
-    own, referee = (float(getattr(model, name, 0.0)) for name in ("prediction_error", "judge_error"))
+    own, referee = errors(model)
     return min(1.0, 1 - confidence + own + referee * (1 + judged))
 
 
@@ -191,18 +193,19 @@ def _attack(
     settings: Settings,
     sure: bool,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction. `sure`: certificates
-    do not hold with a confidence alone, and an abstention is no longer the prediction.
+    """Run and judge one attack on images of one batch, all of them against the clean prediction. `sure`: an abstention
+    is no longer the prediction, as certificates do not hold with a confidence alone, or the model is not randomized.
     """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
     proposal = propose(attack, model, x, prediction, threat, generator=generator)
     outcome = judge(model, x, prediction, threat, proposal)
-    broken = outcome.broken if sure else outcome.broken & (outcome.prediction >= 0)
     judged = patches(x, proposal, outcome)
     if type(attack) is Ensemble and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
+    broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
+    broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
     if isinstance(model, SmoothedClassifier):

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
+from attacks.chance import by_chance
 from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import certify, lent
@@ -90,10 +91,13 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
     if isinstance(model, SmoothedClassifier):
         methods = (("exact",), ("margin",))
     claims = [certify(model, x, example.threat, *method) for method in methods]
+    if claims[0].confidence is None:  # of a proof, an abstention is a change too
+        changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
+        outcome = replace(outcome, broken=changed)
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
         answers = torch.stack([predict(model, x), predict(referee(model), x)])
         wrong = answers != example.prediction
-        if claims[0].confidence is not None:  # it may abstain
+        if claims[0].confidence is not None and by_chance(model):  # it may abstain
             wrong &= answers >= 0
         outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)

@@ -73,7 +73,8 @@ class Allowance:
     An image is certified and found changed with a chance of at most `error` (see `Record`), over its samples, whether
     many are certified or few: so the count is of all `images`, whose samples are independent where they differ.
     `probability`: of so many or more, P(Bin(images, error) ≥ changed), at most. `most`: the largest count for which it
-    is not below `LEVEL`; more of them break the verdict.
+    is not below `LEVEL`; more of them break the verdict. `abstained`: certified images of which the model, declared to
+    be randomized, abstained under a patch, which is no change.
     """
 
     confidence: float
@@ -82,12 +83,14 @@ class Allowance:
     changed: int
     most: int
     probability: float
+    abstained: int = 0
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed; of
-    certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err).
+    certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err),
+    and where it does not allow all of them.
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
     one that is no control (`attacks.occlusion.Control`) spent evaluations and tried a placement, and a patch of it that
@@ -165,6 +168,8 @@ def summarise(records: list[Record]) -> Summary:
         verdict = "broken"
     elif exact is None and not certified:
         verdict = "no certificate"
+    elif allowance is not None and certified and allowance.most == allowance.images:
+        verdict = "not tested"  # no outcome could have been a break
     return Summary(
         images=total,
         clean=Share(sum(record.correct for record in records), total),
@@ -204,6 +209,7 @@ def _allowance(records: list[Record]) -> Allowance | None:
         changed=changed,
         most=int((tail >= LEVEL).nonzero()[0].max()),
         probability=float(tail[changed]),
+        abstained=sum(record.certified and any(a.forgiven for a in record.attacks) for record in random),
     )
 
 

@@ -49,6 +49,11 @@ class AttackRecord:
     turned: int | None = None
     lead: int | None = None
 
+    @property
+    def forgiven(self) -> bool:
+        """Whether the model abstained under a patch within the threat and that was no change, of a certified image."""
+        return self.prediction < 0 and self.contained and self.in_range and not self.broken
+
 
 @dataclass(frozen=True)
 class Record:

@@ -19,12 +19,13 @@ from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
-from evaluate.gradients import left_out
 from evaluate.float32 import off_float32
+from evaluate.gradients import left_out
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
 from evaluate.store import Store
+from evaluate.whole import IncompleteRun, check_whole
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import Threat
@@ -116,7 +117,9 @@ def evaluate(
     and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
-    few recorded images are predicted and certified once more: what differs from the record is refused.
+    few recorded images are predicted and certified once more: what differs from the record is refused. Whoever did the
+    batches, the records returned are of every image asked for, once, under every attack and threat: anything else is
+    an `IncompleteRun`.
     A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
     out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
     A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
@@ -165,8 +168,17 @@ def evaluate(
         store.check_writable()
         work = workers or _here
         work(job, images, missing, lambda more, what: on_progress(finished + more, what))
+    left = _missing(job, batches, lambda *_: None)
+    if left:
+        names = ", ".join(shard_name(batch.start, batch.stop) for batch in left[:8])
+        raise IncompleteRun(
+            f"the workers returned, but {len(left)} of {len(batches)} batches are not done ({names}); what is done is "
+            "kept: repeat the command"
+        )
+    records = read_records(store)
+    check_whole(records, total, attacks, threat)
     on_progress(total, "done")
-    return read_records(store)
+    return records
 
 
 def _missing(job: Job, batches: Sequence[range], on_damaged: Callable[[str, str], None]) -> list[range]:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
+from uuid import UUID, uuid4
 
 import numpy as np
 import torch
@@ -23,6 +36,9 @@ _INSTALLED = {"site-packages", "dist-packages"}
 _PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _UNTOLD = {*vars(nn.Module()), "training"}  # of a module: what every one has
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), type(...), torch.dtype, torch.device)
+_OURS_PLAIN = (torch.memory_format, torch.layout, BuiltinFunctionType, BuiltinMethodType, MethodWrapperType)
+_TOLD_BY_TEXT = (range, slice, Path, re.Pattern, bytearray, Fraction, Decimal, datetime, date, timedelta, UUID)
+UNTOLD = "cannot be told apart:"
 _CALLED = (FunctionType, MethodType, staticmethod, classmethod, property, functools.partial)
 
 
@@ -58,6 +74,9 @@ def code_of(*told: Any) -> dict[str, str]:
     """
     teller = _Teller()
     values = [teller.module(one) if isinstance(one, nn.Module) else teller.of(one) for one in told]
+    if teller.untold:  # equal to no other run's, and to none of its own
+        values.append(f"{UNTOLD} {uuid4().hex}")
+        teller.code[f"{UNTOLD} {' '.join(sorted(set(teller.untold)))}"] = [uuid4().hex]
     code = {name: _hash(" ".join(sorted(set(texts)))) for name, texts in sorted(teller.code.items())}
     return {**code, "values": _hash(repr(values))}
 
@@ -84,9 +103,42 @@ class _Teller:
 
     def __init__(self) -> None:
         self.code: dict[str, list[str]] = {}
+        self.untold: list[str] = []  # kinds of objects whose values cannot be read
         self._told: dict[int, tuple[Any, str]] = {}  # with the value itself, so that no other is given its id
         self._within: set[int] = set()
         self._own = functools.cache(is_own)
+
+    def _library_value(self, value: Any) -> str:
+        """What a library's object holds, as it would be copied: its state and how it is made, or its attributes.
+
+        One that says neither is noted as untold: of two such, nobody can say whether they are equal.
+        """
+        if isinstance(value, _OURS_PLAIN):
+            return ""
+        if isinstance(value, _TOLD_BY_TEXT):
+            return repr(value)
+        module = type(value).__module__.partition(".")[0]
+        if module in _OURS:
+            return self.of(dict(_public(getattr(value, "__dict__", {}))))
+        if isinstance(value, torch.Generator):
+            return self.of(value.get_state())
+        if isinstance(value, np.random.Generator):
+            return self.of(value.bit_generator.state)
+        try:
+            made = value.__reduce_ex__(4)
+        except Exception:  # it cannot be copied: a lock, an open file, a generator
+            made = None
+        if isinstance(made, str):
+            return made
+        if made is None:
+            held = getattr(value, "__dict__", None)
+            if held:
+                return self.of(dict(sorted(held.items())))
+            self.untold.append(f"{type(value).__module__}.{type(value).__qualname__}")
+            return "untold"
+        parts = [self.of(part) for part in made[:3]]
+        parts += [self.of(list(part)) for part in made[3:5] if part is not None]
+        return ", ".join(parts)
 
     def of(self, value: Any) -> str:
         if isinstance(value, _PLAIN) and not isinstance(value, Enum):
@@ -182,7 +234,7 @@ class _Teller:
         if is_dataclass(value):
             return f"{kind} {[(own.name, self.of(getattr(value, own.name, None))) for own in fields(value)]}"
         if not self._own(type(value).__module__):
-            return kind
+            return f"{kind} {self._library_value(value)}"
         return f"{kind} {[(name, self.of(one)) for name, one in _public(getattr(value, '__dict__', {}))]}"
 
     def _keep(self, name: str, text: str) -> None:

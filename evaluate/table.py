@@ -125,6 +125,8 @@ def _changed(summary: Summary) -> str:
     if random is None:
         return text if images else "no certified prediction was changed"
     allowed = f"where an error of at most {random.error:.3%} an image allows {random.most} of {random.images}"
+    if random.abstained:
+        allowed += f" and {random.abstained} abstentions of a model declared to be randomized are none"
     if not images:
         return f"no certified prediction was changed, {allowed}"
     return f"{text}, {allowed} (P ≤ {random.probability:.2g} for so many)"

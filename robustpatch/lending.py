@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
+from robustpatch.foreign import checked
 from robustpatch.threat import Threat
 
 D = TypeVar("D")
@@ -58,15 +59,12 @@ def classes_of(found: object, images: Tensor, who: str) -> Tensor:
 def certify(model: nn.Module, x: Tensor, threat: Threat, *method: str) -> Certificate:
     """What the model's own `certify` says of a copy of the images [B,C,H,W]; the answer is a copy too.
 
-    Raises `InvalidInput` for what is no `Certificate` of one class and one boolean for each image.
+    Raises `InvalidInput`, naming the field, for what is no certificate of these images (see `foreign.checked`).
     """
     found = model.certify(lent(x), threat, *method)  # type: ignore[operator]
-    who = f"certify of {type(model).__name__}"
     if not isinstance(found, Certificate):
-        raise InvalidInput(f"{who} returned a {type(found).__name__}; return a robustpatch.Certificate")
-    classes_of(found.prediction, x, f"{who}, as its prediction,")
-    certified = found.certified
-    if not isinstance(certified, Tensor) or certified.dtype != torch.bool or certified.shape != x.shape[:1]:
-        what = f"{tuple(certified.shape)} of {certified.dtype}" if isinstance(certified, Tensor) else repr(certified)
-        raise InvalidInput(f"{who} returned certified {what}; return one boolean for each of the {len(x)} images")
-    return own(found)
+        raise InvalidInput(
+            f"certify of {type(model).__name__} returned a {type(found).__name__}; return a robustpatch.Certificate"
+        )
+    classes = getattr(model, "num_classes", None)
+    return own(checked(found, len(x), classes if isinstance(classes, int) else None))

@@ -49,6 +49,9 @@ class RandomizedClassifier(nn.Module):
     bases too. `predict` and `certify` need evaluation mode.
     """
 
+    randomized = True
+    """What `predict` answers depends on chance: it may abstain under a patch, and `referee` judges attacks."""
+
     def __init__(
         self,
         base: nn.Module,

@@ -22,9 +22,9 @@ class Sum(torch.nn.Module):
 
 
 class ByChance(Sum):
-    """The same, which says that its predictions err now and then."""
+    """The same, which declares that chance has a part in its predictions."""
 
-    prediction_error = 0.001
+    randomized = True
 
 
 def verdict(corners, pixels, *, value=1.0, threat=THREAT, channels=1, size=SIZE, model=None):

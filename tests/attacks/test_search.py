@@ -523,7 +523,7 @@ def test_what_abstains_is_broken_before_the_search():
     model = Declining(SIZE[0] * SIZE[1]).eval()
     for chance, broken in ((False, True), (True, False)):
         if chance:
-            model.prediction_error = 0.001
+            model.randomized = True
         generator = torch.Generator().manual_seed(0)
         search = Search(model, x, y, PatchThreat(1, 1), touched_only=True, budget=None, generator=generator)
         assert search.broken.tolist() == [broken] * 2

@@ -170,6 +170,8 @@ def test_abstentions_under_a_patch_are_changes():
     y, white = model.predict(x), UniversalPatch(torch.ones(1, 1, 1), poses=STILL)
     assert white.transfer(model, x, y, generator=seed()).changed == 1
     model.prediction_error = 0.001
+    assert white.transfer(model, x, y, generator=seed()).changed == 1  # which declares nothing
+    model.randomized = True
     assert white.transfer(model, x, y, generator=seed()).changed == 0
 
 

@@ -94,16 +94,21 @@ class Declining(SmoothedClassifier):
 
 
 def test_an_abstention_breaks_a_certificate(tmp_path):
-    """Of a proof. One that holds with a confidence leaves it open; a certified abstention is attacked by nobody."""
+    """Of a proof, and of one that holds with a confidence but by the model's declaration that it answers by chance."""
 
     class Unsure(Declining):
-        prediction_error = 0.0
+        prediction_error = 0.0  # no declaration
 
         def certify(self, x, threat, method="exact"):
             return replace(super().certify(x, threat, method), confidence=0.95, evidence=None)
 
-    class Stranger(Unsure):
+    class Declared(Unsure):
         prediction_error = property()  # says nothing of its chances, as a foreign certifier may
+        randomized = True
+
+    class Sure(Declining):
+        prediction_error = 0.0
+        randomized = True  # but its certificates are proofs
 
     class Claiming(Declining):
         def predict(self, x):
@@ -112,7 +117,8 @@ def test_an_abstention_breaks_a_certificate(tmp_path):
         def certify(self, x, threat, method="exact"):
             return replace(super().certify(x, threat, method), prediction=self.predict(x), evidence=None)
 
-    for kind, verdict in ((Declining, "broken"), (Unsure, "held"), (Stranger, "held"), (Claiming, "not tested")):
+    kinds = ((Declining, "broken"), (Unsure, "broken"), (Declared, "held"), (Sure, "broken"))
+    for kind, verdict in kinds:
         model = kind(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
         _, summary = run(model, torch.zeros(4, 1, 2, 9), PatchThreat(1, 1), tmp_path / kind.__name__)
         assert (summary.certified_images, summary.verdict) == (4, verdict)
@@ -122,6 +128,9 @@ def test_an_abstention_breaks_a_certificate(tmp_path):
             assert outcome.broken.all()
             assert certified
     assert len(list((tmp_path / "Declining" / "counterexamples").iterdir())) == 4
+    model = Claiming(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
+    with pytest.raises(InvalidInput, match="certified of the certificate is True where the prediction is -1"):
+        run(model, torch.zeros(4, 1, 2, 9), PatchThreat(1, 1), tmp_path / "Claiming")
 
 
 def test_a_bug_in_the_margin_method_alone(tmp_path):
