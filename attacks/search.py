@@ -18,6 +18,7 @@ from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
+from robustpatch.silence import has_score
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
@@ -94,7 +95,8 @@ class Search:
         assert self.voters is not None
         self.evaluations += self.num_ablations
         with torch.no_grad():
-            return self.voters.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
+            scores = self.voters.logits(self.x).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
+        return torch.where(has_score(scores), scores, 0)
 
     @cached_property
     def _touched(self) -> Touched:

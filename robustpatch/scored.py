@@ -27,7 +27,7 @@ class Summed(Voting):
     at most `guard` moves by at most ceil(guard·2^16) units.
     """
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Scored:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Scored:
         return Scored((scores * UNITS).floor().to(torch.int32), ceil(guard * UNITS))
 
     def capacity(self, num_classes: int) -> int:
@@ -154,7 +154,7 @@ class Heaviside(Voting):
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return torch.sigmoid(logits)
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
 
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
