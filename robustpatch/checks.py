@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustpatch.errors import InvalidInput
 from robustpatch.passed import spread
+from robustpatch.silence import has_score
 
 if TYPE_CHECKING:
     from robustpatch.smoothing import SmoothedClassifier
@@ -180,8 +181,7 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index
 
 
 def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:
-    # torch's max keeps a NaN, Python's loses it.
-    deviation = float(torch.stack([(reference - run).abs().max() for run in runs]).max()) if reference.numel() else 0.0
+    deviation = max((_difference(reference, run) for run in runs), default=0.0)
     guard = model.guard_on(reference.device)
     if not deviation <= guard:
         raise InvalidInput(
@@ -189,6 +189,17 @@ def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tenso
             "that move by no more than the guard: mend the base, or choose a larger guard if this is rounding"
         )
     return deviation
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of any score. Ablations that have no score in either (a white image may overflow, and so
+    may one that a patch turns white) are alike; one that has a score here and none there is infinitely far off.
+    """
+    if not one.numel():
+        return 0.0
+    known, again = has_score(one), has_score(other)
+    apart = torch.where(known & again, (one - other).abs(), 0).max()
+    return float(apart) if bool((known == again).all()) else float("inf")
 
 
 @torch.no_grad()
