@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustpatch import memory, precision
+from robustpatch import checks, memory, precision
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.double_masking import Looks, Score
 from robustpatch.errors import InvalidInput
@@ -132,6 +132,7 @@ class MaskedNetwork(Defended):
             others = [self._network(shown), self._network(company)[1:2]]
         self.passed.calls += 1
         alone = self._network(shown)
+        checks.finite_scores(alone)
         deviation = float(torch.stack([(alone - again).abs().max() for again in others]).max())
         if not deviation <= guard:
             raise InvalidInput(
