@@ -22,6 +22,8 @@
     test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
 22 (the checker leans on the checked): no oracle uses a closed form; test_proof.
 23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
+29 (a patch that overflows): test_silence, defenses/test_no_numbers, attacks/test_no_numbers.
+30 (memory of a passed check): test_passed, test_refusals.test_what_was_checked_is_not_taken_for_something_else.
 """
 
 from __future__ import annotations
