@@ -234,4 +234,4 @@ def _dense(value: Tensor) -> list[Tensor]:
 
 def _digest(value: Tensor) -> bytes:
     numbers = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(numbers.view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(numbers.view(torch.uint8).numpy().data).digest()
