@@ -16,11 +16,14 @@ from attacks.base import evaluations, outputs
 from attacks.gradient import UNRELATED, not_differentiable
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.silence import has_score
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.voting import first_argmax
 
 if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier
+
+_SILENT = -30.0  # the log-odds of a vote that is not cast, of an ablation without a score
 
 
 class Scores(nn.Module):
@@ -54,9 +57,12 @@ class Scores(nn.Module):
         if not isinstance(model, SmoothedClassifier):
             return outputs(model, x).float()
         logits = model.logits(lent(x))
-        margins = model.voting.margins(logits)  # the soft vote is their sigmoid, and this the log-odds of its mean
+        known = has_score(model.voting.scores(logits.detach()))
+        margins = model.voting.margins(torch.where(known, logits, 0))
+        margins = torch.where(known, margins, _SILENT)
+        # The soft vote is their sigmoid, and this the log-odds of its mean.
         odds = nn.functional.logsigmoid(margins).logsumexp(1) - nn.functional.logsigmoid(-margins).logsumexp(1)
-        votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard)
+        votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard_on(x.device))
         winner = first_argmax(votes.counts)[:, None]
         best = odds.detach()
         short = (best.amax(dim=1, keepdim=True) - best.gather(1, winner) + 1e-3) * (

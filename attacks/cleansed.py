@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robustpatch import checks
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.lending import lent
+from robustpatch.silence import has_score
 from robustpatch.threat import PatchThreat
 
 _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
@@ -60,7 +60,7 @@ class CleanLooks:
             union = by_doubt(looks, image)
             union = union[:, : union.shape[1] if most is None else max(0, most // each - looks.views)]
             looks.ask(image[:, None].expand_as(union), union)
-            lead, weakest, complete = leads(looks, answer, model.guard)
+            lead, weakest, complete = leads(looks, answer, model.guard_on(x.device))
             found.append((answer, looks.evaluations * each, lead, weakest, complete))
         return cls(model, masks, threat, *(torch.cat(part) for part in zip(*found, strict=True)))
 
@@ -184,7 +184,7 @@ class CleansedVictim:
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         row, place = self.valid.nonzero(as_tuple=True)
         logits = self.model.logits(lent(x_adv), row, self.union[row, place])
-        checks.finite_scores(logits)
+        logits = torch.where(has_score(logits.detach()), logits, 0)  # a silent look names no class: none leads there
         scores = logits.new_zeros(*self.union.shape, logits.shape[1]).index_put((row, place), logits)
         near, second, far = scores.split([self.near, self.near, scores.shape[1] - 2 * self.near], dim=1)
         strongest = _others(far.detach().sum(dim=1), self.y).argmax(dim=1)

@@ -13,6 +13,7 @@ from attacks.victim import OfTouched, gap, soft_votes
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.lending import lent
 from robustpatch.masking import Masking, incidence
+from robustpatch.silence import has_score
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
@@ -70,9 +71,11 @@ class MaskedVictim(OfTouched):
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network = self.model.network
         logits = network.logits(lent(x_adv), lent(self.index))
-        votes = network.voting.votes(network.voting.scores(logits.detach()), network.guard)
+        scores = network.voting.scores(logits.detach())
+        votes, known = network.voting.votes(scores, network.guard_on(x_adv.device)), has_score(scores)
         row, place = self.valid.nonzero(as_tuple=True)
         where = row, self.index[row, place]
         heard, left = self.masking.remainder(self.cast.index_put(where, votes.cast[row, place]))
-        said = (self.cast.float() / votes.unit).index_put(where, soft_votes(network.voting, logits, votes)[row, place])
+        soft = torch.where(known, soft_votes(network.voting, torch.where(known, logits, 0), votes), 0)
+        said = (self.cast.float() / votes.unit).index_put(where, soft[row, place])
         return gap((said * heard).sum(dim=1), self.y, self.rival, self.reach), first_argmax(left)

@@ -20,6 +20,7 @@ from robustpatch.certificate import Certificate
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.lending import certify, lent
+from robustpatch.silence import has_score
 from robustpatch.threat import PatchThreat
 from robustpatch.touched import Touched
 from robustpatch.voting import first_argmax
@@ -97,7 +98,8 @@ class Search:
         assert self.voters is not None
         self.evaluations += self.num_ablations
         with torch.no_grad():
-            return self.voters.logits(lent(self.x)).softmax(dim=-1)  # of "mean-softmax", whatever the votes are made of
+            scores = self.voters.logits(lent(self.x)).softmax(dim=-1)  # of "mean-softmax", whatever votes are made of
+        return torch.where(has_score(scores), scores, 0)
 
     @cached_property
     def _touched(self) -> Touched:

@@ -17,6 +17,7 @@ from torch import Tensor
 from attacks.base import evaluations, outputs
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.silence import has_score
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.touched import Touched
 from robustpatch.votes import UNITS, Scored, Votes, first_argmax
@@ -88,11 +89,12 @@ class WholeVictim:
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         if isinstance(self.model, SmoothedClassifier):
-            soft, counts = _sums(self.model, self.model.logits(lent(x_adv)), None, self.objective)
-        else:
-            logits = outputs(self.model, x_adv).float()
-            soft, counts = logits if self.objective == "votes" else logits.log_softmax(dim=1), logits.detach()
-        return _value(soft, self.y, self.rival, self.objective), first_argmax(counts)
+            soft, counts, heard = _sums(self.model, self.model.logits(lent(x_adv)), None, self.objective)
+            value = _value(soft, self.y, self.rival, self.objective)
+            return value, torch.where(heard, first_argmax(counts), -1)
+        logits = outputs(self.model, x_adv).float()
+        soft = logits if self.objective == "votes" else logits.log_softmax(dim=1)
+        return _value(soft, self.y, self.rival, self.objective), first_argmax(logits.detach())
 
 
 @dataclass(frozen=True)
@@ -190,33 +192,38 @@ class TouchedVictim(OfTouched):
         member.scatter_(1, rows["index"], rows["valid"])
         kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
         untouched = cast.masked_fill(member[:, :, None], 0).sum(dim=1, dtype=kind)
-        soft = untouched.float() / unit if scores is None else (scores * ~member[:, :, None]).sum(dim=1)
+        soft = untouched.float() / unit if scores is None else scores.masked_fill(member[:, :, None], 0).sum(dim=1)
         objective: Objective = "votes" if scores is None else "mean-softmax"
         return cls(**rows, model=model, untouched=untouched, untouched_soft=soft, objective=objective)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.model.logits(lent(x_adv), lent(self.index))
-        soft, counts = _sums(self.model, logits, self.valid, self.objective)
+        soft, counts, heard = _sums(self.model, logits, self.valid, self.objective)
         if self.objective == "votes":
             soft = soft + self.untouched_soft
         else:
             soft = torch.logaddexp(soft, self.untouched_soft.log())
-        return _value(soft, self.y, self.rival, self.objective, self.reach), first_argmax(counts + self.untouched)
+        value = _value(soft, self.y, self.rival, self.objective, self.reach)
+        some_left = self.valid.sum(dim=1) < self.model.ablation.count(*x_adv.shape[2:])
+        return value, torch.where(heard | some_left, first_argmax(counts + self.untouched), -1)
 
 
 def _sums(
     model: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
-) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"]]:
-    """Over the ablations scored: what the objective is made of, differentiable, and the votes cast."""
-    votes = model.voting.votes(model.voting.scores(logits.detach()), model.guard)
-    if valid is not None:
-        votes = replace(votes, cast=votes.cast.masked_fill(~valid[..., None], 0))
-    counts = votes.counts
+) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"], Bool[Tensor, " P"]]:
+    """Over the ablations scored: what the objective is made of, differentiable, the votes cast, and whether any was
+    heard. Those with a score that is no number are not, as in the model's `predict`.
+    """
+    scores = model.voting.scores(logits.detach())
+    votes, heard = model.voting.votes(scores, model.guard_on(logits.device)), has_score(scores)
+    logits = torch.where(heard, logits, 0)  # 0 · NaN is NaN: what is not heard is not to reach the sum
+    heard = heard if valid is None else heard & valid[..., None]
+    counts = replace(votes, cast=votes.cast.masked_fill(~heard, 0)).counts
     if objective == "votes":
-        soft = soft_votes(model.voting, logits, votes)
-        return (soft if valid is None else soft * valid[..., None]).sum(dim=1), counts
-    logs = logits.log_softmax(dim=-1)
-    return (logs if valid is None else logs.masked_fill(~valid[..., None], -1e30)).logsumexp(dim=1), counts
+        soft = torch.where(heard, soft_votes(model.voting, logits, votes), 0).sum(dim=1)
+    else:
+        soft = logits.log_softmax(dim=-1).masked_fill(~heard, -1e30).logsumexp(dim=1)
+    return soft, counts, heard.flatten(1).any(dim=1)
 
 
 def soft_votes(voting: Voting, logits: Float[Tensor, "P n K"], votes: Votes | Scored) -> Float[Tensor, "P n K"]:

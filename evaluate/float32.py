@@ -26,12 +26,12 @@ def off_float32(model: nn.Module, x: Tensor) -> float | None:
     if votes is not None:
         found = deviation_from_float32(votes, x)
         if found is not None:
-            refuse_beyond(found, votes, x.device, votes.guard)
+            refuse_beyond(found, votes, x.device, votes.guard_on(x.device))
         return None if found is None else found.score
     if isinstance(model, MaskedNetwork):
         found = deviation_from_float32(model, x, _under_masks)
         if found is not None:
-            refuse_beyond(found, model, x.device, model.guard, of_logits=True)
+            refuse_beyond(found, model, x.device, model.guard_on(x.device), of_logits=True)
         return None if found is None else found.logit
     if hasattr(model, "certify"):
         return None

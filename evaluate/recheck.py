@@ -128,7 +128,8 @@ class Recheck:
         if isinstance(model, RandomizedClassifier):
             return 0.0 if isinstance(model.ablation, SparseAblation) else self._loose(model.enumerated(), index)
         scores = model.certifiable_scores(self._image(index))
-        votes = model.voting.votes(scores, 2 * model.guard)  # whether a vote is close is itself a matter of the guard
+        # Whether a vote is close is itself a matter of the guard.
+        votes = model.voting.votes(scores, 2 * model.guard_on(scores.device))
         if isinstance(votes, Scored):
             return 4 * votes.slack * scores.shape[1] / votes.unit
         return 2.0 * int(votes.close.sum())

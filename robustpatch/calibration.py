@@ -53,7 +53,7 @@ def calibrate(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Calibra
     checks.image_values(x)
     found = witness.deviation_from_float32(model, x)
     if found is not None:
-        witness.refuse_beyond(found, model, x.device, model.guard)
+        witness.refuse_beyond(found, model, x.device, model.guard_on(x.device))
     itself = _between_evaluations(model, x)
     return Calibration(itself, None if found is None else found.score, len(x))
 

@@ -10,11 +10,20 @@ from torch import Tensor
 
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.passed import spread
+from robustpatch.silence import has_score
 
 if TYPE_CHECKING:
     from robustpatch.smoothing import SmoothedClassifier
 
-_ABLATIONS = 64  # ablations that a check of the base looks at
+ABLATIONS = 256  # that a check of the base looks at, on four images together
+_EACH = ABLATIONS // 4
+_CALLS = 64  # after so many calls that certify, each has been looked at
+
+
+def few(total: int) -> int:
+    """How many of the ablations are looked at by a call that tests a base which passed before."""
+    return -(-total // _CALLS)
 
 
 def shape_and_type(x: Tensor) -> None:
@@ -42,10 +51,15 @@ def image_values(x: Tensor) -> None:
 def finite_scores(scores: Tensor) -> None:
     """Refuse scores that are not numbers: a NaN compares false with every threshold and would look like abstention."""
     if not bool(torch.isfinite(scores).all()):
-        raise InvalidInput(
-            "the base returned NaN or infinite logits; nothing can be certified with it: mend it (a division by 0? an "
-            "overflow, in less than float32?)"
-        )
+        raise no_numbers()
+
+
+def no_numbers() -> InvalidInput:
+    """What a network is refused with that returns NaN or infinity for an image that is to be certified."""
+    return InvalidInput(
+        "the base returned NaN or infinite logits; nothing can be certified with it: mend it (a division by 0? an "
+        "overflow, in less than float32?)"
+    )
 
 
 def evaluation_mode(model: torch.nn.Module) -> None:
@@ -57,19 +71,49 @@ def evaluation_mode(model: torch.nn.Module) -> None:
         )
 
 
-def base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> float:
+def base_is_sound(
+    model: SmoothedClassifier,
+    x: Float[Tensor, "B C H W"],
+    *,
+    first: int = 0,
+    again: bool = False,
+    scores: Float[Tensor, "B N K"] | None = None,
+) -> float:
     """Refuse a base whose scores depend on other images, on chance or, scored in one pass, on pixels it must not see.
 
-    The first image, black, white and noise, a sample of ablations: a test that finds gross violations, not a proof that
-    there are none. Returns the largest change of a score seen.
+    The first image, black, white and noise, 64 ablations each, from place `first` on in the order of `passed.spread`: a
+    test that finds gross violations, not a proof that there are none. `again`: the next `few` on the first image alone,
+    held against its `scores` where they are known. Returns the largest change of a score seen.
     """
-    tested = torch.cat([x[:1], torch.zeros_like(x[:1]), torch.ones_like(x[:1]), _noise(x, 1)])
-    return max(_base_is_sound(model, image[None]) for image in tested)
-
-
-def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> float:
     n = model.ablation.count(*x.shape[2:])
-    index = torch.linspace(0, n - 1, min(n, _ABLATIONS), device=x.device).round().long()
+    if again:
+        return _still_sound(model, x[:1], spread(n, first, few(n), x.device), scores)
+    tested = torch.cat([x[:1], torch.zeros_like(x[:1]), torch.ones_like(x[:1]), _noise(x, 1)])
+    samples = [spread(n, first + k * _EACH, _EACH, x.device) for k in range(len(tested))]
+    return max(_base_is_sound(model, image[None], some) for image, some in zip(tested, samples, strict=True))
+
+
+def _still_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index: Tensor, scores: Tensor | None) -> float:
+    """Each ablation asked by itself: held against the scores of a pass over all of them, in which votes are cast."""
+    whole = model.one_pass and not model.by_pairs
+    if scores is None:
+        company = torch.cat([_noise(x), x, torch.ones_like(x)])
+        scores = (_scores(model, company) if whole else _scores(model, company, index))[1:2]
+    known = scores[:, index] if scores.shape[1] != len(index) else scores
+    if not model.one_pass:
+        what = "the same image alone and in company: the base couples images or is random"
+        return _within_guard(model, known, [_scores(model, x, index)], what)
+    kept = model.ablation.masks(x.shape[2], x.shape[3], index)[:, None]
+    fills = {"0": torch.zeros_like(x), "1": torch.ones_like(x), "noise": _noise(x)}
+    ablated = torch.cat([torch.where(kept, x, fill) for fill in fills.values()])
+    seen = _scores(model, ablated, index.repeat(len(fills))[:, None])[None, :, 0].split(len(index), dim=1)
+    what = f"pixels outside the band replaced by {', '.join(fills)}: the base sees more than its band"
+    return _within_guard(model, known, list(seen), what)
+
+
+def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index: Tensor | None = None) -> float:
+    n = model.ablation.count(*x.shape[2:])
+    index = spread(n, 0, _EACH, x.device) if index is None else index
 
     def sampled(images: Tensor) -> Tensor:
         """The sample's scores, from the pass that votes are taken from: of a one-pass base, the one over all bands.
@@ -94,8 +138,8 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> fl
     kept = model.ablation.masks(x.shape[2], x.shape[3], index)[:, None]
     for name, fill in (("0", torch.zeros_like(x)), ("1", torch.ones_like(x)), ("noise", _noise(x))):
         ablated = torch.where(kept, x, fill)
-        few = n <= _ABLATIONS and not model.by_pairs  # pairs cost what they are, so none but the band is asked for
-        own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if few else None
+        all_bands = n <= _EACH and not model.by_pairs  # pairs cost what they are, so none but the band is asked for
+        own = torch.cat([_scores(model, some) for some in ablated.split(16)]) if all_bands else None
         seen = (
             own[torch.arange(n, device=index.device), index][None]
             if own is not None
@@ -107,14 +151,25 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"]) -> fl
 
 
 def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:
-    # torch's max keeps a NaN, Python's loses it.
-    deviation = float(torch.stack([(reference - run).abs().max() for run in runs]).max()) if reference.numel() else 0.0
-    if not deviation <= model.guard:
+    deviation = max((_difference(reference, run) for run in runs), default=0.0)
+    guard = model.guard_on(reference.device)
+    if not deviation <= guard:
         raise InvalidInput(
-            f"scores differ by {deviation:.2g} over {what}; the guard is {model.guard:g}. Certificates need scores "
+            f"scores differ by {deviation:.2g} over {what}; the guard is {guard:g}. Certificates need scores "
             "that move by no more than the guard: mend the base, or choose a larger guard if this is rounding"
         )
     return deviation
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of any score. Ablations that have no score in either (a white image may overflow, and so
+    may one that a patch turns white) are alike; one that has a score here and none there is infinitely far off.
+    """
+    if not one.numel():
+        return 0.0
+    known, again = has_score(one), has_score(other)
+    apart = torch.where(known & again, (one - other).abs(), 0).max()
+    return float(apart) if bool((known == again).all()) else float("inf")
 
 
 @torch.no_grad()

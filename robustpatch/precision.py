@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustpatch.errors import InvalidInput
 
@@ -41,6 +41,18 @@ def settings(device: str) -> tuple[object, ...]:
     if device == "cpu":
         switches += [_precision(getattr(backends.mkldnn, name, None)) for name in ("matmul", "conv")]
     return tuple(switches)
+
+
+def is_reduced_anywhere(model: nn.Module, device: torch.device | str | None = None) -> bool:
+    """Whether the model computes anything in less than float32 on images on `device`; None: where its weights are, and
+    without weights on the GPU if there is one.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    kinds = {tensor.device.type for tensor in tensors}
+    if device is not None:
+        kinds.add(torch.device(device).type)
+    kinds = kinds or {"cuda" if torch.cuda.is_available() else "cpu"}
+    return any(is_reduced(tensors, kind) for kind in kinds)
 
 
 def is_reduced(tensors: Iterable[Tensor], device: str) -> bool:

@@ -13,6 +13,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.passed import Passed, When
 from robustpatch.sampling import (
     Draw,
     Sampling,
@@ -27,6 +28,7 @@ from robustpatch.sampling import (
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import Draws, SparseAblation
 from robustpatch.threat import Threat
+from robustpatch.votes import Votes
 from robustpatch.voting import TopOne, Voting
 
 _CELLS = 2**22  # pixels of the masks drawn at once
@@ -41,7 +43,7 @@ class RandomizedClassifier(nn.Module):
 
     Args:
         base: as for `SmoothedClassifier`. ablation: an `Ablation`, each of whose N views is as likely as any other, or
-            a `SparseAblation`. num_classes: K ≥ 2. encoding, chunk: as for `SmoothedClassifier`.
+            a `SparseAblation`. num_classes: K ≥ 2. encoding, chunk, check: as for `SmoothedClassifier`.
         sampling: samples, errors allowed, seed. voting: top-1, with its guard; a close vote counts for no class.
         views: sampled ablations behind `forward` where they cannot be enumerated; the same for every image.
 
@@ -63,6 +65,7 @@ class RandomizedClassifier(nn.Module):
         encoding: Encoding = ComplementChannels(),
         views: int = 256,
         chunk: int | None = None,
+        check: When = "once",
     ) -> None:
         super().__init__()
         if views < 1:
@@ -72,13 +75,18 @@ class RandomizedClassifier(nn.Module):
         self.base, self.ablation, self.sampling, self.encoding = base, ablation, sampling, encoding
         self.num_classes, self.views, self.chunk = num_classes, views, chunk
         self.voting: Voting = voting
-        self._checked: set[tuple[object, ...]] = set()
+        self.check: When = check
+        self.passed = Passed()
         self.enumerated()  # refuses what a SmoothedClassifier refuses
 
     @property
     def guard(self) -> float:
         """The change of a score that certificates allow for."""
-        return self.enumerated().guard
+        return self.guard_on(None)
+
+    def guard_on(self, device: torch.device | str | None) -> float:
+        """The same for images on that device, as `SmoothedClassifier.guard_on`."""
+        return self.enumerated().guard_on(device)
 
     @classmethod
     def of(cls, model: SmoothedClassifier, sampling: Sampling = Sampling()) -> RandomizedClassifier:
@@ -92,6 +100,7 @@ class RandomizedClassifier(nn.Module):
             voting=voting,
             encoding=encoding,
             chunk=model.chunk,
+            check=model.check,
         )
         other.training = model.training
         return other
@@ -139,6 +148,7 @@ class RandomizedClassifier(nn.Module):
             encoding=self.encoding,
             views=self.views,
             chunk=self.chunk,
+            check=self.check,
         )
         other.training = self.training
         return other
@@ -151,24 +161,22 @@ class RandomizedClassifier(nn.Module):
         """The most voted class of the sample, or -1 where its lead over the next could be chance (it abstains).
 
         With probability at least 1 - alpha_prediction it abstains or agrees with the ideal classifier: a two-sided
-        binomial test of the two largest counts (Cohen et al. 2019, Section 3.2.1).
+        binomial test of the two largest counts (Cohen et al. 2019, Section 3.2.1). An ablation with a score that is no
+        number, as where a patch made the base overflow, votes for no class.
         """
-        return predict_draws(self._draw(x), self.sampling)
+        return predict_draws(self._draw(x, finite=False), self.sampling)
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
         """Prove with confidence 1 - alpha that no patch within `threat` changes the ideal prediction.
 
-        See `certify_randomized`. The first call tests the base as `SmoothedClassifier.certify` does.
+        See `certify_randomized`. The base is tested as `SmoothedClassifier.certify` tests it.
         """
         checks.image_values(x)
         height, width = x.shape[2:]
         threat.check_fits(height, width)
-        draw = self._draw(x)
-        if len(x):
-            self.enumerated()._check_once(x)
-        return certify_draws(
-            draw, touched_chance(self.ablation, threat, height, width), threat, self.sampling, self.guard
-        )
+        draw, chance = self._draw(x, finite=True), touched_chance(self.ablation, threat, height, width)
+        self.enumerated().check_base(x)
+        return certify_draws(draw, chance, threat, self.sampling, self.guard_on(x.device))
 
     def sampled_logits(
         self, x: Float[Tensor, "B C H W"], number: int, generator: torch.Generator
@@ -186,15 +194,22 @@ class RandomizedClassifier(nn.Module):
     def _over(self, ablation: Ablation) -> SmoothedClassifier:
         voting, encoding = self.voting, self.encoding
         view = SmoothedClassifier(
-            self.base, ablation, num_classes=self.num_classes, voting=voting, encoding=encoding, chunk=self.chunk
+            self.base,
+            ablation,
+            num_classes=self.num_classes,
+            voting=voting,
+            encoding=encoding,
+            chunk=self.chunk,
+            check=self.check,
         )
-        view.training, view._checked = self.training, self._checked
+        view.training, view.passed = self.training, self.passed
         return view
 
-    def _draw(self, x: Tensor) -> Draw:
+    def _draw(self, x: Tensor, *, finite: bool) -> Draw:
+        """Random ablations of each image; `finite` refuses scores that are no numbers."""
         keys = image_keys(x)
         if isinstance(self.ablation, Ablation):
-            return from_votes(self.enumerated().votes(x), keys, self.sampling.seed)  # type: ignore[arg-type]  # top-1 votes
+            return from_votes(_votes(self.enumerated(), x, finite), keys, self.sampling.seed)
         checks.evaluation_mode(self)
         checks.image_values(x)
         source, size = self.ablation, max(1, _CELLS // (x.shape[2] * x.shape[3]))
@@ -205,10 +220,16 @@ class RandomizedClassifier(nn.Module):
             for i, key in enumerate(keys):
                 for first in range(0, number, size):
                     seed = stream_seed(self.sampling.seed, purpose, key, first)
-                    votes = self._over(Draws(source, min(size, number - first), seed)).votes(x[i : i + 1])
+                    votes = _votes(self._over(Draws(source, min(size, number - first), seed)), x[i : i + 1], finite)
                     cast[i] += votes.cast[0].sum(dim=0)
                     sure[i] += (votes.cast[0] & ~votes.close[0]).sum(dim=0)
                     close[i] += votes.close.sum()
             return Tally(cast, sure, close)
 
         return draw
+
+
+def _votes(model: SmoothedClassifier, x: Tensor, finite: bool) -> Votes:
+    votes = model.votes(x) if not finite else model.voting.votes(model.finite_scores(x), model.guard_on(x.device))
+    assert isinstance(votes, Votes)  # of TopOne
+    return votes

@@ -2,7 +2,8 @@
 
 p_k is the chance that a random ablation votes for class k, and the ideal smoothed classifier predicts the class of
 largest p_k. A patch reaches a random ablation with a chance of at most τ, so it moves no p_k by more than τ: where
-p_c > 1/2 + τ, the ideal prediction is c whatever the patch (Levine & Feizi 2019, 2020; Cohen et al. 2019).
+p_c > 1/2 + τ, the ideal prediction is c whatever the patch (Levine & Feizi 2019, 2020; Cohen et al. 2019). Ablations
+that it brings to vote for no class leave c more than half of all the same.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def from_votes(votes: Votes, keys: Sequence[bytes], seed: int) -> Draw:
     """Ablations drawn with replacement from all of them, whose votes are known."""
     if len(keys) != len(votes.cast):
         raise InvalidInput(f"keys are {len(keys)}, but votes are of {len(votes.cast)} images; give one for each")
-    if bool((votes.cast.sum(dim=2) != 1).any()):
+    cast = votes.cast.sum(dim=2)
+    if bool((cast > 1).any() | ((cast == 0) & ~votes.close.all(dim=2)).any()):  # of those without a score all is close
         raise InvalidInput(
             "votes are not top-1: some ablation votes for no class or for several; a randomized certificate is of "
             "top-1 votes, so take those of TopOne()"

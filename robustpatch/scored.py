@@ -27,7 +27,7 @@ class Summed(Voting):
     at most `guard` moves by at most ceil(guard·2^16) units.
     """
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Scored:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Scored:
         return Scored((scores * UNITS).floor().to(torch.int32), ceil(guard * UNITS))
 
     def capacity(self, num_classes: int) -> int:
@@ -120,12 +120,12 @@ class ClippedLogits(Summed):
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The log-odds of a score that is kept from 0 and 1, with a gradient everywhere."""
         x = logits / self.top
-        return torch.logit(self.scores(logits), eps=1e-4) + _LEAK * (x - x.detach())
+        return torch.logit(self.scores(logits), eps=1e-4) + _leak(x)
 
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The clipped logits, with a small slope outside."""
         x = logits / self.top
-        return x.clamp(0, 1) + _LEAK * (x - x.detach())
+        return x.clamp(0, 1) + _leak(x)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Heaviside(Voting):
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return torch.sigmoid(logits)
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
 
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
@@ -168,3 +168,8 @@ class Heaviside(Voting):
         """The votes, with the gradient of `soft`: what the certificate's loss counts is what is certified."""
         soft = self.soft(logits)
         return (self.margins(logits) >= 0).to(soft) + soft - soft.detach()
+
+
+def _leak(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """0, with a small slope; without one where x is infinite, since ∞ - ∞ is NaN."""
+    return _LEAK * torch.where(torch.isinf(x), 0, x - x.detach())

@@ -17,6 +17,8 @@ from robustpatch.certificate import Certificate, Method, certify_votes, largest_
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.passed import Passed, When, check_when, told
+from robustpatch.silence import answered, has_score, numbers_backward
 from robustpatch.threat import Threat
 from robustpatch.top_k import TopKCertificate, certify_top_k, check_asked
 from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
@@ -39,6 +41,8 @@ class SmoothedClassifier(nn.Module):
             to a plain base.
         chunk: ablated images scored at once; None chooses by image size and free memory. It bounds memory, with
             gradients too.
+        check: when the base is tested in full: "once", and again whenever it has changed (see `certify`), or at
+            "every call" that certifies.
 
     `votes`, `predict` and `certify` need evaluation mode; `scores`, `soft` and `forward` allow training mode.
     """
@@ -52,6 +56,7 @@ class SmoothedClassifier(nn.Module):
         voting: Voting = Threshold(0.3),
         encoding: Encoding = ComplementChannels(),
         chunk: int | None = None,
+        check: When = "once",
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -65,7 +70,9 @@ class SmoothedClassifier(nn.Module):
             )
         self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
         self.num_classes, self.chunk = num_classes, chunk
-        self._checked: set[tuple[object, ...]] = set()
+        check_when(check)
+        self.check: When = check
+        self.passed = Passed()
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
@@ -90,12 +97,15 @@ class SmoothedClassifier(nn.Module):
     @property
     def guard(self) -> float:
         """The change of a score that certificates allow for: the voting's, or the default for this precision."""
+        return self.guard_on(None)
+
+    def guard_on(self, device: torch.device | str | None) -> float:
+        """The same for images on that device; None: where the weights are, and of a base without any on the GPU if
+        there is one, where precision may be the least. Certificates are of the images' device.
+        """
         if self.voting.guard is not None:
             return self.voting.guard
-        tensors = [*self.parameters(), *self.buffers()]
-        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
-        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
-        return GUARD_REDUCED if reduced else GUARD_FLOAT32
+        return GUARD_REDUCED if precision.is_reduced_anywhere(self, device) else GUARD_FLOAT32
 
     def logits(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
         """The base's logits in float32, of all ablations or of those in `index`: [n] for all images alike, or [B,n].
@@ -128,14 +138,15 @@ class SmoothedClassifier(nn.Module):
 
     def _score_all(self, x: Tensor, index: Tensor | None) -> Tensor:
         index = None if index is None else lent(index)
-        return self.base.score_all(lent(self._match(x)), index)  # type: ignore[operator]
+        return self.base.score_all(lent(numbers_backward(self._match(x))), index)  # type: ignore[operator]
 
     def _score_pairs(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
-        return self.base.score_pairs(lent(self._match(x)), lent(image), lent(index))  # type: ignore[operator]
+        shown = lent(numbers_backward(self._match(x)))
+        return self.base.score_pairs(shown, lent(image), lent(index))  # type: ignore[operator]
 
     def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
         kept = self.ablation.masks(x.shape[2], x.shape[3], index)
-        return self.base(self._match(self.encoding(x[image], kept)))
+        return self.base(numbers_backward(self._match(self.encoding(x[image], kept))))
 
     def _run(self, function: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], x: Tensor) -> Tensor:
         """The chunks' logits one after the other; with gradients, computed again in the backward pass."""
@@ -164,8 +175,11 @@ class SmoothedClassifier(nn.Module):
 
     @torch.no_grad()
     def votes(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Votes | Scored:
-        """The votes of each ablation, and which of them are too close to call. Raises `InvalidInput`."""
-        return self.voting.votes(self._sound_scores(x, index), self.guard)
+        """The votes of each ablation, and which of them are too close to call. Raises `InvalidInput`.
+
+        One with a score that is no number votes for no class, and counts as close: a patch may have overflown it.
+        """
+        return self.voting.votes(self._scores(x, index), self.guard_on(x.device))
 
     @torch.no_grad()
     def certifiable_scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
@@ -174,51 +188,71 @@ class SmoothedClassifier(nn.Module):
         For each rule that makes the same scores of the logits, `certify_votes(voting.votes(scores, model.guard), …)` is
         what `certify` returns with it.
         """
-        scores = self._sound_scores(x)
-        if len(x):
-            self._check_once(x)
+        scores = self.finite_scores(x)
+        self.check_base(x, scores)
         return scores
 
-    def _sound_scores(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        checks.evaluation_mode(self)
-        checks.image_values(x)
-        scores = self.scores(x, index)
+    @torch.no_grad()
+    def finite_scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        """The scores of all ablations. Raises `InvalidInput` where one is no number, as `certify` does."""
+        scores = self._scores(x)
         checks.finite_scores(scores)
         return scores
 
+    def _scores(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        checks.evaluation_mode(self)
+        checks.image_values(x)
+        return self.scores(x, index)
+
     def soft(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """The mean over ablations of the voting's differentiable votes: what attacks climb."""
-        return self.voting.soft(self.logits(x)).mean(dim=1)
+        """The mean over ablations of the voting's differentiable votes: what attacks climb. Of an ablation whose scores
+        are no numbers, which votes for no class, 0.
+        """
+        return self._soft(self.logits(x))
+
+    def _soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B K"]:
+        known = has_score(self.voting.scores(logits.detach()))
+        return torch.where(known, self.voting.soft(torch.where(known, logits, 0)), 0).mean(dim=1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The share of votes of each class, or the mean of summed scores, float32; its argmax is `predict`, ties
-        included, its gradient `soft`'s.
+        included, unless that is -1; its gradient `soft`'s.
         """
         logits = self.logits(x)
-        scores = self.voting.scores(logits.detach())
-        checks.finite_scores(scores)
-        shares = _shares(self.voting.votes(scores, self.guard))
+        shares = _shares(self.voting.votes(self.voting.scores(logits.detach()), self.guard_on(x.device)))
         if not logits.requires_grad:
             return shares
-        return _StraightThrough.apply(self.voting.soft(logits).mean(dim=1), shares)  # type: ignore[no-any-return]
+        return _StraightThrough.apply(self._soft(logits), shares)  # type: ignore[no-any-return]
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The class with the most votes, the lowest index winning ties."""
-        return first_argmax(self.votes(x).counts)
+        """The class with the most votes, the lowest index winning ties.
+
+        An ablation with a score that is no number, as where a patch made the base overflow, votes for no class: the
+        proofs allow for that on all that a patch touches. -1 where not one ablation of the image has a score: then none
+        was certified.
+        """
+        scores = self._scores(x)
+        return answered(first_argmax(self.voting.votes(scores, self.guard_on(x.device)).counts), scores)
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat, method: Method = "exact") -> Certificate:
         """Prove, for each image, that no patch within `threat` changes the prediction; see `Certificate`.
 
-        The first call for a base, its weights, precision and image shape also tests the proof's assumptions on a few
-        images: the same scores alone, in company and twice, and, for a one-pass base, with everything outside the band
-        replaced.
+        Raises `InvalidInput` where a score of any ablation is no number: on clean images that is no patch's doing.
+
+        The first call also tests the proof's assumptions, on the first image and on a black, a white and a noisy one,
+        64 ablations each, all different where there are as many: the same scores alone, in company and twice, and, for
+        a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
+        change of the classifier that can be told: of weights, attributes, methods, hooks, precision or image shape (see
+        `robustpatch.content`). Every other call asks 1 in 64 of the ablations, of one of the images, going on where the
+        last one stopped: alone, or with everything outside the band replaced. So each of the N ablations has been asked
+        after 64 calls for images of one size, and all of up to 256 after the first. These tests find gross violations;
+        they do not prove that there are none.
         """
         checks.image_values(x)
-        threat.check_fits(x.shape[2], x.shape[3])
-        votes = self.votes(x)
-        if len(x):
-            self._check_once(x)
-        return certify_votes(votes, self.ablation, threat, (x.shape[2], x.shape[3]), method=method, guard=self.guard)
+        size, guard = (x.shape[2], x.shape[3]), self.guard_on(x.device)
+        threat.check_fits(*size)
+        votes = self.voting.votes(self.certifiable_scores(x), guard)
+        return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard)
 
     def certify_top_k(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
@@ -229,36 +263,35 @@ class SmoothedClassifier(nn.Module):
         """
         check_asked(y, k, len(x), self.num_classes)
         checks.image_values(x)
-        threat.check_fits(x.shape[2], x.shape[3])
-        votes = self.votes(x)
-        if len(x):
-            self._check_once(x)
-        capacity, size = self.voting.capacity(self.num_classes), (x.shape[2], x.shape[3])
-        return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=self.guard)
+        size, guard = (x.shape[2], x.shape[3]), self.guard_on(x.device)
+        threat.check_fits(*size)
+        votes, capacity = self.voting.votes(self.certifiable_scores(x), guard), self.voting.capacity(self.num_classes)
+        return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=guard)
 
     def largest_certified(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The side of the largest square patch against which each image is certified; 0 where there is none."""
-        votes = self.votes(x)
-        if len(x):
-            self._check_once(x)
+        votes = self.voting.votes(self.certifiable_scores(x), self.guard_on(x.device))
         return largest_certified(votes, self.ablation, (x.shape[2], x.shape[3]))
 
-    def _check_once(self, x: Tensor) -> None:
-        # The modules and weights themselves, not their ids: those of a deleted base are given to the next one. A weight
-        # that is loaded, trained or edited in place has another version; inference tensors count none, and are checked
-        # at every call.
-        tensors = (*self.base.parameters(), *self.base.buffers())
-        key = (
-            tuple(self.base.modules()),
-            tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors),
-            (str(x.device), precision.settings(x.device.type), tuple(x.shape[1:])),
-            tuple(module._compiled_call_impl for module in self.base.modules()),
-            (self.guard, self.chunk, self.encoding, self.ablation, self.voting),
-        )
-        if key not in self._checked:
-            checks.base_is_sound(self, x)
-            self._checked.difference_update([known for known in self._checked if known[:2] != key[:2]])
-            self._checked.add(key)
+    def check_base(self, x: Float[Tensor, "B C H W"], scores: Float[Tensor, "B N K"] | None = None) -> None:
+        """Test what the proofs assume of the base on a few images, and a few ablations of these. Raises `InvalidInput`.
+
+        What is tested, and how often, says `certify`. `scores` are those of x, where they are known.
+        """
+        check_when(self.check)
+        if not len(x):
+            return
+        now = told(self, x, self.guard_on(x.device))
+        again = self.check == "once" and self.passed.holds(now)
+        n = self.ablation.count(*x.shape[2:])
+        first = self.passed.turn(n, checks.few(n) if again else checks.ABLATIONS)
+        one = self.passed.calls % len(x)  # another image of the batch at each call
+        self.passed.calls += 1
+        images = x[one : one + 1] if again else x
+        some = None if scores is None or not again else scores[one : one + 1]
+        checks.base_is_sound(self, images, first=first, again=again, scores=some)
+        if not again:
+            self.passed.note(now)
 
 
 def _shares(votes: Votes | Scored) -> Float[Tensor, "B K"]:

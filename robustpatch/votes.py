@@ -50,6 +50,10 @@ class Votes:
         """What rounding can make of the votes at most."""
         return self.cast | self.close
 
+    def without(self, silent: Bool[Tensor, "B N 1"]) -> Votes:
+        """The same, where these ablations vote for no class, and nobody knows what else they might: all are close."""
+        return Votes(self.cast & ~silent, self.close | silent)
+
     def of(self, rows: Tensor | slice) -> Votes:
         """The votes of some of the images."""
         return Votes(self.cast[rows], self.close[rows])
@@ -98,6 +102,10 @@ class Scored:
     def possible(self) -> Int[Tensor, "B N K"]:
         """What each contribution can be at most."""
         return (self.cast.long() + self.slack).clamp(max=self.unit)
+
+    def without(self, silent: Bool[Tensor, "B N 1"]) -> Scored:
+        """The same, where these ablations add nothing; since nobody knows what else they might, with slack for all."""
+        return Scored(self.cast.masked_fill(silent, 0), self.unit if bool(silent.any()) else self.slack)
 
     def of(self, rows: Tensor | slice) -> Scored:
         """The contributions for some of the images."""

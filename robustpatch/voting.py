@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
+from robustpatch.silence import has_score
 from robustpatch.votes import Scored, Votes, first_argmax
 
 GUARD_FLOAT32 = 1e-4
@@ -41,9 +42,20 @@ class Voting(ABC):
         """What `scores` makes of logits: rules of one link share a scoring."""
         return "softmax"
 
-    @abstractmethod
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
-        """The votes, and which of them a change of each score by at most `guard` could turn over."""
+        """The votes, and which of them a change of each score by at most `guard` could turn over.
+
+        An ablation with a score that is NaN or infinite votes for no class, and all of that is close: a patch can do
+        this to those that it touches (see `robustpatch.silence`). Nothing can be certified of an image with one.
+        """
+        known = has_score(scores)
+        if bool(known.all()):
+            return self._votes(scores, guard)
+        return self._votes(torch.where(known, scores, 0), guard).without(~known)
+
+    @abstractmethod
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
+        """The same of scores that are numbers."""
 
     def capacity(self, num_classes: int) -> int:
         """The most that one ablation, whatever it sees, adds to the counts of all `num_classes` together: in votes, or
@@ -92,7 +104,7 @@ class Threshold(Voting):
             raise InvalidInput(f"theta is {self.theta}; the threshold must lie strictly between 0 and 1")
         self._check_guard()
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
 
     def capacity(self, num_classes: int) -> int:
@@ -126,7 +138,7 @@ class TopOne(Voting):
     def __post_init__(self) -> None:
         self._check_guard()
 
-    def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
+    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         cast = torch.nn.functional.one_hot(first_argmax(scores), scores.shape[-1]).bool()
         near = scores >= scores.amax(dim=-1, keepdim=True) - 2 * guard
         return Votes(cast=cast, close=near & (near.sum(dim=-1, keepdim=True) > 1))

@@ -24,6 +24,8 @@
 31 (kernels that lie): test_convolution, test_witness, test_training_numbers, evaluate.test_float32,
     test_a_kernel_that_agrees_with_itself here.
 23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
+29 (a patch that overflows): test_silence, defenses/test_no_numbers, attacks/test_no_numbers.
+30 (memory of a passed check): test_passed, test_refusals.test_what_was_checked_is_not_taken_for_something_else.
 """
 
 from __future__ import annotations

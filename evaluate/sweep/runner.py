@@ -82,7 +82,8 @@ def certify_scores(
     votes, rounded down. Raises `InvalidInput` for a rule that makes other scores of the logits than the model's.
     """
     _check_link(model, voting)
-    votes = voting.votes(scores, model.guard)
+    guard = model.guard_on(scores.device)
+    votes = voting.votes(scores, guard)
     columns = {
         "prediction": first_argmax(votes.counts),
         "close_votes": votes.close.flatten(1).sum(dim=1),
@@ -96,14 +97,12 @@ def certify_scores(
     capacity = voting.capacity(model.num_classes)
     for patch in patches:
         for method in METHODS:
-            found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=model.guard)
+            found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=guard)
             assert found.margin is not None  # of votes there always is one
             columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
         if labels is not None:
             for k in top_k:
-                top = certify_top_k(
-                    votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=model.guard
-                )
+                top = certify_top_k(votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=guard)
                 columns[top_column(k, patch)] = torch.div(top.margin, top.unit, rounding_mode="floor")
     return columns
 

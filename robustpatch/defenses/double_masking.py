@@ -10,9 +10,12 @@ from torch import Tensor
 
 from robustpatch import checks
 from robustpatch.defenses.masking import MaskSet
+from robustpatch.silence import names_class
 from robustpatch.voting import first_argmax
 
 Score = Callable[[Tensor, Tensor], Tensor]  # image [P], union [P] -> logits [P,K]
+SILENT = -2  # the label of a look that names no class
+_UNASKED = -1
 _FIRST = 2  # unions asked at first where one answer may settle it; then twice as many each time
 
 
@@ -20,8 +23,10 @@ class Looks:
     """What a classifier says of B images under the unions of a mask set, each computed when first asked for.
 
     Attributes:
-        prediction: Int[B,U], the class under each union; -1 where nobody has asked.
-        gap: Float[B,U], by how much its logit exceeds every other's; inf where nobody has asked.
+        prediction: Int[B,U], the class under each union; -1 where nobody has asked, `SILENT` where no class has the
+            largest logit (see `silence.names_class`), as where a patch made the network overflow.
+        gap: Float[B,U], by how much its logit exceeds every other's; 0 where silent, inf where nobody has asked.
+        finite: whether every logit seen is a number.
     """
 
     def __init__(self, masks: MaskSet, images: int, score: Score, device: torch.device | str = "cpu") -> None:
@@ -29,25 +34,31 @@ class Looks:
         self.views, self.pair = len(masks.views), masks.pair.to(device)
         self.prediction = torch.full((images, len(masks.unions)), -1, dtype=torch.int32, device=device)
         self.gap = torch.full(self.prediction.shape, torch.inf, device=device)
+        self.finite = True
 
     @property
     def evaluations(self) -> Int[Tensor, " B"]:
         """How many unions of each image were scored."""
-        return (self.prediction >= 0).sum(dim=1)
+        return (self.prediction != _UNASKED).sum(dim=1)
 
     def learn(self, image: Int[Tensor, " P"], union: Int[Tensor, " P"], logits: Float[Tensor, "P K"]) -> None:
-        """Note what the classifier says. Raises `InvalidInput` for logits that are no numbers."""
-        checks.finite_scores(logits)
-        first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
-        self.prediction[image, union] = first_argmax(logits).int()
-        self.gap[image, union] = first - second
+        """Note what the classifier says."""
+        self.finite &= bool(torch.isfinite(logits).all())
+        label, gap = named(logits)
+        self.prediction[image, union] = label.int()
+        self.gap[image, union] = gap
+
+    def check_finite(self) -> None:
+        """Raise `InvalidInput` where a logit seen is no number: of clean images, nothing can be certified."""
+        if not self.finite:
+            raise checks.no_numbers()
 
     def ask(self, image: Int[Tensor, "..."], union: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The predictions of these images under these unions."""
         number = self.prediction.shape[1]
         new = torch.unique((image * number + union).flatten())
         i, u = new // number, new % number
-        unknown = self.prediction[i, u] < 0
+        unknown = self.prediction[i, u] == _UNASKED
         i, u = i[unknown], u[unknown]
         if len(i):
             self.learn(i, u, self._score(i, u))
@@ -66,17 +77,20 @@ def infer(looks: Looks) -> Int[Tensor, " B"]:
 
     Two dissenters that stand name the same class, that of the union of both, so their order does not matter. (Xiang et
     al. 2022, Algorithm 1.)
+
+    A silent view names no class: it has no part in the majority, does not stand, and shakes what it is the second of.
+    -1 where all views are silent.
     """
     labels = looks.first()
     found = majority(labels)
-    image, view = (labels != found[:, None]).nonzero(as_tuple=True)
+    image, view = ((labels != found[:, None]) & (labels != SILENT)).nonzero(as_tuple=True)
     order = looks.gap[:, : looks.views].argsort(dim=1)
     for columns in _growing(looks.views):
         union = looks.pair[view[:, None], order[image, columns]]
         stands = (looks.ask(image[:, None].expand_as(union), union) == labels[image, view][:, None]).all(dim=1)
         image, view = image[stands], view[stands]
     found[image] = labels[image, view]
-    return found.long()
+    return torch.where(found == SILENT, -1, found).long()
 
 
 def certify(
@@ -90,8 +104,11 @@ def certify(
     dissents; under it nothing more that is hidden changes the answer c, so a dissenter for c stands. And no
     dissenter for another class stands, since together with v it names c. So c is returned in every case. (Theorem 1 of
     the paper asks this of all views, which masks made for the very patch need: each is alone in hiding some placement.)
+    Where the patch shows, a look may as well be silent. If the majority of the others is for c, c is returned, as no
+    dissenter for another class stands; if it is for another class, v dissents and stands as before.
 
-    Unions are asked until that fails, those first whose views are the least sure.
+    Unions are asked until that fails, those first whose views are the least sure. Raises `InvalidInput` for logits that
+    are no numbers: the patch is still to come.
     """
     found = infer(looks)
     hiding = torch.eye(looks.views, dtype=torch.bool) if hiding is None else hiding
@@ -104,6 +121,7 @@ def certify(
         holds = closed(steady(looks, found, guard, alive), hiding).all(dim=1)
         certified[alive] = holds
         alive, order = alive[holds], order[holds]
+    looks.check_finite()
     return found, certified
 
 
@@ -115,7 +133,7 @@ def steady(
     """
     image = torch.arange(len(found), device=found.device) if image is None else image
     label, gap = looks.prediction[image], looks.gap[image]
-    shaken = (label >= 0) & ((label != found[image, None]) | (gap <= 2 * guard))
+    shaken = (label != _UNASKED) & ((label != found[image, None]) | (gap <= 2 * guard))
     return ~shaken[:, looks.pair].any(dim=2)
 
 
@@ -126,7 +144,7 @@ def leads(
     view; and whether all were asked: where both hold, lead > 0 and all asked, the view is steady.
     """
     lead = torch.where(looks.prediction == found[:, None], looks.gap, -looks.gap) - 2 * guard
-    asked = looks.prediction >= 0
+    asked = looks.prediction != _UNASKED
     least, weakest = lead.masked_fill(~asked, torch.inf)[:, looks.pair].min(dim=2)
     return least, weakest, asked[:, looks.pair].all(dim=2)
 
@@ -147,9 +165,19 @@ def by_doubt(looks: Looks, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
 
 
 def majority(labels: Int[Tensor, "B V"]) -> Int[Tensor, " B"]:
-    """The class that most views name, the lowest of equals."""
-    votes = torch.nn.functional.one_hot(labels.long()).sum(dim=1)
-    return first_argmax(votes).to(labels.dtype)
+    """The class that most views name, the lowest of equals; `SILENT` where all are."""
+    heard = labels != SILENT
+    votes = torch.nn.functional.one_hot(labels.long().clamp(min=0)) * heard[..., None]
+    return torch.where(heard.any(dim=1), first_argmax(votes.sum(dim=1)), SILENT).to(labels.dtype)
+
+
+def named(logits: Float[Tensor, "*any K"]) -> tuple[Int[Tensor, "*any"], Float[Tensor, "*any"]]:
+    """The class of the largest logit and by how much it exceeds the others, a number; `SILENT` and 0 without one."""
+    known = names_class(logits)
+    logits = torch.where(known[..., None], logits, 0)
+    first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+    gap = (first - second).clamp(max=torch.finfo(logits.dtype).max)
+    return torch.where(known, first_argmax(logits), SILENT), gap
 
 
 def _growing(length: int) -> Iterator[slice]:

@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustpatch import memory, precision
+from robustpatch import checks, memory, precision
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.double_masking import Looks, Score
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.passed import Passed, When, check_when, told
 from robustpatch.randomized import RandomizedClassifier
+from robustpatch.silence import numbers_backward
 from robustpatch.smoothing import SmoothedClassifier
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ class MaskedNetwork(Defended):
     """A network asked about images under unions of the masks of `defense`, chunk by chunk.
 
     Hidden pixels are selected away, so that under masks that hide a patch it is shown the same numbers whatever the
-    patch. Raises `InvalidInput` for a network that counts votes or has a defense of its own, and a chunk below 1.
+    patch. Raises `InvalidInput` for a network that counts votes or has a defense of its own, a chunk below 1, and a
+    `check` other than "once" and "every call" (see `check_network`).
     """
 
     defense: DoubleMasking
 
-    def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None, check: When = "once"
+    ) -> None:
         super().__init__(network, defense, num_classes=num_classes)
         if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
             raise InvalidInput(
@@ -45,14 +50,18 @@ class MaskedNetwork(Defended):
             raise InvalidInput(f"chunk is {chunk}; it must be at least 1, or None to choose by image size and memory")
         self.chunk = chunk
         self._shown = self.defense.shown
-        self._sound: tuple[object, ...] | None = None
+        check_when(check)
+        self.check: When = check
+        self.passed = Passed()
 
     @property
     def guard(self) -> float:
         """The change of a logit that certificates allow for: the defense's, at least 0.5 in less than float32."""
-        tensors = [*self.parameters(), *self.buffers()]
-        kinds = {tensor.device.type for tensor in tensors} or {"cpu", "cuda"}  # no weights: wherever the image is
-        reduced = any(precision.is_reduced(tensors, kind) for kind in kinds)
+        return self.guard_on(None)
+
+    def guard_on(self, device: torch.device | str | None) -> float:
+        """The same for images on that device, as `SmoothedClassifier.guard_on`."""
+        reduced = precision.is_reduced_anywhere(self, device)
         return max(self.defense.guard, GUARD_REDUCED) if reduced else self.defense.guard
 
     def each(self, height: int, width: int) -> int:
@@ -68,7 +77,7 @@ class MaskedNetwork(Defended):
 
         def score(i: Tensor, u: Tensor) -> Tensor:
             kept = ~hidden[members[u]].any(dim=1)
-            return self._network(self._shown(x[i], kept))
+            return self._network(numbers_backward(self._shown(x[i], kept)))
 
         values = self._shown.channels(x.shape[1]) * x.shape[2] * x.shape[3]
         chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
@@ -101,20 +110,34 @@ class MaskedNetwork(Defended):
         """The logits of these images, by their numbers."""
         return lambda image, union: self.logits(x, image, union)
 
-    def check_network(self, x: Tensor) -> None:
-        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice."""
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        versions = tuple((t.data_ptr(), object() if t.is_inference() else t._version, t.dtype) for t in tensors)
-        key = (tuple(self.network.modules()), versions, x.shape[1:], self.guard)
-        if not len(x) or key == self._sound:
+    def check_network(self, x: Float[Tensor, "B C H W"]) -> None:
+        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice.
+
+        Once the network has passed, and unless it has changed since (see `robustpatch.content`) or `check` is "every
+        call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
+        """
+        check_when(self.check)
+        if not len(x):
             return
-        shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
-        alone, twice = (self._network(lent(shown)) for _ in range(2))
-        company = self._network(torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)]))[1:2]
-        deviation = float(torch.stack([(alone - again).abs().max() for again in (twice, company)]).max())
-        if not deviation <= self.guard:
+        guard = self.guard_on(x.device)
+        now = told(self, x, guard)
+        if self.check == "once" and self.passed.holds(now):
+            masks, one = self.defense.mask_set(*x.shape[2:]), self.passed.calls % len(x)
+            members = masks.unions[self.passed.turn(len(masks.unions), 1)]
+            kept = ~masks.hidden()[members].any(dim=0, keepdim=True).to(x.device)
+            shown = self._shown(x[one : one + 1], kept)
+            others = [self._network(torch.cat([1 - shown, shown]))[1:]]
+        else:
+            shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
+            company = torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)])
+            others = [self._network(lent(shown)), self._network(company)[1:2]]
+        self.passed.calls += 1
+        alone = self._network(lent(shown))
+        checks.finite_scores(alone)
+        deviation = float(torch.stack([(alone - again).abs().max() for again in others]).max())
+        if not deviation <= guard:
             raise InvalidInput(
                 f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
-                f"{self.guard:g}: the network couples images or is random; mend it, or choose a larger guard"
+                f"{guard:g}: the network couples images or is random; mend it, or choose a larger guard"
             )
-        self._sound = key
+        self.passed.note(now)

@@ -20,6 +20,7 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
+from robustpatch.passed import When
 from robustpatch.threat import PatchThreat, Threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
@@ -100,7 +101,7 @@ class PatchCleanser(MaskedNetwork):
     are made for, that takes all pairs of masks; smaller ones are hidden by several. It takes one thing for granted: an
     image under masks that hide the patch gets the logits of the clean image under them, up to `guard`. Hidden pixels
     are selected away, so the network is shown the same numbers; that it answers alike, alone and in company, is tested
-    on first use.
+    at every call that certifies (`check_network`), most thoroughly at the first one.
 
         model = PatchCleanser(network, DoubleMasking(patch="32x32"), num_classes=1000).eval()
         certificate = model.certify(x, PatchThreat(32, 32))
@@ -109,6 +110,7 @@ class PatchCleanser(MaskedNetwork):
         network: maps images as `defense.hidden` shows them [M,E,H,W] to logits [M,K]; none that counts votes or has a
             defense of its own: where a vote turns by rounding, its outputs move by more than any guard of logits.
         chunk: masked images scored at once; None chooses by image size and free memory.
+        check: when the network is tested in full: "once", and again whenever it has changed, or at "every call".
     """
 
     defense: DoubleMasking
@@ -116,9 +118,15 @@ class PatchCleanser(MaskedNetwork):
     predicted_in_training: ClassVar[int | None] = 500
 
     def __init__(
-        self, network: nn.Module, defense: DoubleMasking | None = None, *, num_classes: int, chunk: int | None = None
+        self,
+        network: nn.Module,
+        defense: DoubleMasking | None = None,
+        *,
+        num_classes: int,
+        chunk: int | None = None,
+        check: When = "once",
     ) -> None:
-        super().__init__(network, defense or DoubleMasking(), num_classes=num_classes, chunk=chunk)
+        super().__init__(network, defense or DoubleMasking(), num_classes=num_classes, chunk=chunk, check=check)
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
         """Masked images that the network scores of one image, at most: for `forward`, and for `predict`."""
@@ -126,6 +134,9 @@ class PatchCleanser(MaskedNetwork):
         return 2 * len(masks.views) * each, len(masks.unions) * each
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """Double masking's answer (see `double_masking.infer`). A view whose logits name no class, as where a patch
+        made the network overflow, is not heard; -1 where all are such, which no patch does to a certified image.
+        """
         return self.predict_counted(x)[0]
 
     @torch.no_grad()
@@ -153,13 +164,14 @@ class PatchCleanser(MaskedNetwork):
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
         self.check_network(x)
+        guard = self.guard_on(x.device)
         hiding = masks.hiding(threat)
         prediction, certified, close = [], [], []
         for looks in self.looks(x):
-            found, holds = certify(looks, self.guard, hiding)
+            found, holds = certify(looks, guard, hiding)
             prediction.append(found)
             certified.append(holds)
-            close.append((looks.gap <= 2 * self.guard).sum(dim=1))
+            close.append((looks.gap <= 2 * guard).sum(dim=1))
         none = torch.zeros(0, dtype=torch.long, device=x.device)
         return Certificate(
             prediction=torch.cat([none, *prediction]),
@@ -168,7 +180,7 @@ class PatchCleanser(MaskedNetwork):
             placement_margin=None,
             threat=threat,
             method="exact",
-            guard=self.guard,
+            guard=guard,
             close=torch.cat([none, *close]),
         )
 
@@ -188,11 +200,13 @@ class PatchCleanser(MaskedNetwork):
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
         self.check_network(x)
+        guard = self.guard_on(x.device)
         hides, unions = masks.hiding_at(threat).to(x.device), torch.arange(len(masks.unions), device=x.device)
         found = [x.new_zeros(0, len(hides), dtype=torch.float32)]
         for looks in self.looks(x):
             looks.ask(torch.arange(len(looks.prediction), device=x.device)[:, None].expand(-1, len(unions)), unions)
-            lead = leads(looks, infer(looks), self.guard)[0]
+            lead = leads(looks, infer(looks), guard)[0]
+            looks.check_finite()
             found += [torch.where(hides, own, -torch.inf).amax(dim=1)[None] for own in lead]
         return torch.cat(found)
 

@@ -15,6 +15,7 @@ from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
 from robustpatch.masking import Masking, incidence
+from robustpatch.silence import answered, has_score
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat, Threat, parse_threat
 from robustpatch.votes import Scored, Votes, first_argmax
@@ -93,26 +94,32 @@ class MaskedClassifier(Defended):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """What is left of each class less what is left of the best, per ablation: 0 for the best, below it for others.
 
-        Its argmax is `predict`; its gradient that of the soft votes, or scores, that were not masked.
+        Its argmax is `predict`, unless that is -1; its gradient that of the soft votes, or scores, not masked.
         """
         logits, voting = self.network.logits(x), self.network.voting
         scores = voting.scores(logits.detach())
-        checks.finite_scores(scores)
-        votes = voting.votes(scores, self.network.guard)
+        votes = voting.votes(scores, self.network.guard_on(x.device))
         heard, left = self._masking(x).remainder(votes.cast)
         scale = votes.cast.shape[1] * votes.unit
         hard = ((left - left.amax(dim=1, keepdim=True)).double() / scale).float()
         if not logits.requires_grad:
             return hard
-        soft = (voting.soft(logits) * heard).sum(dim=1) / votes.cast.shape[1]
+        known = has_score(scores)
+        soft = torch.where(known & heard, voting.soft(torch.where(known, logits, 0)), 0).sum(dim=1) / heard.shape[1]
         return hard.detach() + (soft - soft.detach())
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`."""
+        """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`.
+
+        An ablation with a score that is no number contributes nothing, which `Masking.margins` allows a patch on those
+        that it touches. -1 where not one ablation of the image has a score.
+        """
         checks.evaluation_mode(self)
         checks.image_values(x)
-        return first_argmax(self.left(self.network.votes(x), (x.shape[2], x.shape[3])))
+        scores, model = self.network.scores(x), self.network
+        left = self.left(model.voting.votes(scores, model.guard_on(x.device)), (x.shape[2], x.shape[3]))
+        return answered(first_argmax(left), scores)
 
     def left(self, votes: Votes | Scored, image_size: tuple[int, int]) -> Int[Tensor, "B K"]:
         """What masking leaves of each class, of the contributions of the ablations of such images."""
@@ -141,13 +148,19 @@ class MaskedClassifier(Defended):
                     f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "
                     f"patchguard:window={large}, or certify smaller patches"
                 )
-        votes = model.voting.votes(model.certifiable_scores(x), model.guard)
+        votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
         return _certificate(votes, masking, sets, threat, model, size)
 
 
 def _around(base: nn.Module, like: SmoothedClassifier, voting: Voting, num_classes: int) -> SmoothedClassifier:
     return SmoothedClassifier(
-        base, like.ablation, num_classes=num_classes, voting=voting, encoding=like.encoding, chunk=like.chunk
+        base,
+        like.ablation,
+        num_classes=num_classes,
+        voting=voting,
+        encoding=like.encoding,
+        chunk=like.chunk,
+        check=like.check,
     )
 
 
@@ -173,7 +186,7 @@ def _certificate(
         placement_margin=placement_margin,
         threat=threat,
         method="exact",
-        guard=model.guard,
+        guard=model.guard_on(prediction.device),
         close=votes.close.sum(dim=(1, 2)),
         unit=votes.unit,
     )

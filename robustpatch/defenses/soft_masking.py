@@ -7,10 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from robustpatch import checks
-from robustpatch.defenses.double_masking import Score, majority
+from robustpatch.defenses.double_masking import SILENT, Score, majority, named
 from robustpatch.defenses.masking import MaskSet
-from robustpatch.voting import first_argmax
+from robustpatch.silence import names_class
 
 _ABOVE = 1e-6  # of scores up to 2: more than what float32 rounds off, less than tells an attack anything
 
@@ -24,29 +23,31 @@ def soft_inference(score: Score, masks: MaskSet, image: Int[Tensor, " B"]) -> Fl
     With a = min over second views of p_c - max_j≠c p_j, for the class c that the dissenter names: for a > 0 it stands,
     and c gets a more than the class on top; else c lies the nearer to that the nearer a is to 0. Where the class that
     is inferred is not the largest by this, as the mean's need not be the majority's, it is lifted above the others, its
-    gradient left as it is.
+    gradient left as it is. A view without a largest logit is silent, as in `double_masking.infer`: it adds nothing.
     """
     every = torch.arange(len(masks.views), device=image.device).expand(len(image), -1)
     logits = score(image[:, None].expand_as(every).flatten(), every.flatten()).unflatten(0, every.shape)
-    checks.finite_scores(logits)
-    shares = logits.softmax(dim=-1).mean(dim=1)
-    first, second = logits.detach().topk(2, dim=-1).values.unbind(dim=-1)
-    labels = first_argmax(logits.detach())
+    labels, gap = named(logits.detach())
+    shares = torch.where((labels == SILENT)[..., None], 0, _softmax(logits)).mean(dim=1)
     inferred = majority(labels)
-    dissents = labels != inferred[:, None]
+    dissents = (labels != inferred[:, None]) & (labels != SILENT)
     rows = dissents.any(dim=1).nonzero()[:, 0]
-    surest = (first - second).masked_fill(~dissents, -1).argmax(dim=1)[rows]
+    surest = gap.masked_fill(~dissents, -1).argmax(dim=1)[rows]
     union = masks.pair.to(image.device)[surest]
     seen = score(image[rows, None].expand_as(union).flatten(), union.flatten()).unflatten(0, union.shape)
-    checks.finite_scores(seen)
     own = labels[rows, surest][:, None]
-    stands = (first_argmax(seen.detach()) == own).all(dim=1)
+    stands = (named(seen.detach())[0] == own).all(dim=1)
     inferred[rows] = torch.where(stands, own[:, 0], inferred[rows])
-    named = own[:, None].expand(-1, union.shape[1], 1)
-    standing = _lead(seen.softmax(dim=-1), named).amin(dim=1, keepdim=True)
+    dissenter = own[:, None].expand(-1, union.shape[1], 1)
+    standing = _lead(_softmax(seen), dissenter).amin(dim=1, keepdim=True)
     top, mean = shares[rows].amax(dim=1, keepdim=True), shares[rows].gather(1, own)
     raised = top + standing * torch.where(standing > 0, 1, top - mean)
-    return _lifted(shares.index_put((rows[:, None], own), raised), inferred[:, None])
+    return _lifted(shares.index_put((rows[:, None], own), raised), inferred[:, None].clamp(min=0))
+
+
+def _softmax(logits: Float[Tensor, "*any K"]) -> Float[Tensor, "*any K"]:
+    """The softmax; where no class has the largest logit all are alike, without a gradient."""
+    return torch.where(names_class(logits.detach())[..., None], logits, 0).softmax(dim=-1)
 
 
 def _lifted(scores: Float[Tensor, "B K"], own: Int[Tensor, "B 1"]) -> Float[Tensor, "B K"]:

@@ -44,27 +44,36 @@ def scene(count=2):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_the_judge_counts_no_such_answer(value):
-    """Refused, where `predict` is the argmax of the outputs and where it is the votes'."""
+    """Refused, where `predict` is the argmax of the outputs; where it is the votes', those of the others decide."""
     x, y = scene()
     x_adv = x.clone()
     x_adv[:, :, 1, 1] = 1.0
     proposal = Proposal(x_adv, torch.ones(2, 1, 2, dtype=torch.long), y, torch.ones(2))
-    rules = [TopOne(1e-6), Threshold(0.3)] if value == torch.nan else []
-    for model in (Lost(value).eval(), *(smoothed(Lost(value), Columns(2), 3, rule) for rule in rules)):
-        assert predict(model, x).tolist() == [0, 0]
-        with pytest.raises(InvalidInput, match=r"NaN.*mend"):
-            judge(model, x, y, THREAT, proposal)
+    model = Lost(value).eval()
+    assert predict(model, x).tolist() == [0, 0]
+    with pytest.raises(InvalidInput, match=r"NaN.*mend"):
+        judge(model, x, y, THREAT, proposal)
+    for rule in (TopOne(1e-6), Threshold(0.3)):
+        voting = smoothed(Lost(value), Columns(2), 3, rule)
+        assert predict(voting, x).tolist() == [0, 0]
+        found = judge(voting, x, y, THREAT, proposal)
+        assert found.prediction.tolist() == [0, 0]
+        assert not found.broken.any()
+        x_all = torch.where(torch.arange(5) % 2 == 0, 1.0, x)  # no view is left without an odd pixel
+        assert predict(voting, x_all).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("name", registered())
 @pytest.mark.parametrize("made", ["plain", "by votes"])
 def test_no_attack_breaks_a_classifier_by_such_an_answer(name, made):
-    """Nothing else can change its answer: every attack stops, where it meets one, or fails."""
+    """Nothing else can change its answer: every attack stops, where it meets one, or fails. Of views those without an
+    answer have no part in the vote, and there every attack fails.
+    """
     x, y = scene()
     x[1, :, :2, :2] = 0.0
     attack = registered(steps=2, tries=2, restarts=2, queries=20, rows=4)[name]
     model = Lost(torch.nan).eval() if made == "plain" else smoothed(Lost(torch.nan), Columns(2), 3, TopOne(1e-6))
-    only_grey = name in ("grey", "natural", "roa", "roa-gradient", "art-patch")
+    only_grey = made == "by votes" or name in ("grey", "natural", "roa", "roa-gradient", "art-patch")
     with suppress(InvalidInput) if only_grey else pytest.raises(InvalidInput, match="mend"):
         found = attack(model, x, y, THREAT, generator=torch.Generator().manual_seed(0))
         assert not judge(model, x, y, THREAT, found).broken.any()
