@@ -15,7 +15,7 @@ from evaluate.audit.tables import vote
 from evaluate.audit.trial import Fall, Table, Tally, finding, tried
 from robustpatch.threat import PatchThreat
 
-_PLAIN = ("two classes", "unanimous")
+PLAIN = ("two classes", "unanimous")
 
 
 def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: list[Site], tally: Tally) -> list[Finding]:
@@ -32,7 +32,7 @@ def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: lis
         if some:
             found.append(finding(stand, threat, some[0].fall, "votes" if varies else check, times=len(some)))
     if rest:
-        plain = [one for one in rest if one.ballot.kind in _PLAIN] or _simplest(stand, threat, rest, tally)
+        plain = [one for one in rest if one.ballot.kind in PLAIN] or _simplest(stand, threat, rest, tally)
         rest = [*rest, *(one for one in plain if one not in rest)]
         order = {kind: n for n, kind in enumerate(KINDS)}
         first = min(plain or rest, key=lambda one: order.get(one.ballot.kind, len(KINDS)))
@@ -81,7 +81,7 @@ def _cause(
         return "votes", ""
     sizes = sorted(site.weight for site in sites)
     usual = sizes[len(sizes) // 2]
-    if min(other.site.weight for other in rest if other.ballot.kind in _PLAIN) > usual:
+    if min(other.site.weight for other in rest if other.ballot.kind in PLAIN) > usual:
         site = next(site for site in sites if site.weight == usual)
         lighter = [
             replace(first, site=site, ballot=_with(stand, replace(first, site=site), "two classes", usual - k))

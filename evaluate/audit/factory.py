@@ -101,7 +101,7 @@ def _try_plan(
             tested.untested.append((f"{threat} patch on {_text(stand.shape)}", str(refusal)))
             continue
         said.append(f"{threat}: {_range(tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
-        if n == 0 and plan.deep:
+        if n == 0 and plan.deep and not stand.varies(threat):
             on_progress(f"searching answers: {_text(stand.shape)}, {threat} patch")
             _search(stand, threat, budget, seed, generator, tally)
         if n == 0 and plan.batches:
@@ -125,7 +125,7 @@ def _search(
     fall = try_edges(stand, threat, sites, found, calls // 4, tally)
     if fall is not None:
         tally.findings.append(searched(stand, threat, fall, "threshold", tally))
-    loud = try_loud(stand, threat, sites, calls // 4, rng, tally)
+    loud = try_loud(stand, threat, sites, calls // 2, rng, tally)
     if loud is not None:
         tally.findings.append(searched(stand, threat, loud, "loudness", tally))
     fall = Search(stand, threat, sites, found, calls, rng, tally).run()

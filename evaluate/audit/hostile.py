@@ -9,7 +9,7 @@ import torch
 
 from evaluate.audit.ballots import KINDS, Ballot, ballots, overflow
 from evaluate.audit.cast import Break, cast
-from evaluate.audit.causes import explained
+from evaluate.audit.causes import PLAIN, explained
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Refused
 from evaluate.audit.stand import Site, Stand
@@ -57,9 +57,7 @@ def _shouted(stand: Stand, threat: PatchThreat, cases: list[tuple[Ballot, Site]]
     for ballot, site in cases:
         found = cast(stand, threat, ballot, site, tally, _LOUD)
         if found is not None and found.fall.patched and cast(stand, threat, ballot, site, tally) is None:
-            cause = (
-                f"spoken as loudly as the other views' votes, and not {_LOUD:g} times, the same answers do not break it"
-            )
+            cause = f"spoken as loudly as the other votes, and not {_LOUD:g} times, the same answers do not break it"
             return [finding(stand, threat, found.fall, "loudness", cause)]
     return []
 

@@ -36,33 +36,46 @@ def try_loud(
 
 
 def _clean(stand: Stand, site: Site, c: int, j: int, power: float, rng: random.Random) -> dict[Key, Row]:
+    """One of several patterns of loud and plain views; `power` is how loud."""
     touched = [key for key in stand.shown if key in site.touched]
     outside = [key for key in stand.shown if key not in site.touched]
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         rng.shuffle(outside)
-    a = len(touched)
-    lead = rng.randint(-min(12, len(outside)), min(2 * a + 3, len(outside)))
+    if rng.random() < 0.5:
+        return {
+            **dict.fromkeys(touched, _row(stand, {c: power})),
+            **_level(stand, len(touched), outside, c, j, power, rng),
+        }
+    lead = rng.randint(-min(12, len(outside)), min(2 * len(touched) + 3, len(outside)))
     most = (len(outside) + lead) // 2 if rng.random() < 0.5 else min(len(outside), max(0, lead) + rng.randint(0, 12))
     fewer = max(0, min(len(outside) - most, most - lead))
     ones = [{c: 1.0}] * most + [{j: 1.0}] * fewer + [{}] * (len(outside) - most - fewer)
     said = dict(zip(outside, (_row(stand, scores) for scores in ones), strict=True))
-    pattern = rng.choice(("reached", "one reached", "both outside", "winner outside", "every winner"))
-    if pattern == "every winner":
-        return {
-            **dict.fromkeys(touched, _row(stand, {c: power})),
-            **{key: _row(stand, {c: power}) if row[c] > 0 else row for key, row in said.items()},
-        }
-    quiet = _row(stand, {c: 1.0}) if rng.random() < 0.5 else _row(stand, {})
-    inside = dict.fromkeys(touched, quiet)
+    inside = dict.fromkeys(touched, _row(stand, {c: 1.0} if rng.random() < 0.5 else {}))
+    pattern = rng.choice(("reached", "one reached", "both outside", "winner outside"))
     if pattern == "reached":
         inside = dict.fromkeys(touched, _row(stand, {c: power}))
     elif pattern == "one reached" and touched:
         inside[rng.choice(touched)] = _row(stand, {c: power})
-    elif outside:
-        loud = {c: power, j: power} if pattern == "both outside" else {c: power}
-        for key in outside[: rng.choice((1, 1, 2, 4))] if rng.random() < 0.5 else [rng.choice(outside)]:
+    else:
+        own = power + rng.choice((0.0, 1.0, 2.0, 4.0))
+        loud = {c: own, j: power} if pattern == "both outside" else {c: own}
+        for key in rng.sample(outside, min(len(outside), rng.choice((1, 1, 2, 3, 5)))):
             said[key] = _row(stand, loud)
     return {**inside, **said}
+
+
+def _level(
+    stand: Stand, touched: int, outside: list[Key], c: int, j: int, power: float, rng: random.Random
+) -> dict[Key, Row]:
+    """Loud votes for c and j that the patch just brings level, and plain ones that then decide, if none is lost."""
+    lead = touched + rng.choice((-1, 0, 0, 0, 1))
+    spare = rng.randint(1, max(1, len(outside) - max(lead, 0) - 2))
+    fewer = max(0, (len(outside) - spare - lead) // 2)
+    loud = [{c: power}] * max(0, fewer + lead) + [{j: power}] * fewer
+    ones = [{j: 1.0} if rng.random() < 0.8 else {c: 1.0} for _ in range(max(0, len(outside) - len(loud)))]
+    order = [*loud, *ones][: len(outside)]
+    return dict(zip(outside, (_row(stand, scores) for scores in order), strict=True))
 
 
 def _row(stand: Stand, scores: dict[int, float]) -> Row:

@@ -170,7 +170,7 @@ def view_findings(stand: Stand, threat: PatchThreat) -> list[Finding]:
     except Refused:
         return findings
     missing = [key for key in stand.shown if key not in certified]
-    if certified and missing:
+    if certified and missing and not stand.subject.random:
         sentence = (
             f"certify never shows its base {len(missing)} of the {len(stand.shown)} views of the image that predict "
             "votes by, so it speaks of other votes"

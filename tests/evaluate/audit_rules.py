@@ -64,43 +64,46 @@ class Ties(Rule):
 
 
 class Alert(Rule):
-    """(b) An alert where the winner has no lead of 2 Δ + 1, unless fewer than that can be taken: never wrong in silence.
+    """(b) The class of the whole image, and an alert where it is confidently contradicted once a window is hidden.
 
-    Certified: all views are for one class, and confident. An alert: some view that is for another class is confident, or
-    views of the winner are not. "above" and "at": the two compare the confidence with the threshold differently.
+    Certified: the image and all views with a window hidden are for one class, these with at least `tau`. One of the
+    windows hides the patch, so that its view is as it was and contradicts whatever else the image is taken for.
+    "above": it contradicts only above `tau`. "unsure": certified from `tau` - 0.1 on. "majority": it takes two views.
     """
 
     alert = -1
     tau = 0.75
+    hidden = 5
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[B,1+N,K]: of the whole image, then with each window hidden."""
+        width = x.shape[3]
+        at, size = torch.arange(width), min(self.hidden, width)
+        starts = torch.arange(width - size + 1)[:, None]
+        kept = torch.cat([torch.ones(1, width), ((at < starts) | (at >= starts + size)).float()])
+        shown = x[:, None] * kept[:, None, None, :]
+        masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
+        return self.base(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), len(kept)))
 
     def predict(self, x: Tensor) -> Tensor:
-        scores = self.scores(x)
-        confidence, said = scores.softmax(dim=2).max(dim=2)
-        counts = nn.functional.one_hot(said, self.num_classes).sum(dim=1)
-        winner = counts.argmax(dim=1)
+        confidence, said = self.scores(x).softmax(dim=2).max(dim=2)
         sure = confidence > self.tau if self.bug == "above" else confidence >= self.tau
-        minority = (said != winner[:, None]) & sure
-        if self.bug == "two of them":
-            return torch.where(minority.sum(dim=1) >= 2 * KEPT + 1, self.alert, winner)
-        return torch.where(minority.any(dim=1), self.alert, winner)
+        against = ((said != said[:, :1]) & sure)[:, 1:].sum(dim=1)
+        return torch.where(against > (1 if self.bug == "majority" else 0), self.alert, said[:, 0])
 
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        scores = self.scores(x)
-        confidence, said = scores.softmax(dim=2).max(dim=2)
-        winner = nn.functional.one_hot(said, self.num_classes).sum(dim=1).argmax(dim=1)
-        sure = confidence >= self.tau
-        if self.bug == "unsure":
-            sure = confidence >= self.tau - 0.1
-        untouched = x.shape[3] > self.delta(threat, x)
-        certified = ((said == winner[:, None]) & sure).all(dim=1) & untouched
-        return SimpleNamespace(prediction=winner, certified=certified)
+        confidence, said = self.scores(x).softmax(dim=2).max(dim=2)
+        sure = confidence[:, 1:] >= self.tau - (0.1 if self.bug == "unsure" else 0)
+        certified = (said == said[:, :1]).all(dim=1) & sure.all(dim=1)
+        fits = threat.count == 1 and threat.width <= self.hidden <= x.shape[3]
+        return SimpleNamespace(prediction=said[:, 0], certified=certified & fits)
 
 
 class Median(Rule):
-    """(c) No majority: the loudest window is not heard (sound), or what the patch says for the winner counts against it.
+    """(c) The majority, but what a patch says for the winner, for nobody or for a third class can be its undoing.
 
-    "two cliques": where the views of some third class are at least `delta` in a row, it is answered. "parity": the winner
-    with an even number of unlike neighbours, else the runner-up: harmless under a patch that only votes for rivals.
+    "silence": where two views say nothing, the last class. "for the winner": where all views but one agree, the next
+    class. "two cliques": where the second and the third class are level and there, the second.
     """
 
     def predict(self, x: Tensor) -> Tensor:
@@ -120,68 +123,44 @@ class Median(Rule):
 
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
         counts = self.counts(x)
-        winner, holds = settled(counts, self.delta(threat, x))
+        holds = settled(counts, self.delta(threat, x))[1]
         if self.bug == "for the winner":
             holds = holds & (counts.amax(dim=1) < x.shape[3] - 1)
         return SimpleNamespace(prediction=self.predict(x), certified=holds)
 
 
-class Masked(Rule):
-    """(d) Scores, nothing below 0, are summed without the window that speaks loudest for the class (sound in float64).
+class Summed(Rule):
+    """(d) Scores from 0 to `cap`, summed exactly; certified where the lead is more than twice what a patch can move.
 
-    The window left out covers what a patch reaches. "float32 difference", "float16 sum": in those precisions.
+    "float16 sum", "float32 sum", "bfloat16 sum": the certificate adds up in that precision, one view after another.
+    "saturated": predict stops counting at 2048.
     """
 
-    def left(self, x: Tensor, delta: int, dtype: torch.dtype) -> Tensor:
-        """What is left of each class without each window [B,N,K]."""
-        scores = self.scores(x).clamp(min=0).to(dtype)
-        n = scores.shape[1]
-        inside = (torch.arange(n) - torch.arange(n)[:, None]) % n < delta  # [windows,N]
-        if self.bug == "float32 difference":
-            within = (scores[:, None] * inside[None, :, :, None]).sum(dim=2)
-            return scores.sum(dim=1, keepdim=True) - within
-        return torch.stack([self._sum(scores[:, ~window]) for window in inside], dim=1)
-
-    def _sum(self, scores: Tensor) -> Tensor:
+    def sums(self, x: Tensor, dtype: torch.dtype, cap: float) -> Tensor:
+        scores = self.scores(x).to(torch.float64).clamp(0, cap).to(dtype)
         total = torch.zeros_like(scores[:, 0])
         for n in range(scores.shape[1]):
             total = total + scores[:, n]
-        return total
+        return total.to(torch.float64)
+
+    @property
+    def cap(self) -> float:
+        return {"float16 sum": 2048.0, "bfloat16 sum": 256.0}.get(self.bug, 2.0**24)
 
     def predict(self, x: Tensor) -> Tensor:
-        return self._masked(x, KEPT + 1, torch.float64).argmax(dim=1)
-
-    def _masked(self, x: Tensor, delta: int, dtype: torch.dtype) -> Tensor:
-        if self.bug == "float32 difference":
-            saved, self.bug = self.bug, ""
-            found = self.left(x, delta, torch.float64).amin(dim=1)
-            self.bug = saved
-            return found
-        return self.left(x, delta, dtype).amin(dim=1)
+        found = self.sums(x, torch.float64, self.cap)
+        return (found.clamp(max=2048) if self.bug == "saturated" else found).argmax(dim=1)
 
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        """A patch takes from c one window's evidence, and a mask another; of a rival, the mask takes all that it adds."""
-        delta = KEPT + 1
-        winner = self.predict(x)
-        dtype = {"float16 sum": torch.float16, "float32 difference": torch.float32}.get(self.bug, torch.float64)
-        scores = self.scores(x).clamp(min=0).to(dtype)
-        n = scores.shape[1]
-        inside = (torch.arange(n) - torch.arange(n)[:, None]) % n < delta
-        holds = torch.ones(len(x), dtype=torch.bool)
-        for patch in inside:
-            outside = scores.masked_fill(patch[None, :, None], 0)
-            for b in range(len(x)):
-                c = int(winner[b])
-                if self.bug == "float32 difference":
-                    total = self._sum(scores)[b]
-                    own = min(total[c] - self._sum(scores[:, patch | mask])[b, c] for mask in inside)
-                    most = total - self._sum(scores[:, patch])[b]
-                else:
-                    own = min(self._sum(outside[:, ~mask])[b, c] for mask in inside)
-                    most = self._sum(outside)[b]
-                rivals = torch.arange(self.num_classes) != c
-                holds[b] &= bool((own > most[rivals]).all())
-        return SimpleNamespace(prediction=winner, certified=holds & (threat.width <= 2) & (threat.count == 1))
+        kinds = {"float16 sum": torch.float16, "float32 sum": torch.float32, "bfloat16 sum": torch.bfloat16}
+        found = self.sums(x, kinds.get(self.bug, torch.float64), self.cap)
+        winner = found.argmax(dim=1)
+        number = torch.arange(self.num_classes)
+        lead = found.gather(1, winner[:, None]) - found
+        moved = 2 * self.delta(threat, x) * self.cap
+        beaten = (number < winner[:, None]) & (lead == moved)
+        holds = ((lead >= moved) & ~beaten) | (number == winner[:, None])
+        return SimpleNamespace(prediction=winner, certified=holds.all(dim=1))
 
 
 class Batched(Rule):
@@ -217,7 +196,7 @@ class Sizes(Rule):
     def delta(self, threat, x: Tensor) -> int:
         right = super().delta(threat, x)
         if self.bug == "odd alone":
-            return min(2 * (threat.width // 2) + KEPT, x.shape[3]) if threat.count == 1 else right
+            return min(2 * (threat.width // 2) + KEPT - 1, x.shape[3]) if threat.count == 1 else right
         if self.bug == "squares alone":
             return right if threat.height >= threat.width else right - 1
         if self.bug == "even images":
@@ -261,21 +240,30 @@ class Sampled(Sizes):
         )
 
 
-RULES = {"ties": Ties, "alert": Alert, "median": Median, "masked": Masked, "batches": Batched, "sizes": Sizes}
-RULES["sampled"] = Sampled
+RULES: dict[str, type[Rule]] = {
+    "ties": Ties,
+    "alert": Alert,
+    "median": Median,
+    "summed": Summed,
+    "batches": Batched,
+    "sizes": Sizes,
+    "sampled": Sampled,
+}
 
-# rule, bug -> whether it is given as one that may answer with an alert, and the checks of which one has to name it
+# rule, bug -> the checks of which one has to name it
 PLANTED = {
     ("ties", "higher"): {"tie"},
     ("ties", "chance"): {"chance"},
     ("alert", "above"): {"threshold", "scores"},
     ("alert", "unsure"): {"threshold", "scores"},
-    ("alert", "two of them"): {"other answers", "threshold", "scores", "votes", "counts"},
+    ("alert", "majority"): {"votes", "counts", "other answers", "border"},
     ("median", "silence"): {"other answers", "scores"},
     ("median", "for the winner"): {"other answers"},
     ("median", "two cliques"): {"other answers", "runner-up", "votes"},
-    ("masked", "float16 sum"): {"loudness", "scores"},
-    ("masked", "float32 difference"): {"loudness", "scores"},
+    ("summed", "float16 sum"): {"loudness"},
+    ("summed", "float32 sum"): {"loudness"},
+    ("summed", "bfloat16 sum"): {"loudness"},
+    ("summed", "saturated"): {"agreement"},
     ("batches", "mean of the batch"): {"batches"},
     ("batches", "last incomplete batch"): {"batches"},
     ("batches", "left over"): {"batches"},
@@ -291,7 +279,7 @@ SOUND = [
     ("ties", "sound higher"),
     ("alert", ""),
     ("median", ""),
-    ("masked", ""),
+    ("summed", ""),
     ("batches", ""),
     ("sizes", ""),
     ("sampled", "declared"),
