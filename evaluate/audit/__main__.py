@@ -45,6 +45,9 @@ def main(
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None,
+    alerts: Annotated[
+        bool, typer.Option("--alerts", help="It may answer -1, or its attribute alert, for an attack: no break.")
+    ] = False,
     budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000,
     seed: int = 0,
     output: Annotated[Path, typer.Option(help="Folder of report and reproducers.")] = Path("runs/audit"),
@@ -69,6 +72,7 @@ def main(
                 data_root,
                 shape,
                 classes,
+                alerts,
                 budget,
                 seed,
                 output,
@@ -88,6 +92,7 @@ def _run(
     data_root: Path | None,
     shape: str | None,
     classes: int | None,
+    alerts: bool,
     budget: int,
     seed: int,
     output: Path,
@@ -113,6 +118,7 @@ def _run(
             x=x,
             image_shape=size,
             num_classes=classes,
+            alerts=alerts,
             images=images,
             budget=budget,
             seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import Control, Oracle, PatchAttack, Proposal, SparseRS, judge, standard
 from attacks.base import evaluations
@@ -42,16 +42,24 @@ def attack_certified(
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
         proposal = attack(model, x[standing], y[standing], threat, generator=own)
         spent += int(proposal.evaluations.sum())
-        broken = judge(model, x[standing], y[standing], threat, proposal).broken
+        broken = _broken(subject, model, x[standing], y[standing], threat, proposal)
         found += _findings(subject, x[standing], y[standing], threat, proposal, broken, attack.name)
         standing = standing[~broken]
         if not len(standing):
             return found, spent
     _, each = evaluations(model, x)
     proposal = transplants(subject, x[standing], y[standing], donors, threat, max(1, budget // each), generator)
-    broken = judge(subject, x[standing], y[standing], threat, proposal).broken
+    broken = _broken(subject, subject, x[standing], y[standing], threat, proposal)
     found += _findings(subject, x[standing], y[standing], threat, proposal, broken, "transplants")
     return found, spent + each * int(proposal.evaluations.sum())
+
+
+def _broken(
+    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, proposal: Proposal
+) -> Bool[Tensor, " B"]:
+    """Where the judge says so, and the new prediction is not one that the certifier may give of any image."""
+    outcome = judge(model, x, y, threat, proposal)
+    return outcome.broken & subject.changed(outcome.prediction, y)
 
 
 def attacks_for(subject: Subject, x: Tensor, threat: PatchThreat, budget: int) -> list[PatchAttack]:
@@ -96,7 +104,7 @@ def transplants(
             x_adv = paste(x[i].expand(len(some), -1, -1, -1), where, patch)
             predicted = subject.predict(x_adv)
             spent[i] += len(some)
-            hit = (predicted != y[i]).nonzero()[:, 0]
+            hit = subject.changed(predicted, int(y[i])).nonzero()[:, 0]
             if len(hit):
                 best[i], corners[i] = x_adv[hit[0]], where[hit[0]]
                 break

@@ -11,65 +11,88 @@ import torch
 
 from evaluate.audit.tables import Answer, Key
 
-KINDS = ("two classes", "unanimous", "tied rivals", "all rivals", "double votes", "abstaining")
+KINDS = ("two classes", "unanimous", "tied rivals", "all rivals", "double votes", "abstaining", "doubled rivals")
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """What each clean view votes for, and what every other view votes for: the adversary's class.
+    """What each clean view votes for, and what every other view votes for: the adversary's class or classes.
 
-    `kind` says how the rest is spread; `before` and `after` are the votes of each class for the clean image and for
-    one patched at the place that the ballot was made for, counting every view shown.
+    `kind` says how the rest is spread; `lead` is by how many votes the views outside of the patch favour the winner;
+    `before` and `after` are the votes of each class for the clean image and for one patched at the place that the
+    ballot was made for, counting every view shown.
     """
 
     kind: str
     winner: int
     rival: int
     answers: dict[Key, Answer]
+    others: Answer
+    lead: int
     before: tuple[int, ...]
     after: tuple[int, ...]
 
     @property
     def tie(self) -> bool:
-        """Whether the rival wins by its number alone."""
+        """Whether winner and rival have equal votes after the patch."""
         return self.after[self.winner] == self.after[self.rival]
 
 
 def ballots(views: Counter[Key], touched: set[Key], classes: int, generator: torch.Generator) -> Iterator[Ballot]:
     """Ballots for one placement, which changes the views `touched`: of every kind, for every winner c and rival j.
 
-    All touched views vote for c. With a of them, a patch that turns them all leaves n_c - a against n_j + a, so j wins
-    iff n_c - n_j ≤ 2a - 1 + [j < c]: that lead is dictated, the largest that a wrong certificate could take for
-    enough. The other votes go to a third class, as many as j's; to all of them; to none; or to c and j both. At last
-    all are for c.
+    All touched views vote for c. With a of them, a patch that turns them all leaves n_c - a against n_j + a. Two leads
+    of the views outside are dictated: a, after which c and j have equal votes, and a - 1, after which j has more. So
+    both a rule that gives ties to the lower class and one that gives them to the higher, or to chance, are asked where
+    they differ; what the rule really does with the tie is seen, never assumed. The other votes go to a third class, as
+    many as j's; to all of them; to none; or to c and j both. At last all are for c. In "doubled rivals" the patched
+    views vote for j and the third class both, which then tie with c, all three.
     """
     outside = [key for key in views if key not in touched]
     outside = [outside[i] for i in torch.randperm(len(outside), generator=generator).tolist()]
-    a, rest = sum(views[key] for key in touched), sum(views[key] for key in outside)
     for kind in KINDS:
         for c, j in permutations(range(classes), 2):
-            lead = min(a - 1 + (j < c), rest)  # by which the views outside have to favour c
             thirds = [t for t in range(classes) if t not in (c, j)]
             thirds = [thirds[i] for i in torch.randperm(len(thirds), generator=generator).tolist()]
-            answers: dict[Key, Answer] = dict.fromkeys(touched, (c,))
-            answers.update(_spread(outside, views, *_quotas(kind, c, j, thirds, lead, rest)))
-            before = _count(answers, views, classes)
-            after = _count({key: (j,) if key in touched else answer for key, answer in answers.items()}, views, classes)
-            yield Ballot(kind, c, j, answers, before, after)
+            if kind == "doubled rivals" and not thirds:
+                continue
+            a = sum(views[key] for key in touched)
+            for lead in (a, a - 1) if kind != "unanimous" else (len(outside),):
+                if lead >= 0:
+                    yield ballot(kind, views, touched, outside, (c, j, *thirds), lead)
 
 
-def overflow(views: Counter[Key], touched: set[Key], most: int) -> Ballot | None:
-    """`most` votes for class 0, those of the touched views among them, and the others for class 1; None where class 1
-    would win. A counter that holds less than `most` loses class 0, and one vote turned brings it back.
+def ballot(
+    kind: str, views: Counter[Key], touched: set[Key], outside: list[Key], order: tuple[int, ...], lead: int
+) -> Ballot:
+    """The ballot of that kind; `order`: winner, rival, third classes. A lead is cut to the number of views outside."""
+    c, j, *thirds = order
+    rest = sum(views[key] for key in outside)
+    lead = min(lead, rest)
+    answers: dict[Key, Answer] = dict.fromkeys(touched, (c,))
+    answers.update(_spread(outside, views, *_quotas(kind, c, j, thirds, lead, rest)))
+    others = (j, thirds[0]) if kind == "doubled rivals" else (j,)
+    patched = {key: others if key in touched else answer for key, answer in answers.items()}
+    return Ballot(
+        kind, c, j, answers, others, lead, _count(answers, views, len(order)), _count(patched, views, len(order))
+    )
+
+
+def overflow(views: Counter[Key], touched: set[Key], most: int, classes: int) -> Ballot | None:
+    """`most` votes for class 0, those of the touched views among them, the others for class 1 up to `most` - 1, then
+    for the last class; None where class 0 would not win. A counter that holds less than `most` loses class 0, and one
+    vote turned brings it back.
     """
-    if sum(views.values()) - most >= most or sum(views[key] for key in touched) >= most:
+    rest = sum(views.values()) - most
+    if not 0 <= rest < (2 * most - 2 if classes > 2 else most) or sum(views[key] for key in touched) >= most:
         return None
     left = most - sum(views[key] for key in touched)
     answers: dict[Key, Answer] = dict.fromkeys(touched, (0,))
-    answers.update(_spread([key for key in views if key not in touched], views, [((0,), left)], (1,)))
-    before = _count(answers, views, 2)
-    after = _count({key: (1,) if key in touched else answer for key, answer in answers.items()}, views, 2)
-    return Ballot(f"{most} votes", 0, 1, answers, before, after)
+    outside = [key for key in views if key not in touched]
+    answers.update(_spread(outside, views, [((0,), left), ((1,), min(rest, most - 1))], (classes - 1,)))
+    before = _count(answers, views, classes)
+    patched = {key: (1,) if key in touched else answer for key, answer in answers.items()}
+    return Ballot(f"{most} votes", 0, 1, answers, (1,), left, before, _count(patched, views, classes))
 
 
 Quotas = list[tuple[Answer, int]]
@@ -80,7 +103,7 @@ def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) 
     if kind == "two classes":
         v = (rest - lead) // 2
         return [((c,), v + lead), ((j,), v)], (thirds[0],) if thirds and v > 1 else (j,)
-    if kind == "tied rivals" and thirds:
+    if kind in ("tied rivals", "doubled rivals") and thirds:
         v = (rest - lead) // 3
         return [((c,), v + lead), ((j,), v), ((thirds[0],), v)], (thirds[-1],) if len(thirds) > 1 and v > 1 else (j,)
     if kind == "all rivals":

@@ -22,7 +22,10 @@ Check = Callable[[Subject, Tensor, PatchThreat, Claim], Iterator[Finding]]
 def agreement(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
     """`predict` says of each image what `certify` says."""
     predicted = subject.predict(x)
-    for i in (predicted != claim.prediction).nonzero()[:, 0].tolist():
+    differs = predicted != claim.prediction
+    if subject.forgiving:  # an alert, or an abstention by chance, contradicts nothing
+        differs &= (predicted >= 0) & (claim.prediction >= 0)
+    for i in differs.nonzero()[:, 0].tolist():
         yield _finding(
             "agreement",
             f"predict says {int(predicted[i])} of an image that certify says {int(claim.prediction[i])} of",
@@ -42,10 +45,10 @@ def companions(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -
         predicted, said, certified = (
             rows[::order] if order == 1 else rows.flip(0) for rows in (predicted, said, certified)
         )
-        for i in (predicted != whole).nonzero()[:, 0].tolist():
+        for i in _contradicts(subject, predicted, whole).nonzero()[:, 0].tolist():
             pair = f"{int(whole[i])} of an image in a batch of {len(x)}, and {int(predicted[i])} in one of {what}"
             yield _finding("companions", f"predict says {pair}", x, claim.certified[i])
-        if bool(((said != claim.prediction) | (certified != claim.certified)).any()):
+        if not subject.random and bool(((said != claim.prediction) | (certified != claim.certified)).any()):
             sentence = f"certify says something else of an image in a batch of {len(x)} and in one of {what}"
             yield _finding("companions", sentence, x)
 
@@ -58,11 +61,12 @@ def repeats(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> I
     subject.certify(other, threat)
     for again in range(2):
         second, claimed = subject.predict(x), subject.certify(x, threat)
-        changed = (second != first).nonzero()[:, 0].tolist()
+        changed = _contradicts(subject, second, first).nonzero()[:, 0].tolist()
         for i in changed:
             sentence = f"predict says {int(first[i])} of an image, and {int(second[i])} when asked again"
             yield _finding("repeats", sentence, x[i : i + 1], claim.certified[i])
-        for i in ((claimed.prediction != claim.prediction) | (claimed.certified != claim.certified)).nonzero()[:, 0]:
+        otherwise = (claimed.prediction != claim.prediction) | (claimed.certified != claim.certified)
+        for i in (otherwise & (not subject.random)).nonzero()[:, 0]:
             yield _finding("repeats", "certify says something else of an image when asked again", x[i : i + 1])
         if changed or again:
             return
@@ -102,9 +106,11 @@ def training_mode(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim
 
 
 def values(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
-    """Images with a pixel that is NaN, infinite or far out of range are refused, or not certified."""
-    cases: list[tuple[float, Severity]] = [(nan, "inconsistent"), (inf, "inconsistent"), (1e30, "warning")]
-    for value, severity in cases:
+    """Images with a pixel that is NaN, infinite or far out of range are better refused, or not certified.
+
+    They are no images of which a certificate speaks, so that it is not broken.
+    """
+    for value in (nan, inf, 1e30):
         wrong = x.clone()
         wrong[:, :, x.shape[2] // 2, x.shape[3] // 2] = value
         try:
@@ -113,7 +119,7 @@ def values(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> It
             continue
         if bool(certified.any()):
             sentence = f"{int(certified.sum())} of {len(x)} images with a pixel of {value:g} are certified"
-            yield _finding("values", sentence, x, severity=severity)
+            yield _finding("values", sentence, x, severity="warning")
 
 
 def smaller(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
@@ -139,7 +145,7 @@ def whole_image(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) 
     except Refused:
         return
     for i in told.certified.nonzero()[:, 0].tolist():
-        others = (predicted != told.prediction[i]).nonzero()[:, 0]
+        others = subject.changed(predicted, int(told.prediction[i])).nonzero()[:, 0]
         if len(others):
             pair = torch.stack([x[i], x[int(others[0])]])
             sentence = f"an image is certified against a patch that covers it, {everything}, and so could be any other"
@@ -156,6 +162,11 @@ def non_square(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -
         for check in (agreement, repeats):
             for found in check(subject, turned, threat, told):
                 yield Finding("non-square images", found.severity, found.sentence, found.tensors, found.note)
+
+
+def _contradicts(subject: Subject, one: Tensor, other: Tensor) -> Tensor:
+    """Where two answers about one image differ; of a certifier that is random by its own word, only two classes do."""
+    return (one != other) & ((not subject.random) | ((one >= 0) & (other >= 0)))
 
 
 CHECKS: dict[str, Check] = {

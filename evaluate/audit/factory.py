@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
+from evaluate.audit.batches import try_batches
+from evaluate.audit.causes import searched
+from evaluate.audit.edges import edges, try_edges
 from evaluate.audit.finding import Finding
-from evaluate.audit.hostile import try_votes
+from evaluate.audit.hostile import telling, try_votes
 from evaluate.audit.interface import Refused
+from evaluate.audit.loud import try_loud
+from evaluate.audit.search import Search
+from evaluate.audit.sizes import Plan, Shape, plans
 from evaluate.audit.stand import Factory, Stand, view_findings
+from evaluate.audit.trial import Tally
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
-Shape = tuple[int, int, int]
-_LONG = 300  # views enough for a counter of eight bits to overflow
+_LONG = 560  # views enough for a counter of eight bits to overflow, or one in bfloat16 to lose votes, in two classes
 
 
 @dataclass
@@ -37,38 +44,27 @@ def try_factory(
     budget: int,
     seed: int,
     on_progress: Callable[[str], None],
+    alerts: bool | int = False,
 ) -> Tested:
-    """Dictate votes on images of `shape`, on low and on narrow ones, and on long ones where there are few views yet.
+    """Dictate votes on images of `shape`, then on the others of `plans`; what is cheap and likely comes first.
 
-    Besides `threat`: a patch of one pixel, one that is low and wide and the same on its side, two patches. `budget`: of
-    views shown for each shape and threat. Raises `InvalidInput` where the factory serves no shape at all.
+    `budget`: of views shown for each shape and threat. Raises `InvalidInput` where the factory serves no shape at all.
     """
-    tested, sound, plain = Tested(), False, (shape, threat)
+    tested = Tested()
     threat.check_fits(*shape[1:])
-    low, wide = max(1, threat.height // 2), threat.width + 2
-    others = [PatchThreat(1, 1), PatchThreat(low, wide), PatchThreat(wide, low), PatchThreat(1, 1, 2)]
-    side = max(threat.height, threat.width, wide) + 1
-    plans: list[tuple[Shape, list[PatchThreat], int]] = [
-        (shape, [threat], budget),
-        ((shape[0], side, shape[2] + 1), [threat, *others], budget),
-        ((shape[0], shape[1] + 3, side), [threat, *others], budget),
-        ((shape[0], side, _LONG), [threat], budget // 4),
-        ((shape[0], _LONG, side), [threat], budget // 4),
-    ]
-    most, refusals = 0, list[InvalidInput]()
-    for size, threats, each in plans:
-        if _LONG in size[1:] and most >= _LONG:
+    most, served, refusals = 0, 0, list[InvalidInput]()
+    for plan in plans(shape, threat, _LONG):
+        if plan.only_long and most >= _LONG:
             continue
-        generator = torch.Generator().manual_seed(seed)
         try:
-            stand = Stand(factory, classes, size, seed)
+            stand = Stand(factory, classes, plan.shape, seed, alerts=alerts)
         except InvalidInput as refusal:
             refusals.append(refusal)
-            tested.untested.append((f"images of {_text(size)}", str(refusal)))
+            tested.untested.append((f"images of {_text(plan.shape)}", str(refusal)))
             continue
-        most = max(most, sum(stand.shown.values()))
-        sound = _try_shape(stand, threats, each, generator, tested, plain, sound, on_progress)
-    if len(refusals) == len(plans):
+        served, most = served + 1, max(most, sum(stand.shown.values()))
+        _try_plan(stand, plan, budget, seed, tested, on_progress)
+    if not served:
         raise refusals[0]
     if most < _LONG:
         tested.untested.append(("counters of eight bits", f"at most {most} views were shown; {_LONG} are needed"))
@@ -81,44 +77,66 @@ def try_factory(
     return tested
 
 
-def _try_shape(
-    stand: Stand,
-    threats: list[PatchThreat],
-    budget: int,
-    generator: torch.Generator,
-    tested: Tested,
-    plain: tuple[Shape, PatchThreat],
-    sound: bool,
-    on_progress: Callable[[str], None],
-) -> bool:
-    """Whether the patch asked about has stood on images of the `plain` shape, now or before."""
-    size, total, said = stand.shape, sum(stand.shown.values()), []
-    for n, threat in enumerate(dict.fromkeys(threats)):
-        if threat.height > size[1] or threat.width > size[2]:
+def _try_plan(
+    stand: Stand, plan: Plan, budget: int, seed: int, tested: Tested, on_progress: Callable[[str], None]
+) -> None:
+    """All that the plan says, on one stand."""
+    total, said = sum(stand.shown.values()), []
+    for n, threat in enumerate(dict.fromkeys(plan.threats)):
+        if threat.height > stand.shape[1] or threat.width > stand.shape[2]:
             continue
-        on_progress(f"dictating votes: {_text(size)}, {threat} patch")
+        on_progress(f"dictating votes: {_text(stand.shape)}, {threat} patch")
+        generator = torch.Generator().manual_seed(seed)
         try:
             if n == 0:
                 tested.findings += view_findings(stand, threat)
-            tally = try_votes(stand, threat, budget, generator)
+            tally = try_votes(
+                stand,
+                threat,
+                budget // plan.share,
+                generator,
+                brief="counters" if plan.only_long else "sizes" if plan.brief else None,
+            )
         except Refused as refusal:
-            tested.untested.append((f"{threat} patch on {_text(size)}", str(refusal)))
+            tested.untested.append((f"{threat} patch on {_text(stand.shape)}", str(refusal)))
             continue
-        tested.ballots, tested.certified = tested.ballots + tally.ballots, tested.certified + tally.certified
-        sound |= (size, threat) == plain and tally.certified > 0 and not tally.findings
-        (_, tall, wide), asked = plain
-        turned = (threat.height == threat.width, size[1] == size[2]) != (asked.height == asked.width, tall == wide)
-        counted = [one for one in tally.findings if one.check in ("counts", "border", "agreement", "more than all")]
-        if counted and sound and turned:
-            why = f"{asked} patches on {_text(plain[0])} stand, so height and width may be swapped"
-            tally.findings = [
-                replace(one, check="sides", sentence=f"{one.sentence}; {why}") if one in counted else one
-                for one in tally.findings
-            ]
-        tested.findings += tally.findings
         said.append(f"{threat}: {_range(tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
-    tested.views.append(f"{_text(size)}: {total} views; touched by " + "; ".join(said))
-    return sound
+        if n == 0 and plan.deep and not stand.varies(threat):
+            on_progress(f"searching answers: {_text(stand.shape)}, {threat} patch")
+            _search(stand, threat, budget, seed, generator, tally)
+        if n == 0 and plan.batches:
+            on_progress(f"asking about batches: {_text(stand.shape)}, {threat} patch")
+            tally.add(try_batches(stand, threat, budget, seed))
+        _count(tested, tally)
+    if len(said) > 5:
+        said = [*said[:2], f"{len(said) - 3} more patch sizes", said[-1]]
+    tested.views.append(f"{_text(stand.shape)}: {total} views; touched by " + "; ".join(said))
+
+
+def _search(
+    stand: Stand, threat: PatchThreat, budget: int, seed: int, generator: torch.Generator, tally: Tally
+) -> None:
+    """Scores at thresholds, loud ones, and searched answers: each until it breaks a certificate."""
+    sites, rng = telling(stand.sites(threat, 40, generator), generator), random.Random(seed)
+    calls = max(60, min(1_000, budget // sum(stand.shown.values())))
+    if not sites:
+        return
+    found = edges(stand, threat, sites[0], tally)
+    fall = try_edges(stand, threat, sites, found, calls // 4, tally)
+    if fall is not None:
+        tally.findings.append(searched(stand, threat, fall, "threshold", tally))
+    loud = try_loud(stand, threat, sites, calls // 2, rng, tally)
+    if loud is not None:
+        tally.findings.append(searched(stand, threat, loud, "loudness", tally))
+    fall = Search(stand, threat, sites, found, calls, rng, tally).run()
+    if fall is not None:
+        tally.findings.append(searched(stand, threat, fall, "answers", tally))
+
+
+def _count(tested: Tested, tally: Tally) -> None:
+    tested.findings += tally.findings
+    tested.ballots, tested.certified = tested.ballots + tally.ballots, tested.certified + tally.certified
+    tested.untested += [(f"{times} questions", why) for why, times in tally.refused.items()]
 
 
 def _merged(untested: list[tuple[str, str]]) -> list[tuple[str, str]]:

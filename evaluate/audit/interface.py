@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from attacks.base import by_chance
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
@@ -29,6 +30,10 @@ class Refused(Exception):
     """The certifier raised an error instead of answering."""
 
 
+class Misshapen(Refused):
+    """The certifier answered, but not once for each image."""
+
+
 class Subject(nn.Module):
     """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
 
@@ -36,10 +41,15 @@ class Subject(nn.Module):
     float32 tensors [B,C,H,W], or as arrays where `numpy` is set; each call gets a copy, unless `watched` is used. As a
     module it gives scores to attacks: the certifier's own `forward`, else its `scores(x)`, else its predictions.
 
-    Raises `InvalidInput` where one of the two is missing.
+    `alerts`: whether the certifier may answer "attack" instead of a class, which then breaks no certificate. True: the
+    answer is the certifier's own attribute `alert`, or -1 where it has none; a whole number: that is the answer. An
+    alert is given on as -1. A certifier that says of itself that chance has a part in its predictions (by an attribute
+    `prediction_error`, a `referee`, or a true `randomized`) breaks nothing by answering -1 either.
+
+    Raises `InvalidInput` where one of the two methods is missing.
     """
 
-    def __init__(self, target: Any, num_classes: int, numpy: bool = False) -> None:
+    def __init__(self, target: Any, num_classes: int, numpy: bool = False, alerts: bool | int = False) -> None:
         super().__init__()
         missing = [name for name in ("predict", "certify") if not callable(getattr(target, name, None))]
         if missing:
@@ -52,7 +62,19 @@ class Subject(nn.Module):
                 "certifier is a RandomizedClassifier, whose certificates may be wrong now and then; "
                 "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
             )
-        self.numpy, self.num_classes = numpy, num_classes
+        self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
+        self.random = by_chance(target) or bool(getattr(target, "randomized", False))
+        self.alert: int | None = None  # what else than -1 means "attack"
+        if alerts is not False:
+            named = getattr(target, "alert", -1) if alerts is True else alerts
+            if isinstance(named, bool) or not isinstance(named, int) or 0 <= named < num_classes:
+                raise InvalidInput(
+                    f"alerts is {alerts!r} and the answer that means an alert {named!r}; it must be a whole number "
+                    f"that is no class, such as -1 or {num_classes}"
+                )
+            self.alert = named
+        if self.forgiving:
+            self.prediction_error = 0.0  # by which attacks know that an answer of -1 is no success
         self._target = (target,)
         self.training = bool(getattr(target, "training", False))
         if isinstance(target, nn.Module):
@@ -63,9 +85,9 @@ class Subject(nn.Module):
         return self._target[0]
 
     @classmethod
-    def of(cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"]) -> Subject:
+    def of(cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"], alerts: bool | int = False) -> Subject:
         """The subject, its language found out by asking for a prediction: torch first, then numpy."""
-        subject = cls(target, num_classes)
+        subject = cls(target, num_classes, alerts=alerts)
         try:
             subject.predict(x)
             return subject
@@ -79,6 +101,15 @@ class Subject(nn.Module):
                     "; name the right image shape and number of classes"
                 ) from refusal
             return subject
+
+    @property
+    def forgiving(self) -> bool:
+        """Whether an answer of -1 is no change of a prediction."""
+        return self.alert is not None or self.random
+
+    def changed(self, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int) -> Bool[Tensor, "..."]:
+        """Where a prediction is another than y, so that a certificate of y is broken."""
+        return (prediction != y) & ((prediction >= 0) | (not self.forgiving))
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
@@ -103,9 +134,9 @@ class Subject(nn.Module):
                 raise Refused(f"certify returned a {type(found).__name__} without .{name}")
         if getattr(found, "confidence", None) is not None:
             raise Refused("its certificates hold with a confidence only; the audit is of certificates that always hold")
-        certified = _tensor(found.certified, "certified")
+        certified = _one(_tensor(found.certified, "certified"), images)
         if certified.shape != (images,):
-            raise Refused(f"certified has shape {tuple(certified.shape)} for {images} images")
+            raise Misshapen(f"certified has shape {tuple(certified.shape)} for {images} images")
         prediction = self._classes(_tensor(found.prediction, "prediction"), images, "certify's prediction")
         return Claim(prediction, certified.bool())
 
@@ -151,12 +182,21 @@ class Subject(nn.Module):
             raise Refused(f"{type(error).__name__}: {error}") from error
 
     def _classes(self, found: Tensor, images: int, what: str) -> Int[Tensor, " B"]:
+        found = _one(found, images)
         if found.shape != (images,):
-            raise Refused(f"{what} has shape {tuple(found.shape)} for {images} images")
+            raise Misshapen(f"{what} has shape {tuple(found.shape)} for {images} images")
         whole = found.to(torch.int64)
+        if bool((whole == found).all()) and self.alert is not None:
+            whole = torch.where(whole == self.alert, -1, whole)
+            found = whole
         if bool((whole != found).any()) or bool(((whole < -1) | (whole >= self.num_classes)).any()):
             raise Refused(f"{what} is {found.tolist()[:8]}; classes are 0 to {self.num_classes - 1}, or -1")
         return whole
+
+
+def _one(found: Tensor, images: int) -> Tensor:
+    """A lone number for a lone image is as good as a list of one."""
+    return found.reshape(1) if images == 1 and found.ndim == 0 else found
 
 
 def _tensor(value: Any, what: str) -> Tensor:

@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attacks import Proposal, judge
+from evaluate.audit.batches import batch_shows_again
 from evaluate.audit.consistency import CHECKS
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
-from evaluate.audit.stand import Factory, Stand, tabled, view_findings
+from evaluate.audit.stand import Factory, Stand, view_findings
+from evaluate.audit.trial import shows_again
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
@@ -44,25 +46,27 @@ def replay(path: str | Path, target: Any = None, factory: Factory | None = None)
     """Whether the finding saved there shows again, with the certifier (or the factory) that it was found with."""
     tensors, note = load(path)
     threat, kind = PatchThreat(*note["threat"]), note["kind"]
-    if kind in ("votes", "views"):
+    alerts = note.get("alerts", False)
+    if kind in ("votes", "views", "batches"):
         if factory is None:
             raise InvalidInput(f"replay is {path}, found with a factory; give that factory")
-        channels, height, width = tensors["x"].shape
-        stand = Stand(factory, note["classes"], (channels, height, width), x=tensors["x"][None])
+        x = tensors["x"] if tensors["x"].ndim == 3 else tensors["x"][0]
+        channels, height, width = x.shape
+        stand = Stand(factory, note["classes"], (channels, height, width), x=x[None], alerts=alerts)
         if kind == "views":
             return bool(view_findings(stand, threat))
-        tabled(stand.base, tensors, note["loud"])
-        subject = stand.subject
-    else:
-        if target is None:
-            raise InvalidInput(f"replay is {path}, found with a certifier; give that certifier")
-        x = tensors["x"] if kind == "consistency" else tensors["x"][None]
-        subject = Subject.of(target, note["classes"], x)
-        if kind == "consistency":
-            return any(CHECKS[note.get("by", note["check"])](subject, x, threat, subject.certify(x, threat)))
-    x, x_adv = tensors["x"][None], tensors["x_adv"][None]
+        again = shows_again if kind == "votes" else batch_shows_again
+        return again(stand, threat, tensors, note)
+    if target is None:
+        raise InvalidInput(f"replay is {path}, found with a certifier; give that certifier")
+    x = tensors["x"] if kind == "consistency" else tensors["x"][None]
+    subject = Subject.of(target, note["classes"], x, alerts)
+    if kind == "consistency":
+        return any(CHECKS[note.get("by", note["check"])](subject, x, threat, subject.certify(x, threat)))
+    x_adv = tensors["x_adv"][None]
     claim, clean = subject.certify(x, threat), subject.predict(x)
     none = torch.zeros(1)
     proposal = Proposal(x_adv, tensors["corners"][None], none.long(), none)
-    broken = bool(judge(subject, x, claim.prediction, threat, proposal).broken)
-    return bool(claim.certified[0]) and (broken or bool(clean[0] != claim.prediction[0]))
+    outcome = judge(subject, x, claim.prediction, threat, proposal)
+    broken = outcome.broken & subject.changed(outcome.prediction, claim.prediction)
+    return bool(claim.certified[0]) and bool(broken[0] | subject.changed(clean, claim.prediction)[0])

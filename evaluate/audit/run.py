@@ -37,6 +37,7 @@ def audit(
     x: Float[Tensor, "B C H W"] | None = None,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
+    alerts: bool | int = False,
     images: int = 32,
     budget: int = 2_000,
     seed: int = 0,
@@ -59,6 +60,10 @@ def audit(
         x: images to ask about; else the packaged MNIST sample where it has the target's `image_shape`, (1, 28, 28) if
             not given, and structured images of that shape, which are always added. `images`: how many of either kind.
             The factory is tried on `image_shape`, (1, 40, 40) if not given, and on images that are not square.
+        alerts: whether the certifier may answer "attack" instead of a class, which then breaks no certificate: True
+            for the answer that its attribute `alert` names, or -1; a whole number that is no class for that answer. One
+            that says of itself that it is randomized (an attribute `prediction_error`, a `referee`, or a true
+            `randomized`) breaks none by -1 either, and may show its base other views at each call.
         budget: evaluations of each attack on a certified image; a factory's bases see some 50 times as many views, a
             shape and threat.
         output: folder of the reproducers; None writes none. `asked`: how the command line was told of the certifier.
@@ -80,13 +85,13 @@ def audit(
     if target is not None:
         pool = _pool(x, image_shape, images, generator)
         threat.check_fits(*pool.shape[2:])
-        subject = Subject.of(target, made, pool[:1])
+        subject = Subject.of(target, made, pool[:1], alerts)
         _evaluating(target)
         found, asked_images, certified, spent = _try_target(
             subject, pool, threat, images, budget, generator, untested, on_progress
         )
         attacked = certified
-        findings += [replace(one, note={**one.note, "classes": made}) for one in found]
+        findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in found]
     else:
         untested.append(("images", "no certifier was given, only a factory"))
     factory = factory or own_factory(target)
@@ -94,13 +99,13 @@ def audit(
     if factory is not None:
         classes = num_classes or getattr(target, "num_classes", 4)
         shape = image_shape or (1, 40, 40)
-        tested = try_factory(factory, classes, shape, threat, 50 * budget, seed, on_progress)
+        tested = try_factory(factory, classes, shape, threat, 50 * budget, seed, on_progress, alerts)
         findings += tested.findings
         untested += tested.untested
     else:
         why = "no factory: the base cannot be replaced by one whose votes are dictated"
         untested.append(("affected counts, ties, wraps, strides, swapped sides, views", why))
-    untested.append(("other devices, other precisions, scores at the very threshold", "outside of this audit"))
+    untested.append(("other devices, other precisions", "outside of this audit"))
     found = gather(findings)
     if output is not None:
         named = {"threat": [threat.height, threat.width, threat.count], **(asked or {})}

@@ -16,6 +16,7 @@ from robustpatch.errors import InvalidInput
 
 Key = bytes  # stands for one view: the digest of its values
 Answer = tuple[int, ...]  # the classes that a view votes for, with equal scores; none: all alike
+Row = tuple[float, ...]  # what the base says of a view, a number for each class
 SCALE = 30.0  # logit of a class voted for, and less that of the others: softmax gives those 1e-26, a sigmoid 1e-13
 
 
@@ -39,10 +40,15 @@ class TableBase(nn.Module):
 
     def dictate(self, answers: Mapping[Key, Answer], others: Answer, *, loud: float = 1.0) -> None:
         """Let views answer so, and all the `others` so, `loud` times as loud."""
-        kinds = list(dict.fromkeys(answers.values()))
-        self._logits = torch.stack([loud * self._row(others), *(self._row(kind) for kind in kinds)])
-        number = {kind: 1 + k for k, kind in enumerate(kinds)}
-        self._rows = {key: number[answer] for key, answer in answers.items()}
+        rows = {answer: vote(self.classes, answer) for answer in set(answers.values())}
+        self.say({key: rows[answer] for key, answer in answers.items()}, vote(self.classes, others, loud))
+
+    def say(self, answers: Mapping[Key, Row], others: Row) -> None:
+        """Let the base return these very numbers for the views it knows, and `others` for every other view."""
+        kinds = dict.fromkeys(answers.values())
+        number = {row: 1 + k for k, row in enumerate(kinds)}
+        self._logits = torch.tensor([others, *kinds], dtype=torch.float32)
+        self._rows = {key: number[row] for key, row in answers.items()}
 
     @contextmanager
     def recording(self) -> Iterator[Counter[Key]]:
@@ -61,10 +67,10 @@ class TableBase(nn.Module):
         logits = self._logits[torch.tensor([self._rows.get(key, 0) for key in keys], dtype=torch.long)]
         return logits.to(views.device) if isinstance(views, Tensor) else logits.numpy()
 
-    def _row(self, answer: Answer) -> Tensor:
-        row = torch.full((self.classes,), -SCALE)
-        row[list(answer)] = SCALE
-        return row
+
+def vote(classes: int, answer: Answer, loud: float = 1.0) -> Row:
+    """The scores of a vote for all classes of `answer`, `loud` times as large."""
+    return tuple(loud * (SCALE if k in answer else -SCALE) for k in range(classes))
 
 
 def keys_of(views: Any) -> list[Key]:

@@ -1,0 +1,291 @@
+"""Certifiers by other rules than plain majority, sound and with a bug each, as a stranger might write them.
+
+`make(rule, bug)` is a factory. All views are single columns or runs of two, hidden pixels 0, with a channel of what is
+kept; "" as the bug is sound.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+KEPT = 2
+
+
+class Rule(nn.Module):
+    """The columns of an image, `KEPT` at a time, wrapping: a patch of width w changes at most w + KEPT - 1 views."""
+
+    def __init__(self, base: nn.Module, num_classes: int, bug: str = "") -> None:
+        super().__init__()
+        self.base, self.num_classes, self.bug = base, num_classes, bug
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[B,N,K]."""
+        width = x.shape[3]
+        at = torch.arange(width)
+        kept = ((at - at[:, None]) % width < KEPT).float()  # [N,W]
+        shown = x[:, None] * kept[:, None, None, :]
+        masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
+        return self.base(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), width))
+
+    def counts(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(self.scores(x).argmax(dim=2), self.num_classes).sum(dim=1)
+
+    def delta(self, threat, x: Tensor) -> int:
+        return min(threat.count * (threat.width + KEPT - 1), x.shape[3])
+
+
+def settled(counts: Tensor, delta: int, higher: bool = False) -> tuple[Tensor, Tensor]:
+    """The winner of counts [B,K] and whether `delta` turned votes leave it; equal votes go to the lower class."""
+    number = torch.arange(counts.shape[1])
+    best = counts == counts.amax(dim=1, keepdim=True)
+    winner = (best * (number + 1)).argmax(dim=1) if higher else best.int().argmax(dim=1)
+    ahead = counts.gather(1, winner[:, None]) - counts
+    beaten = number > winner[:, None] if higher else number < winner[:, None]
+    holds = (ahead >= 2 * delta + beaten.long()) | (number == winner[:, None])
+    return winner, holds.all(dim=1)
+
+
+class Ties(Rule):
+    """(a) Ties go to the higher class ("higher"), to one by chance ("chance"), or the certificate forgets them."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        counts = self.counts(x)
+        if self.bug.startswith("chance"):
+            best = counts == counts.amax(dim=1, keepdim=True)
+            return torch.multinomial(best.float(), 1)[:, 0]
+        return settled(counts, 0, higher="higher" in self.bug or "sound" in self.bug)[0]
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        winner, holds = settled(self.counts(x), self.delta(threat, x), higher=self.bug == "sound higher")
+        return SimpleNamespace(prediction=winner, certified=holds)
+
+
+class Alert(Rule):
+    """(b) The class of the whole image, and an alert where it is confidently contradicted once a window is hidden.
+
+    Certified: the image and all views with a window hidden are for one class, these with at least `tau`. One of the
+    windows hides the patch, so that its view is as it was and contradicts whatever else the image is taken for.
+    "above": it contradicts only above `tau`. "unsure": certified from `tau` - 0.1 on. "majority": it takes two views.
+    """
+
+    alert = -1
+    tau = 0.75
+    hidden = 5
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[B,1+N,K]: of the whole image, then with each window hidden."""
+        width = x.shape[3]
+        at, size = torch.arange(width), min(self.hidden, width)
+        starts = torch.arange(width - size + 1)[:, None]
+        kept = torch.cat([torch.ones(1, width), ((at < starts) | (at >= starts + size)).float()])
+        shown = x[:, None] * kept[:, None, None, :]
+        masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
+        return self.base(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), len(kept)))
+
+    def predict(self, x: Tensor) -> Tensor:
+        confidence, said = self.scores(x).softmax(dim=2).max(dim=2)
+        sure = confidence > self.tau if self.bug == "above" else confidence >= self.tau
+        against = ((said != said[:, :1]) & sure)[:, 1:].sum(dim=1)
+        return torch.where(against > (1 if self.bug == "majority" else 0), self.alert, said[:, 0])
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        confidence, said = self.scores(x).softmax(dim=2).max(dim=2)
+        sure = confidence[:, 1:] >= self.tau - (0.1 if self.bug == "unsure" else 0)
+        certified = (said == said[:, :1]).all(dim=1) & sure.all(dim=1)
+        fits = threat.count == 1 and threat.width <= self.hidden <= x.shape[3]
+        return SimpleNamespace(prediction=said[:, 0], certified=certified & fits)
+
+
+class Median(Rule):
+    """(c) The majority, but what a patch says for the winner, for nobody or for a third class can be its undoing.
+
+    "silence": where two views say nothing, the last class. "for the winner": where all views but one agree, the next
+    class. "two cliques": where the second and the third class are level and there, the second.
+    """
+
+    def predict(self, x: Tensor) -> Tensor:
+        said = self.scores(x).argmax(dim=2)
+        counts = nn.functional.one_hot(said, self.num_classes).sum(dim=1)
+        winner = counts.argmax(dim=1)
+        if self.bug == "two cliques":
+            second = counts.scatter(1, winner[:, None], -1).max(dim=1)
+            third = counts.scatter(1, winner[:, None], -1).scatter(1, second.indices[:, None], -1).amax(dim=1)
+            return torch.where((third >= 2) & (second.values - third <= 1), second.indices, winner)
+        if self.bug == "silence":
+            silent = (self.scores(x).amax(dim=2) == self.scores(x).amin(dim=2)).sum(dim=1)
+            return torch.where(silent >= 2, counts.shape[1] - 1, winner)
+        if self.bug == "for the winner":
+            return torch.where(counts.amax(dim=1) >= x.shape[3] - 1, (winner + 1) % self.num_classes, winner)
+        return winner
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        counts = self.counts(x)
+        holds = settled(counts, self.delta(threat, x))[1]
+        if self.bug == "for the winner":
+            holds = holds & (counts.amax(dim=1) < x.shape[3] - 1)
+        return SimpleNamespace(prediction=self.predict(x), certified=holds)
+
+
+class Summed(Rule):
+    """(d) Scores from 0 to `cap`, summed exactly; certified where the lead is more than twice what a patch can move.
+
+    "float16 sum", "float32 sum", "bfloat16 sum": the certificate adds up in that precision, one view after another.
+    "saturated": predict stops counting at 2048.
+    """
+
+    def sums(self, x: Tensor, dtype: torch.dtype, cap: float) -> Tensor:
+        scores = self.scores(x).to(torch.float64).clamp(0, cap).to(dtype)
+        total = torch.zeros_like(scores[:, 0])
+        for n in range(scores.shape[1]):
+            total = total + scores[:, n]
+        return total.to(torch.float64)
+
+    @property
+    def cap(self) -> float:
+        return {"float16 sum": 2048.0, "bfloat16 sum": 256.0}.get(self.bug, 2.0**24)
+
+    def predict(self, x: Tensor) -> Tensor:
+        found = self.sums(x, torch.float64, self.cap)
+        return (found.clamp(max=2048) if self.bug == "saturated" else found).argmax(dim=1)
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        kinds = {"float16 sum": torch.float16, "float32 sum": torch.float32, "bfloat16 sum": torch.bfloat16}
+        found = self.sums(x, kinds.get(self.bug, torch.float64), self.cap)
+        winner = found.argmax(dim=1)
+        number = torch.arange(self.num_classes)
+        lead = found.gather(1, winner[:, None]) - found
+        moved = 2 * self.delta(threat, x) * self.cap
+        beaten = (number < winner[:, None]) & (lead == moved)
+        holds = ((lead >= moved) & ~beaten) | (number == winner[:, None])
+        return SimpleNamespace(prediction=winner, certified=holds.all(dim=1))
+
+
+class Batched(Rule):
+    """(e) What is said of one image depends on the others, or on what was asked before."""
+
+    def __init__(self, base: nn.Module, num_classes: int, bug: str = "") -> None:
+        super().__init__(base, num_classes, bug)
+        self.before: Tensor | None = None
+
+    def counts(self, x: Tensor) -> Tensor:
+        counts = super().counts(x)
+        if self.bug == "mean of the batch" and len(x) > 1:
+            counts = counts - counts.float().mean(dim=0).long()
+        if self.bug == "last incomplete batch" and len(x) % 8 and len(x) > 8:
+            counts[-(len(x) % 8) :] = counts[: len(x) % 8]
+        if self.bug == "left over":
+            if self.before is not None and len(self.before) == len(x):
+                counts = torch.maximum(counts, self.before // 2)
+            self.before = counts
+        return counts
+
+    def predict(self, x: Tensor) -> Tensor:
+        return settled(self.counts(x), 0)[0] if len(x) else torch.zeros(0, dtype=torch.long)
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        winner, holds = settled(self.counts(x), self.delta(threat, x))
+        return SimpleNamespace(prediction=winner, certified=holds.flip(0) if self.bug == "turned round" else holds)
+
+
+class Sizes(Rule):
+    """(f) Counts that are right for some patches alone."""
+
+    def delta(self, threat, x: Tensor) -> int:
+        right = super().delta(threat, x)
+        if self.bug == "odd alone":
+            return min(2 * (threat.width // 2) + KEPT - 1, x.shape[3]) if threat.count == 1 else right
+        if self.bug == "squares alone":
+            return right if threat.height >= threat.width else right - 1
+        if self.bug == "even images":
+            return right - (x.shape[3] % 2 and threat.width > 2)
+        return right
+
+    def predict(self, x: Tensor) -> Tensor:
+        return settled(self.counts(x), 0)[0]
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        winner, holds = settled(self.counts(x), self.delta(threat, x))
+        return SimpleNamespace(prediction=winner, certified=holds)
+
+
+class Sampled(Sizes):
+    """(g) Other views at every call: a random half of them, or with a little noise; "declared" says so."""
+
+    def __init__(self, base: nn.Module, num_classes: int, bug: str = "") -> None:
+        super().__init__(base, num_classes, bug)
+        if bug == "declared":
+            self.randomized = True
+
+    def scores(self, x: Tensor) -> Tensor:
+        if self.bug == "noise":
+            return super().scores((x + 0.01 * torch.rand(x.shape)).clamp(0, 1))
+        if self.bug in ("half", "declared"):
+            width = x.shape[3]
+            chosen = torch.randperm(width)[: width // 2]
+            whole = self.base
+            kept = ((torch.arange(width) - torch.arange(width)[:, None]) % width < KEPT).float()[chosen]
+            shown = x[:, None] * kept[:, None, None, :]
+            masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
+            return whole(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), len(chosen)))
+        return super().scores(x)
+
+    def certify(self, x: Tensor, threat) -> SimpleNamespace:
+        told = super().certify(x, threat)
+        return SimpleNamespace(
+            prediction=torch.full_like(told.prediction, -1) if self.bug == "declared" else told.prediction,
+            certified=told.certified & (self.bug != "declared"),
+        )
+
+
+RULES: dict[str, type[Rule]] = {
+    "ties": Ties,
+    "alert": Alert,
+    "median": Median,
+    "summed": Summed,
+    "batches": Batched,
+    "sizes": Sizes,
+    "sampled": Sampled,
+}
+
+# rule, bug -> the checks of which one has to name it
+PLANTED = {
+    ("ties", "higher"): {"tie"},
+    ("ties", "chance"): {"chance"},
+    ("alert", "above"): {"threshold", "scores"},
+    ("alert", "unsure"): {"threshold", "scores"},
+    ("alert", "majority"): {"votes", "counts", "other answers", "border"},
+    ("median", "silence"): {"other answers", "scores"},
+    ("median", "for the winner"): {"other answers"},
+    ("median", "two cliques"): {"other answers", "runner-up", "votes"},
+    ("summed", "float16 sum"): {"loudness"},
+    ("summed", "float32 sum"): {"loudness"},
+    ("summed", "bfloat16 sum"): {"loudness"},
+    ("summed", "saturated"): {"agreement"},
+    ("batches", "mean of the batch"): {"batches"},
+    ("batches", "last incomplete batch"): {"batches"},
+    ("batches", "left over"): {"batches"},
+    ("batches", "turned round"): {"batches"},
+    ("sizes", "odd alone"): {"counts", "border"},
+    ("sizes", "squares alone"): {"counts", "border", "sides"},
+    ("sizes", "even images"): {"counts", "border"},
+    ("sampled", "half"): {"views"},
+    ("sampled", "noise"): {"views"},
+}
+SOUND = [
+    ("ties", ""),
+    ("ties", "sound higher"),
+    ("alert", ""),
+    ("median", ""),
+    ("summed", ""),
+    ("batches", ""),
+    ("sizes", ""),
+    ("sampled", "declared"),
+]
+
+
+def make(rule: str, bug: str = ""):
+    """A factory of certifiers by that rule with that bug."""
+    return lambda base, num_classes, image_shape: RULES[rule](base, num_classes, bug).eval()
