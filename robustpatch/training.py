@@ -215,7 +215,7 @@ def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(model.parameters(), config.lr, betas=betas, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
         model.parameters(),
         config.lr,
