@@ -56,11 +56,10 @@ def draw(trainings: Sequence[Learning], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, training in enumerate(trainings):
-        epochs = range(1, len(training.rows) + 1)
         for key, (what, style) in _MEASURES.items():
-            values = [row.get(key) for row in training.rows]
-            if None not in values:
-                shares = [100 * float(value) for value in values if value is not None]
+            measured = [(epoch, row[key]) for epoch, row in enumerate(training.rows, 1) if row.get(key) is not None]
+            if measured:
+                epochs, shares = [epoch for epoch, _ in measured], [100 * float(value) for _, value in measured]
                 name = f"{training.name}, " * (len(trainings) > 1)
                 label = name + (what if what == "clean" else f"certified ({what})")
                 axes.plot(epochs, shares, style, color=f"C{number}", marker=".", linewidth=1.2, label=label)

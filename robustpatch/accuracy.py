@@ -22,13 +22,13 @@ _SAMPLE = 500  # images whose votes are sampled
 class Accuracy:
     """Shares of all images: predicted right; right and certified by the margin; right and certified exactly.
 
-    The latter two are None where nothing was asked of a certificate. Of a randomized classifier, from the votes of
-    `enumerated` on the first 500 images: `base`, the share of single ablations that are classified right, and
-    `certifiable`, of images where the share of the votes for the true class exceeds 1/2 + τ. No certificate: what those
-    from many samples come near to.
+    The latter two are None where nothing was asked of a certificate, all where nothing was measured. Of a randomized
+    classifier, from the votes of `enumerated` on the first 500 images: `base`, the share of single ablations that are
+    classified right, and `certifiable`, of images where the share of the votes for the true class exceeds 1/2 + τ. No
+    certificate: what those from many samples come near to.
     """
 
-    clean: float
+    clean: float | None = None
     certified_margin: float | None = None
     certified_exact: float | None = None
     base: float | None = None
@@ -36,19 +36,24 @@ class Accuracy:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: str = "cpu") -> Accuracy:
+def accuracy(
+    model: nn.Module, images: ImageSet, threat: Threat | None, device: str = "cpu", *, count: int | None = None
+) -> Accuracy:
     """Clean and certified accuracy on all of `images`, in evaluation mode; the mode is restored. Without a threat, as
-    there is none for an undefended classifier, clean accuracy alone.
+    there is none for an undefended classifier, clean accuracy alone. With a `count`, on so many of them, spread evenly;
+    defenses and randomized classifiers choose their own.
     """
     if isinstance(model, RandomizedClassifier):
         return _sampled_accuracy(model, images, threat, device)
     if isinstance(model, Defended):
         return _defended_accuracy(model, images, threat, device)
+    total = len(images)
+    chosen = torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
     training = model.training
     model.eval()
     hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
     try:
-        for index in torch.arange(len(images)).split(500):
+        for index in chosen.split(500):
             x, y = (tensor.to(device) for tensor in images.batch(index))
             if threat is None:
                 found = [first_argmax(model(x)) == y]
@@ -59,7 +64,7 @@ def accuracy(model: nn.Module, images: ImageSet, threat: Threat | None, device: 
             hits += torch.stack([which.sum() for which in found]).cpu()
     finally:
         model.train(training)
-    return Accuracy(*(hits / len(images)).tolist())
+    return Accuracy(*(hits / len(chosen)).tolist())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +43,7 @@ class ImageSet:
     _bytes: Tensor | None = None
     _folder: ImageFolder | None = None
     _resized: bool = False
-    _held: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,9 +51,7 @@ class ImageSet:
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images float32 [B,C,H,W] in [0, 1] and labels [B]."""
         index = torch.as_tensor(index, dtype=torch.long)
-        if self._bytes is not None:
-            return self._bytes[index].to(torch.float32) / 255, self.labels[index]
-        return torch.stack([self._pixels(i) for i in index.tolist()]).to(torch.float32) / 255, self.labels[index]
+        return self._pixels(index).to(torch.float32) / 255, self.labels[index]
 
     def stored(self, i: int) -> bytes:
         """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
@@ -65,13 +64,22 @@ class ImageSet:
         except OSError as error:
             raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
 
-    def _pixels(self, i: int) -> Tensor:
-        if i in self._held:
-            return self._held[i]
-        image = self._read(i)
-        if len(self) * image.numel() <= _HELD:
-            self._held[i] = image
-        return image
+    def _pixels(self, index: Tensor) -> Tensor:
+        """Images uint8 [B,C,H,W], from memory by one gather."""
+        if self._bytes is not None:
+            return self._bytes[index]
+        if not self._held:
+            if len(self) * math.prod(self.image_shape) > _HELD:
+                return torch.stack([self._read(i) for i in index.tolist()])
+            self._held[:] = [
+                torch.empty(len(self), *self.image_shape, dtype=torch.uint8),
+                torch.zeros(len(self)).bool(),
+            ]
+        pixels, known = self._held
+        for i in index[~known[index]].tolist():
+            pixels[i] = self._read(i)
+            known[i] = True
+        return pixels[index]
 
     def _read(self, i: int) -> Tensor:
         assert self._folder is not None

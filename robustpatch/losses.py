@@ -63,7 +63,7 @@ def objective(
         return torch.nn.functional.cross_entropy(logits.float(), y)
     n = model.ablation.count(*x.shape[2:])
     drawn = weights.ablations or (n if model.one_pass or weights.certificate else 1)
-    index = None if drawn >= n else torch.randperm(n, generator=generator)[:drawn].to(x.device)
+    index = None if drawn >= n else _drawn(model, weights, len(x), n, drawn, generator).to(x.device)
     with autocast:
         logits = model.logits(x, index)
     local = binary_cross_entropy if model.voting.link == "sigmoid" else cross_entropy
@@ -76,6 +76,17 @@ def objective(
         clean = certificate_loss(soft, y, untouched, scale)
         loss = loss + weights.certificate * (weights.clean * clean + certificate_loss(soft, y, sets, scale))
     return loss
+
+
+def _drawn(
+    model: SmoothedClassifier, weights: Weights, images: int, n: int, drawn: int, generator: torch.Generator
+) -> Int[Tensor, "..."]:
+    """Ablations for this step: each image's own [B,drawn], of which batch statistics see every kind; or the same for
+    all [drawn], which the certificate's loss needs and the paper has.
+    """
+    if getattr(model.base, "scores_apart", False) and not weights.certificate:
+        return torch.rand(images, n, generator=generator).topk(drawn, dim=1).indices
+    return torch.randperm(n, generator=generator)[:drawn]
 
 
 def cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -28,7 +28,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
-from robustpatch.train import Channels, Classes, ImageSize, shown
+from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import parse_voting
@@ -115,13 +115,15 @@ def follow(
     *,
     device: str = "cpu",
     workers: int = 0,
+    measure_every: int = 1,
+    measure_images: int | None = None,
     progress: Callable[[int, TrainingConfig], AbstractContextManager[dict[str, Any]]] = lambda *_: nullcontext({}),
 ) -> Path:
     """Train a run and write `output`/NAME.safetensors: weights rounded to float16, all stages and their seconds.
 
     Stage i is kept in `output`/NAME/i. A run that was interrupted goes on where it was; a finished one is left alone,
-    unless its settings or the data set have changed: then it is refused with `InvalidInput`. `progress(i, config)`
-    gives the callbacks of `train` for a stage.
+    unless its settings or the data set have changed: then it is refused with `InvalidInput`. `measure_every` and
+    `measure_images` are those of `train`; `progress(i, config)` gives its callbacks for a stage.
     """
     output, start, histories = Path(output), run.start, []
     final = output / f"{run.name}.safetensors"
@@ -138,7 +140,18 @@ def follow(
         folder = output / run.name / str(number)
         with progress(number, config) as callbacks:
             stage = replace(config, start=start)
-            train(stage, images, validation, folder, resume=True, device=device, workers=workers, **callbacks)
+            train(
+                stage,
+                images,
+                validation,
+                folder,
+                resume=True,
+                device=device,
+                workers=workers,
+                measure_every=measure_every,
+                measure_images=measure_images,
+                **callbacks,
+            )
         start = str(folder / "checkpoint.safetensors")
         histories.append(json.loads((folder / "history.json").read_text()))
     assert start is not None
@@ -172,6 +185,8 @@ def main(
     only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
+    measure_every: MeasureEvery = 1,
+    measure_images: MeasureImages = None,
 ) -> None:
     """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on a tenth of them at
     most), never on test images.
@@ -198,7 +213,17 @@ def main(
                     shown_on.rule(f"{run.name}, stage {number} of {len(run.stages)}")
                     return shown(shown_on, len(images) // config.batch_size)
 
-                path = follow(run, images, validation, output, device=own, workers=workers, progress=progress)
+                path = follow(
+                    run,
+                    images,
+                    validation,
+                    output,
+                    device=own,
+                    workers=workers,
+                    measure_every=measure_every,
+                    measure_images=measure_images,
+                    progress=progress,
+                )
                 seconds = load_checkpoint(path).config["train_seconds"]
                 shown_on.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
     except InvalidInput as error:

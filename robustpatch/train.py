@@ -32,6 +32,11 @@ Classes = Annotated[
     typer.Option(help="Names of a folder's classes in the order of the outputs: a file with one a line, or a,b,c."),
 ]
 
+MeasureEvery = Annotated[int, typer.Option(help="Epochs between two measurements of accuracy on validation images.")]
+MeasureImages = Annotated[
+    int | None, typer.Option(help="Validation images that are measured, spread evenly; default: all.")
+]
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT = TrainingConfig()
 
@@ -59,8 +64,9 @@ def main(
         str | None,
         typer.Option(
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
-            "residual-strip and conv-block, deeper ones; mlp (pixels at random), mnist-cnn and resnet18 (the paper's) "
-            "or small-cnn (a usual one); vit, resnet50, torchvision:NAME, timm:NAME. Default: the ablation's own."
+            "residual-strip, band and conv-block, deeper ones; mlp (pixels at random), mnist-cnn and resnet18 (the "
+            "paper's) or small-cnn (a usual one); vit, resnet50, torchvision:NAME, timm:NAME. Default: the ablation's "
+            "own."
         ),
     ] = None,
     pretrained: Annotated[
@@ -110,6 +116,8 @@ def main(
     seed: int = _DEFAULT.seed,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
+    measure_every: MeasureEvery = 1,
+    measure_images: MeasureImages = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
 ) -> None:
     """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
@@ -154,7 +162,18 @@ def main(
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             with shown(shown_on, len(images) // batch_size) as callbacks:
-                train(config, images, validation, output, resume=resume, device=own, workers=workers, **callbacks)
+                train(
+                    config,
+                    images,
+                    validation,
+                    output,
+                    resume=resume,
+                    device=own,
+                    workers=workers,
+                    measure_every=measure_every,
+                    measure_images=measure_images,
+                    **callbacks,
+                )
     except InvalidInput as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(2) from None
@@ -177,7 +196,8 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
         task = progress.add_task("", total=steps, epoch=1, loss=float("nan"))
 
         def on_epoch(row: dict[str, Any]) -> None:
-            text = "epoch {epoch}: loss {loss:.4f}, validation clean {clean:.2%}, "
+            text = "epoch {epoch}: loss {loss:.4f}, "
+            text += "validation clean {clean:.2%}, " if row["clean"] is not None else ""
             if row["certified_margin"] is not None:
                 text += "certified {certified_margin:.2%} (margin) {certified_exact:.2%} (exact), "
             elif row["certified_exact"] is not None:

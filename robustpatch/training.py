@@ -15,7 +15,7 @@ from torch import nn
 
 from robustpatch import parallel, state
 from robustpatch.ablation import Ablation
-from robustpatch.accuracy import accuracy
+from robustpatch.accuracy import Accuracy, accuracy
 from robustpatch.augmentation import augmented
 from robustpatch.data import ImageSet, read_ahead
 from robustpatch.defenses import Defended
@@ -43,6 +43,8 @@ def train(
     resume: bool = False,
     device: str = "cpu",
     workers: int = 0,
+    measure_every: int = 1,
+    measure_images: int | None = None,
     on_step: Callable[[int, int, float], None] = lambda *_: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda *_: None,
 ) -> nn.Module:
@@ -50,13 +52,17 @@ def train(
     themselves; returns the classifier in evaluation mode.
 
     After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
-    `history.json` (clean and certified accuracy on `validation`; under bfloat16 `float32_deviation`, how far scores are
-    from float32's). A loss, a weight or a deviation that is no number or no rounding ends the training before anything
+    `history.json` (clean and certified accuracy on `validation`: after every `measure_every`-th epoch and the last, on
+    `measure_images` of its images spread evenly, or on all; under bfloat16 `float32_deviation`, how far scores are from
+    float32's). A loss, a weight or a deviation that is no number or no rounding ends the training before anything
     of its epoch is written. A run that was interrupted and resumed ends with the
     same weights as one that was not, on the same kind of device and thread count. `on_step(epoch, step, loss)` and
     `on_epoch(history row)` report progress. Raises `InvalidInput`.
     """
     output, share, shares = Path(output), parallel.rank(), parallel.world()
+    for name, value in (("measure_every", measure_every), ("measure_images", measure_images)):
+        if value is not None and value < 1:
+            raise InvalidInput(f"{name} is {value}; it must be at least 1")
     saved = output / "state.safetensors"
     if saved.exists() and not resume:
         raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
@@ -114,12 +120,13 @@ def train(
         mean_loss = float(parallel.mean(torch.tensor(losses / steps, dtype=torch.float64, device=device)))
         if not share:
             _check_weights(model, epoch, config)
+            due = (epoch + 1) % measure_every == 0 or epoch + 1 == config.epochs
             row = {
                 "epoch": epoch + 1,
                 "loss": mean_loss,
                 "float32_deviation": _off_float32(model, validation, epoch, config, device),
                 "seconds": round(time.monotonic() - started, 1),
-                **asdict(accuracy(model, validation, threat, device)),
+                **asdict(accuracy(model, validation, threat, device, count=measure_images) if due else Accuracy()),
             }
             history.append(row)
             state.save(saved, full, model, optimizer, schedule, history)
@@ -276,11 +283,12 @@ def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(model.parameters(), config.lr, betas=betas, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), config.lr, betas, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
         model.parameters(),
         config.lr,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
+        fused=True,
     )

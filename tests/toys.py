@@ -81,6 +81,19 @@ def residual_strip(
     return _awake("residual-strip", options, ablation, size, in_channels, classes, seed, scale=2.0)  # its blocks add up
 
 
+def band(
+    ablation: Ablation,
+    size: tuple[int, int],
+    in_channels: int = 1,
+    classes: int = CLASSES,
+    seed: int = 0,
+    mirror: bool = False,
+) -> nn.Module:
+    """`BandNet` with a block of each kind, as small and as awake as `strip`."""
+    options = {"widths": [4, 5, 6, 6], "blocks": [1, 2, 2, 1], "mirror": mirror}
+    return _awake("band", options, ablation, size, in_channels, classes, seed, scale=2.0)
+
+
 def conv_block(
     ablation: Ablation, size: tuple[int, int] = SIZE, in_channels: int = 1, classes: int = CLASSES, seed: int = 0
 ) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 from robustpatch.ablation import Ablation, Blocks, Columns, Rows
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.band import BandNet
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
@@ -28,6 +29,7 @@ from robustpatch.union import Union
 
 __all__ = [
     "MLP",
+    "BandNet",
     "BlockNet",
     "ConvBlockNet",
     "GridNet",
@@ -46,6 +48,7 @@ __all__ = [
 _ONE_PASS = {
     "strip": StripNet,
     "residual-strip": ResidualStripNet,
+    "band": BandNet,
     "block": BlockNet,
     "conv-block": ConvBlockNet,
     "grid": GridNet,
@@ -79,12 +82,13 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    In one pass: "strip", "residual-strip", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`, `BlockNet`,
-    `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and options for each part of
-    the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; and
-    "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST, images as they are where
-    `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's ViT-Tiny/16) and "resnet50"
-    (torchvision's): see `library.adapt`; with options `mean` and `std`. Raises `InvalidInput`.
+    In one pass: "strip", "residual-strip", "band", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`,
+    `BandNet`, `BlockNet`, `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and
+    options for each part of the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the
+    paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
+    images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
+    ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`. Raises
+    `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
@@ -117,7 +121,7 @@ def build(
         model = create(name, num_classes=num_classes, image_size=(height, width), **options)
         return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
     raise InvalidInput(
-        f'network is {name!r}; known are "strip", "residual-strip", "block", "conv-block", "grid", "union", '
+        f'network is {name!r}; known are "strip", "residual-strip", "band", "block", "conv-block", "grid", "union", '
         '"mnist-cnn", "resnet18", "small-cnn", "mlp", "vit", "resnet50", "torchvision:NAME" and "timm:NAME"'
     )
 

@@ -113,10 +113,11 @@ def test_a_folder_is_read_once(tmp_path, monkeypatch):
     images.batch([1])
     monkeypatch.setattr("robustpatch.data._HELD", 6 * 6 * 8 * 3 - 1)
     assert torch.equal(images.batch([4])[0], first[2:])
-    images.batch([3])
+    large = replace(images)
+    large.batch([3])
     (tmp_path / "test" / "dog" / "001.png").unlink()
     with pytest.raises(InvalidInput, match=r"001\.png cannot be read"):
-        images.batch([3])
+        large.batch([3])
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 20])

@@ -1,0 +1,80 @@
+"""What a training measures on validation images, how often, and that it decides nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from rich.console import Console
+
+from evaluate.learning import draw, read_learning
+from robustpatch.ablation import Columns
+from robustpatch.accuracy import Accuracy, accuracy
+from robustpatch.data import ImageSet, load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.threat import PatchThreat
+from robustpatch.train import shown
+from robustpatch.training import train
+from robustpatch.training_config import TrainingConfig
+from tests import toys
+
+CONFIG = TrainingConfig(
+    network={"name": "strip", "widths": [4], "hidden": 4}, epochs=5, batch_size=30, bfloat16=False, patch="2x2"
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    """The first 60 images of the sample, at half their size."""
+    x, y = load_images("mnist-sample").batch(range(60))
+    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
+    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+
+
+def test_accuracy_on_images_spread_evenly(images):
+    """Of 60 images 7: the shares are those of images 0, 8, 17, …; more than there are means all."""
+    model = toys.smoothed(toys.strip(Columns(2), (14, 14), classes=10), classes=10)
+    some = [i * 60 // 7 for i in range(7)]
+    x, y = images.batch(some)
+    certificate = model.certify(x, PatchThreat(1, 1))
+    found = accuracy(model, images, PatchThreat(1, 1), count=7)
+    right = certificate.prediction == y
+    assert found.clean == pytest.approx(float(right.float().mean()))
+    assert found.certified_exact == pytest.approx(float((right & certificate.certified).float().mean()))
+    everything = accuracy(model, images, PatchThreat(1, 1))
+    assert accuracy(model, images, PatchThreat(1, 1), count=61) == everything
+    assert accuracy(model, images, PatchThreat(1, 1), count=60) == everything
+
+
+def test_measured_every_second_epoch_and_after_the_last(images, tmp_path, capsys):
+    """The weights are those of the run that was measured after every epoch; progress and picture do with less."""
+    often = train(CONFIG, images, images, tmp_path / "often")
+    with shown(Console(), 2) as callbacks:
+        seldom = train(CONFIG, images, images, tmp_path / "seldom", measure_every=2, measure_images=20, **callbacks)
+    assert all(torch.equal(often.state_dict()[name], weights) for name, weights in seldom.state_dict().items())
+    rows = json.loads((tmp_path / "seldom" / "history.json").read_text())
+    nothing = asdict(Accuracy())
+    assert set(nothing.values()) == {None}
+    assert [row["epoch"] for row in rows if row["clean"] is None] == [1, 3]
+    for row in rows:
+        measured = {key: row[key] for key in nothing}
+        assert row["loss"] > 0
+        assert (measured == nothing) == (row["clean"] is None)
+    last = asdict(accuracy(seldom, images, PatchThreat(2, 2), count=20))
+    assert {key: rows[-1][key] for key in nothing} == last
+    said = capsys.readouterr().out
+    assert said.count("validation clean") == 3
+    assert said.count("loss") >= 5
+    draw([read_learning(str(tmp_path / "seldom" / "checkpoint.safetensors"))], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_a_measurement_of_nothing_is_refused(images, tmp_path):
+    """Before the first step, with the parameter's name and value."""
+    with pytest.raises(InvalidInput, match="measure_every is 0; it must be at least 1"):
+        train(CONFIG, images, images, tmp_path / "run", measure_every=0)
+    with pytest.raises(InvalidInput, match="measure_images is -1; it must be at least 1"):
+        train(CONFIG, images, images, tmp_path / "run", measure_images=-1)
+    assert not (tmp_path / "run").exists()
