@@ -42,11 +42,15 @@ def objective(
     threat: Threat | None,
     sets: Tensor | None,
     generator: torch.Generator,
+    teacher: SmoothedClassifier | None = None,
 ) -> Float[Tensor, ""]:
     """`local` times the cross-entropy of the true class in every ablation drawn for this step (of each class by itself,
     under a rule that judges each for itself), and `certificate` times the certificate's loss, with a patch and, `clean`
     times, without: so that certified accuracy is not bought with clean accuracy. It counts the voting's sharp votes, or
     with `cast` those cast. `sets` are `touched_sets` of the threat. Of an undefended classifier, cross-entropy.
+
+    With a `teacher`, half of the ablations' cross-entropy is against its scores of the same ablation, as in Hinton et
+    al. (2015) at temperature 1: most bands leave several classes possible, and its scores say which.
     """
     autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
     if isinstance(model, RandomizedClassifier):
@@ -68,6 +72,10 @@ def objective(
         logits = model.logits(x, index)
     local = binary_cross_entropy if model.voting.link == "sigmoid" else cross_entropy
     loss = weights.local * local(logits, y)
+    if teacher is not None:
+        with torch.no_grad(), autocast:
+            told = teacher.voting.scores(teacher.logits(x, index)).flatten(0, 1)
+        loss = (loss + weights.local * nn.functional.cross_entropy(logits.flatten(0, 1), told)) / 2
     if weights.certificate and sets is not None:
         soft = cast_votes(logits, model.voting) if weights.cast else model.voting.sharp(logits)
         sets = sets if index is None else sets[:, index]  # a sample of the ablations, and of each set with them

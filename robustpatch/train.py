@@ -108,6 +108,9 @@ def main(
     zoom: Annotated[
         float, typer.Option(help="Show a part of each training image at full size, at least so much of its area.")
     ] = _DEFAULT.zoom,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from the scores of this checkpoint, too, of the same ablation.")
+    ] = _DEFAULT.teacher,
     start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = _DEFAULT.start,
     only: Annotated[
         str | None, typer.Option(help="Train the weights under this name alone, such as head; all others stay.")
@@ -150,6 +153,7 @@ def main(
             crop=crop,
             flip=flip,
             zoom=zoom,
+            teacher=teacher,
             start=start,
             only=only,
             bfloat16=bfloat16,

@@ -91,7 +91,8 @@ def train(
         optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total)
     )
     history = state.restore(saved, full, model, optimizer, schedule) if resume and saved.exists() else []
-    loss_of = parallel.shared(_Loss(model, config, threat, sets), some_unused=isinstance(ablation, Union))
+    teacher = None if config.teacher is None else _teacher(config.teacher, trained, full, device)
+    loss_of = parallel.shared(_Loss(model, config, threat, sets, teacher), some_unused=isinstance(ablation, Union))
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
         seed = 1_000_003 * config.seed + epoch
@@ -200,17 +201,23 @@ class _Loss(nn.Module):
     """`objective` of the model as a module, which is what several processes can share."""
 
     def __init__(
-        self, model: nn.Module, config: TrainingConfig, threat: Threat | None, sets: torch.Tensor | None
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        threat: Threat | None,
+        sets: torch.Tensor | None,
+        teacher: SmoothedClassifier | None,
     ) -> None:
         super().__init__()
         self.model, self._config, self._threat, self._sets = model, config, threat, sets
+        self._teacher = [teacher]  # in a list, so that its weights are none of this module's
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator, done: float) -> torch.Tensor:
         trained = _trained(self.model)
         if isinstance(trained, Defended) and self._threat is not None:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self._config.bfloat16):
                 return trained.training_loss(x, y, self._threat, generator, done).float()
-        return objective(trained, x, y, self._config, self._threat, self._sets, generator)
+        return objective(trained, x, y, self._config, self._threat, self._sets, generator, self._teacher[0])
 
 
 def _trained(model: nn.Module) -> nn.Module:
@@ -264,6 +271,16 @@ def _begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
             network.load_state_dict(network_of(loaded.model).state_dict())
         except RuntimeError as error:
             raise InvalidInput(unlike) from error
+
+
+def _teacher(name: str, trained: nn.Module, config: dict[str, Any], device: str) -> SmoothedClassifier:
+    """The smoothed classifier of a checkpoint, to learn from."""
+    if not isinstance(trained, SmoothedClassifier):
+        raise InvalidInput(f"teacher is {name}, but a {type(trained).__name__} is trained; it is for smoothed ones")
+    loaded = load_checkpoint(name, ablation=trained.ablation)
+    if any(loaded.config.get(key) != config.get(key) for key in ("image_shape", "class_names")):
+        raise InvalidInput(f"teacher is {name}, a checkpoint of another data set; name one of this")
+    return loaded.smoothed.to(device).requires_grad_(False)
 
 
 def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:

@@ -18,6 +18,7 @@ _OF_ABLATIONS = (
     "clean",
     "cast",
     "local",
+    "teacher",
 )  # settings that an ablation gives a meaning
 _THRESHOLD = "threshold:0.3"
 
@@ -33,9 +34,11 @@ class TrainingConfig:
     are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
     certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.losses`); with `cast` it counts
     votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as in
-    BagCert. `optimizer` is "sgd" (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop`, `flip` and `zoom`
-    vary the training images: each is moved by up to so many pixels, mirrored at random, and shown in part, at least so
-    much of its area, at its full size.
+    BagCert. `teacher` is a checkpoint of the same ablation: half of the ablations' cross-entropy is then against its
+    scores of the same ablation, which say more than a label does of what little it shows. `optimizer` is "sgd"
+    (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop`, `flip` and `zoom` vary the training images: each
+    is moved by up to so many pixels, mirrored at random, and shown in part, at least so much of its area, at its full
+    size.
 
     Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
     encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
@@ -63,6 +66,7 @@ class TrainingConfig:
     crop: int = 0
     flip: bool = False
     zoom: float = 1.0
+    teacher: str | None = None
     start: str | None = None
     only: str | None = None
     bfloat16: bool = True
