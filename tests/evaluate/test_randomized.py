@@ -209,7 +209,8 @@ def test_the_tail_by_hand(number, error):
         summary = summarise(with_confidence(changed, number, error))
         tail = sum(comb(number, k) * error**k * (1 - error) ** (number - k) for k in range(changed, number + 1))
         assert summary.allowance.probability == pytest.approx(tail, rel=1e-7)
-        assert summary.verdict == ("broken" if tail < 0.001 else "held")
+        unbroken = "not tested" if error**number >= 0.001 else "held"  # where all may change, nothing is a break
+        assert summary.verdict == ("broken" if tail < 0.001 else unbroken)
         assert (changed > summary.allowance.most) == (tail < 0.001)
         verdicts.append(summary.verdict)
     assert verdicts == sorted(verdicts, reverse=True)
