@@ -59,7 +59,7 @@ def found(model: nn.Module, output, number: int = 4):
         {"confidence": 0.99},  # but the model declares nothing
         {"confidence": 0.99, "prediction_error": 0.99, "referee": lambda self: Always()},
     ],
-    ids=str,
+    ids=lambda attributes: ", ".join(f"{k}={v}" for k, v in attributes.items() if not callable(v)) or "referee",
 )
 def test_an_abstention_breaks_what_declares_nothing(attributes, tmp_path):
     """Attributes that a randomized model has are no declaration, and a declaration makes no proof random."""
