@@ -35,6 +35,11 @@ _OURS = ("robustpatch", "attacks", "evaluate")
 _INSTALLED = {"site-packages", "dist-packages"}
 _PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _UNTOLD = {*vars(nn.Module()), "training"}  # of a module: what every one has
+_OURS_UNTOLD = {
+    "chunk",
+    "passed",
+    "_traced",
+}  # of ours: what decides speed alone, and what was tested or recorded before
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), type(...), torch.dtype, torch.device)
 _OURS_PLAIN = (torch.memory_format, torch.layout, BuiltinFunctionType, BuiltinMethodType, MethodWrapperType)
 _TOLD_BY_TEXT = (range, slice, Path, re.Pattern, bytearray, Fraction, Decimal, datetime, date, timedelta, UUID)
@@ -70,7 +75,7 @@ def code_of(*told: Any) -> dict[str, str]:
     classes and constants their own ones name; not those of installed packages, Python's and ours. They are taken as
     compiled, by the Python that runs: they are what runs, in a notebook too, and comments are no part of it. `values`:
     the kinds of all submodules, and their attributes that are numbers, texts, tensors, functions or made of these.
-    Private names are left out of it, and private tables of the code: caches have such. Equal in every process.
+    Private lists, dictionaries and sets are left out of both: caches are such. Equal in every process.
     """
     teller = _Teller()
     values = [teller.module(one) if isinstance(one, nn.Module) else teller.of(one) for one in told]
@@ -191,8 +196,8 @@ class _Teller:
 
     def _part(self, part: nn.Module) -> str:
         ours = any(kind.__module__.startswith("robustpatch.") for kind in type(part).__mro__)
-        untold = _UNTOLD | ({"chunk"} if ours else set())  # which decides our speed alone
-        attributes = {name: one for name, one in _public(vars(part)) if name not in untold}
+        untold = _UNTOLD | (_OURS_UNTOLD if ours else set())
+        attributes = {name: one for name, one in _told(vars(part)) if name not in untold}
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
         unsaved = {name: part._buffers[name] for name in sorted(part._non_persistent_buffers_set)}
         compiled = getattr(part, "code", None) if isinstance(part, torch.jit.ScriptModule | GraphModule) else None
@@ -235,7 +240,7 @@ class _Teller:
             return f"{kind} {[(own.name, self.of(getattr(value, own.name, None))) for own in fields(value)]}"
         if not self._own(type(value).__module__):
             return f"{kind} {self._library_value(value)}"
-        return f"{kind} {[(name, self.of(one)) for name, one in _public(getattr(value, '__dict__', {}))]}"
+        return f"{kind} {[(name, self.of(one)) for name, one in _told(getattr(value, '__dict__', {}))]}"
 
     def _keep(self, name: str, text: str) -> None:
         self.code.setdefault(name, []).append(text)
@@ -243,6 +248,15 @@ class _Teller:
 
 def _public(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((name, one) for name, one in sorted(values.items()) if not name.startswith("_"))
+
+
+def _told(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All but private tables, which are caches."""
+    return (
+        (name, one)
+        for name, one in sorted(values.items())
+        if not (name.startswith("_") and isinstance(one, list | Mapping | set))
+    )
 
 
 def _names(code: CodeType) -> list[str]:

@@ -64,6 +64,7 @@ CHANGES = [
         ("net = Net().eval()", f"net = Net().eval()\nnet.{after}")  # none of its code says so
         for after in (
             "size = 4",
+            "_limit = 4",
             "mean = torch.tensor([0.3])",
             "std.fill_(0.3)",
             "shape = scaled(3)",

@@ -18,6 +18,8 @@ from torch import nn
 
 from evaluate.claim import claim, model_identity
 from evaluate.source import code_of
+from robustpatch import Columns, PatchThreat, SmoothedClassifier
+from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
 
 PAIRS = {
@@ -66,3 +68,15 @@ def test_cycles_end():
     value = SimpleNamespace(t=1)
     value.me = value
     assert code_of(Holder(value)) == code_of(Holder(value))
+
+
+def test_what_a_classifier_was_asked_before_is_no_part_of_it():
+    """Else a run could not be resumed with a model that has certified in the meantime."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 8, 3))
+    model = SmoothedClassifier(base, Columns(1), num_classes=3).eval()
+    bounded = BoundedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4 * 8, 3)), IBP(), num_classes=3).eval()
+    for one in (model, bounded):
+        before, x = code_of(one), torch.rand(2, 1, 4, 8)
+        one.certify(x, PatchThreat(1, 1))
+        one.certify(x, PatchThreat(1, 1))
+        assert code_of(one) == before
