@@ -77,6 +77,8 @@ def test_the_judge_asks_the_referee(monkeypatch):
     """A patch that changes what the samples at hand say, and not what others do, is no success; the reverse is."""
 
     class Model(nn.Module):
+        randomized = True
+
         def predict(self, x):
             return torch.ones(len(x), dtype=torch.long)
 
