@@ -118,6 +118,11 @@ def _check(graph: Graph, node: Node) -> None:
     def refuse(what: str) -> None:
         raise InvalidInput(f"{node.where} runs {node.op}{what}")
 
+    for name, own in node.arguments.items():
+        if name != "end" or not node.per_image:  # of a slice of images: its rule sees to that
+            rest = own[1:] if name in _SIZES and isinstance(own, list) and own[:1] == [BATCH] else own
+            if _mentions_batch(rest):
+                refuse(f" with {name} of the number of images; compute each image alone (for one row each: expand)")
     if not node.per_image:
         if node.op not in CONSTANT:
             refuse(
@@ -128,10 +133,6 @@ def _check(graph: Graph, node: Node) -> None:
     if node.op not in RULES:
         refuse(", whose bounds are not known; robustpatch.defenses.bounds.rules.RULES lists those that are")
     rule = RULES[node.op].refuse
-    for name, own in node.arguments.items():
-        rest = own[1:] if name in _SIZES and isinstance(own, list) else own
-        if name != "end" and _mentions_batch(rest):
-            refuse(f" with {name} of the number of images; compute each image alone")
     if any(_is_other(graph, ref) for ref in refs(node.arguments)):
         refuse(" on indices or statistics, whose bounds are not known; leave them out")
     wrong = rule(Call(graph, node))

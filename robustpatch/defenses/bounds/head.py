@@ -68,9 +68,11 @@ def head_of(graph: Graph) -> Head | None:
 
 
 def of_ends(box: Box, own: Int[Tensor, " M"], *, outward: bool) -> Float[Tensor, "M K"]:
-    """z_c's least minus z_j's largest, strictly below every difference."""
+    """z_c's least minus z_j's largest, strictly below every difference: by one smallest normal number at least, as the
+    next float below 0 is a subnormal one, which is 0 where those are flushed.
+    """
     found = box.lower.gather(1, own[:, None]) - box.upper
-    return next_float(found, -torch.inf) if outward else found
+    return next_float(found - torch.finfo(found.dtype).tiny, -torch.inf) if outward else found
 
 
 def leads(
@@ -80,7 +82,8 @@ def leads(
     weight [K,F] and bias [K].
 
     The difference is one product, with w_c - w_j, so that what raises both classes does not count (Chiang et al. 2020,
-    Section 3). `outward`: what the network computes of either class is within γ_{n+1}(|w||a| + |b|) of the exact one.
+    Section 3). `outward`: what the network computes of either class is within γ_{n+1}(|w||a| + |b|) of the exact one;
+    and a subnormal w_c - w_j may be flushed to 0, so that a smallest normal number times |a| is lost.
     """
     order = own.argsort(stable=True)
     classes, counts = own[order].unique_consecutive(return_counts=True)
@@ -102,5 +105,6 @@ def _against(
     rate, least = rounding(weight.shape[1] + 2, weight.dtype), torch.finfo(weight.dtype).tiny
     shift = rate * (bias[c].abs() + bias.abs()) + 32 * (weight.shape[1] + 1) * least
     lost = F.linear(radius * (1 + rate), difference.abs())
-    lost = lost + F.linear(rate * (middle.abs() + radius) + 16 * least, weight[c].abs() + weight.abs(), shift)
+    size = weight[c].abs() + weight.abs() + 4 * least / rate
+    lost = lost + F.linear(rate * (middle.abs() + radius) + 16 * least, size, shift)
     return next_float(value - unless_overflown(lost * (1 + rate), rate), -torch.inf)

@@ -63,10 +63,10 @@ def _transpose(call: Call) -> str | None:
 
 
 def _slice(call: Call) -> str | None:
-    whole = (
-        call["start"] in (None, 0) and call["step"] == 1 and (call["end"] is BATCH or call["end"] in (None, 2**63 - 1))
-    )
-    return _MIXED if along(call, call["dim"]) and not whole else None
+    if not along(call, call["dim"]):
+        return "with end of the number of images; compute each image alone" if call["end"] is BATCH else None
+    ends_last = call["end"] is BATCH or call["end"] in (None, 2**63 - 1)
+    return None if call["start"] in (None, 0) and call["step"] == 1 and ends_last else _MIXED
 
 
 def _of_argument(name: str) -> Callable[[Call], str | None]:

@@ -76,7 +76,7 @@ def _bounds(
 
 
 def _finite(box: Box) -> Bool[Tensor, " B"]:
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = (end.unsqueeze(-1).flatten(1) for end in box)  # values of one axis, too
     if lower.shape[1] == 0:
         return torch.ones(len(lower), dtype=torch.bool, device=lower.device)
     return (lower.amin(dim=1) > -torch.inf) & (upper.amax(dim=1) < torch.inf)

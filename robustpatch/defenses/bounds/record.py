@@ -175,10 +175,11 @@ class _Recorder(TorchDispatchMode):
         return self._ref[id(own)]
 
     def _write(self, target: Tensor, func: Any) -> None:
-        if isinstance(self._ref[id(target)], Held):
-            self._refuse(f"writes to a parameter, a buffer or a constant by {func}; compute a new tensor instead")
         memory = self._memory[id(target)]
-        self._stale |= {own for own, other in self._memory.items() if other == memory and own != id(target)}
+        sharing = {own for own, other in self._memory.items() if other == memory}
+        if any(isinstance(self._ref[own], Held) for own in sharing):
+            self._refuse(f"writes to a parameter, a buffer or a constant by {func}; compute a new tensor instead")
+        self._stale |= sharing - {id(target)}
 
     def _learn(self, tensor: Tensor, ref: Ref | Held, base: Tensor | None) -> None:
         """The tensor is what `ref` says; it shares the memory of `base`, or has its own."""

@@ -12,7 +12,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
 
 from robustpatch.defenses.bounds.build import build
-from robustpatch.defenses.bounds.graph import Graph
+from robustpatch.defenses.bounds.graph import Graph, undisturbed
 from robustpatch.defenses.bounds.rounding import sums_of_products
 from robustpatch.errors import InvalidInput
 
@@ -54,9 +54,11 @@ class Traced:
         if key not in self._graphs:
             if len(self._graphs) >= _MOST:
                 self._graphs.clear()
+            values = _values(state)
             with _as_it_was(network), sums_of_products(), torch.autocast(x.device.type, enabled=False):
                 graph = build(network, x)
                 _check_unchanged(network, state)
+            _check_unwritten(values)
             self._graphs[key], self._state = graph, state
         return self._graphs[key]
 
@@ -103,6 +105,27 @@ def _add(found: list[Any], name: str, own: Any) -> None:
             raise InvalidInput("network has lazy layers without weights; run it on images once, beforehand")
         if isinstance(value, Tensor):
             found += (value.shape, value.dtype, value.device)
+
+
+def _values(state: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """The tensors in it whose numbers can be read, and copies of their bits."""
+    plain = [own for own in state if isinstance(own, Tensor) and own.layout is torch.strided and not own.is_meta]
+    return [(own, _bits(own).clone()) for own in plain if not own.is_quantized]
+
+
+@torch.no_grad()
+def _bits(own: Tensor) -> Tensor:
+    with undisturbed():
+        return own.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+
+
+def _check_unwritten(before: list[tuple[Tensor, Tensor]]) -> None:
+    """Refuse a network that wrote to its tensors by a way that torch does not show, such as NumPy arrays of them."""
+    if not all(torch.equal(_bits(own), bits) for own, bits in before):
+        raise InvalidInput(
+            "network writes to a parameter, a buffer or a constant while it runs, so that it need not compute the same "
+            "the next time; compute a new tensor instead"
+        )
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
