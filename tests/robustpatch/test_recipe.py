@@ -202,7 +202,9 @@ def test_the_shipped_recipes_are_read():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(("name", "side"), [("cifar10", 32), ("cifar10-gpu", 32), ("imagenet-gpu", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("cifar10", 32), ("cifar10-band", 32), ("cifar10-gpu", 32), ("imagenet-gpu", 64)]
+)
 def test_the_recipes_of_colour_images_take_steps(name, side):
     """Each stage of each run lowers its own loss on two images, shown alike in each step, in bfloat16 as it is to be
     trained; pretrained weights are not downloaded, and ImageNet's are smaller here.
