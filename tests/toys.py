@@ -82,15 +82,10 @@ def residual_strip(
 
 
 def band(
-    ablation: Ablation,
-    size: tuple[int, int],
-    in_channels: int = 1,
-    classes: int = CLASSES,
-    seed: int = 0,
-    mirror: bool = False,
+    ablation: Ablation, size: tuple[int, int], in_channels: int = 1, classes: int = CLASSES, seed: int = 0
 ) -> nn.Module:
     """`BandNet` with a block of each kind, as small and as awake as `strip`."""
-    options = {"widths": [4, 5, 6, 6], "blocks": [1, 2, 2, 1], "mirror": mirror}
+    options = {"widths": [4, 5, 6, 6], "blocks": [1, 2, 2, 1]}
     return _awake("band", options, ablation, size, in_channels, classes, seed, scale=2.0)
 
 

@@ -22,12 +22,10 @@ class BandNet(nn.Module):
     3×3 convolutions before it brings it to width one. The number of the band enters as a learned embedding of each
     position along it. All pixels of a band are kept, so NULL never occurs in it and needs no code.
 
-    With `mirror`, the logits of a band in evaluation mode are the mean of its own and those of its mirror image, the
-    band that a mirrored image shows at the mirrored place: for networks trained with flips. It doubles the cost.
-
     The length of a band is the last axis of what the convolutions see: kernels on CPUs fill their registers along it,
-    which makes training 2.5 times as fast. Width one is reached by a kernel without padding across: PyTorch 2.14's
-    bfloat16 kernel for the padded one (3×3, stride 2, on width 2) reads memory that nobody wrote.
+    and those of the first stage are 2.5 times as fast, forward and backward. Where a band is one pixel wide they are
+    matrix products, and it gets there without padding across: PyTorch 2.14's bfloat16 kernel for the padded convolution
+    (3×3, stride 2, on width 2) reads memory that nobody wrote.
 
     Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
     neither bands nor images.
@@ -35,7 +33,7 @@ class BandNet(nn.Module):
     Args:
         ablation: `Columns` or `Rows` of width 4, the only one it can be used with; L must be a multiple of 8.
         image_size: (height, width). num_classes: K. in_channels: C.
-        widths: channels of the four stages. blocks: residual blocks of each. mirror: see above; columns of stride 1.
+        widths: channels of the four stages. blocks: residual blocks of each.
     """
 
     scores_apart = True  # images that ask for different bands cost no more than those that ask for the same
@@ -49,7 +47,6 @@ class BandNet(nn.Module):
         in_channels: int = 3,
         widths: Sequence[int] = (64, 128, 256, 512),
         blocks: Sequence[int] = (1, 2, 2, 1),
-        mirror: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(ablation, Columns | Rows):
@@ -63,9 +60,7 @@ class BandNet(nn.Module):
             )
         if len(widths) != 4 or len(blocks) != 4 or min(*widths, *blocks) < 1:
             raise InvalidInput(f"widths is {widths} and blocks {blocks}; give four numbers of each, all at least 1")
-        if mirror and (not isinstance(ablation, Columns) or ablation.stride > 1):
-            raise InvalidInput(f"mirror is {mirror}, but ablation is {ablation}; it takes columns of stride 1")
-        self.ablation, self.image_size, self.in_channels, self.mirror = ablation, image_size, in_channels, mirror
+        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
         first, second, third, fourth = widths
         self.embedding = nn.Parameter(torch.randn(self._axis.count, first, length) * 0.1)
         self.stem = nn.Conv2d(2 * in_channels, first, 3, padding=1, bias=False)
@@ -92,11 +87,7 @@ class BandNet(nn.Module):
         pixel = (index[..., None] * axis.stride + torch.arange(axis.size, device=x.device)) % axis.length
         seen = x.gather(2, pixel.flatten(1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
         bands = seen.unflatten(2, pixel.shape[1:]).transpose(1, 2).flatten(0, 1)
-        logits = self._score(bands, index.flatten())
-        if self.mirror and not self.training:
-            mirrored = (axis.length - axis.size - index) % axis.length
-            logits = (logits + self._score(bands.flip(2), mirrored.flatten())) / 2
-        return logits.unflatten(0, index.shape)
+        return self._score(bands, index.flatten()).unflatten(0, index.shape)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         """The same as `score_all`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -34,18 +34,20 @@ def images() -> ImageSet:
 
 
 def test_accuracy_on_images_spread_evenly(images):
-    """Of 60 images 7: the shares are those of images 0, 8, 17, …; more than there are means all."""
-    model = toys.smoothed(toys.strip(Columns(2), (14, 14), classes=10), classes=10)
+    """Of 60 images 7 are 0, 8, 17, …, and those alone are right here; more than there are means all."""
+    model, threat = toys.smoothed(toys.strip(Columns(2), (14, 14), classes=10), classes=10), PatchThreat(1, 1)
     some = [i * 60 // 7 for i in range(7)]
-    x, y = images.batch(some)
-    certificate = model.certify(x, PatchThreat(1, 1))
-    found = accuracy(model, images, PatchThreat(1, 1), count=7)
-    right = certificate.prediction == y
-    assert found.clean == pytest.approx(float(right.float().mean()))
-    assert found.certified_exact == pytest.approx(float((right & certificate.certified).float().mean()))
-    everything = accuracy(model, images, PatchThreat(1, 1))
-    assert accuracy(model, images, PatchThreat(1, 1), count=61) == everything
-    assert accuracy(model, images, PatchThreat(1, 1), count=60) == everything
+    certificate = model.certify(images.batch(range(60))[0], threat)
+    labels = (certificate.prediction + 1) % 10
+    labels[some] = certificate.prediction[some]
+    labelled = replace(images, labels=labels)
+    found = accuracy(model, labelled, threat, count=7)
+    assert found.clean == 1
+    assert found.certified_exact == pytest.approx(float(certificate.certified[some].float().mean()))
+    everything = accuracy(model, labelled, threat)
+    assert everything.clean == pytest.approx(7 / 60)
+    assert accuracy(model, labelled, threat, count=61) == everything
+    assert accuracy(model, labelled, threat, count=60) == everything
 
 
 def test_measured_every_second_epoch_and_after_the_last(images, tmp_path, capsys):
