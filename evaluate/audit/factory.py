@@ -37,24 +37,17 @@ def try_factory(
     budget: int,
     seed: int,
     on_progress: Callable[[str], None],
+    tested: Tested | None = None,
 ) -> Tested:
     """Dictate votes on images of `shape`, on low and on narrow ones, and on long ones where there are few views yet.
 
     Besides `threat`: a patch of one pixel, one that is low and wide and the same on its side, two patches. `budget`: of
-    views shown for each shape and threat. Raises `InvalidInput` where the factory serves no shape at all.
+    views shown for each shape and threat. What is found is added to `tested`, so that it is there when the audit is
+    stopped. Raises `InvalidInput` where the factory serves no shape at all.
     """
-    tested, sound, plain = Tested(), False, (shape, threat)
+    tested, sound, plain = tested or Tested(), False, (shape, threat)
     threat.check_fits(*shape[1:])
-    low, wide = max(1, threat.height // 2), threat.width + 2
-    others = [PatchThreat(1, 1), PatchThreat(low, wide), PatchThreat(wide, low), PatchThreat(1, 1, 2)]
-    side = max(threat.height, threat.width, wide) + 1
-    plans: list[tuple[Shape, list[PatchThreat], int]] = [
-        (shape, [threat], budget),
-        ((shape[0], side, shape[2] + 1), [threat, *others], budget),
-        ((shape[0], shape[1] + 3, side), [threat, *others], budget),
-        ((shape[0], side, _LONG), [threat], budget // 4),
-        ((shape[0], _LONG, side), [threat], budget // 4),
-    ]
+    plans = _plans(shape, threat, budget)
     most, refusals = 0, list[InvalidInput]()
     for size, threats, each in plans:
         if _LONG in size[1:] and most >= _LONG:
@@ -81,6 +74,29 @@ def try_factory(
     return tested
 
 
+def _plans(shape: Shape, threat: PatchThreat, budget: int) -> list[tuple[Shape, list[PatchThreat], int]]:
+    """Shapes of images, the patches tried on each, and the views shown for each of those."""
+    low, wide = max(1, threat.height // 2), threat.width + 2
+    others = [PatchThreat(1, 1), PatchThreat(low, wide), PatchThreat(wide, low), PatchThreat(1, 1, 2)]
+    side = max(threat.height, threat.width, wide) + 1
+    return [
+        (shape, [threat], budget),
+        ((shape[0], side, shape[2] + 1), [threat, *others], budget),
+        ((shape[0], shape[1] + 3, side), [threat, *others], budget),
+        ((shape[0], side, _LONG), [threat], budget // 4),
+        ((shape[0], _LONG, side), [threat], budget // 4),
+    ]
+
+
+def steps(shape: Shape, threat: PatchThreat) -> list[str]:
+    """What `try_factory` tells `on_progress`, in order, where no shape and no patch is left out."""
+    return [_step(size, one) for size, threats, _ in _plans(shape, threat, 0) for one in dict.fromkeys(threats)]
+
+
+def _step(size: Shape, threat: PatchThreat) -> str:
+    return f"dictating votes: {_text(size)}, {threat} patch"
+
+
 def _try_shape(
     stand: Stand,
     threats: list[PatchThreat],
@@ -96,7 +112,7 @@ def _try_shape(
     for n, threat in enumerate(dict.fromkeys(threats)):
         if threat.height > size[1] or threat.width > size[2]:
             continue
-        on_progress(f"dictating votes: {_text(size)}, {threat} patch")
+        on_progress(_step(size, threat))
         try:
             if n == 0:
                 tested.findings += view_findings(stand, threat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from evaluate.audit.ballots import KINDS, Ballot, ballots, overflow
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Claim, Refused
+from evaluate.audit.limit import Stopped
 from evaluate.audit.stand import Site, Stand, reproducer
 from robustpatch.threat import PatchThreat
 
@@ -51,9 +53,10 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
     chosen = _telling(sites, generator)
     cases = _ordered([(ballot, site) for site in chosen for ballot in _all(stand, site, generator)], generator)
     broken: list[Break] = []
-    for ballot, site in cases[: max(24, min(240, budget // (3 * total)))]:
-        found = _tried(stand, threat, ballot, site, 1.0, tally)
-        broken += [] if found is None else [found]
+    with suppress(Stopped):  # whoever asks next is stopped again: what was found by then is kept
+        for ballot, site in cases[: max(24, min(240, budget // (3 * total)))]:
+            found = _tried(stand, threat, ballot, site, 1.0, tally)
+            broken += [] if found is None else [found]
     if broken:
         tally.findings += _explained(stand, threat, broken, sites)
     if not any(one.patched and one.ballot.kind in _PLAIN for one in broken):

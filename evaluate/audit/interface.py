@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from evaluate.audit import limit
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
@@ -27,6 +30,10 @@ class Claim:
 
 class Refused(Exception):
     """The certifier raised an error instead of answering."""
+
+
+class Raised(InvalidInput):
+    """The audit cannot begin, because foreign code raised the error that this one comes from."""
 
 
 class Subject(nn.Module):
@@ -117,8 +124,9 @@ class Subject(nn.Module):
         return torch.as_tensor(mine)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        limit.check()
         if hasattr(self, "module") and self.white_box(x):
-            return self.module(x)
+            return self.module(x.clone())  # lent to foreign code, which may write to it
         with torch.no_grad():
             if callable(getattr(self.target, "scores", None)) and not isinstance(self.target, nn.Module):
                 return _tensor(self._ask(self.target.scores, self._given(x)), "scores").float()
@@ -145,10 +153,11 @@ class Subject(nn.Module):
         return x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
 
     def _ask(self, method: Any, *given: Any) -> Any:
+        limit.check()
         try:
             return method(*given)
         except Exception as error:  # foreign code raises what it likes: that it did not answer is the answer
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise Refused(told(error)) from error
 
     def _classes(self, found: Tensor, images: int, what: str) -> Int[Tensor, " B"]:
         if found.shape != (images,):
@@ -159,8 +168,17 @@ class Subject(nn.Module):
         return whole
 
 
+def told(error: BaseException) -> str:
+    """An error of foreign code on one line: its kind, its text, and the line of that code that it came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent != Path(__file__).parent]
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")] or frames
+    at = f" ({own[-1].filename}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{at}"
+
+
 def _tensor(value: Any, what: str) -> Tensor:
+    """A copy on the CPU: what foreign code returned, it may write to again."""
     try:
-        return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().cpu()
+        return torch.as_tensor(np.array(value) if not isinstance(value, Tensor) else value).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{what} is a {type(value).__name__}, not an array ({error})") from error
