@@ -22,7 +22,7 @@ class Limit:
     The certifier is asked once more at most: `check`, which every question to it calls first, raises `Stopped`.
     """
 
-    seconds: float | None = None
+    seconds: int | float | None = None
     why: str | None = field(default=None, init=False)
     _ends: float | None = field(default=None, init=False)
 

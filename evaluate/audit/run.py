@@ -43,7 +43,7 @@ def audit(
     seed: int = 0,
     output: str | Path | None = None,
     asked: dict[str, Any] | None = None,
-    limit: float | Limit | None = None,
+    limit: int | float | Limit | None = None,
     on_progress: Progress = lambda _: None,
 ) -> Audit:
     """Try to break the certificates of `target`, and of what `factory` makes; every finding comes with what shows it.

@@ -58,15 +58,31 @@ def test_a_limit_ends_it_and_keeps_what_was_found():
     assert done.failed
 
 
-def test_a_limit_of_seconds():
+def test_a_limit_amid_the_ballots():
     """Of the votes dictated by then, those that were overturned are reported."""
-    options = {"threat": PatchThreat(2, 2), "image_shape": (1, 4, 11)}
-    started = time.monotonic()
-    done = audit(factory=make("1 off by one"), budget=10**6, limit=3, **options)
-    assert time.monotonic() - started < 60
-    assert done.stopped == "the time limit of 3 s"
-    assert done.verdict == "broken"
+    limit, asked = Limit(), []
+
+    def counting(base, num_classes, image_shape):
+        certifier = make("1 off by one")(base, num_classes, image_shape)
+        certify = certifier.certify
+
+        def counted(x, threat):
+            asked.append(threat)
+            if len(asked) == 60:
+                limit.stop("the test")
+            return certify(x, threat)
+
+        certifier.certify = counted
+        return certifier
+
+    done = audit(factory=counting, threat=PatchThreat(2, 2), image_shape=(1, 4, 11), limit=limit)
+    assert (done.stopped, done.verdict, len(asked)) == ("the test", "broken", 60)
     assert any("dictating votes: 1x4x11, 2x2 patch" in what for what, _ in done.untested)
+
+
+def test_a_limit_of_seconds():
+    done = audit(factory=make(""), threat=PatchThreat(2, 2), image_shape=(1, 4, 11), limit=0.001)
+    assert (done.stopped, done.verdict) == ("the time limit of 0.001 s", "not tested")
 
 
 def test_steps_say_how_far_it_is():
@@ -212,8 +228,9 @@ def test_a_file_names_no_code_to_run(tmp_path):
     assert f"tests.evaluate.test_audit_target:broken --replay {path}" in refused.stderr.replace("\n", " ")
 
 
-def test_the_named_patch_comes_first():
+def test_the_named_patch_comes_first(monkeypatch):
     """Where only others break it, that is said; its own findings come before those of others."""
+    monkeypatch.setattr("evaluate.audit.factory._LONG", 14)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}
     done = audit(factory=make("7 patch sides swapped"), **options)
     assert verdict(done).startswith(

@@ -23,9 +23,14 @@ def bands(length, size, stride=1, wrap=True):
     return kept
 
 
+def touched_by(kept, width):
+    """[places, N]: the bands that `width` neighbouring columns meet, place by place."""
+    return np.stack([kept[:, p : p + width].any(axis=1) for p in range(kept.shape[1] - width + 1)])
+
+
 def most_touched(kept, width):
-    """The most bands that `width` neighbouring columns meet, counted place by place."""
-    return max(int(kept[:, p : p + width].any(axis=1).sum()) for p in range(kept.shape[1] - width + 1))
+    """The most bands that `width` neighbouring columns meet anywhere."""
+    return int(touched_by(kept, width).sum(axis=1).max())
 
 
 def torch_views(x, kept):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.evaluate.acceptance.common import bands, claim, hiding, numpy_scores, row_masks, torch_views
+from tests.evaluate.acceptance.common import bands, claim, hiding, numpy_scores, row_masks, torch_views, touched_by
 
 
 class SuspiciousColumns(nn.Module):
@@ -42,12 +42,11 @@ class SuspiciousColumns(nn.Module):
         votes, prediction = self.votes(x), self.predict(x)
         if threat.count > 1 or threat.width > self.side:
             return claim(prediction, torch.zeros(len(x), dtype=torch.bool))
-        certified, kept = torch.ones(len(x), dtype=torch.bool), torch.from_numpy(bands(x.shape[3], 2))
-        for left in range(x.shape[3] - threat.width + 1):
-            touched = kept[:, left : left + threat.width].any(dim=1)
-            for rival in range(self.num_classes):
-                attacked = self._left(torch.where(touched, rival, votes)).argmax(dim=1)
-                certified &= (attacked == prediction) | (prediction == rival)
+        touched = torch.from_numpy(touched_by(bands(x.shape[3], 2), threat.width))
+        certified = torch.ones(len(x), dtype=torch.bool)
+        for i, c in enumerate(prediction.tolist()):
+            for rival in set(range(self.num_classes)) - {c}:
+                certified[i] &= bool((self._left(torch.where(touched, rival, votes[i])).argmax(dim=1) == c).all())
         return claim(prediction, certified)
 
 
@@ -75,14 +74,13 @@ class ConfidentRows:
         return self._total(self._probabilities(x)).argmax(axis=1)
 
     def certify(self, x, threat):
-        p, kept = self._probabilities(x), bands(x.shape[2], 2)
+        p, touched = self._probabilities(x), touched_by(bands(x.shape[2], 2), threat.height)
         prediction = self._total(p).argmax(axis=1)
         certified = np.full(len(p), threat.count == 1 and threat.height <= self.side)
-        for top in range(x.shape[2] - threat.height + 1):
-            touched = kept[:, top : top + threat.height].any(axis=1)
-            for rival in range(self.num_classes):
-                worst = np.where(touched[:, None], np.eye(self.num_classes)[rival], p)
-                certified &= (self._total(worst).argmax(axis=1) == prediction) | (prediction == rival)
+        for i, c in enumerate(prediction.tolist()):
+            for rival in set(range(self.num_classes)) - {c}:
+                worst = np.where(touched[:, :, None], np.eye(self.num_classes)[rival], p[i])
+                certified[i] &= (self._total(worst).argmax(axis=1) == c).all()
         return claim(prediction, certified)
 
 
