@@ -48,6 +48,7 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
     """
     total = sum(stand.shown.values())
     stand.subject.certify(stand.x, threat)
+    _ = stand.reach  # asked for now: explanations must not need the certifier, which may not be asked any more
     sites = stand.sites(threat, max(12, min(200, budget // (4 * total))), generator)
     tally = Tally(touched=(min(s.weight for s in sites), max(s.weight for s in sites)))
     chosen = _telling(sites, generator)
@@ -59,7 +60,9 @@ def try_votes(stand: Stand, threat: PatchThreat, budget: int, generator: torch.G
             broken += [] if found is None else [found]
     if broken:
         tally.findings += _explained(stand, threat, broken, sites)
-    if not any(one.patched and one.ballot.kind in _PLAIN for one in broken):
+    if any(one.patched and one.ballot.kind in _PLAIN for one in broken):
+        return tally
+    with suppress(Stopped):
         for ballot, site in [(b, s) for b, s in cases if b.kind == "unanimous"][:12]:
             found = _tried(stand, threat, ballot, site, _LOUD, tally)
             if found is not None and found.patched and _tried(stand, threat, ballot, site, 1.0, tally) is None:

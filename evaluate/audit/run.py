@@ -191,6 +191,24 @@ def _try_target(
             untested.append((name, str(refusal)))
     if not isinstance(subject.target, nn.Module):
         untested.append(("training mode", f"a {type(subject.target).__name__} is no nn.Module"))
+    try:
+        _try_attacks(subject, pool, threat, images, budget, generator, untested, on_progress, asked)
+    except Refused as refusal:
+        untested.append((_STEPS[-1], str(refusal)))
+
+
+def _try_attacks(
+    subject: Subject,
+    pool: Float[Tensor, "M C H W"],
+    threat: PatchThreat,
+    images: int,
+    budget: int,
+    generator: torch.Generator,
+    untested: list[tuple[str, str]],
+    on_progress: Progress,
+    asked: _Asked,
+) -> None:
+    """Attack what is certified. Raises `Refused` where the certifier raises an error instead of answering."""
     on_progress("looking for votes about to turn")
     composed = seams(subject, pool, threat, 4 * images, images, generator)
     every = torch.cat([pool, composed])

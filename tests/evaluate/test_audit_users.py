@@ -189,6 +189,43 @@ def test_what_a_certifier_refuses_is_told_with_the_place():
         Subject(Picky(), 2).certify(torch.zeros(1, 1, 2, 10), PatchThreat(1, 1))
 
 
+def test_an_error_amid_the_attacks_loses_nothing():
+    """What was found before is reported, and what the error kept from being tested is not held."""
+
+    class Small(Bright):
+        def certify(self, x, threat):
+            if len(x) > 8:
+                raise MemoryError("at most 8 images")
+            return super().certify(x, threat)
+
+    done = audited(Small("contradiction"), images=8)
+    assert "agreement" in [one.check for one in done.findings]
+    assert any(what.startswith("attacking") and "at most 8 images" in why for what, why in done.untested)
+    assert audited(Small(), images=8).verdict == "not tested"
+
+
+def test_a_network_that_raises_is_no_defect_of_the_audit():
+    """Its scores are asked for by attacks, with gradients."""
+
+    class Once(torch.nn.Module):
+        num_classes = 2
+
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("one image at a time")
+            return torch.stack([0.5 - x.mean(dim=(1, 2, 3)), x.mean(dim=(1, 2, 3)) - 0.5], dim=1)
+
+        def predict(self, x):
+            return Bright().predict(x)
+
+        def certify(self, x, threat):
+            return Bright().certify(x, threat)
+
+    done = audited(Once().eval(), images=8, budget=20)
+    assert done.verdict == "not tested"
+    assert any("one image at a time" in why for _, why in done.untested)
+
+
 def test_no_finding_of_an_earlier_audit_is_left(tmp_path):
     """What an earlier audit wrote is removed, what somebody else put there is not."""
     audited(Bright("one column less"), output=tmp_path)
