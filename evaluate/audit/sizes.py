@@ -26,6 +26,12 @@ class Plan:
     batches: bool = False
     only_long: bool = False
 
+    @property
+    def fitting(self) -> list[PatchThreat]:
+        """The patches that fit on the images, each once."""
+        _, height, width = self.shape
+        return [one for one in dict.fromkeys(self.threats) if one.height <= height and one.width <= width]
+
 
 def plans(shape: Shape, threat: PatchThreat, long: int) -> list[Plan]:
     """The image asked about; small ones, searched in depth; low and narrow ones; patches of every size; long ones.

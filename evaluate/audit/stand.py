@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluate.audit.finding import Finding
-from evaluate.audit.interface import Refused, Subject
+from evaluate.audit.interface import Raised, Refused, Subject, told
 from evaluate.audit.tables import Key, Row, TableBase
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -68,9 +68,8 @@ class Stand:
         try:
             target = self.factory(base, self.classes, self.shape)
         except Exception as error:  # foreign code
-            raise InvalidInput(
-                f"factory makes no certifier of {self.classes} classes for images {self.shape} "
-                f"({type(error).__name__}: {error})"
+            raise Raised(
+                f"factory makes no certifier of {self.classes} classes for images {self.shape} ({told(error)})"
             ) from error
         return Subject.of(target, self.classes, self.x, self.alerts), base
 

@@ -236,7 +236,7 @@ def test_the_command(tmp_path):
     told = json.loads(bad.stdout)
     assert told["verdict"] == "broken"
     path = told["findings"][0]["path"]
-    again = call("--replay", path)
+    again = call(NAME + "broken", "--replay", path)
     assert again.exit_code == 1, again.output
     assert "the finding stands" in again.output
     assert call(NAME + "sound", "--replay", path).exit_code == 0
@@ -257,6 +257,8 @@ def test_the_command(tmp_path):
         ((NAME + "sound", "--patch", "99x99"), "larger than the image"),
         ((NAME + "sound", "--images", 0), "images is 0"),
         (("--replay", "nowhere.safetensors"), "no finding of an audit"),
+        ((NAME + "sound", "--time-limit", "0"), "time limit is 0"),
+        ((NAME + "sound", "--output", "/dev/null/x"), "cannot be written to"),
     ],
 )
 def test_wrong_calls_of_the_command(arguments, message):
