@@ -18,6 +18,7 @@ from evaluate.audit.trial import Fall, Table, Tally, finding, tried
 from robustpatch.threat import PatchThreat
 
 PLAIN = ("two classes", "unanimous")
+VARIES = "the views that it asks its base about differ from call to call, so no other cause was looked for"
 
 
 def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: list[Site], tally: Tally) -> list[Finding]:
@@ -25,22 +26,23 @@ def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: lis
 
     Of a certifier that asks about different views from call to call no cause is named.
     """
+    if _varies(stand, threat):
+        first = _plainest([one for one in broken if one.fall.patched] or broken)
+        return [finding(stand, threat, first.fall, "votes", VARIES, len(broken))]
     found: list[Finding] = []
     contradicted = [one for one in broken if not one.fall.patched]
     chance = [one for one in broken if one.fall.patched and one.fall.by_chance]
     rest = [one for one in broken if one.fall.patched and not one.fall.by_chance]
-    varies = _varies(stand, threat)
     for some, check in ((contradicted, "agreement"), (chance, "chance")):
         if some:
-            found.append(finding(stand, threat, some[0].fall, "votes" if varies else check, times=len(some)))
+            found.append(finding(stand, threat, some[0].fall, check, times=len(some)))
     if rest:
         check, cause, first = "votes", "", _plainest(rest)
         with suppress(Stopped):  # no time to see why
             plain = [one for one in rest if one.ballot.kind in PLAIN] or _simplest(stand, threat, rest, tally)
             rest = [*rest, *(one for one in plain if one not in rest)]
             first = _plainest(plain or rest)
-            if not varies:
-                check, cause = _cause(stand, threat, first, rest, bool(plain), sites, tally)
+            check, cause = _cause(stand, threat, first, rest, bool(plain), sites, tally)
         found.append(finding(stand, threat, first.fall, check, cause, len(rest)))
     return found
 
@@ -112,9 +114,10 @@ def _cause(
 
 def searched(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: Tally) -> Finding:
     """The finding of a fall that was searched for, named after what plain votes for a rival would not have done."""
-    varies = _varies(stand, threat)
-    if not fall.patched or fall.by_chance or varies:
-        return finding(stand, threat, fall, "votes" if varies else "agreement" if not fall.patched else "chance")
+    if _varies(stand, threat):
+        return finding(stand, threat, fall, "votes", VARIES)
+    if not fall.patched or fall.by_chance:
+        return finding(stand, threat, fall, "chance" if fall.patched else "agreement")
     try:
         return _compared(stand, threat, fall, check, tally)
     except Stopped:  # no time to see why

@@ -56,7 +56,11 @@ def try_votes(
         for ballot, site in cases[:most]:
             found = cast(stand, threat, ballot, site, tally)
             broken += [] if found is None else [found]
-        if brief is None and not any(one.fall.patched and one.ballot.kind in PLAIN for one in broken):
+        if (
+            brief is None
+            and not stand.varies(threat)
+            and not any(one.fall.patched and one.ballot.kind in PLAIN for one in broken)
+        ):
             loud = [case for case in cases if case[0].kind == "unanimous"][:12]
             tally.findings += _shouted(stand, threat, loud, tally)
     if broken:

@@ -104,6 +104,8 @@ def audit(
             if factory is not None:
                 classes = num_classes or getattr(target, "num_classes", 4)
                 try_factory(factory, classes, shape, threat, 50 * budget, seed, step, alerts, tested)
+            if limit.why is not None:  # what was asked last noticed it, and had something to report
+                raise Stopped(limit.why)
         except Stopped as stop:
             stopped = str(stop)
     findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in asked_of.findings]

@@ -56,8 +56,8 @@ def plans(shape: Shape, threat: PatchThreat, long: int) -> list[Plan]:
     found += [
         Plan((channels, side, width + 1), (threat, *others)),
         Plan((channels, height + 3, side), (threat, *others)),
-        Plan((channels, threat.height, max(40, 8 * threat.width)), (threat,), share=4, deep=True),
-        Plan((channels, max(40, 8 * threat.height), threat.width), (threat,), share=4, deep=True),
+        Plan((channels, threat.height, max(40, 8 * threat.width)), (threat,), share=4, deep=True, batches=True),
+        Plan((channels, max(40, 8 * threat.height), threat.width), (threat,), share=4, deep=True, batches=True),
         Plan(shape, (threat,), share=4, deep=True),
     ]
     for n in range(4):

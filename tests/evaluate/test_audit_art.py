@@ -79,9 +79,9 @@ def test_votes_that_are_added_as_booleans():
     assert "counts" in found(levine_probabilities, (1, 3, 20), PatchThreat(2, 2))
 
 
-def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_plans")
+def test_an_art_certifier_brings_its_factory(tmp_path):
     """The whole audit of an object around a network of its own, with a file that shows it again."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
     base = seeded(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4))).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))

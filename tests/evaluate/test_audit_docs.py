@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from pathlib import Path
 
 import pytest
-
-from evaluate.audit import audit
 
 DOCS = Path(__file__).parents[2] / "docs" / "audit.md"
 EXAMPLES = [part.split("```")[0] for part in DOCS.read_text().split("```python\n")[1:]]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """What the first examples print, so many of them."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 16)
+def run(few_plans, capsys):
+    """What the first examples print, so many of them; the audit is cut short."""
+    return _printed(capsys)
 
+
+def _printed(capsys):
     def printed(number):
         names = {"__name__": "docs"}
         for example in EXAMPLES[:number]:
@@ -37,10 +36,16 @@ def test_a_fixed_patch(run):
     assert "1x1 patch" in run(2)
 
 
-@pytest.mark.skipif("alerts" not in signature(audit).parameters, reason="the audit has no option alerts yet")
 def test_alerts(run):
     assert run(3) == "held []"
 
 
 def test_every_example_is_run():
     assert len(EXAMPLES) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_in_full(capsys):
+    """With all that the audit does."""
+    assert _printed(capsys)(3) == "held []"

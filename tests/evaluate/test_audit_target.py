@@ -150,9 +150,9 @@ class Foreign:
         return self.model.certify(x, threat)
 
 
-def test_ours_is_tested_both_ways(monkeypatch):
+@pytest.mark.usefixtures("few_plans")
+def test_ours_is_tested_both_ways():
     """A smoothed classifier comes with its factory, and is attacked with gradients."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
     done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4, budget=60)
     assert done.verdict == "held"
     assert not done.findings

@@ -265,9 +265,9 @@ def test_a_file_names_no_code_to_run(tmp_path):
     assert f"tests.evaluate.test_audit_target:broken --replay {path}" in refused.stderr.replace("\n", " ")
 
 
-def test_the_named_patch_comes_first(monkeypatch):
+@pytest.mark.usefixtures("few_plans")
+def test_the_named_patch_comes_first():
     """Where only others break it, that is said; its own findings come before those of others."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 14)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}
     done = audit(factory=make("7 patch sides swapped"), **options)
     assert verdict(done).startswith(
