@@ -24,7 +24,7 @@ def stopped(rule: str, bug: str, at: int | None, alerts: bool = False, said=lamb
             setattr(certifier, name, _counted(getattr(certifier, name), asked, limit, at))
         return certifier
 
-    options = {"threat": PATCH, "image_shape": SHAPE, "budget": 20}
+    options = {"threat": PATCH, "image_shape": SHAPE, "budget": 4}
     done = audit(factory=factory, limit=limit, alerts=alerts, on_progress=said, **options)
     return done, asked[0]
 
@@ -57,7 +57,7 @@ def test_what_was_found_by_then_is_kept(monkeypatch, rule, bug, plan):
     whole, number = stopped(rule, bug, None)
     assert whole.failed
     found = []
-    for at in range(1, number, max(1, number // 23)):
+    for at in range(1, number, max(1, number // 7)):
         done, asked = stopped(rule, bug, at)
         assert (done.stopped, asked) == ("the test", at)
         found.append(done.failed)
