@@ -54,7 +54,7 @@ def try_factory(
     """
     tested = tested or Tested()
     threat.check_fits(*shape[1:])
-    most, served, refusals = 0, 0, list[InvalidInput]()
+    most, served, chance, refusals = 0, 0, False, list[InvalidInput]()
     for plan in plans(shape, threat, _LONG):
         if plan.only_long and most >= _LONG:
             continue
@@ -64,8 +64,9 @@ def try_factory(
             refusals.append(refusal)
             tested.untested.append((f"images of {_text(plan.shape)}", str(refusal)))
             continue
-        served, most = served + 1, max(most, sum(stand.shown.values()))
+        served, most, stand.chance = served + 1, max(most, sum(stand.shown.values())), chance
         _try_plan(stand, plan, budget, seed, tested, on_progress)
+        chance = stand.chance
     if not served:
         raise refusals[0]
     if most < _LONG:
