@@ -9,7 +9,7 @@ from robustpatch.errors import InvalidInput
 ERRORS = ("prediction_error", "judge_error")
 
 
-def by_chance(model: torch.nn.Module) -> bool:
+def by_chance(model: object) -> bool:
     """Whether the model declares `randomized = True`, as `RandomizedClassifier` does. Nothing else is a declaration:
     not a `referee`, not a `prediction_error`.
 

@@ -10,17 +10,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from evaluate.audit.calling import CTRL_C, asked_for, explaining, interruptible, named
 from evaluate.audit.finding import Audit
+from evaluate.audit.limit import Limit
 from evaluate.audit.report import markdown, table
-from evaluate.audit.reproduce import load, replay
+from evaluate.audit.reproduce import again, load, replay
 from evaluate.audit.run import audit
-from evaluate.command import BROKEN, HELD, circumstances, status_of
-from evaluate.named import named_object
+from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
 from robustpatch.data import load_images
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
-from robustpatch.zoo import load_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,34 +49,48 @@ def main(
     ] = False,
     budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000,
     seed: int = 0,
-    output: Annotated[Path, typer.Option(help="Folder of report and reproducers.")] = Path("runs/audit"),
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds after which it ends with what it has found by then.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
+    ] = Path("runs/audit"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    replay_file: Annotated[Path | None, typer.Option("--replay", help="Show a saved finding again.")] = None,
+    replay_file: Annotated[
+        Path | None, typer.Option("--replay", help="Show a saved finding again, of the target or factory named.")
+    ] = None,
 ) -> None:
     """Attack what is certified, hold predict and certify against each other, and dictate votes through the factory.
 
     Exit status 0: nothing was found, warnings apart. 1: a certified prediction was changed, or the certifier
-    contradicts itself; each finding has a file that shows it again. 2: wrong call. 3: internal error.
+    contradicts itself; each finding has a file that shows it again. 2: wrong call, or the certifier raised an error
+    where it has to answer: its traceback is shown. 3: internal error. 130: interrupted by Ctrl-C before anything was
+    found; what was found by then is shown in any case, and what was not tested. --time-limit ends the same way, with
+    status 0 where nothing was found.
     """
     if replay_file is not None:
-        raise typer.Exit(status_of(lambda _: _replay(replay_file, target, factory)))
+        raise typer.Exit(status_of(lambda errors: explaining(errors, lambda: _replay(replay_file, target, factory))))
     raise typer.Exit(
         status_of(
-            lambda errors: _run(
-                target,
-                factory,
-                patch,
-                images,
-                dataset,
-                data_root,
-                shape,
-                classes,
-                alerts,
-                budget,
-                seed,
-                output,
-                as_json,
+            lambda errors: explaining(
                 errors,
+                lambda: _run(
+                    target,
+                    factory,
+                    patch,
+                    images,
+                    dataset,
+                    data_root,
+                    shape,
+                    classes,
+                    alerts,
+                    budget,
+                    seed,
+                    time_limit,
+                    output,
+                    as_json,
+                    errors,
+                ),
             )
         )
     )
@@ -95,6 +108,7 @@ def _run(
     alerts: bool,
     budget: int,
     seed: int,
+    time_limit: float | None,
     output: Path,
     as_json: bool,
     errors: Console,
@@ -108,9 +122,11 @@ def _run(
     if images < 1:
         raise InvalidInput(f"images is {images}; it must be at least 1")
     x = None if data is None else data.batch(range(min(images, len(data))))[0]
-    certifier, make = _named(target, "target"), _named(factory, "factory")
+    certifier, make = named(target, "target"), named(factory, "factory")
+    asked = asked_for(target, factory)
     with ExitStack() as shown:
         status = shown.enter_context(errors.status("audit"))
+        limit = shown.enter_context(interruptible(Limit(time_limit), errors))
         done = audit(
             certifier,
             factory=make,
@@ -123,38 +139,48 @@ def _run(
             budget=budget,
             seed=seed,
             output=output,
-            asked={"target": target, "factory": factory},
+            asked=asked,
+            limit=limit,
             on_progress=lambda what: status.update(what),
         )
-    _write(done, output)
+    _write(done, output, asked)
     console = Console()
     if as_json:
         console.print(json.dumps(done.as_dict()), highlight=False, soft_wrap=True, markup=False)
-        return BROKEN if done.failed else HELD
+        return _status(done)
     console.print(table(done))
-    console.print(f"report.md and audit.json in {output}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report.md and audit.json in {output.resolve()}", highlight=False, soft_wrap=True, markup=False)
     for finding in done.findings:
-        again = f"see it again: python -m evaluate.audit --replay {finding.path}"
-        console.print(again, highlight=False, soft_wrap=True, markup=False)
-    return BROKEN if done.failed else HELD
+        if finding.path is not None:
+            command = f"see it again: {again(finding.path, asked)}"
+            console.print(command, highlight=False, soft_wrap=True, markup=False)
+    return _status(done)
 
 
-def _write(done: Audit, output: Path) -> None:
+def _status(done: Audit) -> int:
+    if done.failed:
+        return BROKEN
+    return INTERRUPTED if done.stopped == CTRL_C else HELD
+
+
+def _write(done: Audit, output: Path, asked: dict[str, Any]) -> None:
+    commands = [again(one.path, asked) for one in done.findings if one.path is not None]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(markdown(done))
+        (output / "report.md").write_text(markdown(done, commands))
         (output / "audit.json").write_text(json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1))
     except OSError as error:
         raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
 
 
 def _replay(path: Path, target: str | None, factory: str | None) -> int:
-    """Show a finding again with the certifier it names, or with another; 1 when it still stands."""
+    """Show a finding again with the certifier named; 1 when it still stands. What the file names is not run."""
     _, note = load(path)
+    if target is None and factory is None:
+        raise InvalidInput(f"replay is {path}, but no target and no factory are named; {again(path.resolve(), note)}")
     console = Console()
     console.print(f"{note['check']}, {note['severity']}: {note['sentence']}", highlight=False, markup=False)
-    certifier = _named(target or note.get("target"), "target")
-    make = _named(factory or note.get("factory"), "factory")
+    certifier, make = named(target, "target"), named(factory, "factory")
     if make is None and certifier is not None:
         from evaluate.audit.run import own_factory
 
@@ -170,21 +196,6 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise InvalidInput(f"shape is {text!r}; give channels, height and width, as 1x28x28")
     channels, height, width = map(int, parts)
     return channels, height, width
-
-
-def _named(text: str | None, what: str) -> Any:
-    """The object of that name, a certifier made where it is a class or a function. Raises `InvalidInput`."""
-    if text is None:
-        return None
-    if ":" not in text and what == "target":
-        loaded = load_checkpoint(text)
-        return loaded.model if isinstance(loaded.model, Defended) else loaded.smoothed
-    found = named_object(text, what)
-    if what == "target" and (isinstance(found, type) or not hasattr(found, "predict")):
-        if not callable(found):
-            raise InvalidInput(f"{what} is {text!r}, a {type(found).__name__} without predict; name a certifier")
-        found = found()
-    return found
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ class ARTCertifier:
     `predict` is the argmax of ART's `predict`. `certify` is what the ablator's `certify` says: of the votes that ART's
     `eval_and_certify` counts (`by` "evaluation"), or of what its `predict` returns (`by` "predict"), as its examples
     have it. The size certified is that of the patch's side.
+
+    The audit's images, [B,C,H,W] in [0, 1], are brought to the classifier's `clip_values` and its order of axes; what
+    it does with them then, such as `preprocessing=(mean, std)`, is part of what is audited.
     """
 
     def __init__(self, classifier: PyTorchDeRandomizedSmoothing, by: By = "evaluation") -> None:
@@ -46,7 +49,7 @@ class ARTCertifier:
 
     def scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """What ART's `predict` returns: votes (levine2020), or the sum of the model's outputs (salman2021)."""
-        return torch.from_numpy(np.asarray(self.classifier.predict(_array(x)), np.float64)).float()
+        return torch.from_numpy(np.asarray(self.classifier.predict(self.array(x)), np.float64)).float()
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> ARTClaim:
         one = threat.threats[0]
@@ -55,7 +58,7 @@ class ARTCertifier:
         heard: list[Any] = []
         ablator, labels = self.classifier.ablator, np.zeros(len(x), np.int64)
         if self.by == "predict":
-            counts = self.classifier.predict(_array(x))
+            counts = self.classifier.predict(self.array(x))
             heard.append(ablator.certify(counts, size_to_certify=one.height, label=labels))
         else:
             asked = ablator.certify
@@ -67,7 +70,7 @@ class ARTCertifier:
             ablator.certify = certify  # eval_and_certify returns means only: listen to what it is told
             try:
                 one_hot = np.eye(self.num_classes, dtype=np.float32)[labels]
-                self.classifier.eval_and_certify(_array(x), one_hot, one.height, verbose=False)
+                self.classifier.eval_and_certify(self.array(x), one_hot, one.height, verbose=False)
             finally:
                 del ablator.certify
         return ARTClaim(
@@ -75,17 +78,43 @@ class ARTCertifier:
             torch.cat([torch.as_tensor(told[0]) for told in heard]).bool().cpu(),
         )
 
-    def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
-        """The same settings around another base: the audit's factory."""
+    def array(self, x: Float[Tensor, "B C H W"]) -> np.ndarray:
+        """The images as the classifier takes them: in its `clip_values`, channels last where it has them there."""
+        found = x.detach().cpu().numpy().astype(np.float32)
+        if not self.classifier.channels_first:
+            found = np.ascontiguousarray(found.transpose(0, 2, 3, 1))
+        clip = self.classifier.clip_values
+        if clip is None:
+            return found
+        low, high = (np.asarray(end, dtype=np.float32) for end in clip)
+        return found * (high - low) + low
+
+    @property
+    def with_base(self) -> ARTFactory | None:
+        """The same settings around another base: the audit's factory. None where the base is no torch module."""
         made = self.classifier
+        if not made.channels_first:
+            return None
         threshold, logits = (0.3, True) if made.threshold is None else (made.threshold, bool(made.logits))
-        make = ARTFactory(made.algorithm, made.ablation_type, made.ablation_size[0], self.by, threshold, logits)
-        return make(base, num_classes, image_shape)
+        return ARTFactory(
+            made.algorithm,
+            made.ablation_type,
+            made.ablation_size[0],
+            self.by,
+            threshold,
+            logits,
+            clip_values=(0.0, 1.0) if made.clip_values is None else made.clip_values,
+            preprocessing=made.preprocessing,
+            preprocessing_defences=made.preprocessing_defences,
+        )
 
 
 @dataclass(frozen=True)
 class ARTFactory:
-    """Makes ART certifiers of one kind around any base, on the CPU."""
+    """Makes ART certifiers of one kind around any base, on the CPU.
+
+    `clip_values`, `preprocessing` and `preprocessing_defences` are ART's own; they have to fit images of any size.
+    """
 
     algorithm: str
     ablation_type: str
@@ -93,6 +122,9 @@ class ARTFactory:
     by: By = "evaluation"
     threshold: float = 0.3
     logits: bool = True
+    clip_values: Any = (0.0, 1.0)
+    preprocessing: Any = (0.0, 1.0)
+    preprocessing_defences: Any = None
 
     def __call__(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
         from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
@@ -107,15 +139,13 @@ class ARTFactory:
             ablation_type=self.ablation_type,
             threshold=self.threshold,
             logits=self.logits,
-            clip_values=(0.0, 1.0),
+            clip_values=self.clip_values,
+            preprocessing=self.preprocessing,
+            preprocessing_defences=self.preprocessing_defences,
             device_type="cpu",
             verbose=False,
         )
         return ARTCertifier(classifier, self.by)
-
-
-def _array(x: Tensor) -> np.ndarray:
-    return x.detach().cpu().numpy().astype(np.float32)
 
 
 levine_column = ARTFactory("levine2020", "column", 1)

@@ -26,17 +26,18 @@ def attack_certified(
     threat: PatchThreat,
     budget: int,
     generator: torch.Generator,
-) -> tuple[list[Finding], int]:
-    """Attack images certified for the classes y, unpruned, and return what was found and the evaluations spent.
+    found: list[Finding],
+) -> int:
+    """Attack images certified for the classes y, unpruned, and return the evaluations spent; findings are added to
+    `found`, attack by attack.
 
     With gradients, `standard`; else Sparse-RS on scores or, without any, on predictions. Regions of other images. What
     `donors` show at the same place: where an image is composed of them, that is what turns votes. On tiny images, every
     patch of zeros and ones. `budget`: evaluations of each attack on an image.
     """
     if not len(x):
-        return [], 0
+        return 0
     model = subject.target if isinstance(subject.target, SmoothedClassifier) else subject
-    found: list[Finding] = []
     standing, spent = torch.arange(len(x)), 0
     for attack in attacks_for(subject, x, threat, budget):
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -46,12 +47,12 @@ def attack_certified(
         found += _findings(subject, x[standing], y[standing], threat, proposal, broken, attack.name)
         standing = standing[~broken]
         if not len(standing):
-            return found, spent
+            return spent
     _, each = evaluations(model, x)
     proposal = transplants(subject, x[standing], y[standing], donors, threat, max(1, budget // each), generator)
     broken = _broken(subject, subject, x[standing], y[standing], threat, proposal)
     found += _findings(subject, x[standing], y[standing], threat, proposal, broken, "transplants")
-    return found, spent + each * int(proposal.evaluations.sum())
+    return spent + each * int(proposal.evaluations.sum())
 
 
 def _broken(

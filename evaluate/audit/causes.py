@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from evaluate.audit.ballots import KINDS, Ballot, ballot, overflow
 from evaluate.audit.cast import Break, cast, table_of
 from evaluate.audit.finding import Finding
+from evaluate.audit.limit import Stopped
 from evaluate.audit.loud import quiet
 from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import vote
@@ -16,6 +18,7 @@ from evaluate.audit.trial import Fall, Table, Tally, finding, tried
 from robustpatch.threat import PatchThreat
 
 PLAIN = ("two classes", "unanimous")
+VARIES = "the views that it asks its base about differ from call to call, so no other cause was looked for"
 
 
 def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: list[Site], tally: Tally) -> list[Finding]:
@@ -23,22 +26,38 @@ def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: lis
 
     Of a certifier that asks about different views from call to call no cause is named.
     """
+    if _varies(stand, threat):
+        first = _plainest([one for one in broken if one.fall.patched] or broken)
+        return [finding(stand, threat, first.fall, "votes", VARIES, len(broken))]
     found: list[Finding] = []
     contradicted = [one for one in broken if not one.fall.patched]
     chance = [one for one in broken if one.fall.patched and one.fall.by_chance]
     rest = [one for one in broken if one.fall.patched and not one.fall.by_chance]
-    varies = stand.varies(threat)
     for some, check in ((contradicted, "agreement"), (chance, "chance")):
         if some:
-            found.append(finding(stand, threat, some[0].fall, "votes" if varies else check, times=len(some)))
+            found.append(finding(stand, threat, some[0].fall, check, times=len(some)))
     if rest:
-        plain = [one for one in rest if one.ballot.kind in PLAIN] or _simplest(stand, threat, rest, tally)
-        rest = [*rest, *(one for one in plain if one not in rest)]
-        order = {kind: n for n, kind in enumerate(KINDS)}
-        first = min(plain or rest, key=lambda one: order.get(one.ballot.kind, len(KINDS)))
-        check, cause = ("votes", "") if varies else _cause(stand, threat, first, rest, bool(plain), sites, tally)
+        check, cause, first = "votes", "", _plainest(rest)
+        with suppress(Stopped):  # no time to see why
+            plain = [one for one in rest if one.ballot.kind in PLAIN] or _simplest(stand, threat, rest, tally)
+            rest = [*rest, *(one for one in plain if one not in rest)]
+            first = _plainest(plain or rest)
+            check, cause = _cause(stand, threat, first, rest, bool(plain), sites, tally)
         found.append(finding(stand, threat, first.fall, check, cause, len(rest)))
     return found
+
+
+def _plainest(broken: list[Break]) -> Break:
+    order = {kind: n for n, kind in enumerate(KINDS)}
+    return min(broken, key=lambda one: order.get(one.ballot.kind, len(KINDS)))
+
+
+def _varies(stand: Stand, threat: PatchThreat) -> bool:
+    """Whether the views differ from call to call; not, as far as is known, once the audit is stopped."""
+    try:
+        return stand.varies(threat)
+    except Stopped:
+        return False
 
 
 def _simplest(stand: Stand, threat: PatchThreat, broken: list[Break], tally: Tally) -> list[Break]:
@@ -95,9 +114,18 @@ def _cause(
 
 def searched(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: Tally) -> Finding:
     """The finding of a fall that was searched for, named after what plain votes for a rival would not have done."""
-    if not fall.patched or fall.by_chance or stand.varies(threat):
-        varies = stand.varies(threat)
-        return finding(stand, threat, fall, "votes" if varies else "agreement" if not fall.patched else "chance")
+    if _varies(stand, threat):
+        return finding(stand, threat, fall, "votes", VARIES)
+    if not fall.patched or fall.by_chance:
+        return finding(stand, threat, fall, "chance" if fall.patched else "agreement")
+    try:
+        return _compared(stand, threat, fall, check, tally)
+    except Stopped:  # no time to see why
+        return finding(stand, threat, fall, "votes")
+
+
+def _compared(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: Tally) -> Finding:
+    """The same, of a fall that is seen every time."""
     rival = vote(stand.classes, (fall.prediction,)) if fall.prediction >= 0 else fall.table.others
     clean = {key: row for key, row in fall.table.said.items() if key in {*stand.shown, *stand.extra(threat)}}
     plain, simple = quiet(stand, fall), Table(clean, rival)

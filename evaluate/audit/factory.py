@@ -12,7 +12,7 @@ from evaluate.audit.batches import try_batches
 from evaluate.audit.causes import searched
 from evaluate.audit.edges import edges, try_edges
 from evaluate.audit.finding import Finding
-from evaluate.audit.hostile import telling, try_votes
+from evaluate.audit.hostile import Brief, telling, try_votes
 from evaluate.audit.interface import Refused
 from evaluate.audit.loud import try_loud
 from evaluate.audit.search import Search
@@ -45,14 +45,16 @@ def try_factory(
     seed: int,
     on_progress: Callable[[str], None],
     alerts: bool | int = False,
+    tested: Tested | None = None,
 ) -> Tested:
     """Dictate votes on images of `shape`, then on the others of `plans`; what is cheap and likely comes first.
 
-    `budget`: of views shown for each shape and threat. Raises `InvalidInput` where the factory serves no shape at all.
+    `budget`: of views shown for each shape and threat. What is found is added to `tested`, so that it is there when
+    the audit is stopped. Raises `InvalidInput` where the factory serves no shape at all.
     """
-    tested = Tested()
+    tested = tested or Tested()
     threat.check_fits(*shape[1:])
-    most, served, refusals = 0, 0, list[InvalidInput]()
+    most, served, chance, refusals = 0, 0, False, list[InvalidInput]()
     for plan in plans(shape, threat, _LONG):
         if plan.only_long and most >= _LONG:
             continue
@@ -62,8 +64,9 @@ def try_factory(
             refusals.append(refusal)
             tested.untested.append((f"images of {_text(plan.shape)}", str(refusal)))
             continue
-        served, most = served + 1, max(most, sum(stand.shown.values()))
+        served, most, stand.chance = served + 1, max(most, sum(stand.shown.values())), chance
         _try_plan(stand, plan, budget, seed, tested, on_progress)
+        chance = stand.chance
     if not served:
         raise refusals[0]
     if most < _LONG:
@@ -77,37 +80,45 @@ def try_factory(
     return tested
 
 
+def steps(shape: Shape, threat: PatchThreat) -> list[str]:
+    """What `try_factory` tells `on_progress`, in order, where no shape and no patch is left out."""
+    found: list[str] = []
+    for plan in plans(shape, threat, _LONG):
+        for n, one in enumerate(plan.fitting):
+            found.append(_step("dictating votes", plan.shape, one))
+            found += [_step("searching answers", plan.shape, one)] if n == 0 and plan.deep else []
+            found += [_step("asking about batches", plan.shape, one)] if n == 0 and plan.batches else []
+    return found
+
+
+def _step(what: str, size: Shape, threat: PatchThreat) -> str:
+    return f"{what}: {_text(size)}, {threat} patch"
+
+
 def _try_plan(
     stand: Stand, plan: Plan, budget: int, seed: int, tested: Tested, on_progress: Callable[[str], None]
 ) -> None:
     """All that the plan says, on one stand."""
     total, said = sum(stand.shown.values()), []
-    for n, threat in enumerate(dict.fromkeys(plan.threats)):
-        if threat.height > stand.shape[1] or threat.width > stand.shape[2]:
-            continue
-        on_progress(f"dictating votes: {_text(stand.shape)}, {threat} patch")
-        generator = torch.Generator().manual_seed(seed)
+    brief: Brief | None = "counters" if plan.only_long else "sizes" if plan.brief else None
+    for n, threat in enumerate(plan.fitting):
+        generator, tally = torch.Generator().manual_seed(seed), Tally()
         try:
+            on_progress(_step("dictating votes", stand.shape, threat))
             if n == 0:
-                tested.findings += view_findings(stand, threat)
-            tally = try_votes(
-                stand,
-                threat,
-                budget // plan.share,
-                generator,
-                brief="counters" if plan.only_long else "sizes" if plan.brief else None,
-            )
+                tally.findings += view_findings(stand, threat)
+            try_votes(stand, threat, budget // plan.share, generator, brief, tally)
+            said.append(f"{threat}: {_range(tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
+            if n == 0 and plan.deep and not stand.varies(threat):
+                on_progress(_step("searching answers", stand.shape, threat))
+                _search(stand, threat, budget, seed, generator, tally)
+            if n == 0 and plan.batches:
+                on_progress(_step("asking about batches", stand.shape, threat))
+                try_batches(stand, threat, budget, seed, tally)
         except Refused as refusal:
             tested.untested.append((f"{threat} patch on {_text(stand.shape)}", str(refusal)))
-            continue
-        said.append(f"{threat}: {_range(tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
-        if n == 0 and plan.deep and not stand.varies(threat):
-            on_progress(f"searching answers: {_text(stand.shape)}, {threat} patch")
-            _search(stand, threat, budget, seed, generator, tally)
-        if n == 0 and plan.batches:
-            on_progress(f"asking about batches: {_text(stand.shape)}, {threat} patch")
-            tally.add(try_batches(stand, threat, budget, seed))
-        _count(tested, tally)
+        finally:  # also when the audit is stopped
+            _count(tested, tally)
     if len(said) > 5:
         said = [*said[:2], f"{len(said) - 3} more patch sizes", said[-1]]
     tested.views.append(f"{_text(stand.shape)}: {total} views; touched by " + "; ".join(said))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from robustpatch.threat import PatchThreat
+
 Severity = Literal["broken certificate", "inconsistent", "warning"]
 Verdict = Literal["broken", "held", "not tested"]
 
@@ -32,6 +34,13 @@ class Finding:
     times: int = 1
     path: Path | None = None
 
+    @property
+    def where(self) -> tuple[str, str] | None:
+        """The patch and the shape of the images that show it, "5x5" and "1x28x28", where it has both."""
+        if "threat" not in self.note or "x" not in self.tensors:
+            return None
+        return str(PatchThreat(*self.note["threat"])), "x".join(map(str, self.tensors["x"].shape[-3:]))
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -40,7 +49,9 @@ class Audit:
     `verdict` speaks of certificates alone, in the evaluator's words: "broken" when a certified prediction was changed
     or contradicted, "held" when certificates were attacked in vain, "not tested" when there was none to attack.
     `untested` lists what could not be tested, and why. `views`: what a factory's bases were shown, a line each.
-    `certified` counts claims put to the test, `attacked` those that an attack was run on.
+    `certified` counts claims put to the test, `attacked` those that an attack was run on. `shape`: of the images that
+    the named patch was tried on. `named`: whether that patch on those broke a certificate. `stopped`: what ended the
+    audit before its end, and then nothing is "held".
     """
 
     name: str
@@ -54,12 +65,15 @@ class Audit:
     ballots: int
     evaluations: int
     seconds: float
+    shape: str = ""
+    named: bool = False
+    stopped: str | None = None
 
     @property
     def verdict(self) -> Verdict:
         if any(finding.severity == "broken certificate" for finding in self.findings):
             return "broken"
-        return "held" if self.attacked == self.certified > 0 else "not tested"
+        return "held" if self.attacked == self.certified > 0 and self.stopped is None else "not tested"
 
     @property
     def failed(self) -> bool:
@@ -72,8 +86,9 @@ class Audit:
             {k: str(v) if k == "path" and v is not None else v for k, v in asdict(bare(finding)).items()}
             for finding in self.findings
         ]
-        for one in found:
+        for one, finding in zip(found, self.findings, strict=True):
             del one["tensors"], one["note"]
+            one["patch"], one["shape"] = finding.where or (None, None)
         rest = {k: v for k, v in vars(self).items() if k not in ("findings", "untested", "views")}
         untested = [{"what": what, "why": why} for what, why in self.untested]
         return {**rest, "verdict": self.verdict, "findings": found, "untested": untested, "views": list(self.views)}
@@ -84,11 +99,17 @@ def bare(finding: Finding) -> Finding:
     return replace(finding, tensors={}, note={})
 
 
-def gather(findings: list[Finding]) -> list[Finding]:
-    """One finding for each check and severity, the first of its kind, counting the others; broken ones first."""
+def gather(findings: list[Finding], threat: str, shapes: set[str]) -> list[Finding]:
+    """One finding for each check and severity, the first of its kind, counting the others: broken ones before others,
+    and those of the patch and the images that were named before those of others.
+    """
+
+    def named(finding: Finding) -> bool:
+        return finding.where is not None and finding.where[0] == threat and finding.where[1] in shapes
+
     first: dict[tuple[str, str], Finding] = {}
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: not named(finding)):
         key = (finding.check, finding.severity)
         first[key] = replace(first[key], times=first[key].times + finding.times) if key in first else finding
     order = ("broken certificate", "inconsistent", "warning")
-    return sorted(first.values(), key=lambda finding: order.index(finding.severity))
+    return sorted(first.values(), key=lambda finding: (order.index(finding.severity), not named(finding)))

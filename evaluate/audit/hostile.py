@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from evaluate.audit.cast import Break, cast
 from evaluate.audit.causes import PLAIN, explained
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Refused
+from evaluate.audit.limit import Stopped
 from evaluate.audit.stand import Site, Stand
 from evaluate.audit.trial import Tally, finding
 from robustpatch.threat import PatchThreat
@@ -22,17 +24,25 @@ _PLACES: dict[Brief, int] = {"sizes": 8, "counters": 4}
 
 
 def try_votes(
-    stand: Stand, threat: PatchThreat, budget: int, generator: torch.Generator, brief: Brief | None = None
+    stand: Stand,
+    threat: PatchThreat,
+    budget: int,
+    generator: torch.Generator,
+    brief: Brief | None = None,
+    tally: Tally | None = None,
 ) -> Tally:
     """Dictate votes that a patch just overturns, ask for a certificate, and where there is one, overturn them.
 
     About `budget` views are shown to the base. `brief`: few places and ballots, for one of many patch "sizes", or for
-    the "counters" of very many votes. Raises `Refused` where the certifier does not know this threat.
+    the "counters" of very many votes. What is found is added to `tally`, also when the audit is stopped. Raises
+    `Refused` where the certifier does not know this threat.
     """
+    tally = tally or Tally()
     total = sum(stand.shown.values())
     stand.subject.certify(stand.x, threat)
+    _ = stand.reach  # asked for now: explanations must not need the certifier, which may not be asked any more
     sites = stand.sites(threat, _PLACES[brief] if brief else max(12, min(200, budget // (4 * total))), generator)
-    tally = Tally(touched=(min(s.weight for s in sites), max(s.weight for s in sites)))
+    tally.touched = (min(s.weight for s in sites), max(s.weight for s in sites))
     chosen = telling(sites, generator)[: 3 if brief else 8]
     cases = _ordered([(ballot, site) for site in chosen for ballot in _all(stand, site, generator)], generator)
     most = max(40, min(240, budget // (3 * total)))
@@ -42,11 +52,17 @@ def try_votes(
         plain = [case for case in cases if case[0].kind == "two classes"][:6]
         cases = [*[case for case in cases if case[0].kind not in KINDS][:4], *plain]
     broken: list[Break] = []
-    for ballot, site in cases[:most]:
-        found = cast(stand, threat, ballot, site, tally)
-        broken += [] if found is None else [found]
-    if brief is None and not any(one.fall.patched and one.ballot.kind in PLAIN for one in broken):
-        tally.findings += _shouted(stand, threat, [case for case in cases if case[0].kind == "unanimous"][:12], tally)
+    with suppress(Stopped):  # whoever asks next is stopped again: what was found by then is kept
+        for ballot, site in cases[:most]:
+            found = cast(stand, threat, ballot, site, tally)
+            broken += [] if found is None else [found]
+        if (
+            brief is None
+            and not stand.varies(threat)
+            and not any(one.fall.patched and one.ballot.kind in PLAIN for one in broken)
+        ):
+            loud = [case for case in cases if case[0].kind == "unanimous"][:12]
+            tally.findings += _shouted(stand, threat, loud, tally)
     if broken:
         tally.findings += explained(stand, threat, broken, sites, tally)
     return tally
@@ -56,7 +72,13 @@ def _shouted(stand: Stand, threat: PatchThreat, cases: list[tuple[Ballot, Site]]
     """A certificate of votes all alike that falls when the patched views speak louder, and not otherwise."""
     for ballot, site in cases:
         found = cast(stand, threat, ballot, site, tally, _LOUD)
-        if found is not None and found.fall.patched and cast(stand, threat, ballot, site, tally) is None:
+        if found is None or not found.fall.patched:
+            continue
+        try:
+            plain = cast(stand, threat, ballot, site, tally)
+        except Stopped:  # no time to see why
+            return [finding(stand, threat, found.fall, "votes")]
+        if plain is None:
             cause = f"spoken as loudly as the other votes, and not {_LOUD:g} times, the same answers do not break it"
             return [finding(stand, threat, found.fall, "loudness", cause)]
     return []

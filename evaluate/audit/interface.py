@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attacks.base import by_chance
+from attacks.chance import by_chance
+from evaluate.audit import limit
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
@@ -34,6 +37,10 @@ class Misshapen(Refused):
     """The certifier answered, but not once for each image."""
 
 
+class Raised(InvalidInput):
+    """The audit cannot begin, because foreign code raised the error that this one comes from."""
+
+
 class Subject(nn.Module):
     """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
 
@@ -43,8 +50,8 @@ class Subject(nn.Module):
 
     `alerts`: whether the certifier may answer "attack" instead of a class, which then breaks no certificate. True: the
     answer is the certifier's own attribute `alert`, or -1 where it has none; a whole number: that is the answer. An
-    alert is given on as -1. A certifier that says of itself that chance has a part in its predictions (by an attribute
-    `prediction_error`, a `referee`, or a true `randomized`) breaks nothing by answering -1 either.
+    alert is given on as -1. A certifier that declares `randomized = True` (see `attacks.chance.by_chance`) breaks
+    nothing by answering -1 either.
 
     Raises `InvalidInput` where one of the two methods is missing.
     """
@@ -63,7 +70,7 @@ class Subject(nn.Module):
                 "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
             )
         self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
-        self.random = by_chance(target) or bool(getattr(target, "randomized", False))
+        self.random = by_chance(target)
         self.alert: int | None = None  # what else than -1 means "attack"
         if alerts is not False:
             named = getattr(target, "alert", -1) if alerts is True else alerts
@@ -74,7 +81,7 @@ class Subject(nn.Module):
                 )
             self.alert = named
         if self.forgiving:
-            self.prediction_error = 0.0  # by which attacks know that an answer of -1 is no success
+            self.randomized = True  # by which attacks know that an answer of -1 is no success
         self._target = (target,)
         self.training = bool(getattr(target, "training", False))
         if isinstance(target, nn.Module):
@@ -149,7 +156,7 @@ class Subject(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         if hasattr(self, "module") and self.white_box(x):
-            return self.module(x)
+            return self._ask(self.module, x.clone())  # lent to foreign code, which may write to it
         with torch.no_grad():
             if callable(getattr(self.target, "scores", None)) and not isinstance(self.target, nn.Module):
                 return _tensor(self._ask(self.target.scores, self._given(x)), "scores").float()
@@ -176,10 +183,11 @@ class Subject(nn.Module):
         return x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
 
     def _ask(self, method: Any, *given: Any) -> Any:
+        limit.check()
         try:
             return method(*given)
         except Exception as error:  # foreign code raises what it likes: that it did not answer is the answer
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise Refused(told(error)) from error
 
     def _classes(self, found: Tensor, images: int, what: str) -> Int[Tensor, " B"]:
         found = _one(found, images)
@@ -199,8 +207,17 @@ def _one(found: Tensor, images: int) -> Tensor:
     return found.reshape(1) if images == 1 and found.ndim == 0 else found
 
 
+def told(error: BaseException) -> str:
+    """An error of foreign code on one line: its kind, its text, and the line of that code that it came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent != Path(__file__).parent]
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")] or frames
+    at = f" ({own[-1].filename}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{at}"
+
+
 def _tensor(value: Any, what: str) -> Tensor:
+    """A copy on the CPU: what foreign code returned, it may write to again."""
     try:
-        return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().cpu()
+        return torch.as_tensor(np.array(value) if not isinstance(value, Tensor) else value).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{what} is a {type(value).__name__}, not an array ({error})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -13,18 +15,30 @@ _STYLES = {"broken": "bold red", "held": "bold green", "not tested": "bold yello
 
 
 def verdict(audit: Audit) -> str:
-    """One line: what became of the certificates, and what else was found."""
+    """One line: the patch and the images named, what became of the certificates, and what else was found."""
     tested = (
         f"{audit.attacked} certificates tested, on {audit.images} images ({audit.evaluations:,} evaluations) and "
         f"{audit.ballots} ballots of dictated votes; {audit.seconds:.1f} s"
     )
     other = sum(finding.severity == "inconsistent" for finding in audit.findings)
     more = f"; {other} inconsistencies" if other else ""
+    early = "" if audit.stopped is None else f"; stopped early by {audit.stopped}"
+    named = f"{audit.threat} patch on {audit.shape} images"
+    if audit.named:
+        return f"{named}: BROKEN: certified predictions change{more}{early}; {tested}"
     if audit.verdict == "broken":
-        return f"BROKEN: certified predictions change{more}; {tested}"
+        return f"{named}: no certified prediction was changed, but BROKEN for {_others(audit)}{more}{early}; {tested}"
     if audit.verdict == "held":
-        return f"HELD: no certified prediction was changed{more}; {tested}"
-    return f"NOT TESTED: nothing was certified{more}; {tested}"
+        return f"{named}: HELD: no certified prediction was changed{more}; {tested}"
+    if audit.stopped is not None:
+        return f"{named}: NOT TESTED to the end: no certified prediction was changed so far{more}{early}; {tested}"
+    return f"{named}: NOT TESTED: nothing was certified{more}; {tested}"
+
+
+def _others(audit: Audit) -> str:
+    """The patches and images that broke a certificate."""
+    places = [one.where for one in audit.findings if one.severity == "broken certificate"]
+    return ", ".join(dict.fromkeys(f"a {place[0]} patch on {place[1]} images" for place in places if place))
 
 
 def table(audit: Audit) -> Group:
@@ -40,8 +54,8 @@ def table(audit: Audit) -> Group:
     return Group(*parts, Text(verdict(audit), style=_STYLES[audit.verdict]))
 
 
-def markdown(audit: Audit) -> str:
-    """The same as a file."""
+def markdown(audit: Audit, commands: Sequence[str] = ()) -> str:
+    """The same as a file, with the commands that show the findings again."""
     lines = [f"# {audit.name}, {audit.threat} patch", "", verdict(audit), ""]
     if audit.findings:
         lines += ["| check | severity | times | what | file |", "| --- | --- | ---: | --- | --- |"]
@@ -49,6 +63,8 @@ def markdown(audit: Audit) -> str:
             file = "" if one.path is None else f"`{one.path.name}`"
             lines.append(f"| {one.check} | {one.severity} | {one.times} | {_cell(one.sentence)} | {file} |")
         lines.append("")
+    if commands:
+        lines += ["## To see them again", "", "```", *commands, "```", ""]
     for title, items in (
         ("What the base was shown", list(audit.views)),
         ("What could not be tested", [f"{what}: {why}" for what, why in audit.untested]),

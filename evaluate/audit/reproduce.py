@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,38 @@ from evaluate.audit.trial import shows_again
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
+WRITTEN = ("report.md", "audit.json")  # beside the findings, by the command line
+_NUMBERED = re.compile(r"\d\d-.*\.safetensors")
+
+
+def clear(output: Path) -> None:
+    """Make the folder, and remove the findings and the report that an earlier audit wrote there: none is to be taken
+    for one of the new audit. Raises `InvalidInput` where that cannot be done.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for path in _written(output):
+            path.unlink()
+    except OSError as error:
+        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
+
+
+def _written(output: Path) -> list[Path]:
+    found = [path for path in output.glob("*.safetensors") if _NUMBERED.match(path.name) and _is_finding(path)]
+    return [*found, *(output / name for name in WRITTEN if (output / name).is_file())]
+
+
+def _is_finding(path: Path) -> bool:
+    try:
+        load(path)
+        return True
+    except InvalidInput:
+        return False
+
 
 def save(finding: Finding, output: Path, number: int, asked: dict[str, Any]) -> Finding:
-    """Write `output`/NUMBER-CHECK.safetensors; `asked` is what names the certifier. The finding with its path."""
-    path = output / f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
+    """Write `output`/NUMBER-CHECK.safetensors; `asked` names the certifier. The finding with its absolute path."""
+    path = output.resolve() / f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"check": finding.check, "severity": finding.severity, "sentence": finding.sentence}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in finding.tensors.items()}
@@ -32,12 +62,22 @@ def save(finding: Finding, output: Path, number: int, asked: dict[str, Any]) -> 
     return replace(finding, path=path)
 
 
+def again(path: Path, asked: dict[str, Any]) -> str:
+    """The command that shows the finding saved there once more, from any folder."""
+    named = [asked["target"]] if asked.get("target") else []
+    named += ["--factory", asked["factory"]] if asked.get("factory") else []
+    start = f"cd {shlex.quote(asked['folder'])} && " if asked.get("folder") else ""
+    return f"{start}python -m evaluate.audit {shlex.join([*named, '--replay', str(path)])}"
+
+
 def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, and what was written beside them. Raises `InvalidInput` where there is no finding."""
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads(file.metadata()["finding"])
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118  it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            _ = tensors["x"], *(note[name] for name in ("check", "severity", "sentence", "kind", "threat", "classes"))
+            return tensors, note
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"replay is {path}, which is no finding of an audit ({error})") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from evaluate.audit.attack import attack_certified
 from evaluate.audit.consistency import CHECKS
-from evaluate.audit.factory import Tested, try_factory
+from evaluate.audit.factory import Tested, steps, try_factory
 from evaluate.audit.finding import Audit, Finding, gather
 from evaluate.audit.images import seams, structured
 from evaluate.audit.interface import Refused, Subject
-from evaluate.audit.reproduce import save
+from evaluate.audit.limit import Limit, Steps, Stopped
+from evaluate.audit.reproduce import clear, save
 from evaluate.audit.stand import Factory
 from robustpatch import checks
 from robustpatch.data import load_images
@@ -43,6 +44,7 @@ def audit(
     seed: int = 0,
     output: str | Path | None = None,
     asked: dict[str, Any] | None = None,
+    limit: int | float | Limit | None = None,
     on_progress: Progress = lambda _: None,
 ) -> Audit:
     """Try to break the certificates of `target`, and of what `factory` makes; every finding comes with what shows it.
@@ -62,11 +64,14 @@ def audit(
             The factory is tried on `image_shape`, (1, 40, 40) if not given, and on images that are not square.
         alerts: whether the certifier may answer "attack" instead of a class, which then breaks no certificate: True
             for the answer that its attribute `alert` names, or -1; a whole number that is no class for that answer. One
-            that says of itself that it is randomized (an attribute `prediction_error`, a `referee`, or a true
-            `randomized`) breaks none by -1 either, and may show its base other views at each call.
+            that declares `randomized = True` breaks none by -1 either, and may show its base other views at each call.
         budget: evaluations of each attack on a certified image; a factory's bases see some 50 times as many views, a
             shape and threat.
-        output: folder of the reproducers; None writes none. `asked`: how the command line was told of the certifier.
+        output: folder of the reproducers; None writes none, and what an earlier audit wrote there is removed. `asked`:
+            how the command line was told of the certifier.
+        limit: seconds after which it ends with what it has found by then, or a `Limit`, which can also be told to
+            `stop`. Then nothing is "held", and `untested` lists the steps that were not finished.
+        on_progress: is told of each step: its name, its number, and an estimate of how long the rest takes.
 
     Raises `InvalidInput` for what cannot be audited at all.
     """
@@ -81,36 +86,51 @@ def audit(
     findings: list[Finding] = []
     untested: list[tuple[str, str]] = []
     made = _classes(target, num_classes)
-    asked_images = certified = attacked = spent = 0
-    if target is not None:
-        pool = _pool(x, image_shape, images, generator)
-        threat.check_fits(*pool.shape[2:])
-        subject = Subject.of(target, made, pool[:1], alerts)
-        _evaluating(target)
-        found, asked_images, certified, spent = _try_target(
-            subject, pool, threat, images, budget, generator, untested, on_progress
-        )
-        attacked = certified
-        findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in found]
-    else:
-        untested.append(("images", "no certifier was given, only a factory"))
     factory = factory or own_factory(target)
-    tested = Tested()
-    if factory is not None:
-        classes = num_classes or getattr(target, "num_classes", 4)
-        shape = image_shape or (1, 40, 40)
-        tested = try_factory(factory, classes, shape, threat, 50 * budget, seed, on_progress, alerts)
-        findings += tested.findings
-        untested += tested.untested
-    else:
+    shape = image_shape or (1, 40, 40)
+    if output is not None:
+        clear(Path(output))
+    step = Steps((_STEPS if target is not None else []) + (steps(shape, threat) if factory else []), on_progress)
+    limit = limit if isinstance(limit, Limit) else Limit(limit)
+    asked_of, tested, stopped = _Asked(), Tested(), None
+    with limit.running():
+        try:
+            if target is not None:
+                pool = _pool(x, image_shape, images, generator)
+                threat.check_fits(*pool.shape[2:])
+                subject = Subject.of(target, made, pool[:1], alerts)
+                _evaluating(target)
+                _try_target(subject, pool, threat, images, budget, generator, untested, step, asked_of)
+            if factory is not None:
+                classes = num_classes or getattr(target, "num_classes", 4)
+                try_factory(factory, classes, shape, threat, 50 * budget, seed, step, alerts, tested)
+            if limit.why is not None:  # what was asked last noticed it, and had something to report
+                raise Stopped(limit.why)
+        except Stopped as stop:
+            stopped = str(stop)
+    findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in asked_of.findings]
+    findings += tested.findings
+    untested += tested.untested
+    if stopped is not None:
+        untested.append(("; ".join(step.unfinished), f"stopped by {stopped}"))
+    if target is None:
+        untested.append(("images", "no certifier was given, only a factory"))
+    if factory is None:
         why = "no factory: the base cannot be replaced by one whose votes are dictated"
         untested.append(("affected counts, ties, wraps, strides, swapped sides, views", why))
     untested.append(("other devices, other precisions", "outside of this audit"))
-    found = gather(findings)
+    note = {"threat": [threat.height, threat.width, threat.count], **(asked or {})}
+    note = {key: value for key, value in note.items() if value is not None}
+    findings = [replace(one, note={**note, **one.note}) for one in findings]
+    shapes = {"x".join(map(str, own)) for own in (asked_of.shape, shape) if own is not None}
+    named = any(
+        one.where and one.where[0] == str(threat) and one.where[1] in shapes
+        for one in findings
+        if one.severity == "broken certificate"
+    )
+    found = gather(findings, str(threat), shapes)
     if output is not None:
-        named = {"threat": [threat.height, threat.width, threat.count], **(asked or {})}
-        named = {key: value for key, value in named.items() if value is not None}
-        found = [save(replace(one, note={**named, **one.note}), Path(output), n, {}) for n, one in enumerate(found)]
+        found = [save(one, Path(output), n, {}) for n, one in enumerate(found)]
     name = (
         (asked or {}).get("target")
         or (asked or {}).get("factory")
@@ -122,13 +142,31 @@ def audit(
         findings=tuple(found),
         untested=tuple(untested),
         views=tuple(tested.views),
-        images=asked_images,
-        certified=certified + tested.certified,
-        attacked=attacked + tested.certified,
+        images=asked_of.images,
+        certified=asked_of.certified + tested.certified,
+        attacked=asked_of.attacked + tested.certified,
         ballots=tested.ballots,
-        evaluations=spent,
+        evaluations=asked_of.spent,
         seconds=time.monotonic() - started,
+        shape="x".join(map(str, asked_of.shape or shape)),
+        named=named,
+        stopped=stopped,
     )
+
+
+_STEPS = [f"consistency: {name}" for name in CHECKS] + ["looking for votes about to turn", "attacking certified images"]
+
+
+@dataclass
+class _Asked:
+    """What came of a target: findings, the images asked about, how many were certified and attacked, evaluations."""
+
+    findings: list[Finding] = field(default_factory=list)
+    images: int = 0
+    certified: int = 0
+    attacked: int = 0
+    spent: int = 0
+    shape: tuple[int, ...] | None = None
 
 
 def _try_target(
@@ -140,23 +178,43 @@ def _try_target(
     generator: torch.Generator,
     untested: list[tuple[str, str]],
     on_progress: Progress,
-) -> tuple[list[Finding], int, int, int]:
-    """Findings, images asked about, images certified and attacked, evaluations."""
+    asked: _Asked,
+) -> None:
+    """What is found is added to `asked`, so that it is there when the audit is stopped."""
+    asked.shape, asked.images = tuple(pool.shape[1:]), len(pool)
     try:
         claim = subject.certify(pool, threat)
     except Refused as refusal:
         raise InvalidInput(
             f"certifier does not certify {tuple(pool.shape[1:])} images against {threat}: {refusal}"
         ) from refusal
-    findings: list[Finding] = []
     for name, check in CHECKS.items():
         on_progress(f"consistency: {name}")
         try:
-            findings += check(subject, pool, threat, claim)
+            for one in check(subject, pool, threat, claim):
+                asked.findings.append(one)
         except Refused as refusal:
             untested.append((name, str(refusal)))
     if not isinstance(subject.target, nn.Module):
         untested.append(("training mode", f"a {type(subject.target).__name__} is no nn.Module"))
+    try:
+        _try_attacks(subject, pool, threat, images, budget, generator, untested, on_progress, asked)
+    except Refused as refusal:
+        untested.append((_STEPS[-1], str(refusal)))
+
+
+def _try_attacks(
+    subject: Subject,
+    pool: Float[Tensor, "M C H W"],
+    threat: PatchThreat,
+    images: int,
+    budget: int,
+    generator: torch.Generator,
+    untested: list[tuple[str, str]],
+    on_progress: Progress,
+    asked: _Asked,
+) -> None:
+    """Attack what is certified. Raises `Refused` where the certifier raises an error instead of answering."""
     on_progress("looking for votes about to turn")
     composed = seams(subject, pool, threat, 4 * images, images, generator)
     every = torch.cat([pool, composed])
@@ -169,9 +227,12 @@ def _try_target(
         untested.append(("certificates of images", f"none of {len(every)} images was certified against {threat}"))
     elif not subject.white_box(every):
         untested.append(("gradients", "the certifier has no scores with a gradient: attacked as a black box"))
-    on_progress(f"attacking {len(chosen)} certified images")
-    found, spent = attack_certified(subject, every[chosen], claim.prediction[chosen], pool, threat, budget, generator)
-    return findings + found, len(every), len(chosen), spent
+    on_progress(_STEPS[-1])
+    asked.images, asked.certified = len(every), len(chosen)
+    asked.spent = attack_certified(
+        subject, every[chosen], claim.prediction[chosen], pool, threat, budget, generator, asked.findings
+    )
+    asked.attacked = len(chosen)
 
 
 def _pool(

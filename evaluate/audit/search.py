@@ -21,7 +21,9 @@ from evaluate.audit.trial import Fall, Table, Tally, confirmed
 from robustpatch.threat import PatchThreat
 
 _MOVES = 24  # of each climb
-_PATTERNS = 14  # patched answers tried for each certified state
+_SHARES = 4  # numbers of patched views for the rival tried for each certified state, and
+_MIXED = 5  # answers drawn by chance
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Search:
@@ -114,7 +116,9 @@ class Search:
             (["rival"], ["third"], ["rival", "third"], ["silent"], ["rival", "silent"], ["own", "rival"], names)
         )
         order = self._order(site)
-        turned = [(key, rows[rng.choice(targets)]) for key in order]
+        by_turns = rng.random() < 0.5
+        names = [targets[n % len(targets)] if by_turns else rng.choice(targets) for n in range(len(order))]
+        turned = [(key, rows[name]) for key, name in zip(order, names, strict=True)]
         low, high = 0, len(turned)
         if self._certified({**said, **dict(turned)}, others, c):
             low = high
@@ -126,30 +130,42 @@ class Search:
                 high = middle
         said.update(turned[:low])
         for key in rng.sample(self.keys, min(3, len(self.keys))):
-            more = {**said, key: rows[rng.choice(names)]}
+            more = {**said, key: rows[rng.choice(list(rows))]}
             if self._certified(more, others, c):
                 said = more
         return said
 
     def _order(self, site: Site) -> list[Key]:
-        """The views in the order in which they turn: by chance or as shown, those a patch reaches first or last."""
-        keys, how = list(self.keys), self.rng.randrange(6)
-        at = self.rng.randrange(len(keys))
+        """The views in the order in which they turn: by chance, as shown, or spread evenly over all that are shown;
+        those that a patch reaches like others, last, first or not at all.
+        """
+        rng, keys = self.rng, list(self.keys)
+        at, how, reached = rng.randrange(len(keys)), rng.randrange(3), rng.randrange(4)
         keys = keys[at:] + keys[:at]
-        if how % 2:
-            self.rng.shuffle(keys)
-        if how >= 2:
-            keys.sort(key=lambda key: (key in site.touched) == (how < 4 or self.rng.random() < 0.1))
-        return [key for key in keys if key not in site.touched] if how == 5 else keys
+        if how == 1:
+            rng.shuffle(keys)
+        elif how == 2:
+            keys = _evenly(keys)
+        if reached in (1, 2):
+            keys.sort(key=lambda key: (key in site.touched) == (reached == 1 or rng.random() < 0.1))
+        return [key for key in keys if key not in site.touched] if reached == 3 else keys
 
     def _patterns(self, new: list[Key], rows: dict[str, Row]) -> Iterator[dict[Key, Row]]:
-        """What the patched views may say: all alike, in two runs, or each by itself."""
+        """What the patched views may say: all alike, some of them the rival and the rest something else, evenly or in
+        two runs, or each by itself.
+        """
         rng, names = self.rng, list(rows)
         plain = ["rival", "third", "own", "silent", "rivals", "both", "soft rival"]
         yield {}
         for name in [*plain[1:], *rng.sample(names, min(2, len(names)))]:
             yield dict.fromkeys(new, rows[name])
-        for n in range(_PATTERNS - 9 if len(new) > 1 else 0):
+        if len(new) < 2:
+            return
+        for rest in rng.sample(("own", "third", "silent"), 2):
+            for number in rng.sample(range(1, len(new)), min(_SHARES, len(new) - 1)):
+                order = _evenly(new) if rng.random() < 0.5 else new
+                yield {key: rows["rival" if m < number else rest] for m, key in enumerate(order)}
+        for n in range(_MIXED):
             one, two = rng.sample(plain if n % 3 else names, 2)
             if n % 2:
                 cut, at = rng.randrange(1, len(new)), rng.randrange(len(new))
@@ -234,3 +250,8 @@ def _soft(classes: int, winner: int, rival: int, lead: float) -> Row:
     values = [-SCALE] * classes
     values[rival], values[winner] = 0.0, lead
     return tuple(values)
+
+
+def _evenly(keys: list[Key]) -> list[Key]:
+    """In an order of which every beginning is spread evenly over all of them."""
+    return [keys[n] for n in sorted(range(len(keys)), key=lambda n: n * _GOLDEN % 1)]

@@ -26,9 +26,16 @@ class Plan:
     batches: bool = False
     only_long: bool = False
 
+    @property
+    def fitting(self) -> list[PatchThreat]:
+        """The patches that fit on the images, each once."""
+        _, height, width = self.shape
+        return [one for one in dict.fromkeys(self.threats) if one.height <= height and one.width <= width]
+
 
 def plans(shape: Shape, threat: PatchThreat, long: int) -> list[Plan]:
-    """The image asked about; small ones, searched in depth; low and narrow ones; patches of every size; long ones.
+    """The image asked about; small ones, searched in depth; low and narrow ones, of which some are as low or narrow as
+    the patch and searched in depth too, as a patch reaches few of their many views; patches of every size; long ones.
 
     Besides `threat`: a patch of one pixel, one that is low and wide and the same on its side, two patches; and on low
     and on narrow images every height and width from 1 to two more than the larger side of the threat, whatever is
@@ -49,6 +56,8 @@ def plans(shape: Shape, threat: PatchThreat, long: int) -> list[Plan]:
     found += [
         Plan((channels, side, width + 1), (threat, *others)),
         Plan((channels, height + 3, side), (threat, *others)),
+        Plan((channels, threat.height, max(40, 8 * threat.width)), (threat,), share=4, deep=True, batches=True),
+        Plan((channels, max(40, 8 * threat.height), threat.width), (threat,), share=4, deep=True, batches=True),
         Plan(shape, (threat,), share=4, deep=True),
     ]
     for n in range(4):

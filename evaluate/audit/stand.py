@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluate.audit.finding import Finding
-from evaluate.audit.interface import Refused, Subject
+from evaluate.audit.interface import Raised, Refused, Subject, told
 from evaluate.audit.tables import Key, Row, TableBase
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
@@ -55,6 +55,7 @@ class Stand:
         self.subject, self.base = self.made()
         self._extra: dict[PatchThreat, list[Key]] = {}
         self._varies: dict[PatchThreat, bool] = {}
+        self.chance = False  # whether the views are known to differ from call to call
         self.shown = self.views(self.x)
         if not self.shown:
             raise InvalidInput("factory's certifier predicts without asking its base; give it the base it was handed")
@@ -68,9 +69,8 @@ class Stand:
         try:
             target = self.factory(base, self.classes, self.shape)
         except Exception as error:  # foreign code
-            raise InvalidInput(
-                f"factory makes no certifier of {self.classes} classes for images {self.shape} "
-                f"({type(error).__name__}: {error})"
+            raise Raised(
+                f"factory makes no certifier of {self.classes} classes for images {self.shape} ({told(error)})"
             ) from error
         return Subject.of(target, self.classes, self.x, self.alerts), base
 
@@ -101,9 +101,12 @@ class Stand:
     def varies(self, threat: PatchThreat, calls: int = 3) -> bool:
         """Whether the views of one image, answered alike, differ from call to call: a later call shows one that no
         earlier one did. Of what `certify` shows, only views that `predict` shows too count: it may look at others.
+        Once seen, it is believed of all patches: lots with few outcomes may fall alike for a while.
         """
+        if self.chance:
+            return True
         if threat not in self._varies:
-            found = False
+            found, calls = False, calls if self._varies else 3 * calls
             for asked in (None, threat):
                 known: set[Key] = set(self.shown) if asked is None else set()
                 for _ in range(calls):
@@ -114,7 +117,7 @@ class Stand:
                     shown = shown if asked is None else shown & set(self.shown)
                     found |= bool(known and shown - known)
                     known |= shown
-            self._varies[threat] = found
+            self._varies[threat] = self.chance = found
         return self._varies[threat]
 
     @cached_property

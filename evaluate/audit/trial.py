@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Claim, Refused
+from evaluate.audit.limit import Stopped
 from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import SCALE, Key, Row
 from robustpatch.threat import PatchThreat
@@ -144,13 +145,13 @@ def finding(stand: Stand, threat: PatchThreat, fall: Fall, check: str, cause: st
     )
     now = f"the prediction is {fall.prediction}"
     if fall.patched:
-        stand.say(table.said, table.others)
-        with stand.base.recording() as shown, suppress(Refused):
-            stand.subject.predict(fall.site.x_adv)
-        other = {key: number for key, number in shown.items() if key not in stand.shown}
+        other = differing(stand, fall)
         at = ", ".join(str(tuple(corner)) for corner in fall.site.corners.tolist())
-        text += f"; with a patch at {at}, {sum(other.values())} views differ, which answer "
-        text += f"{spoken(stand, other, table.said, table.others)}, and {now}"
+        text += f"; with a patch at {at}, "
+        if other:
+            text += f"{sum(other.values())} views differ, which answer "
+            text += f"{spoken(stand, other, table.said, table.others)}, and "
+        text += now
     else:
         text += f", but without any patch {now.replace('the prediction is', 'predict says')}"
     if fall.by_chance:
@@ -166,6 +167,17 @@ def finding(stand: Stand, threat: PatchThreat, fall: Fall, check: str, cause: st
     }
     sentence = f"{text}: {cause}" if cause else text
     return Finding(check, "broken certificate", sentence, tensors(stand, threat, fall), note, times)
+
+
+def differing(stand: Stand, fall: Fall) -> dict[Key, int]:
+    """The views that the patched image shows and the clean one does not; none once the audit is stopped."""
+    shown: Counter[Key] = Counter()
+    with suppress(Refused, Stopped):
+        stand.say(fall.table.said, fall.table.others)
+        with stand.base.recording() as recorded:
+            stand.subject.predict(fall.site.x_adv)
+        shown = recorded
+    return {key: number for key, number in shown.items() if key not in stand.shown}
 
 
 def tensors(stand: Stand, threat: PatchThreat, fall: Fall) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evaluate.audit import factory
 from robustpatch.data import load_images
 from robustpatch.zoo import model_from, save_checkpoint
 
@@ -65,3 +66,16 @@ def undefended(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "plain.safetensors"
     save_checkpoint(path, model, config)
     return path
+
+
+@pytest.fixture
+def few_plans(monkeypatch):
+    """Of the audit's plans those of the image asked about and of low and narrow ones: a whole audit in seconds. What
+    the others are for has tests of its own: searches, batches, every patch size, counters of many votes.
+    """
+    whole = factory.plans
+    monkeypatch.setattr(
+        factory,
+        "plans",
+        lambda *asked: [plan for plan in whole(*asked) if not (plan.deep or plan.brief or plan.only_long)],
+    )

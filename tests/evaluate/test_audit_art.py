@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from evaluate.audit import audit, replay
 from evaluate.audit.art import (
     ARTCertifier,
+    ARTFactory,
     levine_block,
     levine_column,
     levine_probabilities,
@@ -77,9 +79,9 @@ def test_votes_that_are_added_as_booleans():
     assert "counts" in found(levine_probabilities, (1, 3, 20), PatchThreat(2, 2))
 
 
-def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few_plans")
+def test_an_art_certifier_brings_its_factory(tmp_path):
     """The whole audit of an object around a network of its own, with a file that shows it again."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
     base = seeded(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4))).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))
@@ -88,6 +90,41 @@ def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
     assert ties
     assert replay(ties[0].path, certifier, certifier.with_base)
     assert {finding.check for finding in done.findings} == {"tie among rivals"}
+
+
+def test_its_preprocessing_is_audited():
+    """ART normalises before it ablates when it certifies, and after that when it predicts: of other views."""
+    shape, threat = (1, 3, 13), PatchThreat(1, 1)
+    mended = ARTFactory("levine2020", "column", 1, preprocessing=(0.5, 0.25))
+    assert "views" in found(mended, shape, threat)
+    assert "views" not in found(levine_column, shape, threat)
+    assert "views" not in found(replace(mended, by="predict"), shape, threat)
+
+
+def test_a_certifier_hands_its_preprocessing_to_the_factory():
+    """The same views of the same image, whatever the base: range, normalisation and all."""
+    given = ARTFactory("levine2020", "column", 1, clip_values=(-1.0, 3.0), preprocessing=(0.5, 0.25))
+    x, shape = images(2, (2, 5)), (1, 2, 5)
+    seen = []
+    for make in (given, given(TableBase(4), 4, shape).with_base):
+        base = TableBase(4)
+        with base.recording() as shown:
+            make(base, 4, shape).predict(x)
+        seen.append(shown)
+    assert seen[0] == seen[1]
+    plain = TableBase(4)
+    with plain.recording() as shown:
+        levine_column(plain, 4, shape).predict(x)
+    assert shown != seen[0]
+
+
+def test_images_are_brought_to_its_range_and_its_axes():
+    x = images(2, (2, 5))
+    own = SimpleNamespace(nb_classes=3, channels_first=False, clip_values=(-1.0, 3.0))
+    got = ARTCertifier(own).array(x)
+    assert got.shape == (2, 2, 5, 1)
+    assert np.allclose(got[..., 0], 4 * x[:, 0].numpy() - 1)
+    assert ARTCertifier(own).with_base is None
 
 
 def test_what_art_does_not_certify_is_refused():
@@ -99,7 +136,9 @@ def test_what_art_does_not_certify_is_refused():
 def test_scores_that_are_no_numbers_are_no_prediction():
     """Of NaN beside a number torch names the former; ties go to the lower number, as ART has it."""
     given = np.array([[0.0, 2.0, 2.0], [1.0, 0.0, 1.0]])
-    certifier = ARTCertifier(SimpleNamespace(nb_classes=3, predict=lambda x: given))
+    certifier = ARTCertifier(
+        SimpleNamespace(nb_classes=3, channels_first=True, clip_values=None, predict=lambda x: given)
+    )
     assert certifier.predict(images(2, (2, 2))).tolist() == [1, 0]
     given[1, 1] = np.nan
     with pytest.raises(InvalidInput, match="NaN"):

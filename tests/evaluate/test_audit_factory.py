@@ -67,6 +67,7 @@ def test_the_sound_certifier_stands_there(bug):
     assert bug == "9 more than all" or tally.certified > 0
 
 
+@pytest.mark.usefixtures("few_plans")
 def test_swapped_sides_are_named():
     """Square patches stand, one that is low and wide does not."""
     tested = try_factory(make("7 patch sides swapped"), 4, (1, 6, 13), PatchThreat(2, 2), 200, 0, lambda _: None)
@@ -146,6 +147,7 @@ def test_the_base_is_a_function_of_the_view():
     assert shown == Counter(keys)
 
 
+@pytest.mark.usefixtures("few_plans")
 def test_a_reproducer_shows_it_again(tmp_path):
     """Its file, with the factory alone; not with a certifier that is mended."""
     done = audit(
@@ -160,9 +162,9 @@ def test_a_reproducer_shows_it_again(tmp_path):
         replay(path)
 
 
-def test_the_example_of_the_readme(monkeypatch, capsys):
+@pytest.mark.usefixtures("few_plans")
+def test_the_example_of_the_readme(capsys):
     """It runs as printed, and finds nothing in ours."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     example = readme.split("## Audit your own certifier")[1].split("```python\n")[1].split("```")[0]
     exec(example, {"__name__": "readme"})

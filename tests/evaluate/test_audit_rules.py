@@ -11,6 +11,22 @@ from tests.evaluate.audit_rules import PLANTED, SOUND, make
 
 PATCH, SHAPE = PatchThreat(2, 2), (1, 4, 13)
 SETTINGS = {"threat": PATCH, "image_shape": SHAPE, "budget": 60}
+QUICK = {  # one of each kind; the others are slow tests
+    ("ties", "higher"),
+    ("alert", "above"),
+    ("median", "for the winner"),
+    ("summed", "float32 sum"),
+    ("batches", "last incomplete batch"),
+    ("sizes", "odd alone"),
+    ("sampled", "half"),
+    ("ties", ""),
+    ("batches", ""),
+}
+
+
+def quick(cases):
+    """Pytest's parameters, all but the quick ones marked slow."""
+    return [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +37,7 @@ def one_shape(monkeypatch, rule):
     monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [sizes if rule == "sizes" else deep])
 
 
-@pytest.mark.parametrize(("rule", "bug"), PLANTED)
+@pytest.mark.parametrize(("rule", "bug"), quick(PLANTED))
 def test_each_bug_is_found_and_shown_again(rule, bug, tmp_path):
     done = audit(factory=make(rule, bug), alerts=rule == "alert", output=tmp_path, **SETTINGS)
     assert done.failed
@@ -32,7 +48,7 @@ def test_each_bug_is_found_and_shown_again(rule, bug, tmp_path):
     assert not replay(found[0].path, factory=make("ties"))
 
 
-@pytest.mark.parametrize(("rule", "bug"), SOUND)
+@pytest.mark.parametrize(("rule", "bug"), quick(SOUND))
 def test_sound_ones_raise_no_alarm(rule, bug):
     done = audit(factory=make(rule, bug), alerts=rule == "alert", **SETTINGS)
     assert not done.findings, [(finding.check, finding.sentence) for finding in done.findings]

@@ -150,9 +150,9 @@ class Foreign:
         return self.model.certify(x, threat)
 
 
-def test_ours_is_tested_both_ways(monkeypatch):
+@pytest.mark.usefixtures("few_plans")
+def test_ours_is_tested_both_ways():
     """A smoothed classifier comes with its factory, and is attacked with gradients."""
-    monkeypatch.setattr("evaluate.audit.factory._LONG", 12)
     done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4, budget=60)
     assert done.verdict == "held"
     assert not done.findings
@@ -236,7 +236,7 @@ def test_the_command(tmp_path):
     told = json.loads(bad.stdout)
     assert told["verdict"] == "broken"
     path = told["findings"][0]["path"]
-    again = call("--replay", path)
+    again = call(NAME + "broken", "--replay", path)
     assert again.exit_code == 1, again.output
     assert "the finding stands" in again.output
     assert call(NAME + "sound", "--replay", path).exit_code == 0
@@ -257,6 +257,8 @@ def test_the_command(tmp_path):
         ((NAME + "sound", "--patch", "99x99"), "larger than the image"),
         ((NAME + "sound", "--images", 0), "images is 0"),
         (("--replay", "nowhere.safetensors"), "no finding of an audit"),
+        ((NAME + "sound", "--time-limit", "0"), "time limit is 0"),
+        ((NAME + "sound", "--output", "/dev/null/x"), "cannot be written to"),
     ],
 )
 def test_wrong_calls_of_the_command(arguments, message):

@@ -1,0 +1,137 @@
+"""(c) Rules under which the worst that a patched view can say is not "the rival, as loud as can be"."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests.evaluate.acceptance.common import bands, claim, hiding, numpy_scores, row_masks, torch_views, touched_by
+
+
+class SuspiciousColumns(nn.Module):
+    """For each class the loudest window of bands is not counted if more than 3/10 of its votes lie in it. Certified by
+    trying the strongest attack, all touched bands for the rival, at every place. A weaker one is not masked.
+
+    Votes 18:10:6:6, a patch that touches six for the winner: six for the rival make 12:16, of which 6 are masked and 10
+    are left; four for it (4 of 14) are not masked, and 12:14 is the rival's.
+    """
+
+    side = 5
+
+    def __init__(self, base, num_classes):
+        super().__init__()
+        self.base, self.num_classes = base, num_classes
+
+    def votes(self, x):
+        """[B, N] classes."""
+        kept = bands(x.shape[3], 2)
+        return self.base(torch_views(x, kept)).argmax(dim=1).unflatten(0, (len(kept), len(x))).T
+
+    def _left(self, votes):
+        evidence = nn.functional.one_hot(votes, self.num_classes)
+        size = min(self.side + 1, votes.shape[1])
+        windows = sum(evidence.roll(-k, dims=1) for k in range(size))
+        loudest, total = windows.amax(dim=1), evidence.sum(dim=1)
+        return torch.where(10 * loudest > 3 * total, total - loudest, total)
+
+    def predict(self, x):
+        return self._left(self.votes(x)).argmax(dim=1)
+
+    def certify(self, x, threat):
+        votes, prediction = self.votes(x), self.predict(x)
+        if threat.count > 1 or threat.width > self.side:
+            return claim(prediction, torch.zeros(len(x), dtype=torch.bool))
+        touched = torch.from_numpy(touched_by(bands(x.shape[3], 2), threat.width))
+        certified = torch.ones(len(x), dtype=torch.bool)
+        for i, c in enumerate(prediction.tolist()):
+            for rival in set(range(self.num_classes)) - {c}:
+                certified[i] &= bool((self._left(torch.where(touched, rival, votes[i])).argmax(dim=1) == c).all())
+        return claim(prediction, certified)
+
+
+class ConfidentRows:
+    """Probabilities are added up, but for each class the window where it is surest is left out if its mean exceeds 0.9:
+    "nobody is that sure six times in a row but a patch". Certified against the surest patch. Less sure, it is heard.
+    """
+
+    side = 5
+
+    def __init__(self, base, num_classes):
+        self.base, self.num_classes = base, num_classes
+
+    def _probabilities(self, x):
+        scores = numpy_scores(self.base, x, row_masks(x.shape[2], x.shape[3], 2)).astype(np.float64)
+        odds = np.exp(scores - scores.max(axis=2, keepdims=True))
+        return odds / odds.sum(axis=2, keepdims=True)
+
+    def _total(self, p):
+        size = min(self.side + 1, p.shape[1])
+        windows = sum(np.roll(p, -k, axis=1) for k in range(size)).max(axis=1)
+        return p.sum(axis=1) - np.where(windows > 0.9 * size, windows, 0)
+
+    def predict(self, x):
+        return self._total(self._probabilities(x)).argmax(axis=1)
+
+    def certify(self, x, threat):
+        p, touched = self._probabilities(x), touched_by(bands(x.shape[2], 2), threat.height)
+        prediction = self._total(p).argmax(axis=1)
+        certified = np.full(len(p), threat.count == 1 and threat.height <= self.side)
+        for i, c in enumerate(prediction.tolist()):
+            for rival in set(range(self.num_classes)) - {c}:
+                worst = np.where(touched[:, :, None], np.eye(self.num_classes)[rival], p[i])
+                certified[i] &= (self._total(worst).argmax(axis=1) == c).all()
+        return claim(prediction, certified)
+
+
+class HastyCleanser(nn.Module):
+    """Double masking that believes a dissenting mask when most, not all, of the second masks agree with it.
+
+    All pairs of masks agree on c, a patch is hidden by one of them: when all other single masks say j the one that
+    hides it is heard, as it should be. But when just one mask dissents, and most second masks with it, it is believed.
+    """
+
+    side = 5
+
+    def __init__(self, base, num_classes):
+        super().__init__()
+        self.base, self.num_classes = base, num_classes
+
+    def _classes(self, x, hidden):
+        """[M] of one image [C, H, W]."""
+        return self.base(torch.where(torch.from_numpy(hidden)[:, None], 0.5, x)).argmax(dim=1)
+
+    def predict(self, x):
+        found = []
+        masks = hiding(*x.shape[2:], self.side, 3)
+        for image in x:
+            first = self._classes(image, masks)
+            majority = int(first.bincount(minlength=self.num_classes).argmax())
+            answer = majority
+            for n in (first != majority).nonzero()[:, 0].tolist():
+                second = self._classes(image, masks | masks[n])
+                if 2 * int((second == first[n]).sum()) > len(second):
+                    answer = int(first[n])
+                    break
+            found.append(answer)
+        return torch.tensor(found)
+
+    def certify(self, x, threat):
+        masks = hiding(*x.shape[2:], self.side, 3)
+        pairs = np.concatenate([masks[n:] | masks[n] for n in range(len(masks))])
+        prediction = self.predict(x)
+        fits = threat.count == 1 and max(threat.height, threat.width) <= self.side
+        agreed = [fits and bool((self._classes(own, pairs) == c).all()) for own, c in zip(x, prediction, strict=True)]
+        return claim(prediction, torch.tensor(agreed))
+
+
+def suspicious_columns(base, num_classes, image_shape):
+    return SuspiciousColumns(base, num_classes).eval()
+
+
+def confident_rows(base, num_classes, image_shape):
+    return ConfidentRows(base, num_classes)
+
+
+def hasty_cleanser(base, num_classes, image_shape):
+    return HastyCleanser(base, num_classes).eval()
