@@ -269,7 +269,7 @@ class BoundedClassifier(Defended):
         graph, count = self._graph(x), free.shape[1]
         first = first_of(graph)
         found = []
-        if free.stride(0) or first is None:
+        if free.stride(0) or first is None or first.node == graph.output.node:
             for pairs in torch.arange(len(x) * count, device=x.device).split(self._chunk(x)):
                 image, which = pairs // count, pairs % count
                 raised = self._raised(x[image], free[image, which], y[image], share)

@@ -172,8 +172,8 @@ def invoke(op: OpOverload, arguments: dict[str, Any]) -> Any:
     return op(*positional, **{one.name: arguments[one.name] for one in schema if one.kwarg_only})
 
 
-def pick(value: Any, ref: Ref) -> Tensor:
-    """That output, of an operator's one or several."""
+def pick(value: Any, ref: Ref) -> Any:
+    """That output, of an operator's one or several: tensors, or bounds of them."""
     return value if ref.output is None else value[ref.output]
 
 

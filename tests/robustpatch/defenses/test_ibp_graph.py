@@ -263,14 +263,17 @@ def test_the_type_of_the_default_does_not_matter():
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_certificate_does_not_hold_in_less_than_float32_and_nothing_predicts_so(monkeypatch):
+def test_a_certificate_does_not_hold_in_less_than_float32_and_nothing_predicts_so():
     model = defended(nn.Sequential(nn.Flatten(), linear([[0.999], [0.0]], [0.0, 1.0])))
     assert sound(model) is True
-    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16", raising=False)
-    if getattr(torch.backends.mkldnn.matmul, "fp32_precision", None) == "bf16":
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
         for call in (lambda: model.predict(BRIGHT), lambda: model(BRIGHT), lambda: model.certify(BRIGHT, ONE)):
             with pytest.raises(InvalidInput, match="less than float32"):
                 call()
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_copies_pickles_and_moves_keep_what_is_certified():
