@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from robustpatch import checks, precision
 from robustpatch.certificate import Certificate
 from robustpatch.defenses.base import Defended, Defense
-from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, margins, sums_of_products
+from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, flushes_subnormal, margins, sums_of_products
 from robustpatch.defenses.bounds.head import first_of, tensor_of
 from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
 from robustpatch.defenses.regions import Regions
@@ -213,6 +213,11 @@ class BoundedClassifier(Defended):
             raise InvalidInput(
                 "network computes in less than float32 (bfloat16, float16, TF32 or autocast), whose rounding is not "
                 f"bounded; for float32: {'; '.join(remedies)}"
+            )
+        if x.device.type == "cpu" and flushes_subnormal():
+            raise InvalidInput(
+                "torch takes subnormal numbers for 0 in this thread, or in one that computes for it, which bounds do "
+                "not cover; leave out torch.set_flush_denormal(True), and start anew"
             )
         return x
 

@@ -113,7 +113,8 @@ class MaskedClassifier(Defended):
         """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`.
 
         An ablation with a score that is no number contributes nothing, which `Masking.margins` allows a patch on those
-        that it touches. -1 where not one ablation of the image has a score.
+        that it touches. -1 where not one ablation of the image has a score: a patch that can touch all of them is never
+        certified.
         """
         checks.evaluation_mode(self)
         checks.image_values(x)
@@ -176,7 +177,10 @@ def _certificate(
     maps = []
     for one, touched in zip(threat.threats, sets, strict=True):
         of_placement = model.ablation.touched(one, *size).set_of_placement.to(prediction.device)
-        maps.append(masking.margins(votes, prediction, touched)[:, of_placement])
+        found = masking.margins(votes, prediction, touched)
+        # A patch that touches all ablations can silence them all: `predict` is -1, of which no margin knows.
+        found = torch.where(touched.all(dim=1).to(found.device), found.clamp(max=-1), found)
+        maps.append(found[:, of_placement])
     placement_margin = torch.cat(maps, dim=1)
     margin = placement_margin.amin(dim=1)
     return Certificate(

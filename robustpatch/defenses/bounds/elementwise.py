@@ -4,7 +4,7 @@ Rectifiers, clamps and maxima choose one of their inputs: the operator itself, o
 product or quotient of two numbers is one operation, rounded once: what is rounded lies between the exact results of the
 ends (of all four pairs, for a product or quotient), and rounding keeps the order. So the operator itself, of the ends,
 bounds what it computes in between, whatever the constant is rounded to before; that holds for a quotient computed as a
-product with a rounded inverse as well. One smallest normal number more covers threads that flush subnormal ones to 0.
+product with a rounded inverse as well. One smallest normal number more covers results that are flushed to 0.
 """
 
 from __future__ import annotations

@@ -13,22 +13,25 @@ m = n + 8 for n + 1 and a factor 1 + 2Î³_m covers those, as (1 + 2mu)(1 - u)^m â
 numbers cover gradual underflow, and the ends are moved to the next float outside. Where sums of |W||a| + |b| could
 overflow in some order, the radius is infinite; so it is where some other number could that is computed on the way.
 
-Assumed: sums of products in IEEE arithmetic of the weights' type, float32 or float64, and one setting of
-`torch.set_flush_denormal`. That nothing is computed in TF32 or bfloat16 is left to `defenses.ibp`, which refuses those
-settings; that no Winograd or Fourier transform replaces a sum, as in NNPACK and cuDNN, to `sums_of_products`, within
-which network and bounds are computed.
+Assumed: sums of products in IEEE arithmetic of the weights' type, float32 or float64, with subnormal numbers as they
+are. That nothing is computed in TF32 or bfloat16, and that no thread takes subnormal numbers for 0, is left to
+`defenses.ibp`, which refuses those settings; that no Winograd or Fourier transform replaces a sum, as in NNPACK and
+cuDNN, to `sums_of_products`, within which network and bounds are computed.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from robustpatch.defenses.bounds.call import Box
+from robustpatch.defenses.bounds.graph import undisturbed
 from robustpatch.errors import InvalidInput
 
 
@@ -95,15 +98,54 @@ def next_float(values: Tensor, toward: float) -> Tensor:
     return torch.nextafter(values, torch.full_like(values, toward))
 
 
+class _Transforms:
+    """cuDNN's and NNPACK's switches, which are the whole process's: off as long as any thread needs them off."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, (True, True)
+
+    def off(self) -> None:
+        with self._lock:
+            found = torch.backends.cudnn.enabled, torch._C._get_nnpack_enabled()
+            if self._users == 0:
+                self._before = found
+            self._users += 1
+            self._switch(False, False)
+
+    def as_before(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._switch(*self._before)
+
+    @staticmethod
+    def _switch(cudnn: bool, nnpack: bool) -> None:
+        torch.backends.cudnn.enabled = cudnn
+        torch._C._set_nnpack_enabled(nnpack)
+
+
+_transforms = _Transforms()
+
+
 @contextmanager
 def sums_of_products() -> Iterator[None]:
     """Within it every convolution is summed up as it is written: without NNPACK and cuDNN, which may transform it, with
-    errors of the size of the largest input, not of those that a sum is made of.
+    errors of the size of the largest input, not of those that a sum is made of. Threads may be within it together.
     """
-    cudnn = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
+    _transforms.off()
     try:
-        with torch.backends.nnpack.flags(enabled=False):
-            yield
+        yield
     finally:
-        torch.backends.cudnn.enabled = cudnn
+        _transforms.as_before()
+
+
+def flushes_subnormal() -> bool:
+    """Whether any of the threads that compute for this one on the CPU takes subnormal numbers for 0."""
+    with undisturbed(), torch.inference_mode():
+        return bool((_subnormal(torch.get_num_threads()).mul(1.0).view(torch.int32) == 0).any())
+
+
+@lru_cache(maxsize=4)
+def _subnormal(threads: int) -> Tensor:
+    """So many subnormal numbers that each thread gets some."""
+    return torch.full((threads * 2**15,), 10**6, dtype=torch.int32, device="cpu").view(torch.float32)
