@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, judge
+from attacks.base import Proposal, judge, no_longer, predict, referee
 from attacks.border import patches, visible
 from attacks.victim import WholeVictim
 from robustpatch.threat import PatchThreat
@@ -49,8 +49,11 @@ class Furthest:
             tried = ((found.visited > 0) & (found.evaluations > 0)).tolist()
             for i, own, searched in zip(rows.tolist(), judged, tried, strict=True):
                 self._patches[i] |= own if searched else frozenset()
+        shown = torch.where(valid[:, None, None, None], found.x_adv, x)
         with torch.no_grad():
-            reached = WholeVictim.of(self._model, x, y)(torch.where(valid[:, None, None, None], found.x_adv, x))[0]
+            reached = WholeVictim.of(self._model, x, y)(shown)[0]
+        if referee(self._model) is not self._model:  # which says nothing of a proof: the model's own answer comes next
+            reached = reached.masked_fill(no_longer(self._model, predict(self._model, shown), y), -torch.inf)
         rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
         reached = torch.where(rank == 2, reached, torch.inf)
         nearer = (rank == self._rank[rows]) & (reached < self._value[rows])

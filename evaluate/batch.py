@@ -138,8 +138,8 @@ def evaluate_batch(
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                sure = exact is None or exact.confidence is None or not by_chance(model)
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, sure)
+                proof = exact is not None and exact.confidence is None
+                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, proof)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     furthest.offer(i, record, x_adv)
@@ -191,20 +191,21 @@ def _attack(
     attack: PatchAttack,
     unpruned: bool,
     settings: Settings,
-    sure: bool,
+    proof: bool,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction. `sure`: an abstention
-    is no longer the prediction, as certificates do not hold with a confidence alone, or the model is not randomized.
+    """Run and judge one attack on images of one batch, all of them against the clean prediction. `proof`: the model
+    certifies without a confidence, so that its own `predict` judges, and an abstention is no longer the prediction.
     """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
     proposal = propose(attack, model, x, prediction, threat, generator=generator)
-    outcome = judge(model, x, prediction, threat, proposal)
+    outcome = judge(model, x, prediction, threat, proposal, proof=proof)
     judged = patches(x, proposal, outcome)
     if type(attack) is Ensemble and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
     broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
+    sure = proof or not by_chance(model) or not hasattr(model, "certify")
     broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
