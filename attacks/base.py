@@ -31,6 +31,8 @@ class Proposal:
         by: of an ensemble, the name of the member that proposed each image.
         patches: of an `Ensemble`, the distinct patched images, by hash, that its judge was asked about for each image,
             those of controls left out. From any other attack it is ignored: what was judged is counted by the judge.
+        broken: the images of which a search saw the model's own `predict` change; None where that is not known. The
+            judge decides all the same, but where the two disagree neither is believed.
     """
 
     x_adv: Float[Tensor, "B C H W"]
@@ -39,6 +41,7 @@ class Proposal:
     visited: Float[Tensor, " B"]
     by: list[str] | None = None
     patches: list[frozenset[str]] | None = None
+    broken: Bool[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True)

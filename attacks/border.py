@@ -50,6 +50,8 @@ def propose(
             )
     if found.by is not None and len(found.by) != len(x):
         raise InvalidInput(f"attack {attack.name} named {len(found.by)} members in by; one for each image is needed")
+    if found.broken is not None and (found.broken.dtype != torch.bool or found.broken.shape != (len(x),)):
+        raise InvalidInput(f"attack {attack.name} proposed broken that is not one boolean for each image")
     copied = own(found)
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 

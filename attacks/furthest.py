@@ -31,6 +31,7 @@ class Furthest:
         self._visited = torch.zeros(len(x), device=x.device)
         self._value = torch.full((len(x),), torch.inf, device=x.device)
         self._rank = torch.full((len(x),), -1, device=x.device)  # 0: the clean image, 1: outside the threat, 2: a patch
+        self._seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._by = [""] * len(x)
         self._patches: list[frozenset[str]] = [frozenset()] * len(x)
 
@@ -42,6 +43,8 @@ class Furthest:
         x, y = self._x[rows], self._y[rows]
         self.evaluations[rows] += found.evaluations
         outcome = judge(self._model, x, y, self._threat, found)
+        if found.broken is not None:
+            self._seen[rows] |= found.broken.to(x.device)
         valid = outcome.contained & outcome.in_range
         if counted:
             self._visited[rows] = torch.maximum(self._visited[rows], found.visited.to(self._visited.dtype))
@@ -68,4 +71,4 @@ class Furthest:
     def proposal(self) -> Proposal:
         """The furthest of each image, by whom, and how many patches were judged on the way."""
         found = (self._x_adv, self._corners, self.evaluations, self._visited)
-        return Proposal(*found, by=self._by, patches=self._patches)
+        return Proposal(*found, by=self._by, patches=self._patches, broken=self._seen)
