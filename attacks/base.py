@@ -31,6 +31,8 @@ class Proposal:
         by: of an ensemble, the name of the member that proposed each image.
         patches: of an `Ensemble`, the distinct patched images, by hash, that its judge was asked about for each image,
             those of controls left out. From any other attack it is ignored: what was judged is counted by the judge.
+        broken: the images of which a search saw the model's own `predict` change; None where that is not known. The
+            judge decides all the same, but where the two disagree neither is believed.
     """
 
     x_adv: Float[Tensor, "B C H W"]
@@ -39,6 +41,7 @@ class Proposal:
     visited: Float[Tensor, " B"]
     by: list[str] | None = None
     patches: list[frozenset[str]] | None = None
+    broken: Bool[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ class PatchAttack(Protocol):
     ) -> Proposal: ...
 
 
+@torch.no_grad()
 def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
-    """The model's own `predict`, or the argmax of its output in evaluation mode; -1 where it abstains.
+    """The model's own `predict`, or the argmax of its output in evaluation mode; -1 where it abstains. Without
+    gradients, as `lending.certify`: a model may compute something else where gradients are wanted.
 
     Raises `InvalidInput` for outputs of which none is the largest number (see `votes.first_argmax`): an attack that
     meets them stops, since they are neither the prediction nor another.
@@ -99,10 +104,10 @@ def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
         found = model.predict(lent(x))  # type: ignore[operator]
         return classes_of(found, x, f"predict of {type(model).__name__}")
     checks.evaluation_mode(model)
-    with torch.no_grad():
-        return first_argmax(outputs(model, x))
+    return first_argmax(outputs(model, x))
 
 
+@torch.no_grad()
 def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
     """What `predict` returns, and the evaluations it took of each image: as the model's own `predict_counted(x)` says,
     where it has one, or the most that they can be.
@@ -163,11 +168,18 @@ def no_longer(
 
 
 def judge(
-    model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat, proposal: Proposal
+    model: torch.nn.Module,
+    x: Float[Tensor, "B C H W"],
+    y: Int[Tensor, " B"],
+    threat: PatchThreat,
+    proposal: Proposal,
+    *,
+    proof: bool = False,
 ) -> Outcome:
     """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
     model's `predict` on the whole attacked image is no longer `y` (see `no_longer` for abstentions). Of a model with a
     `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by them.
+    `proof`: a certificate without a confidence is at stake. It is about the model's own `predict`, and no referee's.
     """
     height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
@@ -182,7 +194,7 @@ def judge(
     contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
-    prediction = predict(referee(model), torch.where(valid[:, None, None, None], x_adv, x))
+    prediction = predict(model if proof else referee(model), torch.where(valid[:, None, None, None], x_adv, x))
     return Outcome(valid & no_longer(model, prediction, y), contained, in_range, prediction)
 
 

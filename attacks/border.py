@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, content_hash
+from attacks.unchanged import Unchanged
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent, own
 from robustpatch.threat import PatchThreat
@@ -28,9 +29,11 @@ def propose(
     """What the attack proposes for copies of these images and labels; the proposal's tensors are copies too.
 
     An attack that writes to what it is given, or later to what it returned, changes nothing here. What it claims is
-    for `judge` to decide. Raises `InvalidInput` for what is no proposal for these images, in their type.
+    for `judge` to decide. Raises `InvalidInput` for what is no proposal for these images, in their type, and for an
+    attack that changes the model.
     """
-    found = attack(model, lent(x), lent(y), threat, generator=generator)
+    with Unchanged(attack.name, model, x):
+        found = attack(model, lent(x), lent(y), threat, generator=generator)
     if not isinstance(found, Proposal):
         raise InvalidInput(f"attack {attack.name} returned a {type(found).__name__}; return an attacks.Proposal")
     wanted = {"x_adv": tuple(x.shape), "corners": (len(x), threat.count, 2), "evaluations": (len(x),)}
@@ -47,6 +50,8 @@ def propose(
             )
     if found.by is not None and len(found.by) != len(x):
         raise InvalidInput(f"attack {attack.name} named {len(found.by)} members in by; one for each image is needed")
+    if found.broken is not None and (found.broken.dtype != torch.bool or found.broken.shape != (len(x),)):
+        raise InvalidInput(f"attack {attack.name} proposed broken that is not one boolean for each image")
     copied = own(found)
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, judge
+from attacks.base import Proposal, judge, no_longer, predict, referee
 from attacks.border import patches, visible
 from attacks.victim import WholeVictim
 from robustpatch.threat import PatchThreat
@@ -31,6 +31,7 @@ class Furthest:
         self._visited = torch.zeros(len(x), device=x.device)
         self._value = torch.full((len(x),), torch.inf, device=x.device)
         self._rank = torch.full((len(x),), -1, device=x.device)  # 0: the clean image, 1: outside the threat, 2: a patch
+        self._seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._by = [""] * len(x)
         self._patches: list[frozenset[str]] = [frozenset()] * len(x)
 
@@ -42,6 +43,8 @@ class Furthest:
         x, y = self._x[rows], self._y[rows]
         self.evaluations[rows] += found.evaluations
         outcome = judge(self._model, x, y, self._threat, found)
+        if found.broken is not None:
+            self._seen[rows] |= found.broken.to(x.device)
         valid = outcome.contained & outcome.in_range
         if counted:
             self._visited[rows] = torch.maximum(self._visited[rows], found.visited.to(self._visited.dtype))
@@ -49,8 +52,11 @@ class Furthest:
             tried = ((found.visited > 0) & (found.evaluations > 0)).tolist()
             for i, own, searched in zip(rows.tolist(), judged, tried, strict=True):
                 self._patches[i] |= own if searched else frozenset()
+        shown = torch.where(valid[:, None, None, None], found.x_adv, x)
         with torch.no_grad():
-            reached = WholeVictim.of(self._model, x, y)(torch.where(valid[:, None, None, None], found.x_adv, x))[0]
+            reached = WholeVictim.of(self._model, x, y)(shown)[0]
+        if referee(self._model) is not self._model:  # which says nothing of a proof: the model's own answer comes next
+            reached = reached.masked_fill(no_longer(self._model, predict(self._model, shown), y), -torch.inf)
         rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
         reached = torch.where(rank == 2, reached, torch.inf)
         nearer = (rank == self._rank[rows]) & (reached < self._value[rows])
@@ -65,4 +71,4 @@ class Furthest:
     def proposal(self) -> Proposal:
         """The furthest of each image, by whom, and how many patches were judged on the way."""
         found = (self._x_adv, self._corners, self.evaluations, self._visited)
-        return Proposal(*found, by=self._by, patches=self._patches)
+        return Proposal(*found, by=self._by, patches=self._patches, broken=self._seen)

@@ -77,6 +77,7 @@ class Search:
         else:
             clean, self.evaluations = answer(model, x)
         self.broken = no_longer(model, clean, self.y)
+        self._seen = torch.zeros_like(self.broken)  # by `predict`, under a patch
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
         self.held = torch.zeros_like(self.broken)
@@ -236,7 +237,7 @@ class Search:
             self.evaluations[i] += spent[0]
             if no_longer(self.model, said, self.y[i])[0]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
-                self.broken[i], self.gap[i], self.held[i] = True, -torch.inf, True
+                self.broken[i], self.gap[i], self.held[i], self._seen[i] = True, -torch.inf, True, True
         promising = ((value < self.gap[image]) | ~self.held[image]).nonzero()[:, 0]
         promising = promising[visible(self.x[image[promising]], x_adv[promising])]
         for row in promising[value[promising].argsort(descending=True, stable=True)].tolist():  # written last: the best
@@ -247,7 +248,7 @@ class Search:
         """What was found; `visited` counts distinct single placements tried among those open."""
         tried = torch.tensor([len(sites) for sites in self._tried], device=self.y.device)
         visited = (tried / self.open.clamp(min=1)).clamp(max=1).to(torch.float32)
-        return Proposal(self.best, self.corners, self.evaluations, visited)
+        return Proposal(self.best, self.corners, self.evaluations, visited, broken=self._seen)
 
 
 def turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:

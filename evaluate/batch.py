@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from attacks.border import patches, propose
 from attacks.chance import by_chance, errors
 from attacks.ensemble import Ensemble
 from attacks.votes import worst_votes
+from evaluate.alone import check_alone, check_clean, twin
 from evaluate.counterexample import Counterexample, check_stands
 from evaluate.exhibits import Exhibit, Furthest, exhibit
 from evaluate.gap import damage
@@ -98,6 +99,7 @@ def evaluate_batch(
     """Certify and attack the images `first`, `first` + 1, …, as `evaluate.evaluate` says. What was done before, or
     elsewhere, has no part in the result; a counterexample carries `configuration`.
     """
+    fresh = twin(model) if attacks and hasattr(model, "certify") and not by_chance(model) else None
     exact, paper = _certify(model, x, threat)
     predicted = predict(model, x)
     prediction = predicted if exact is None else exact.prediction
@@ -127,6 +129,11 @@ def evaluate_batch(
             check_stands(found, model, x.device)
         counterexamples.append(found)
 
+    if exact is None or exact.confidence is not None:
+        fresh = None  # nothing is proved that must hold for every question
+    if exact is not None and fresh is not None:
+        check_clean(model, x, threat, exact, first)
+
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         keep(i, x[i], [], "predict", threat.threats[0])
     for attack in attacks:
@@ -138,8 +145,9 @@ def evaluate_batch(
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
                 scored_whole = unpruned and not run.touched_only
-                sure = exact is None or exact.confidence is None or not by_chance(model)
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, sure)
+                proof = exact is not None and exact.confidence is None
+                asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
+                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, proof, asked)
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     furthest.offer(i, record, x_adv)
@@ -183,6 +191,13 @@ def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
     return min(1.0, 1 - confidence + own + referee * (1 + judged))
 
 
+class _Again(NamedTuple):
+    """Who is asked once more about images that held, and their numbers."""
+
+    model: torch.nn.Module
+    first: list[int]
+
+
 def _attack(
     model: torch.nn.Module,
     x: Tensor,
@@ -191,20 +206,25 @@ def _attack(
     attack: PatchAttack,
     unpruned: bool,
     settings: Settings,
-    sure: bool,
+    proof: bool,
+    again: _Again | None,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction. `sure`: an abstention
-    is no longer the prediction, as certificates do not hold with a confidence alone, or the model is not randomized.
+    """Run and judge one attack on images of one batch, all of them against the clean prediction. `proof`: the model
+    certifies without a confidence, so that its own `predict` judges, and an abstention is no longer the prediction.
+    `again`: of certified images, who is asked about some of those that held (see `alone.check_alone`).
     """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
     proposal = propose(attack, model, x, prediction, threat, generator=generator)
-    outcome = judge(model, x, prediction, threat, proposal)
+    outcome = judge(model, x, prediction, threat, proposal, proof=proof)
+    if again is not None:
+        check_alone(again.model, proposal.x_adv, prediction, outcome, proposal.broken, again.first, attack.name)
     judged = patches(x, proposal, outcome)
     if type(attack) is Ensemble and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
     broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
+    sure = proof or not by_chance(model) or not hasattr(model, "certify")
     broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)

@@ -86,18 +86,19 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
     none = torch.zeros(1, device=device)
     proposal = Proposal(x_adv, corners, none.long(), none)
-    outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal)
     methods: tuple[tuple[str, ...], ...] = ((),)
     if isinstance(model, SmoothedClassifier):
         methods = (("exact",), ("margin",))
     claims = [certify(model, x, example.threat, *method) for method in methods]
-    if claims[0].confidence is None:  # of a proof, an abstention is a change too
+    proof = claims[0].confidence is None
+    outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal, proof=proof)
+    if proof:  # of a proof, an abstention is a change too
         changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
         outcome = replace(outcome, broken=changed)
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
-        answers = torch.stack([predict(model, x), predict(referee(model), x)])
+        answers = torch.stack([predict(one, x) for one in ([model] if proof else [model, referee(model)])])
         wrong = answers != example.prediction
-        if claims[0].confidence is not None and by_chance(model):  # it may abstain
+        if not proof and by_chance(model):  # it may abstain
             wrong &= answers >= 0
         outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)

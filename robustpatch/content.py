@@ -59,6 +59,12 @@ def content(model: nn.Module, leave_out: Iterable[str] = ()) -> tuple[object, ..
         return own, hooks, found.told_of_classes()
 
 
+def content_of(value: object) -> tuple[object, ...]:
+    """The same of any value by itself; of a class, what it and those that it derives from define."""
+    found = _Teller()
+    return found.of(value), found.told_of_classes()
+
+
 class Same:
     """An object, equal to itself alone, and kept: the address of one that is gone may be given to another."""
 
