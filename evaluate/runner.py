@@ -77,6 +77,8 @@ class Job:
         return None
 
 
+_RESERVED = ("model_code", "attacks_code", "left_out")  # keys of run.json that not every run has
+
 # Does the missing batches, here or elsewhere, and tells how many of their images are finished.
 Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
@@ -101,6 +103,7 @@ def evaluate(
     output: str | Path | Store,
     *,
     configuration: dict[str, Any] | None = None,
+    of_checkpoint: bool = False,
     on_progress: Progress = lambda *_: None,
     on_damaged: Callable[[str, str], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -124,7 +127,9 @@ def evaluate(
     out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
     A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
-    `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
+    `output`/run.json, beside what tells runs apart: a key of that in it is refused with `InvalidInput`, as is an output
+    that holds another run or cannot be written. `of_checkpoint`: the model is what this package built from a
+    checkpoint that `configuration` names by its SHA-256, and needs no other hash of its code.
     """
     store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
@@ -145,10 +150,10 @@ def evaluate(
         "class_names": list(images.class_names),
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
-        **model_identity(model, configuration or {}),
+        **model_identity(model, of_checkpoint=of_checkpoint),
         "attacks": [repr(attack) for attack in attacks],
-        **(configuration or {}),
     }
+    own = _with_note(own, configuration or {})
     notes = left_out(model, images, attacks)
     if notes:
         own["left_out"] = notes
@@ -179,6 +184,16 @@ def evaluate(
     check_whole(records, total, attacks, threat)
     on_progress(total, "done")
     return records
+
+
+def _with_note(own: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
+    """Both in one; a note that hid what tells runs apart would let one run go on with the records of another."""
+    taken = [key for key in note if key in {*own, *_RESERVED}]
+    if taken:
+        raise InvalidInput(
+            f"configuration has the key {', '.join(map(str, taken))}, by which run.json tells runs apart; rename it"
+        )
+    return {**own, **note}
 
 
 def _missing(job: Job, batches: Sequence[range], on_damaged: Callable[[str, str], None]) -> list[range]:
