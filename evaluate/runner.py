@@ -15,6 +15,7 @@ from attacks.base import PatchAttack
 from attacks.ensemble import is_control
 from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
+from evaluate import probe
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
@@ -22,7 +23,7 @@ from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.float32 import off_float32
 from evaluate.gradients import left_out
 from evaluate.recheck import Recheck
-from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
+from evaluate.records import DamagedShard, Record, read_probe, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
 from evaluate.store import Store
 from evaluate.whole import IncompleteRun, check_whole
@@ -64,7 +65,8 @@ class Job:
             save_counterexample(self.store, self.model, example)
         name = shard_name(first, first + len(y))
         write_exhibits(self.store, exhibits_name(name), batch.exhibits)
-        write_shard(self.store, name, batch.records, self.run, deviation)
+        asked = probe.answers(self.model, probe.patched(x, batch.records, self.threat)[0], len(x))
+        write_shard(self.store, name, batch.records, self.run, deviation, asked)
 
     def damage(self, batch: range) -> str | None:
         """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
@@ -120,7 +122,8 @@ def evaluate(
     and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
-    few recorded images are predicted and certified once more: what differs from the record is refused. Whoever did the
+    few recorded images are predicted and certified once more, and a few patched ones predicted: what differs from the
+    record is refused. Whoever did the
     batches, the records returned are of every image asked for, once, under every attack and threat: anything else is
     an `IncompleteRun`.
     A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
@@ -167,8 +170,11 @@ def evaluate(
     missing = _missing(job, batches, on_damaged)
     finished = total - sum(map(len, missing))
     whole = [batch for batch in batches if batch not in missing]
-    recorded = ((batch, read_shard(store, shard_name(batch.start, batch.stop), job.run)) for batch in whole)
-    Recheck(model, images, threat, settings).check(recorded, str(store))
+    again, names = Recheck(model, images, threat, settings), {one: shard_name(one.start, one.stop) for one in whole}
+    again.check(((one, read_shard(store, name, job.run)) for one, name in names.items()), str(store))
+    again.check_probes(
+        ((one, read_shard(store, name, job.run), read_probe(store, name)) for one, name in names.items()), str(store)
+    )
     if missing:
         store.check_writable()
         work = workers or _here

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,47 @@ def test_no_note_leaves_the_code_out(tmp_path):
         with pytest.raises(InvalidInput, match="holds another run"):
             run(Rule(0.8), tmp_path / name, configuration=note, **more)
     assert broken(run(Rule(0.8), tmp_path / "c"))
+
+
+_CONFIG = {"limit": 2.0}
+
+
+class Table(Rule):
+    """A private table looks like a cache, and `code_of` leaves it out."""
+
+    def limit(self):
+        return _CONFIG["limit"]
+
+
+class OfFile(Rule):
+    def limit(self):
+        return float(Path(str(self.kept)).read_text())
+
+
+class Listed(Rule):
+    def __init__(self, kept):
+        super().__init__()
+        self._kept = [kept]
+
+    def limit(self):
+        return self._kept[0]
+
+
+def made(kind, limit, folder):
+    if kind is Table:
+        _CONFIG["limit"] = limit
+        return Table()
+    if kind is OfFile:
+        (folder / "limit.txt").write_text(str(limit))
+        return OfFile(str(folder / "limit.txt"))
+    return kind(limit)
+
+
+@pytest.mark.parametrize("kind", [Table, OfFile, Listed])
+def test_answers_under_a_patch_are_asked_again(kind, tmp_path):
+    """What no hash sees of a model, and no clean image: a run goes on with the same model, not with another."""
+    assert not broken(run(made(kind, 2.0, tmp_path), tmp_path / "a"))
+    assert not broken(run(made(kind, 2.0, tmp_path), tmp_path / "a"))
+    with pytest.raises(InvalidInput, match=r"prediction 0 of image \d under a patch, but the model at hand gives 1"):
+        run(made(kind, 0.8, tmp_path), tmp_path / "a")
+    assert broken(run(made(kind, 0.8, tmp_path), tmp_path / "b"))
