@@ -105,6 +105,7 @@ def main(options: Options, errors: Console) -> int:
             settings,
             store,
             configuration=configuration,
+            of_checkpoint=subject.of_checkpoint,
             on_progress=on_progress,
             on_damaged=on_damaged,
             on_note=lambda text: _say(errors, text),

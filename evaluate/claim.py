@@ -71,10 +71,13 @@ def images_fingerprint(images: ImageSet, total: int) -> str:
     return digest.hexdigest()
 
 
-def model_identity(model: torch.nn.Module, note: dict[str, Any]) -> dict[str, Any]:
-    """What tells a run's model from others: weights, and code where `note` names no checkpoint, whose file says it."""
+def model_identity(model: torch.nn.Module, *, of_checkpoint: bool = False) -> dict[str, Any]:
+    """What tells a run's model from others: weights and code. `of_checkpoint`: it is what this package built from a
+    checkpoint, whose file is named and says the rest; code of the user's own is told all the same.
+    """
     identity: dict[str, Any] = {"model_sha256": model_fingerprint(model)}
-    return identity if "checkpoint_sha256" in note else {**identity, "model_code": code_of(model)}
+    code = code_of(model)
+    return identity if of_checkpoint and code.keys() == {"values"} else {**identity, "model_code": code}
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:

@@ -1,14 +1,20 @@
-"""Whether records are those of the model at hand: of a few images they are made once more, before a run goes on."""
+"""Whether records are those of the model at hand: of a few images they are made once more, before a run goes on.
+
+What a model answers under a patch is looked at as well, on a few patched images (`evaluate.probe`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from attacks.chance import by_chance
+from evaluate import probe
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.records import Record
 from robustpatch.data import ImageSet
@@ -41,8 +47,7 @@ class Recheck:
         as it was may say the same. Margins without votes are compared where they are whole numbers. A model that is not
         on the device of the run, as in one of Ray's, is not asked: the guard itself may be another there.
         """
-        placed = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
-        if placed.type != torch.device(self.settings.device).type:
+        if self._elsewhere():
             return
         started, left = time.monotonic(), IMAGES
         for batch, records in batches:
@@ -58,6 +63,35 @@ class Recheck:
             left -= wanted
             if left == 0:
                 return
+
+    def check_probes(self, shards: Iterable[tuple[range, Sequence[Record], probe.Answers | None]], output: str) -> None:
+        """Raise `InvalidInput` where the model answers patched images of the first eight shards otherwise than was
+        noted there, and not by rounding: certificates speak of what it answers under a patch, which clean images do
+        not show. A foreign model that declares to answer by chance is not asked.
+        """
+        chance = by_chance(self.model) and not isinstance(self.model, RandomizedClassifier)
+        if chance or self._elsewhere():
+            return
+        started = time.monotonic()
+        for batch, records, before in islice(shards, IMAGES):
+            if before is not None:
+                x = self.images.batch(batch)[0].to(self.settings.device)
+                some, rows = probe.patched(x, records, self.threat)
+                differing = probe.unlike(self.model, some, len(batch), before)
+                if differing:
+                    number, one, other = differing
+                    raise InvalidInput(
+                        f"output {output} has prediction {one} of image {rows[number]} under a patch, but the model at "
+                        f"hand gives {other}: its code, a file that it reads or a package is not what it was; name "
+                        "another output"
+                    )
+            if time.monotonic() - started > _SECONDS:
+                return
+
+    def _elsewhere(self) -> bool:
+        """Whether the model is on a device of another kind than the run's."""
+        placed = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
+        return placed.type != torch.device(self.settings.device).type
 
     def _refuse(self, batch: range, before: Record, output: str) -> None:
         again = self._records(batch)[before.index - batch.start]

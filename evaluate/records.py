@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -163,7 +164,7 @@ SCHEMA = pa.schema(
 
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
-_DEVIATION = b"float32_deviation"  # in the metadata of a shard
+_DEVIATION, _PROBE = b"float32_deviation", b"probe"  # in the metadata of a shard
 _SEAL, _BLANK = b"sha256:", b"0" * 64  # in the file's metadata: the SHA-256 of the file as it is with _BLANK there
 
 
@@ -186,14 +187,18 @@ def write_shard(
     records: list[Record],
     run: str | None = None,
     float32_deviation: float | None = None,
+    probe: list[int | None] | None = None,
 ) -> None:
     """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
-    the scores of their images were from float32's, where they were computed in less.
+    the scores of their images were from float32's, where they were computed in less; and what the model answered a few
+    patched images (`evaluate.probe`).
     """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
     about = {"run": run_of(output) if run is None else run}
     if float32_deviation is not None:
         about[_DEVIATION.decode()] = repr(float32_deviation)
+    if probe is not None:
+        about[_PROBE.decode()] = json.dumps(probe)
     write_table(output, name, table.replace_schema_metadata(about))
 
 
@@ -246,6 +251,12 @@ def read_deviation(output: str | Path | Store) -> float | None:
     store = Store.of(output)
     about = [read_table(store, name, SCHEMA).schema.metadata for name in store.names("records", ".parquet")]
     return max((float(one[_DEVIATION]) for one in about if _DEVIATION in one), default=None)
+
+
+def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:
+    """What the model answered the patched images of a shard; None where they were not asked."""
+    about = read_table(output, name, SCHEMA).schema.metadata
+    return json.loads(about[_PROBE]) if _PROBE in about else None
 
 
 def read_records(output: str | Path | Store) -> list[Record]:

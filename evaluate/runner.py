@@ -15,6 +15,7 @@ from attacks.base import PatchAttack
 from attacks.ensemble import is_control
 from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
+from evaluate import probe
 from evaluate.batch import Settings, evaluate_batch
 from evaluate.claim import claim, images_fingerprint, model_identity
 from evaluate.counterexample import save_counterexample
@@ -22,7 +23,7 @@ from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.float32 import off_float32
 from evaluate.gradients import left_out
 from evaluate.recheck import Recheck
-from evaluate.records import DamagedShard, Record, read_records, read_shard, shard_name, write_shard
+from evaluate.records import DamagedShard, Record, read_probe, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
 from evaluate.store import Store
 from evaluate.whole import IncompleteRun, check_whole
@@ -64,7 +65,8 @@ class Job:
             save_counterexample(self.store, self.model, example)
         name = shard_name(first, first + len(y))
         write_exhibits(self.store, exhibits_name(name), batch.exhibits)
-        write_shard(self.store, name, batch.records, self.run, deviation)
+        asked = probe.answers(self.model, probe.patched(x, batch.records, self.threat)[0], len(x))
+        write_shard(self.store, name, batch.records, self.run, deviation, asked)
 
     def damage(self, batch: range) -> str | None:
         """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
@@ -76,6 +78,8 @@ class Job:
             return error.reason
         return None
 
+
+_RESERVED = ("model_code", "attacks_code", "left_out")  # keys of run.json that not every run has
 
 # Does the missing batches, here or elsewhere, and tells how many of their images are finished.
 Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
@@ -101,6 +105,7 @@ def evaluate(
     output: str | Path | Store,
     *,
     configuration: dict[str, Any] | None = None,
+    of_checkpoint: bool = False,
     on_progress: Progress = lambda *_: None,
     on_damaged: Callable[[str, str], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -117,14 +122,17 @@ def evaluate(
     and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
-    few recorded images are predicted and certified once more: what differs from the record is refused. Whoever did the
+    few recorded images are predicted and certified once more, and a few patched ones predicted: what differs from the
+    record is refused. Whoever did the
     batches, the records returned are of every image asked for, once, under every attack and threat: anything else is
     an `IncompleteRun`.
     A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
     out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
     A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
-    `output`/run.json; an output that holds another run, or cannot be written, is refused with `InvalidInput`.
+    `output`/run.json, beside what tells runs apart: a key of that in it is refused with `InvalidInput`, as is an output
+    that holds another run or cannot be written. `of_checkpoint`: the model is what this package built from a
+    checkpoint that `configuration` names by its SHA-256, and needs no other hash of its code.
     """
     store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
@@ -145,10 +153,10 @@ def evaluate(
         "class_names": list(images.class_names),
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
-        **model_identity(model, configuration or {}),
+        **model_identity(model, of_checkpoint=of_checkpoint),
         "attacks": [repr(attack) for attack in attacks],
-        **(configuration or {}),
     }
+    own = _with_note(own, configuration or {})
     notes = left_out(model, images, attacks)
     if notes:
         own["left_out"] = notes
@@ -162,8 +170,11 @@ def evaluate(
     missing = _missing(job, batches, on_damaged)
     finished = total - sum(map(len, missing))
     whole = [batch for batch in batches if batch not in missing]
-    recorded = ((batch, read_shard(store, shard_name(batch.start, batch.stop), job.run)) for batch in whole)
-    Recheck(model, images, threat, settings).check(recorded, str(store))
+    again, names = Recheck(model, images, threat, settings), {one: shard_name(one.start, one.stop) for one in whole}
+    again.check(((one, read_shard(store, name, job.run)) for one, name in names.items()), str(store))
+    again.check_probes(
+        ((one, read_shard(store, name, job.run), read_probe(store, name)) for one, name in names.items()), str(store)
+    )
     if missing:
         store.check_writable()
         work = workers or _here
@@ -179,6 +190,16 @@ def evaluate(
     check_whole(records, total, attacks, threat)
     on_progress(total, "done")
     return records
+
+
+def _with_note(own: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
+    """Both in one; a note that hid what tells runs apart would let one run go on with the records of another."""
+    taken = [key for key in note if key in {*own, *_RESERVED}]
+    if taken:
+        raise InvalidInput(
+            f"configuration has the key {', '.join(map(str, taken))}, by which run.json tells runs apart; rename it"
+        )
+    return {**own, **note}
 
 
 def _missing(job: Job, batches: Sequence[range], on_damaged: Callable[[str, str], None]) -> list[range]:

@@ -31,6 +31,11 @@ class Subject:
     note: dict[str, Any]
     train_seconds: float | None = None
 
+    @property
+    def of_checkpoint(self) -> bool:
+        """Whether this package built the model from a checkpoint's file, whose SHA-256 is noted."""
+        return "checkpoint_sha256" in self.note
+
 
 def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
     """Load what `options` name, fit for `images`. Raises `InvalidInput`."""

@@ -180,6 +180,7 @@ def measure(
                 some,
                 where,
                 configuration=note,
+                of_checkpoint=planned.subject.of_checkpoint,
                 on_progress=lambda finished, what: on_progress(done + finished, f"{entry.name}: {what}"),
             )
         )
@@ -190,19 +191,20 @@ def measure(
         attacked = records("attacked", entry.attacked_images, planned.attacks, settings.num_images)
     on_progress(settings.num_images + entry.attacked_images, f"{entry.name}: timing")
     x, _ = images.batch(range(min(entry.timed_images, len(images))))
-    speed = _kept_speed(store, model, note, x.to(settings.device), planned.threat, settings.batch_size)
+    identity = model_identity(model, of_checkpoint=planned.subject.of_checkpoint)
+    speed = _kept_speed(store, model, identity, x.to(settings.device), planned.threat, settings.batch_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Row(entry, whole, attacked, speed, planned.subject.train_seconds, parameters)
 
 
 def _kept_speed(
-    store: Store, model: torch.nn.Module, note: dict[str, Any], x: Tensor, threat: Threat, batch: int
+    store: Store, model: torch.nn.Module, identity: dict[str, Any], x: Tensor, threat: Threat, batch: int
 ) -> Speed:
     """The times taken before of this model on this machine, or new ones."""
     machine = torch.cuda.get_device_name(x.device) if x.is_cuda else platform.processor() or platform.machine()
     where = {"images": len(x), "batch": min(batch, len(x)), "machine": machine, "threads": torch.get_num_threads()}
-    identity = model_identity(model, note)
-    key = {**where, "model": identity.pop("model_sha256"), **identity, "threat": str(threat)}
+    code = {name: value for name, value in identity.items() if name != "model_sha256"}
+    key = {**where, "model": identity["model_sha256"], **code, "threat": str(threat)}
     if store.exists("speed.json"):
         kept = json.loads(store.read("speed.json"))
         if kept["of"] == key:

@@ -59,9 +59,9 @@ def test_values_of_libraries_are_told_apart(kind):
 def test_what_cannot_be_told_is_never_resumed(tmp_path):
     """A new run is made; going on with it is refused, and the message names the kind of object."""
     model = Holder(threading.Lock())
-    claim(tmp_path, model_identity(model, {}))
+    claim(tmp_path, model_identity(model))
     with pytest.raises(InvalidInput, match=r"cannot be told apart: _thread\.lock.*name another output"):
-        claim(tmp_path, model_identity(model, {}))
+        claim(tmp_path, model_identity(model))
 
 
 def test_cycles_end():
