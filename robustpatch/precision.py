@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from robustpatch.errors import InvalidInput
 
 _REDUCED = ("tf32", "bf16")
+_ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")  # variables that no setting of torch shows
 _CONVOLUTIONS = {
     "cuda": "torch.backends.cudnn.allow_tf32 = False",
     "cpu": "torch.backends.mkldnn.conv.fp32_precision = 'ieee'",
@@ -68,6 +70,8 @@ def remedies(tensors: Iterable[Tensor], device: str) -> list[str]:
     autocast, *products = settings(device)
     reduced = [product in _REDUCED for product in products]
     found = ["network.float()"] * narrow + ["leave torch.autocast"] * bool(autocast)
+    if device == "cpu":
+        found += [f"unset {name} before Python starts" for name in _ONEDNN if _lets_reduce(os.environ.get(name))]
     if any(reduced) and getattr(torch.backends, "fp32_precision", None) in _REDUCED:
         return [*found, "torch.backends.fp32_precision = 'ieee'"]
     statements = ("torch.set_float32_matmul_precision('highest')", _CONVOLUTIONS.get(device, ""))
@@ -103,6 +107,11 @@ def _switch(backend: Any, value: str) -> None:
         backend.fp32_precision = value
     else:
         backend.allow_tf32 = value == "tf32"
+
+
+def _lets_reduce(mode: str | None) -> bool:
+    """Whether such a mode of oneDNN lets it compute float32 in less."""
+    return (mode or "STRICT").upper() != "STRICT"
 
 
 def _precision(backend: Any) -> str:

@@ -189,3 +189,13 @@ def test_narrow_weights_and_autocast_have_their_remedies():
     with torch.autocast("cpu", torch.bfloat16):
         assert remedies(weights, "cpu") == ["network.float()", "leave torch.autocast"]
     assert remedies([torch.zeros(1)], "cpu") == []
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_what_onednn_is_told_by_variables(name, monkeypatch):
+    """No setting of torch shows them."""
+    for mode, reduced in (("BF16", True), ("any", True), ("STRICT", False), ("", False)):
+        monkeypatch.setenv(name, mode)
+        assert is_reduced([torch.zeros(1)], "cpu") == reduced
+        assert not is_reduced([torch.zeros(1)], "cuda")
+        assert remedies([], "cpu") == [f"unset {name} before Python starts"] * reduced
