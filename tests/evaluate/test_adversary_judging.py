@@ -1,4 +1,4 @@
-"""Who judges, and in what state: verdicts that models and attacks of others could once get without having earned them."""
+"""Who judges, and in what state: verdicts that models and attacks of others could once get unearned."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_class_that_an_attack_changes(tmp_path):
             Open.predict = lambda self, x: torch.zeros(len(x), dtype=torch.long)
             super()._run(search)
 
-    with pytest.raises(InvalidInput, match="pgd changed .*Open"):
+    with pytest.raises(InvalidInput, match=r"pgd changed .*Open"):
         run(Open(), tmp_path, replace(Patching(restarts=3), label="pgd"))
 
 
@@ -235,9 +235,10 @@ def test_a_model_that_remembers_does_not_hold(kind, seed, tmp_path):
     """Broken or refused, whatever the allocator does: asked afresh it falls to one white pixel."""
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) / 2
     try:
-        assert verdict(kind(), tmp_path, SparseRS(queries=30), data=image_set(x, torch.zeros(1).long(), 2)) == "broken"
+        found = verdict(kind(), tmp_path, SparseRS(queries=30), data=image_set(x, torch.zeros(1).long(), 2))
     except InvalidInput as refusal:
-        assert "earlier" in str(refusal)
+        found = str(refusal)
+    assert found == "broken" or "earlier" in found
 
 
 def test_a_search_that_is_contradicted_by_the_judge(tmp_path):
@@ -346,5 +347,5 @@ def test_a_certificate_of_another_threat_is_refused(tmp_path):
         def certify(self, x, threat):
             return claim(self.predict(x), ONE)
 
-    with pytest.raises(InvalidInput, match="2x2.*1x1"):
+    with pytest.raises(InvalidInput, match=r"2x2.*1x1"):
         run(Smaller(), tmp_path, RANDOM, threat=PatchThreat(2, 2))
