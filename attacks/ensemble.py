@@ -133,7 +133,7 @@ class Ensemble:
 
 
 def counts_itself(attack: PatchAttack) -> bool:
-    """Whether the patches that its proposals name were counted here: by an ensemble, or a subclass that runs like one."""
+    """Whether the patches that its proposals name were counted here: an ensemble, or a subclass that runs like one."""
     return isinstance(attack, Ensemble) and type(attack).__call__ is Ensemble.__call__
 
 
