@@ -114,7 +114,7 @@ class Ensemble:
             given += getattr(own, "budget", None) or 0
             control = is_control(member)
             tested = tested or not control
-            out.add(member.name, found, counted=alone or not control, nested=type(member) is Ensemble)
+            out.add(member.name, found, counted=alone or not control, nested=counts_itself(member))
         generator.set_state(last.get_state())
         return out.proposal()
 
@@ -130,6 +130,11 @@ class Ensemble:
         rest = [member for member in self.members if not climbs(member)]
         others = [member.name for member in rest] + ([self._instead().name] if all(map(is_control, rest)) else [])
         return f"{self.name} leaves out {', '.join(climbing)} and runs {', '.join(others)} alone"
+
+
+def counts_itself(attack: PatchAttack) -> bool:
+    """Whether the patches that its proposals name were counted here: an ensemble, or a subclass that runs like one."""
+    return isinstance(attack, Ensemble) and type(attack).__call__ is Ensemble.__call__
 
 
 def is_control(attack: PatchAttack) -> bool:

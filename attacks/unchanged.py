@@ -48,7 +48,8 @@ class Unchanged:
         if left:
             raise InvalidInput(
                 f"attack {self._who} changed {', '.join(left[:3])} of {type(self._model).__name__}: what follows would "
-                "be judged on another model; let it change a copy (copy.deepcopy), or put back what it changed"
+                "be judged on another model; let it change a copy (copy.deepcopy), or put back what it changed (or, "
+                "where the model itself changed that as it was asked, keep it in a private list or table)"
             )
 
 

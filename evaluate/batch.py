@@ -14,7 +14,8 @@ from torch import Tensor
 from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
 from attacks.border import patches, propose
 from attacks.chance import by_chance, errors
-from attacks.ensemble import Ensemble
+from attacks.ensemble import counts_itself, is_control
+from attacks.occlusion import CONTROLS
 from attacks.votes import worst_votes
 from evaluate.alone import check_alone, check_clean, twin
 from evaluate.counterexample import Counterexample, check_stands
@@ -144,6 +145,11 @@ def evaluate_batch(
                     continue
                 on_progress(f"{attack.name}{' unpruned' if unpruned else ''} on {len(rows)} images")
                 run = attack.unpruned(settings.certified_budget) if unpruned else attack
+                if is_control(run) and attack.name not in CONTROLS:
+                    raise InvalidInput(
+                        f"{attack.name} with {settings.certified_budget} evaluations an image holds controls alone, "
+                        "which test no certificate; raise certified_budget"
+                    )
                 scored_whole = unpruned and not run.touched_only
                 proof = exact is not None and exact.confidence is None
                 asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
@@ -221,7 +227,7 @@ def _attack(
     if again is not None:
         check_alone(again.model, proposal.x_adv, prediction, outcome, proposal.broken, again.first, attack.name)
     judged = patches(x, proposal, outcome)
-    if type(attack) is Ensemble and proposal.patches is not None:  # of any other it would be a mere claim
+    if counts_itself(attack) and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
     broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
     sure = proof or not by_chance(model) or not hasattr(model, "certify")
