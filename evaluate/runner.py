@@ -22,6 +22,7 @@ from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.float32 import off_float32
 from evaluate.gradients import left_out
+from evaluate.installed import package_code, packages
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_probe, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
@@ -153,6 +154,8 @@ def evaluate(
         "class_names": list(images.class_names),
         "images_sha256": images_fingerprint(images, total),
         "robustpatch": version("robustpatch"),
+        "code": package_code(),
+        "packages": packages(model, *attacks),
         **model_identity(model, of_checkpoint=of_checkpoint),
         "attacks": [repr(attack) for attack in attacks],
     }
@@ -162,9 +165,8 @@ def evaluate(
         own["left_out"] = notes
     for note in notes:
         on_note(note)
-    brought = code_of(*attacks)
-    if len(brought) > 1:  # attacks of the user's own, whose text does not say what they do
-        own["attacks_code"] = brought
+    if attacks:  # their text does not say all: code of the user's own, private settings, long arrays
+        own["attacks_code"] = code_of(*attacks, private=True)
     job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
     batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
     missing = _missing(job, batches, on_damaged)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
-from functools import cache
-from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import attacks
-import evaluate
-import robustpatch
 from evaluate.claim import run_of
+from evaluate.installed import package_code
 from evaluate.models import measurable
 from evaluate.runner import Job
 from robustpatch import precision
@@ -61,22 +56,11 @@ class Worker:
 def conditions(device: str) -> dict[str, object]:
     """What has to be equal for two processes to give the same records on the same kind of device."""
     return {
-        "code": _code(),
+        "code": package_code(),
         **{name: version(name).partition("+")[0] for name in PACKAGES},  # +cpu and +cu128 are of one version
         "threads": torch.get_num_threads(),
         "precision": precision.settings(torch.device(device).type),
     }
-
-
-@cache
-def _code() -> str:
-    """A hash of every line of ours."""
-    digest = sha256()
-    for package in (robustpatch, attacks, evaluate):
-        folder = Path(str(package.__file__)).parent
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def takes_gpu(device: str) -> bool:

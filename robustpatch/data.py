@@ -32,7 +32,8 @@ _HELD = 2**30  # bytes of a folder's images, decoded, up to which they are kept 
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order. A
-    folder's images are read when first asked for, and kept as bytes where all of them take at most a gigabyte.
+    folder's images are read when first asked for, and kept as bytes where all of them take at most a gigabyte. A file
+    that is another when it is read again is refused with `InvalidInput`: what was read of it before may be in use.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ImageSet:
     _folder: ImageFolder | None = None
     _resized: bool = False
     _held: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    _seen: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +62,7 @@ class ImageSet:
         assert self._folder is not None
         path = Path(self._folder.samples[i][0])
         try:
+            self._check_same(i)
             return path.read_bytes()
         except OSError as error:
             raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
@@ -81,10 +84,19 @@ class ImageSet:
             known[i] = True
         return pixels[index]
 
+    def _check_same(self, i: int) -> None:
+        """Refuse a file that was written since it was first read."""
+        assert self._folder is not None
+        path = Path(self._folder.samples[i][0])
+        now = path.stat()
+        if self._seen.setdefault(i, (now.st_size, now.st_mtime_ns)) != (now.st_size, now.st_mtime_ns):
+            raise InvalidInput(f"{path} was written since it was first read; load the images anew")
+
     def _read(self, i: int) -> Tensor:
         assert self._folder is not None
         path = self._folder.samples[i][0]
         try:
+            self._check_same(i)
             image = pil_to_tensor(self._folder.loader(path))
         except OSError as error:  # PIL's UnidentifiedImageError is one
             raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error

@@ -196,5 +196,5 @@ def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
 
     run(tmp_path, attacks=(attack(1),))
     run(tmp_path, attacks=(attack(1),))
-    with pytest.raises(InvalidInput, match=r"other attacks_code: .*Own\.unpruned\)"):
+    with pytest.raises(InvalidInput, match=r"other attacks_code: .*Own\.unpruned values\)"):
         run(tmp_path, attacks=(attack(100),))
