@@ -272,7 +272,7 @@ class _Teller:
     def _script(self, part: torch.jit.ScriptModule | torch.jit.ScriptFunction) -> str:
         """All that it would be saved as; of its own parts there is nothing more to tell."""
         try:
-            return f"script {_hash(repr(archive(part.save_to_buffer())))}"
+            return f"script {_hash(repr(archive(part.save_to_buffer(_extra_files={}))))}"
         except RuntimeError:
             return self._untold(part)
 

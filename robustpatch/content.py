@@ -191,9 +191,10 @@ class _Teller:
                 return tuple([self.of(one) for one in list.__iter__(value)])
             case tuple():
                 return tuple([self.of(one) for one in tuple.__iter__(value)])
-            case set() | frozenset():
-                kind = set if isinstance(value, set) else frozenset
-                return frozenset([self.of(one) for one in kind.__iter__(value)])
+            case set():
+                return frozenset([self.of(one) for one in set.__iter__(value)])
+            case frozenset():
+                return frozenset([self.of(one) for one in frozenset.__iter__(value)])
             case deque():
                 return tuple([self.of(one) for one in deque.__iter__(value)]), value.maxlen
             case np.ndarray():
