@@ -39,6 +39,7 @@ def test_unsound_by_chance(case):
     raise AssertionError("never certified and contradicted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in SOUND if case.make is not None], ids=str)
 def test_sound(case):
     """No random base does it in as many rounds as find the unsound ones many times over, and some are certified."""
@@ -61,6 +62,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in SOUND if case.name in TINY], ids=str)
 def test_sound_for_every_base(case):
     """All answers of five views, three classes; of what is certified, all answers of the two views a patch changes."""
