@@ -223,16 +223,12 @@ def test_a_moody_model_is_refused(tmp_path):
 WRONG = {
     "certify of Sum returned a Tensor": lambda p, t: p,
     "certify of Sum returned a tuple": lambda p, t: (p, p),
-    r"prediction of the certificate is torch.int64 \[4, 1\]": lambda p, t: replace_field(
-        claim(p, t), "prediction", p[:, None]
-    ),
+    r"prediction .* torch.int64 \[4, 1\]": lambda p, t: replace_field(claim(p, t), "prediction", p[:, None]),
     r"prediction of the certificate is torch.int64 \[1\]": lambda p, t: replace_field(claim(p, t), "prediction", p[:1]),
     r"prediction of the certificate is torch.float32 \[4\]": lambda p, t: replace_field(
         claim(p, t), "prediction", p.float()
     ),
-    r"certified of the certificate is torch.bool \[1\]": lambda p, t: replace_field(
-        claim(p, t), "certified", p[:1] == p[:1]
-    ),
+    r"certified .* torch.bool \[1\]": lambda p, t: replace_field(claim(p, t), "certified", p[:1] == p[:1]),
     r"certified of the certificate is torch.int64 \[4\]": lambda p, t: replace_field(claim(p, t), "certified", p),
     "certified of the certificate is a bool": lambda p, t: replace_field(claim(p, t), "certified", True),
 }

@@ -277,6 +277,7 @@ def test_it_is_trained_as_the_smoothed_classifier_inside(tmp_path):
     assert str(loaded.defense) == "patchguard"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_the_audit_replaces_its_base_and_finds_nothing(threshold):
     inner = toys.smoothed(toys.linear(channels=2, size=(3, 12)), toys.Columns(2))
