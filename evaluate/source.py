@@ -305,7 +305,7 @@ class _Teller:
             (name, self.of(one))
             for name, one in sorted(vars(value).items())
             if isinstance(one, _CALLED) or not name.startswith("__")
-            if not self._is_cache(name, one)
+            if not self._is_cache(name, one) and name != "_abc_impl"  # what `ABC` remembers of subclasses
         ]
         inside += [("metaclass", self.of(type(value)))] if self._own(type(value).__module__) else []
         return self._keep(value.__qualname__, f"{[self.of(base) for base in value.__bases__]} {inside}")

@@ -197,7 +197,8 @@ def test_our_attacks_return_the_best_patch_they_tried(name, data, tmp_path):
             (found,) = record.attacks
             assert found.contained
             assert found.in_range
-            assert found.patches == 1 or (name in ("standard", "quick") and found.patches >= 1)
+            shows = name != "natural" or data is not BLACK  # what it shows is cut from the other images: all black
+            assert found.patches == 1 or (name in ("standard", "quick") and found.patches >= 1) or not shows
 
 
 class Worse(Steady):
