@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = """
 import torch
 from helper import score
+from dataclasses import replace
 from robustpatch import Columns, SmoothedClassifier, PatchThreat
 
 class Base(torch.nn.Module):
@@ -45,7 +46,7 @@ def score(x):
     light = GAIN * (x - 0.5).flatten(1).sum(dim=1) / x.shape[2]
     return torch.stack([-light, light], dim=1)
 """
-LIE = "return super().certify(x, PatchThreat(1, 1), method)"
+LIE = "return replace(super().certify(x, PatchThreat(1, 1), method), threat=threat)"
 EDITS = {
     "certify": ("mine.py", "return super().certify(x, threat, method)", LIE),
     "forward": ("mine.py", "(kept - complement) / 2", "(complement - kept) / 2"),
