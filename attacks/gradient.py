@@ -37,10 +37,18 @@ def differentiate(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
     except UNRELATED:
         raise
     except Exception as error:  # foreign code raises what it likes
+        if _of_the_machine(error):
+            raise
         with torch.no_grad():
             function(x.detach())  # where the gradient is not the reason, this says what is
         raise not_differentiable(error) from error
     return value.detach(), prediction.detach(), gradient
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether memory or a GPU's library failed, which torch reports as a plain RuntimeError."""
+    words = ("memory", "cuda", "cudnn", "cublas")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def not_differentiable(error: Exception) -> NotDifferentiable:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustpatch import checks, precision
 from robustpatch.errors import InvalidInput
+from robustpatch.lending import lent
 from robustpatch.smoothing import SmoothedClassifier
 
 ROUNDING = 0.25  # of the largest logit, and of 1 where all are smaller: 64 times the rounding of a bfloat16 number
@@ -99,7 +100,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     if isinstance(model, SmoothedClassifier):
         return model.logits(x)
     weight = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), x)
-    return model(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype))
+    return model(lent(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)))
 
 
 def _in_float32(model: nn.Module) -> nn.Module:
