@@ -190,21 +190,21 @@ class Other(float):
 
 def function(limit):
     def threshold():
-        return threshold.limit
+        return vars(threshold)["limit"]
 
-    threshold.limit = limit
+    vars(threshold)["limit"] = limit
     return threshold
 
 
 def module(limit):
     made = types.ModuleType("settings_of_a_user")
-    made.limit = limit
+    vars(made)["limit"] = limit
     return made
 
 
 def parameter(limit):
     made = nn.Parameter(torch.zeros(1))
-    made.limit = limit
+    vars(made)["limit"] = limit
     return made
 
 
