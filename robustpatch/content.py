@@ -31,6 +31,8 @@ _BARE = _EMPTY | {deque, slice, range, bytearray, array, memoryview, MappingProx
 """Types of Python and NumPy whose objects have no attributes of their own, and which nobody can change."""
 _OF_PYTHON = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotations_cache__"}
 """What a class holds without having been given it; Python adds some of it later."""
+_CHECKERS = {"jaxtyping", "beartype", "typeguard"}
+"""Libraries whose functions check the types of what they hand on to the function that they wrap."""
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a type's flags: it was made while Python ran, by a class statement for one
 _MOST = 1_000_000  # objects looked at
 
@@ -245,6 +247,10 @@ class _Teller:
         return tuple([(key if type(key) is str else of(key), of(value)) for key, value in pairs])
 
     def _function(self, value: FunctionType) -> object:
+        made_by = (value.__globals__.get("__name__") or "").partition(".")[0]
+        if made_by in _CHECKERS and hasattr(value, "__wrapped__"):  # their signatures are large, and say nothing more
+            cells = _All(cell.cell_contents for cell in value.__closure__ or () if _filled(cell))
+            return Same(value), Same(value.__code__), cells, self.of(value.__wrapped__)
         # `functools.wraps` gives a function the module of another.
         if _of_a_library(value.__module__) and _of_a_library(value.__globals__.get("__name__")):
             return Same(value), Same(value.__code__)

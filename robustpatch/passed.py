@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,12 @@ from robustpatch import precision
 from robustpatch.content import content
 from robustpatch.errors import InvalidInput
 
-When = Literal["once", "every call"]
 _KEPT = 8  # contents that are remembered
 
 
 def check_when(check: str) -> None:
     """Refuse what is neither of the two."""
-    if check not in get_args(When):
+    if check not in ("once", "every call"):
         raise InvalidInput(f'check is {check!r}; use "once" (and a few ablations at each call) or "every call"')
 
 

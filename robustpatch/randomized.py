@@ -13,7 +13,7 @@ from robustpatch.ablation import Ablation
 from robustpatch.certificate import Certificate
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.passed import Passed, When
+from robustpatch.passed import Passed
 from robustpatch.sampling import (
     Draw,
     Sampling,
@@ -65,7 +65,7 @@ class RandomizedClassifier(nn.Module):
         encoding: Encoding = ComplementChannels(),
         views: int = 256,
         chunk: int | None = None,
-        check: When = "once",
+        check: str = "once",
     ) -> None:
         super().__init__()
         if views < 1:
@@ -75,7 +75,7 @@ class RandomizedClassifier(nn.Module):
         self.base, self.ablation, self.sampling, self.encoding = base, ablation, sampling, encoding
         self.num_classes, self.views, self.chunk = num_classes, views, chunk
         self.voting: Voting = voting
-        self.check: When = check
+        self.check = check
         self.passed = Passed()
         self.enumerated()  # refuses what a SmoothedClassifier refuses
 

@@ -17,7 +17,7 @@ from robustpatch.certificate import Certificate, Method, certify_votes, largest_
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
-from robustpatch.passed import Passed, When, check_when, told
+from robustpatch.passed import Passed, check_when, told
 from robustpatch.silence import answered, has_score, numbers_backward
 from robustpatch.threat import Threat
 from robustpatch.top_k import TopKCertificate, certify_top_k, check_asked
@@ -56,7 +56,7 @@ class SmoothedClassifier(nn.Module):
         voting: Voting = Threshold(0.3),
         encoding: Encoding = ComplementChannels(),
         chunk: int | None = None,
-        check: When = "once",
+        check: str = "once",
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -71,7 +71,7 @@ class SmoothedClassifier(nn.Module):
         self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
         self.num_classes, self.chunk = num_classes, chunk
         check_when(check)
-        self.check: When = check
+        self.check = check
         self.passed = Passed()
 
     @classmethod

@@ -14,7 +14,7 @@ from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.double_masking import Looks, Score
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
-from robustpatch.passed import Passed, When, check_when, told
+from robustpatch.passed import Passed, check_when, told
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.silence import numbers_backward
 from robustpatch.smoothing import SmoothedClassifier
@@ -38,7 +38,7 @@ class MaskedNetwork(Defended):
     defense: DoubleMasking
 
     def __init__(
-        self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None, check: When = "once"
+        self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None, check: str = "once"
     ) -> None:
         super().__init__(network, defense, num_classes=num_classes)
         if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
@@ -51,7 +51,7 @@ class MaskedNetwork(Defended):
         self.chunk = chunk
         self._shown = self.defense.shown
         check_when(check)
-        self.check: When = check
+        self.check = check
         self.passed = Passed()
 
     @property
@@ -110,6 +110,7 @@ class MaskedNetwork(Defended):
         """The logits of these images, by their numbers."""
         return lambda image, union: self.logits(x, image, union)
 
+    @torch.no_grad()
     def check_network(self, x: Float[Tensor, "B C H W"]) -> None:
         """Refuse logits that depend on other images or on chance: the first image alone, in company and twice.
 

@@ -20,7 +20,6 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
-from robustpatch.passed import When
 from robustpatch.threat import PatchThreat, Threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
@@ -124,7 +123,7 @@ class PatchCleanser(MaskedNetwork):
         *,
         num_classes: int,
         chunk: int | None = None,
-        check: When = "once",
+        check: str = "once",
     ) -> None:
         super().__init__(network, defense or DoubleMasking(), num_classes=num_classes, chunk=chunk, check=check)
 

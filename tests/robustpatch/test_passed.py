@@ -348,6 +348,7 @@ def equal(model: nn.Module) -> bool:
     return content(model) == content(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning", "ignore:Sparse CS[RC]:UserWarning")
 def test_tensors_of_all_kinds_are_told():
     """Bits, not numbers: NaN equals itself, and -0 is not 0. Sparse and quantised ones, narrow and complex ones."""
     values = torch.tensor([[1.0, 0.0], [torch.nan, 3.0]])
