@@ -126,7 +126,8 @@ class SmoothedClassifier(nn.Module):
         index = torch.arange(n, device=x.device) if index is None else index
         index = index.expand(len(x), -1) if index.ndim == 1 else index
         image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
-        pairs = zip(*(ids.flatten().split(self._chunk(x)) for ids in (image, index)), strict=True)
+        size = self._chunk(x)
+        pairs = zip(*(ids.flatten().split(size) for ids in (image, index)), strict=True)
         score = self._score_pairs if self.by_pairs else self._score_chunk
         logits = self._run(score, [(x, *some) for some in pairs], x)
         return self._check_logits(logits.unflatten(0, index.shape), tuple(index.shape))

@@ -1,9 +1,28 @@
-"""Settings of the whole suite: one torch thread a worker, hypothesis without deadlines or a database; and a table."""
+"""Settings of the whole suite: one torch thread a worker, hypothesis without deadlines or a database, shapes and types
+checked at every call; and a table.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+UNCHECKED = {"robustpatch.content", "robustpatch.bits"}
+"""Walks over thousands of objects at each certify: with their calls checked, the suite takes twice as long."""
+
+
+def checked() -> list[str]:
+    """The modules of the three packages but for those."""
+    root = Path(__file__).parents[1]
+    files = [file for name in ("robustpatch", "attacks", "evaluate") for file in sorted((root / name).rglob("*.py"))]
+    names = [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return [name for name in names if name != "robustpatch" and name not in UNCHECKED]
+
+
+install_import_hook(checked(), "beartype.beartype")
 
 settings.register_profile(
     "robustpatch",
