@@ -160,7 +160,7 @@ def test_one_of_several_threats_is_wrong(tmp_path):
 
     class Turned(SmoothedClassifier):
         def certify(self, x, threat, method="exact"):
-            return super().certify(x, PatchThreat(6, 2), method)
+            return replace(super().certify(x, PatchThreat(6, 2), method), threat=threat)
 
     model = Turned(Level(2), plant.ablation, num_classes=2, voting=TopOne(1e-6)).eval()
     either = AnyOf([PatchThreat(6, 2), PatchThreat(2, 6)])
