@@ -88,6 +88,10 @@ Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
 def _check_name(attack: PatchAttack) -> None:
     """Refuse what its name would make of it in the records: an attack a control, or controls alone an attack."""
+    if attack.name == "predict":
+        raise InvalidInput(
+            "an attack is named predict, by which records name a prediction that contradicts its certificate; rename it"
+        )
     named, controls = attack.name in CONTROLS, [is_control(one) for one in (attack, attack.unpruned(None))]
     if named and not all(controls):
         raise InvalidInput(f"an attack is named {attack.name}, as a control is, which tests no certificate; rename it")
