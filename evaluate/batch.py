@@ -73,7 +73,15 @@ def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certifi
         return certificate, None
     if type(model).certify is SmoothedClassifier.certify:
         return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    return certificate, certify(model, x, threat, "margin")
+    paper = certify(model, x, threat, "margin")
+    apart = (certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
+    for i in apart.tolist():
+        raise InvalidInput(
+            f"certify of {type(model).__name__} certifies image {i} of a batch for class "
+            f'{int(certificate.prediction[i])} by the method "exact" and for class {int(paper.prediction[i])} by '
+            '"margin"; one of the two is wrong: mend certify'
+        )
+    return certificate, paper
 
 
 @dataclass(frozen=True)
