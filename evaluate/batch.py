@@ -115,7 +115,7 @@ def evaluate_batch(
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
     consistent = predicted == prediction
-    error = None
+    error, answers = None, None
     if (
         exact is not None and exact.confidence is not None
     ):  # neither abstaining nor the class of an image that it leaves
@@ -190,6 +190,8 @@ def evaluate_batch(
             refuted=refuted[i],
             confidence=None if exact is None else exact.confidence,
             error=error,
+            predicted=None if answers is None else int(answers[0, i]),
+            refereed=None if answers is None else int(answers[1, i]),
             attacks=found[i],
         )
         for i in range(len(y))
