@@ -52,7 +52,7 @@ def propose(
         raise InvalidInput(f"attack {attack.name} named {len(found.by)} members in by; one for each image is needed")
     if found.broken is not None and (found.broken.dtype != torch.bool or found.broken.shape != (len(x),)):
         raise InvalidInput(f"attack {attack.name} proposed broken that is not one boolean for each image")
-    copied = own(found)
+    copied = own(found, Proposal)
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 
 

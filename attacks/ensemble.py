@@ -13,7 +13,7 @@ from attacks.base import PatchAttack, Proposal
 from attacks.border import propose
 from attacks.checks import check_call, require
 from attacks.furthest import Furthest
-from attacks.gradient import NotDifferentiable, climbs
+from attacks.gradient import NotDifferentiable, check_differentiable, climbs
 from attacks.occlusion import Control
 from attacks.sparse_rs import SparseRS
 from robustpatch.errors import InvalidInput
@@ -33,6 +33,8 @@ class Ensemble:
 
     Where the model turns out to have no gradient in the image, members that climb it are left out from there on, and
     the rest shares what is left of the budget; where that leaves no attack, Sparse-RS is run, which reads scores alone.
+    But where the model has a gradient in the first image, clean and alone, a member that fails later by another error
+    than that of scores cut off from the image raises `InvalidInput`: nobody was told that the rest would be run alone.
     """
 
     members: tuple[PatchAttack, ...]
@@ -103,6 +105,7 @@ class Ensemble:
             try:
                 found = propose(own, model, x[out.standing], y[out.standing], threat, generator=last)
             except NotDifferentiable as error:
+                self._check_has_none(model, x, member, error)
                 spent = _spent(error, out.standing)
                 out.evaluations[out.standing] += spent
                 waiting = deque(one for one in waiting if not climbs(one[0]))
@@ -117,6 +120,22 @@ class Ensemble:
             out.add(member.name, found, counted=alone or not control, nested=counts_itself(member))
         generator.set_state(last.get_state())
         return out.proposal()
+
+    def _check_has_none(
+        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], member: PatchAttack, error: NotDifferentiable
+    ) -> None:
+        """Raise `InvalidInput` where the error is not for want of any gradient."""
+        if error.cut_off:
+            return
+        try:
+            check_differentiable(model, x)
+        except NotDifferentiable:
+            return
+        cause = error.__cause__ or error
+        raise InvalidInput(
+            f"{member.name} of {self.name} failed as it climbed ({(str(cause).splitlines() or [''])[0]}), though the "
+            "model has a gradient in the first image: mend what failed, give it less at once (batch), or use sparse-rs"
+        ) from error
 
     def _instead(self) -> PatchAttack:
         """What is run where all members climb gradients and there are none."""

@@ -21,6 +21,13 @@ class NotDifferentiable(InvalidInput):
 
     evaluations: Tensor | None = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether autograd said that the scores do not depend on the image, rather than an error of the model's own."""
+        cause = self.__cause__
+        words = ("not require grad", "requires grad", "used in the graph", "inference tensor")
+        return isinstance(cause, RuntimeError) and any(word in str(cause).lower() for word in words)
+
 
 def differentiate(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The value [P] and the prediction [P] that `function` gives of images x [P,C,H,W], and the gradient of Σ value in

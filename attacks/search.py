@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.base import Proposal, answer, evaluations, no_longer
+from attacks.behind_scores import Shares, has_own_predict
 from attacks.border import visible
 from attacks.checks import check_call
 from attacks.cleansed import CleanLooks
@@ -77,6 +78,7 @@ class Search:
         else:
             clean, self.evaluations = answer(model, x)
         self.broken = no_longer(model, clean, self.y)
+        self._shares = Shares(len(x)) if has_own_predict(model) else None
         self._seen = torch.zeros_like(self.broken)  # by `predict`, under a patch
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
@@ -225,10 +227,16 @@ class Search:
     ) -> None:
         """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it.
 
+        Of a model with a `predict` of its own, hits are not only what the scores say: it is asked about one in eight of
+        the patches, and about whatever is better than the best so far (see `attacks.behind_scores`).
+
         Of what does not break the image, only patches that show are kept, and the first of them whatever its value:
         an attack whose best try were the clean image would have nothing to be judged by.
         """
         value = value.masked_fill(value.isnan(), torch.inf)
+        if self._shares is not None:
+            some = self._shares.chosen(image, x_adv, corners, self.patch_size) | (value < self.gap[image])
+            hit = hit | self._behind_scores(image, x_adv, some & ~hit)
         for row in hit.nonzero()[:, 0].tolist():
             i = int(image[row])
             if self.broken[i]:
@@ -243,6 +251,21 @@ class Search:
         for row in promising[value[promising].argsort(descending=True, stable=True)].tolist():  # written last: the best
             i = int(image[row])
             self.best[i], self.corners[i], self.gap[i], self.held[i] = x_adv[row], corners[row], value[row], True
+
+    def _behind_scores(
+        self, image: Int[Tensor, " P"], x_adv: Float[Tensor, "P C H W"], due: Bool[Tensor, " P"]
+    ) -> Bool[Tensor, " P"]:
+        """Where the model's own `predict` no longer answers y, of the rows that are due, within the budget."""
+        rows = (due & self.going()[image]).nonzero()[:, 0]
+        if self.budget is not None and len(rows):
+            i = image[rows]
+            rows = rows[self.evaluations[i] + turn(i) * self._asked < self.budget]
+        changed = torch.zeros_like(due)
+        if len(rows):
+            said, spent = answer(self.model, x_adv[rows])
+            self.spend(image[rows], spent)
+            changed[rows] = no_longer(self.model, said, self.y[image[rows]])
+        return changed
 
     def proposal(self) -> Proposal:
         """What was found; `visited` counts distinct single placements tried among those open."""

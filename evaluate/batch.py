@@ -73,7 +73,15 @@ def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certifi
         return certificate, None
     if type(model).certify is SmoothedClassifier.certify:
         return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    return certificate, certify(model, x, threat, "margin")
+    paper = certify(model, x, threat, "margin")
+    apart = (certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
+    for i in apart.tolist():
+        raise InvalidInput(
+            f"certify of {type(model).__name__} certifies image {i} of a batch for class "
+            f'{int(certificate.prediction[i])} by the method "exact" and for class {int(paper.prediction[i])} by '
+            '"margin"; one of the two is wrong: mend certify'
+        )
+    return certificate, paper
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def evaluate_batch(
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
     consistent = predicted == prediction
-    error = None
+    error, answers = None, None
     if (
         exact is not None and exact.confidence is not None
     ):  # neither abstaining nor the class of an image that it leaves
@@ -182,6 +190,8 @@ def evaluate_batch(
             refuted=refuted[i],
             confidence=None if exact is None else exact.confidence,
             error=error,
+            predicted=None if answers is None else int(answers[0, i]),
+            refereed=None if answers is None else int(answers[1, i]),
             attacks=found[i],
         )
         for i in range(len(y))

@@ -98,6 +98,9 @@ def model_fingerprint(model: torch.nn.Module) -> str:
         ]
     digest = hashlib.sha256(repr(parts).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):  # what a module's get_extra_state returns
+            digest.update(repr((name, code_of(tensor, private=True))).encode())
+            continue
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -20,7 +21,7 @@ def left_out(model: torch.nn.Module, images: ImageSet, attacks: Sequence[PatchAt
 
     One gradient is asked for, of the first image. Raises `InvalidInput` for an attack that is nothing without.
     """
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     found, known = [], {}
     for attack in attacks:
         sentence = attack.left_out() if isinstance(attack, Ensemble) else None

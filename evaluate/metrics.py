@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binom, binomtest
 
+from attacks.occlusion import CONTROLS
 from evaluate.records import Record
 
 LEVEL = 0.001  # a run as bad as that has this chance or less, where the classifier is right: then it is not right
@@ -70,9 +71,10 @@ class Allowance:
     """How many certified predictions were `changed`, against how many may be, of a classifier that certifies with
     `confidence`.
 
-    An image is certified and found changed with a chance of at most `error` (see `Record`), over its samples, whether
-    many are certified or few: so the count is of all `images`, whose samples are independent where they differ.
-    `probability`: of so many or more, P(Bin(images, error) ≥ changed), at most. `most`: the largest count for which it
+    An image is certified and found changed with a chance of at most its own error (see `Record`), over its samples,
+    whether many are certified or few: so the count is of all `images`, whose samples are independent where they differ.
+    `error`: the largest of any image. `probability`: of so many or more, P(ΣBernoulli(error of image i) ≥ changed), at
+    most: what one image may err by is granted to no other. `most`: the largest count for which it
     is not below `LEVEL`; more of them break the verdict. `abstained`: certified images of which the model, declared to
     be randomized, abstained under a patch, which is no change.
     """
@@ -90,7 +92,7 @@ class Allowance:
 class Summary:
     """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed; of
     certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err),
-    and where it does not allow all of them.
+    where it does not allow all of them, and where the judge answered some patched image: abstentions alone are no test.
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
     one that is no control (`attacks.occlusion.Control`) spent evaluations and tried a placement, and a patch of it that
@@ -168,8 +170,8 @@ def summarise(records: list[Record]) -> Summary:
         verdict = "broken"
     elif exact is None and not certified:
         verdict = "no certificate"
-    elif allowance is not None and certified and allowance.most == allowance.images:
-        verdict = "not tested"  # no outcome could have been a break
+    elif allowance is not None and certified and (allowance.most == allowance.images or _silent(certified)):
+        verdict = "not tested"  # no outcome could have been a break, or there was no answer that could have been one
     return Summary(
         images=total,
         clean=Share(sum(record.correct for record in records), total),
@@ -199,18 +201,36 @@ def _allowance(records: list[Record]) -> Allowance | None:
     random = [record for record in records if record.confidence is not None]
     if not random:
         return None
-    error, number = max(record.error or 0.0 for record in random), len(random)
+    errors, number = [record.error or 0.0 for record in random], len(random)
     changed = sum(bool(record.violations) for record in random)
-    tail = binom.sf(np.arange(number + 1) - 1, number, error)  # P(Bin(number, error) ≥ k) for each count k
+    tail = _tail(errors)
     return Allowance(
         confidence=min(record.confidence or 0.0 for record in random),
-        error=error,
+        error=max(errors),
         images=number,
         changed=changed,
         most=int((tail >= LEVEL).nonzero()[0].max()),
         probability=float(tail[changed]),
         abstained=sum(record.certified and any(a.forgiven for a in record.attacks) for record in random),
     )
+
+
+def _tail(errors: list[float]) -> np.ndarray:
+    """P(k events or more), for each k from 0 on, of independent ones with these chances: of equal chances the number is
+    binomial, and the sum over the different ones is their convolution.
+    """
+    density = np.ones(1)
+    for error, number in sorted(Counter(errors).items()):
+        density = np.convolve(density, binom.pmf(np.arange(number + 1), number, error))
+    tail = np.cumsum(density[::-1])[::-1].clip(max=1.0)  # the smallest first, so that none of them is lost
+    tail[0] = 1.0
+    return tail
+
+
+def _silent(certified: list[Record]) -> bool:
+    """Whether the judge abstained under every patch of an attack, of all certified images."""
+    attacks = [attack for record in certified for attack in record.attacks if attack.attack not in CONTROLS]
+    return all(attack.forgiven for attack in attacks)
 
 
 def _undecided(records: list[Record]) -> Gap | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -90,7 +90,9 @@ class Recheck:
 
     def _elsewhere(self) -> bool:
         """Whether the model is on a device of another kind than the run's."""
-        placed = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
+        placed = next(
+            (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers())), torch.device("cpu")
+        )
         return placed.type != torch.device(self.settings.device).type
 
     def _refuse(self, batch: range, before: Record, output: str) -> None:

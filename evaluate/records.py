@@ -69,7 +69,8 @@ class Record:
 
     Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
-    its `predict`'s (-1: it abstains), where certified the certificate's. None for all others.
+    its `predict`'s (-1: it abstains), where certified the certificate's; `predicted` and `refereed` are what `predict`
+    and the referee answered of the clean image in any case. None for all others.
     """
 
     index: int
@@ -86,11 +87,14 @@ class Record:
     refuted: bool | None = None
     confidence: float | None = None
     error: float | None = None
+    predicted: int | None = None
+    refereed: int | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property
     def correct(self) -> bool:
-        return self.prediction == self.label
+        """Whether the label is predicted; an abstention is no answer, whatever a certificate says in its place."""
+        return self.prediction == self.label and (self.predicted is None or self.predicted >= 0)
 
     @property
     def certified(self) -> bool:
@@ -103,8 +107,11 @@ class Record:
 
         Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows; nor
         does an attack that only returns the clean image. A control, known by its name, is no attack: it says nothing of
-        what a search would find.
+        what a search would find. None of an image that the referee does not answer even when clean: whatever was put
+        on it, no prediction could have changed.
         """
+        if self.refereed is not None and self.refereed < 0:
+            return set()
         attacks = [a for a in self.attacks if a.attack not in CONTROLS]
         tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0 and a.patches > 0]
         return {a.threat for a in tried if a.contained and a.in_range}
@@ -158,6 +165,8 @@ SCHEMA = pa.schema(
         ("refuted", pa.bool_()),
         ("confidence", pa.float64()),
         ("error", pa.float64()),
+        ("predicted", pa.int64()),
+        ("refereed", pa.int64()),
         ("attacks", pa.list_(_ATTACK)),
     ]
 )

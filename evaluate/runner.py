@@ -88,6 +88,10 @@ Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
 def _check_name(attack: PatchAttack) -> None:
     """Refuse what its name would make of it in the records: an attack a control, or controls alone an attack."""
+    if attack.name == "predict":
+        raise InvalidInput(
+            "an attack is named predict, by which records name a prediction that contradicts its certificate; rename it"
+        )
     named, controls = attack.name in CONTROLS, [is_control(one) for one in (attack, attack.unpruned(None))]
     if named and not all(controls):
         raise InvalidInput(f"an attack is named {attack.name}, as a control is, which tests no certificate; rename it")
@@ -124,9 +128,10 @@ def evaluate(
     shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
     few recorded images are predicted and certified once more, and a few patched ones predicted: what differs from the
-    record is refused. Whoever did the
-    batches, the records returned are of every image asked for, once, under every attack and threat: anything else is
-    an `IncompleteRun`.
+    record is refused. (What neither shows is not seen: a file that the model reads, or a private table without a
+    constant's name, that changes no answer to these, nine patched images of a batch.) Whoever did the batches, the
+    records returned are of every image asked for, once, under every attack and threat: anything else is an
+    `IncompleteRun`.
     A model that has no gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves
     out, and so is run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`.
     A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).

@@ -95,8 +95,8 @@ def code_of(*told: Any, private: bool = False) -> dict[str, str]:
     classes and constants their own ones name; not those of installed packages, Python's and ours. They are taken as
     compiled, by the Python that runs: they are what runs, in a notebook too, and comments are no part of it. `values`:
     the kinds of all submodules, and their attributes that are numbers, texts, tensors, functions or made of these.
-    Private lists, dictionaries and sets are left out of both, as caches are such, unless `private`. Equal in every
-    process.
+    Private lists, dictionaries and sets are left out of both, as caches are such, unless `private` or named in capitals
+    as constants are. Equal in every process.
     """
     teller = _Teller(private)
     values = [teller.module(one) if isinstance(one, nn.Module) else teller.of(one) for one in told]
@@ -346,7 +346,9 @@ class _Teller:
         return ((name, one) for name, one in told if not (name.startswith("__") and name.endswith("__")))
 
     def _is_cache(self, name: str, value: Any) -> bool:
-        return not self._private and name.startswith("_") and isinstance(value, list | Mapping | set)
+        """Whether it may be one: a private table, unless its name is that of a constant."""
+        table = name.startswith("_") and isinstance(value, list | Mapping | set)
+        return table and not self._private and not name.isupper()
 
     def _tensor(self, value: Tensor) -> str:
         kind = f"tensor {value.dtype} {tuple(value.shape)} {value.layout}"

@@ -113,7 +113,9 @@ def verdict(summary: Summary) -> Text:
     if summary.certified_images == 0:
         return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
     if summary.verdict == "not tested":
-        return Text(f"NOT TESTED: {found + '; ' if summary.violations else ''}{attacked}", style="bold yellow")
+        abstained = summary.allowance is not None and summary.allowance.abstained
+        found = f"{found}; " if summary.violations or abstained else ""
+        return Text(f"NOT TESTED: {found}{attacked}", style="bold yellow")
     return Text(f"HELD: {found}; {attacked}", style="bold green")
 
 

@@ -248,9 +248,10 @@ class _Teller:
 
     def _function(self, value: FunctionType) -> object:
         made_by = (value.__globals__.get("__name__") or "").partition(".")[0]
-        if made_by in _CHECKERS and hasattr(value, "__wrapped__"):  # their signatures are large, and say nothing more
+        wrapped = getattr(value, "__wrapped__", None)
+        if made_by in _CHECKERS and wrapped is not None:  # their signatures are large, and say nothing more
             cells = _All(cell.cell_contents for cell in value.__closure__ or () if _filled(cell))
-            return Same(value), Same(value.__code__), cells, self.of(value.__wrapped__)
+            return Same(value), Same(value.__code__), cells, self.of(wrapped)
         # `functools.wraps` gives a function the module of another.
         if _of_a_library(value.__module__) and _of_a_library(value.__globals__.get("__name__")):
             return Same(value), Same(value.__code__)

@@ -7,7 +7,7 @@ follows would be asked about what it left of them.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TypeVar
 
 import torch
@@ -29,14 +29,13 @@ def lent(x: Tensor) -> Tensor:
     return x.clone()
 
 
-def own(given: D) -> D:
-    """The dataclass with its tensors copied and cut from any graph: who made it may go on to write to theirs."""
-    copies = {
-        field.name: getattr(given, field.name).detach().clone()
-        for field in fields(given)  # type: ignore[arg-type]
-        if isinstance(getattr(given, field.name), Tensor)
-    }
-    return replace(given, **copies)  # type: ignore[type-var]
+def own(given: D, kind: type[D]) -> D:
+    """A `kind` with the same content, its tensors copied and cut from any graph: who made it may go on to write to
+    theirs. Of an object of a class derived from `kind`, which may be made otherwise or say something else, what `kind`
+    has.
+    """
+    held = {field.name: getattr(given, field.name) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: one.detach().clone() if isinstance(one, Tensor) else one for name, one in held.items()})
 
 
 def classes_of(found: object, images: Tensor, who: str) -> Tensor:
@@ -73,4 +72,7 @@ def certify(model: nn.Module, x: Tensor, threat: Threat, *method: str) -> Certif
             "certify the threat that is passed, or certify no image for one that it was not built for"
         )
     classes = getattr(model, "num_classes", None)
-    return own(checked(found, len(x), classes if isinstance(classes, int) else None))
+    known = classes if isinstance(classes, int) else None
+    return checked(
+        own(checked(found, len(x), known), Certificate), len(x), known
+    )  # as read once, for a class of theirs

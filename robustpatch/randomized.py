@@ -32,6 +32,7 @@ from robustpatch.votes import Votes
 from robustpatch.voting import TopOne, Voting
 
 _CELLS = 2**22  # pixels of the masks drawn at once
+_PREDICTING = ("predict", "guard", "guard_on", "enumerated", "referee", "_over", "_draw")
 
 
 class RandomizedClassifier(nn.Module):
@@ -152,6 +153,14 @@ class RandomizedClassifier(nn.Module):
         )
         other.training = self.training
         return other
+
+    def overridden(self) -> list[str]:
+        """The methods that decide what is predicted, where this object's class, or it itself, has others than these;
+        none where it has a `referee` of its own, which is to predict in the same way.
+        """
+        kept = {name: vars(RandomizedClassifier)[name] for name in _PREDICTING}
+        other = [name for name, own in kept.items() if getattr(type(self), name) is not own or name in vars(self)]
+        return [] if "referee" in other else other
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The share of the votes of each class over `enumerated`'s ablations; its gradient is the mean softmax's."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from attacks import Control, Ensemble, FromART, PatchPGD, SparseRS
+from attacks.base import Proposal
 from evaluate import Settings, evaluate
 from evaluate.metrics import summarise
 from robustpatch.certificate import Certificate
@@ -271,14 +272,35 @@ class Coupled(Bright):
         return scores(torch.sigmoid(50 * (z - 3.0)))
 
 
+@dataclass(frozen=True)
+class White:
+    """One white pixel in the corner of each image, and nothing is asked."""
+
+    name: str = "white"
+    touched_only: bool = False
+
+    def unpruned(self, budget):
+        return self
+
+    def check(self, threat):
+        pass
+
+    def __call__(self, model, x, y, threat, *, generator):
+        x_adv = x.clone()
+        x_adv[:, :, 0, 0] = 1
+        return Proposal(x_adv, torch.zeros(len(x), 1, 2).long(), torch.ones_like(y), torch.ones(len(x)))
+
+
 @pytest.mark.parametrize("number", [8, 20])
 def test_attacked_images_are_judged_alone_too(number, tmp_path):
     """In the company of other attacked images it holds; alone, as deployed, one white pixel changes it."""
     x = torch.rand(number, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     x[0] *= 0.04
     data = image_set(x, torch.zeros(number).long(), 2)
-    with pytest.raises(InvalidInput, match="alone"):
-        run(Coupled(), tmp_path, SparseRS(queries=300), data=data)
+    with pytest.raises(InvalidInput, match="alone and asked afresh"):
+        run(Coupled(), tmp_path, White(), data=data)
+    with pytest.raises(InvalidInput, match="other images of a batch"):
+        run(Coupled(), tmp_path / "searched", SparseRS(queries=300), data=data)  # which asks about a few images alone
 
 
 class Company(Bright):

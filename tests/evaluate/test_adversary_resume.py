@@ -86,14 +86,14 @@ def test_no_note_leaves_the_code_out(tmp_path):
     assert broken(run(Rule(0.8), tmp_path / "c"))
 
 
-_CONFIG = {"limit": 2.0}
+_config = {"limit": 2.0}
 
 
 class Table(Rule):
     """A private table looks like a cache, and `code_of` leaves it out."""
 
     def limit(self):
-        return _CONFIG["limit"]
+        return _config["limit"]
 
 
 class OfFile(Rule):
@@ -112,7 +112,7 @@ class Listed(Rule):
 
 def made(kind, limit, folder):
     if kind is Table:
-        _CONFIG["limit"] = limit
+        _config["limit"] = limit
         return Table()
     if kind is OfFile:
         (folder / "limit.txt").write_text(str(limit))

@@ -94,7 +94,9 @@ class Declining(SmoothedClassifier):
 
 
 def test_an_abstention_breaks_a_certificate(tmp_path):
-    """Of a proof, and of one that holds with a confidence but by the model's declaration that it answers by chance."""
+    """Of a proof, and of one that holds with a confidence but by the model's declaration that it answers by chance:
+    then it is no answer, and where there is no other nothing was tested.
+    """
 
     class Unsure(Declining):
         prediction_error = 0.0  # no declaration
@@ -117,7 +119,7 @@ def test_an_abstention_breaks_a_certificate(tmp_path):
         def certify(self, x, threat, method="exact"):
             return replace(super().certify(x, threat, method), prediction=self.predict(x), evidence=None)
 
-    kinds = ((Declining, "broken"), (Unsure, "broken"), (Declared, "held"), (Sure, "broken"))
+    kinds = ((Declining, "broken"), (Unsure, "broken"), (Declared, "not tested"), (Sure, "broken"))
     for kind, verdict in kinds:
         model = kind(Level(2), Columns(1), num_classes=2, voting=TopOne(1e-6)).eval()
         _, summary = run(model, torch.zeros(4, 1, 2, 9), PatchThreat(1, 1), tmp_path / kind.__name__)
@@ -160,7 +162,7 @@ def test_one_of_several_threats_is_wrong(tmp_path):
 
     class Turned(SmoothedClassifier):
         def certify(self, x, threat, method="exact"):
-            return super().certify(x, PatchThreat(6, 2), method)
+            return replace(super().certify(x, PatchThreat(6, 2), method), threat=threat)
 
     model = Turned(Level(2), plant.ablation, num_classes=2, voting=TopOne(1e-6)).eval()
     either = AnyOf([PatchThreat(6, 2), PatchThreat(2, 6)])

@@ -32,6 +32,8 @@ from tests.evaluate.test_metrics import attack, record
 THREAT, SIZE = PatchThreat(2, 2), (2, 10)
 ATTACKS = (ExhaustivePGD(steps=4, rounds=0),)
 FEW = Sampling(selection=60, estimation=600, prediction=300, alpha=0.01)
+ASKED: set = set()  # global, since a class that holds what it was asked is another after each question
+PREDICT = RandomizedClassifier.predict
 
 
 def classifier(ablation=None, kind=RandomizedClassifier, options=FEW) -> RandomizedClassifier:
@@ -51,6 +53,13 @@ def run(model, x, output, attacks=ATTACKS):
     settings = Settings(len(x), 8, certified_budget=None)
     records = evaluate(model, image_set(x, torch.zeros(len(x), dtype=torch.long), 2), THREAT, attacks, settings, output)
     return records, summarise(records)
+
+
+def noted(self, x):
+    """What a randomized classifier predicts; of a referee, which samples anew, the images are kept in ASKED."""
+    if self.sampling.seed != FEW.seed:
+        ASKED.update(image_keys(x))
+    return PREDICT(self, x)
 
 
 def text(summary) -> str:
@@ -145,19 +154,13 @@ def test_the_error_adds_up(tmp_path):
 
 def test_the_error_counts_all_that_the_referee_is_asked(tmp_path, monkeypatch):
     """An ensemble has every member's proposal judged before it picks one: each may be wrong, and each is counted."""
-    asked, real = set(), RandomizedClassifier.predict
-
-    def noted(self, x):
-        if self.sampling.seed != FEW.seed:
-            asked.update(image_keys(x))
-        return real(self, x)
-
     monkeypatch.setattr(RandomizedClassifier, "predict", noted)
+    ASKED.clear()
     members = (PatchPGD(steps=1, restarts=1), PatchPGD(steps=2, restarts=1), ExhaustivePGD(steps=1, rounds=0))
     attacks = (Ensemble((Ensemble(members[:2], "two"), members[2]), "three"),)
     records, _ = run(classifier(SparseAblation(2)), torch.zeros(1, 1, *SIZE), tmp_path, attacks)
-    assert len(asked) == 1 + 3
-    assert [r.error for r in records] == pytest.approx([0.01 + 0.001 + 0.001 * len(asked)])
+    assert len(ASKED) == 1 + 3
+    assert [r.error for r in records] == pytest.approx([0.01 + 0.001 + 0.001 * len(ASKED)])
 
 
 def test_predictions_of_a_randomized_classifier(tmp_path):
@@ -176,6 +179,9 @@ def test_predictions_of_a_randomized_classifier(tmp_path):
     class Contrary(RandomizedClassifier):
         def predict(self, x):
             return torch.ones(len(x), dtype=torch.long)
+
+        def referee(self):
+            return super().referee()
 
     x = torch.zeros(4, 1, *SIZE) + torch.arange(4)[:, None, None, None] / 255
     records, summary = run(

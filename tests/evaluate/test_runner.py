@@ -13,6 +13,7 @@ from evaluate import Settings, evaluate, summarise
 from evaluate import runner as module
 from evaluate.records import Record, read_records, read_shard, shard_name, write_shard
 from robustpatch.ablation import Columns
+from robustpatch.checks import few
 from robustpatch.data import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
@@ -23,6 +24,16 @@ from tests.evaluate.planted import image_set
 THREAT = PatchThreat(2, 2)
 ATTACKS = (PatchPGD(steps=2, restarts=2), ExhaustivePGD(steps=1, rounds=0))
 SIZE = (4, 10)
+
+
+ASKED: list = []  # global, since a class that holds what it was asked is another after each question
+LOGITS = SmoothedClassifier.logits
+
+
+def noted(self, x, index=None):
+    """The logits; how many images were scored, and how many of the ablations, None for all, is kept in ASKED."""
+    ASKED.append((len(x), None if index is None else index.shape[-1]))
+    return LOGITS(self, x, index)
 
 
 def scene(number=10):
@@ -77,20 +88,17 @@ def test_records_agree_with_the_classifier(tmp_path):
 
 
 def test_certified_images_are_scored_whole(tmp_path, monkeypatch):
-    """On certified images no call asks for some ablations only, every placement is visited, and the account says N."""
-    asked, original = [], SmoothedClassifier.logits
-
-    def logits(self, x, index=None):
-        asked.append(index)
-        return original(self, x, index)
-
-    monkeypatch.setattr(SmoothedClassifier, "logits", logits)
+    """On certified images no attack asks for some ablations only, every placement is visited, and the account says N.
+    `certify` itself asks a few, of one image, to test the base.
+    """
+    monkeypatch.setattr(SmoothedClassifier, "logits", noted)
     data = image_set(torch.zeros(3, 1, *SIZE), torch.tensor([0, 1, 0]), 3)
     model = classifier()
     run(tmp_path / "checked", model, data, certified_budget=None)  # the model is tested once, in parts too
-    asked.clear()
+    ASKED.clear()
     records = run(tmp_path / "counted", model, data, certified_budget=None)
-    assert all(index is None for index in asked)
+    assert (3, None) in ASKED
+    assert {call for call in ASKED if call[1] is not None} == {(1, few(10))}
     for r in records:
         assert r.certified
         pgd, exhaustive = r.attacks

@@ -80,3 +80,30 @@ def test_what_a_classifier_was_asked_before_is_no_part_of_it():
         one.certify(x, PatchThreat(1, 1))
         one.certify(x, PatchThreat(1, 1))
         assert code_of(one) == before
+
+
+_TABLE, _table = {"limit": 0.5}, {"limit": 0.5}
+
+
+class Limited(nn.Module):
+    """Reads a constant of its module, one of its own, and two tables that look like caches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._LIMITS, self._limits = [0.5], [0.5]
+
+    def forward(self, x):
+        return (x > _TABLE["limit"]) & (x > _table["limit"]) & (x > self._LIMITS[0]) & (x > self._limits[0])
+
+
+def test_private_tables_named_as_constants_are_told(monkeypatch):
+    """Others may be caches, which fill as a model is asked."""
+    before, model = code_of(Limited()), Limited()
+    assert code_of(model) == before
+    model._limits[0] = 0.7
+    monkeypatch.setitem(_table, "limit", 0.7)
+    assert code_of(model) == before
+    model._LIMITS[0] = 0.7
+    assert code_of(model) != before
+    monkeypatch.setitem(_TABLE, "limit", 0.7)
+    assert code_of(Limited()) != before

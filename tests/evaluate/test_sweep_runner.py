@@ -12,12 +12,13 @@ from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep import runner as module
 from evaluate.sweep.records import margin_column, top_column
 from robustpatch import precision
+from robustpatch.checks import few
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import Threshold, TopOne
 from tests import toys
-from tests.evaluate.sweeps import CLASSES, SMALL, make, scene
+from tests.evaluate.sweeps import CLASSES, SIZE, SMALL, make, scene
 
 VOTINGS = (Threshold(0.2), Threshold(0.3), Threshold(0.4), TopOne())
 PATCHES = (PatchThreat(2, 2), PatchThreat(1, 3), PatchThreat(1, 1, 2))
@@ -32,6 +33,16 @@ def checkpoints(tmp_path_factory):
         "blocks": make(folder / "blocks.safetensors", "blocks:3", SMALL, seed=2),
         "grid": make(folder / "grid.safetensors", "1*grid-columns:2", SMALL, seed=3),
     }
+
+
+ASKED: list = []  # global, since a class that holds what it was asked is another after each question
+SCORES = SmoothedClassifier.scores
+
+
+def noted(self, x, index=None):
+    """The scores; of which images and ablations, None for all, is kept in ASKED."""
+    ASKED.append((str(self.ablation), len(x), None if index is None else index.shape[-1]))
+    return SCORES(self, x, index)
 
 
 def run(checkpoints, output, images=None, **options):
@@ -113,19 +124,19 @@ def test_the_rows_of_top_k_are_what_certify_top_k_says(checkpoints, tmp_path):
 
 
 def test_every_image_is_scored_once(checkpoints, tmp_path, monkeypatch):
-    """For all rules, patches, sides and k together; once the base has been tested, one call for each batch."""
+    """For all rules, patches, sides and k together; once the base has been tested, one call for each batch, and one of
+    a few ablations of one image, which goes on testing it.
+    """
+    monkeypatch.setattr(SmoothedClassifier, "scores", noted)
     run(checkpoints, tmp_path / "tested")
-    seen = []
-    scores = SmoothedClassifier.scores
-    monkeypatch.setattr(SmoothedClassifier, "scores", lambda self, x, index=None: scores(self, *note(self, x, index)))
-
-    def note(model, x, index):
-        seen.append((str(model.ablation), len(x), index))
-        return x, index
-
+    ASKED.clear()
     run(checkpoints, tmp_path / "counted", top_k=(1, 2))
-    each = [(3, None), (3, None), (1, None)]
-    assert seen == [(str(one.smoothed.ablation), *call) for one in checkpoints.values() for call in each]
+    asked = []
+    for one in checkpoints.values():
+        ablation, fills = one.smoothed.ablation, 3 if one.smoothed.one_pass else 1  # beyond what it may see
+        again = (str(ablation), fills, few(ablation.count(*SIZE)))
+        asked += [call for size in (3, 3, 1) for call in ((str(ablation), size, None), again)]
+    assert asked == ASKED
 
 
 def test_a_base_that_breaks_the_assumptions_is_refused(checkpoints, tmp_path):
