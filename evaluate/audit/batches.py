@@ -38,6 +38,7 @@ SIZES = (
     129,
     257,
 )  # around what batches are likely to be cut into
+_LEAST = 3 * sum(SIZES[:10]) + 1  # batches of up to nine images, however small the budget
 _PAIRS = 12  # clean images, each of which is also there patched
 
 
@@ -74,7 +75,7 @@ def _try(stand: Stand, threat: PatchThreat, budget: int, rng: random.Random, riv
         return  # ties go by chance, which is found elsewhere
     _new(stand, table)  # what it keeps from batch to batch is part of the test
     first: Finding | None = None
-    left, history = max(budget, 8 * sum(stand.shown.values())), list[list[int]]()
+    left, history = max(budget, _LEAST * sum(stand.shown.values())), list[list[int]]()
     try:
         for size in SIZES:
             rows = _drawn(len(images), size, rng)
