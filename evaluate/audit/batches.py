@@ -89,13 +89,13 @@ def _try(stand: Stand, threat: PatchThreat, budget: int, rng: random.Random, riv
             except Misshapen as wrong:
                 found = Finding("batches", "inconsistent", f"of a batch of {size} images {wrong}")
             except Refused as refusal:
-                shape = "x".join(map(str, stand.shape))
-                what = f"a batch of {size} images ({shape}) fails, but not each alone: {refusal}"
                 if not size:  # an empty batch may fail
-                    tally.refused[what] += 1
+                    tally.refused[f"a batch without any image fails: {refusal}"] += 1
                     _new(stand, table)
                     history.clear()
                     continue
+                shape = "x".join(map(str, stand.shape))
+                what = f"a batch of {size} images ({shape}) fails, but not each alone: {refusal}"
                 found = Finding("batches", "warning", what)
             history.append(rows)
             if found is not None and found.severity == "warning":

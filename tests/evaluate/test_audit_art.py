@@ -39,7 +39,7 @@ def found(factory, shape, threat, budget=1_000):
 def test_the_published_tie_break():
     """Of ten, twenty and ten votes in forty, ART compares with the ten that lose ties: [10, 20, 10, 0] is certified
     against 5x5, and flipped. Nothing else is wrong with its columns on square patches."""
-    findings = found(levine_column, (1, 5, 40), PatchThreat(5, 5), 12_000)
+    findings = found(levine_column, (1, 5, 40), PatchThreat(5, 5), 4_000)
     assert set(findings) == {"tie among rivals"}
     votes = findings["tie among rivals"].sentence.split(", were certified")[0]
     assert sorted(map(int, re.findall(r"by (\d+)", votes))) == [10, 10, 20]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from typer.testing import CliRunner
 
 from evaluate.audit import audit, replay
 from evaluate.audit.__main__ import app
+from evaluate.audit.factory import Tested
 from evaluate.audit.interface import Refused, Subject
-from evaluate.audit.limit import Limit, Steps, Stopped
+from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.report import verdict
 from robustpatch.threat import PatchThreat
 from tests.evaluate.audit_bugs import make
@@ -100,6 +102,15 @@ def test_steps_say_how_far_it_is():
         "step 4 of 4",
     ]
     assert "left" in said[1]
+
+
+def test_what_is_not_tested_is_said_in_short():
+    """Many steps of one kind are counted, and an error that came again and again is one line with its number."""
+    names = ["looking", *(f"dictating: 1x5x14, 1x{n} patch" for n in range(1, 5)), "asking: 1x5x14, 1x1 patch"]
+    assert in_short(names) == "looking; dictating: 1x5x14 (4 steps); asking: 1x5x14, 1x1 patch"
+    assert in_short(names[2:]) == "; ".join(names[2:])
+    tested = Tested(untested=[("one", "why")], refused=Counter({"why": 1, "no images": 2}))
+    assert tested.not_tested == [("one, 1 question", "why"), ("2 questions", "no images")]
 
 
 def test_stopped_is_no_answer_of_the_certifier():
