@@ -55,6 +55,7 @@ def test_the_very_votes():
     assert (bool(certified), int(winner)) == (True, 1)
 
 
+@pytest.mark.slow
 def test_blocks_have_it_too():
     assert "tie among rivals" in found(levine_block, (1, 6, 8), PatchThreat(1, 1), 2_000)
 

@@ -21,6 +21,7 @@ from evaluate.audit.__main__ import app
 from evaluate.audit.interface import Refused, Subject
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.report import verdict
+from evaluate.audit.sizes import Plan
 from robustpatch.threat import PatchThreat
 from tests.evaluate.audit_bugs import make
 from tests.evaluate.test_audit_target import Bright, audited
@@ -275,9 +276,10 @@ def test_a_file_names_no_code_to_run(tmp_path):
     assert f"tests.evaluate.test_audit_target:broken --replay {path}" in refused.stderr.replace("\n", " ")
 
 
-@pytest.mark.usefixtures("few_plans")
-def test_the_named_patch_comes_first():
+def test_the_named_patch_comes_first(monkeypatch):
     """Where only others break it, that is said; its own findings come before those of others."""
+    plans = [Plan((1, 5, 14), (PatchThreat(1, 4),)), Plan((1, 6, 13), (PatchThreat(2, 2),))]
+    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}
     done = audit(factory=make("7 patch sides swapped"), **options)
     assert verdict(done).startswith(
