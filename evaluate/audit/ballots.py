@@ -103,6 +103,10 @@ def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) 
     if kind == "two classes":
         v = (rest - lead) // 2
         return [((c,), v + lead), ((j,), v)], (thirds[0],) if thirds and v > 1 else (j,)
+    if kind == "lead":  # this very lead, where there is a third class for a view left over
+        v = (rest - lead) // 2
+        alike = [t for t in thirds if (t < c) == (j < c)]  # asked for no more than the rival by any tie rule
+        return [((c,), v + lead), ((j,), v)], (*alike, *thirds, j)[:1]
     if kind in ("tied rivals", "doubled rivals") and thirds:
         v = (rest - lead) // 3
         return [((c,), v + lead), ((j,), v), ((thirds[0],), v)], (thirds[-1],) if len(thirds) > 1 and v > 1 else (j,)

@@ -38,6 +38,7 @@ SIZES = (
     129,
     257,
 )  # around what batches are likely to be cut into
+_LEAST = 3 * sum(SIZES[:10]) + 1  # batches of up to nine images, however small the budget
 _PAIRS = 12  # clean images, each of which is also there patched
 
 
@@ -74,7 +75,7 @@ def _try(stand: Stand, threat: PatchThreat, budget: int, rng: random.Random, riv
         return  # ties go by chance, which is found elsewhere
     _new(stand, table)  # what it keeps from batch to batch is part of the test
     first: Finding | None = None
-    left, history = max(budget, 8 * sum(stand.shown.values())), list[list[int]]()
+    left, history = max(budget, _LEAST * sum(stand.shown.values())), list[list[int]]()
     try:
         for size in SIZES:
             rows = _drawn(len(images), size, rng)
@@ -88,13 +89,13 @@ def _try(stand: Stand, threat: PatchThreat, budget: int, rng: random.Random, riv
             except Misshapen as wrong:
                 found = Finding("batches", "inconsistent", f"of a batch of {size} images {wrong}")
             except Refused as refusal:
-                shape = "x".join(map(str, stand.shape))
-                what = f"a batch of {size} images ({shape}) fails, but not each alone: {refusal}"
                 if not size:  # an empty batch may fail
-                    tally.refused[what] += 1
+                    tally.refused[f"a batch without any image fails: {refusal}"] += 1
                     _new(stand, table)
                     history.clear()
                     continue
+                shape = "x".join(map(str, stand.shape))
+                what = f"a batch of {size} images ({shape}) fails, but not each alone: {refusal}"
                 found = Finding("batches", "warning", what)
             history.append(rows)
             if found is not None and found.severity == "warning":

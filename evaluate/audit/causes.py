@@ -169,16 +169,18 @@ def _least(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> int
     weight = first.site.weight
     total = sum(stand.shown.values())
     low, high = max(0, 2 * weight - total), total
-
-    def certified(lead: int) -> bool:
-        return _certified(stand, threat, _with(stand, first, "two classes", lead - weight), first.site, tally)
-
-    if not certified(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if certified(middle) else (middle, high)
-    return high
+    found: int | None = None
+    while found is None or high > low:
+        middle = high if found is None else (low + high) // 2
+        dictated = _with(stand, first, "lead", middle - weight)
+        if _certified(stand, threat, dictated, first.site, tally):
+            high = middle
+            found = dictated.before[dictated.winner] - dictated.before[dictated.rival]
+        elif found is None:
+            return None
+        else:
+            low = middle + 1
+    return found
 
 
 def _certified(stand: Stand, threat: PatchThreat, some: Ballot, site: Site, tally: Tally) -> bool:

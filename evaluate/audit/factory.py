@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,13 +28,26 @@ _LONG = 560  # views enough for a counter of eight bits to overflow, or one in b
 
 @dataclass
 class Tested:
-    """What came of a factory: findings, what was refused, a line for each shape; ballots dictated, and certified."""
+    """What came of a factory: findings, what could not be tested, the certifier's errors and how often it raised them,
+    a line for each shape; ballots dictated, and certified.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     untested: list[tuple[str, str]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
     views: list[str] = field(default_factory=list)
     ballots: int = 0
     certified: int = 0
+
+    @property
+    def not_tested(self) -> list[tuple[str, str]]:
+        """What was not tested, and why: all that has one reason on one line."""
+        reasons: dict[str, list[str]] = {}
+        for what, why in self.untested:
+            reasons.setdefault(why, []).append(what)
+        for why, times in self.refused.items():
+            reasons.setdefault(why, []).append(f"{times} questions" if times > 1 else "1 question")
+        return [(", ".join(what), why) for why, what in reasons.items()]
 
 
 def try_factory(
@@ -72,7 +86,6 @@ def try_factory(
     if most < _LONG:
         tested.untested.append(("counters of eight bits", f"at most {most} views were shown; {_LONG} are needed"))
     tested.untested.append(("counters of more than eight bits", f"at most {most} votes were cast"))
-    tested.untested = _merged(tested.untested)
     if not tested.certified:
         tested.untested.append(
             ("dictated votes", "not one ballot was certified; name larger images or a smaller patch")
@@ -147,15 +160,7 @@ def _search(
 def _count(tested: Tested, tally: Tally) -> None:
     tested.findings += tally.findings
     tested.ballots, tested.certified = tested.ballots + tally.ballots, tested.certified + tally.certified
-    tested.untested += [(f"{times} questions", why) for why, times in tally.refused.items()]
-
-
-def _merged(untested: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What has one reason on one line."""
-    reasons: dict[str, list[str]] = {}
-    for what, why in untested:
-        reasons.setdefault(why, []).append(what)
-    return [(", ".join(what), why) for why, what in reasons.items()]
+    tested.refused.update(tally.refused)
 
 
 def _text(shape: Shape) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from robustpatch.errors import InvalidInput
 
@@ -83,6 +84,15 @@ class Steps:
     def unfinished(self) -> list[str]:
         """The step under way and those to come."""
         return self.names[max(0, self.begun - 1) :]
+
+
+def in_short(names: list[str]) -> str:
+    """Steps on one line; of more than three on end that differ after their last comma alone, the number."""
+    found: list[str] = []
+    for head, group in groupby(names, lambda name: name.rpartition(", ")[0] or name):
+        some = list(group)
+        found += some if len(some) <= 3 else [f"{head} ({len(some)} steps)"]
+    return "; ".join(found)
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from evaluate.audit.factory import Tested, steps, try_factory
 from evaluate.audit.finding import Audit, Finding, gather
 from evaluate.audit.images import seams, structured
 from evaluate.audit.interface import Refused, Subject
-from evaluate.audit.limit import Limit, Steps, Stopped
+from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.reproduce import clear, save
 from evaluate.audit.stand import Factory
 from robustpatch import checks
@@ -110,9 +110,9 @@ def audit(
             stopped = str(stop)
     findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in asked_of.findings]
     findings += tested.findings
-    untested += tested.untested
+    untested += tested.not_tested
     if stopped is not None:
-        untested.append(("; ".join(step.unfinished), f"stopped by {stopped}"))
+        untested.append((in_short(step.unfinished), f"stopped by {stopped}"))
     if target is None:
         untested.append(("images", "no certifier was given, only a factory"))
     if factory is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,12 +72,13 @@ def undefended(tmp_path_factory):
 
 @pytest.fixture
 def few_plans(monkeypatch):
-    """Of the audit's plans those of the image asked about and of low and narrow ones: a whole audit in seconds. What
-    the others are for has tests of its own: searches, batches, every patch size, counters of many votes.
+    """Of the audit's plans the image asked about and a low one, with a pixel and a low and wide patch besides: a whole
+    audit in seconds. What the others are for has tests of its own: searches, batches, every patch size, counters.
     """
     whole = factory.plans
-    monkeypatch.setattr(
-        factory,
-        "plans",
-        lambda *asked: [plan for plan in whole(*asked) if not (plan.deep or plan.brief or plan.only_long)],
-    )
+
+    def few(*asked):
+        some = [plan for plan in whole(*asked) if not (plan.deep or plan.brief or plan.only_long)]
+        return [some[0], replace(some[1], threats=some[1].threats[:3])]
+
+    monkeypatch.setattr(factory, "plans", few)

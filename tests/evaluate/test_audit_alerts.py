@@ -12,7 +12,7 @@ from evaluate.audit.interface import Subject
 from robustpatch.errors import InvalidInput
 from robustpatch.threat import PatchThreat
 
-OPTIONS = {"threat": PatchThreat(1, 2), "image_shape": (1, 2, 9), "images": 16, "budget": 300}
+OPTIONS = {"threat": PatchThreat(1, 2), "image_shape": (1, 2, 9), "images": 8, "budget": 60}
 
 
 class Watchful:

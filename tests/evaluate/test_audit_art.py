@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -38,11 +39,10 @@ def found(factory, shape, threat, budget=1_000):
 def test_the_published_tie_break():
     """Of ten, twenty and ten votes in forty, ART compares with the ten that lose ties: [10, 20, 10, 0] is certified
     against 5x5, and flipped. Nothing else is wrong with its columns on square patches."""
-    findings = found(levine_column, (1, 5, 40), PatchThreat(5, 5), 12_000)
+    findings = found(levine_column, (1, 5, 40), PatchThreat(5, 5), 4_000)
     assert set(findings) == {"tie among rivals"}
-    assert "of 40 views" in findings["tie among rivals"].sentence
-    counts = findings["tie among rivals"].sentence.split("[")[1].split("]")[0]
-    assert sorted(map(int, counts.split(", "))) == [0, 10, 10, 20]
+    votes = findings["tie among rivals"].sentence.split(", were certified")[0]
+    assert sorted(map(int, re.findall(r"by (\d+)", votes))) == [10, 10, 20]
 
 
 def test_the_very_votes():
@@ -55,6 +55,7 @@ def test_the_very_votes():
     assert (bool(certified), int(winner)) == (True, 1)
 
 
+@pytest.mark.slow
 def test_blocks_have_it_too():
     assert "tie among rivals" in found(levine_block, (1, 6, 8), PatchThreat(1, 1), 2_000)
 

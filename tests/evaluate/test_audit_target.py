@@ -73,7 +73,7 @@ class Bright:
 
 
 def audited(target, **options):
-    settings = {"threat": THREAT, "image_shape": (1, 2, 9), "images": 16, "budget": 300, **options}
+    settings = {"threat": THREAT, "image_shape": (1, 2, 9), "images": 8, "budget": 60, **options}
     return audit(target, **settings)
 
 
@@ -123,18 +123,22 @@ def test_certified_abstentions_are_not_attacked():
     assert done.attacked == 0
 
 
-@pytest.mark.parametrize("name", PLANTS)
-def test_plants_are_found_by_attacks(name):
+@pytest.mark.parametrize(
+    ("name", "images", "budget"),
+    [
+        ("delta one less", 8, 40),
+        ("no wrap", 8, 40),
+        *(pytest.param(name, 24, 200, marks=pytest.mark.slow) for name in PLANTS),
+    ],
+)
+def test_plants_are_found_by_attacks(name, images, budget):
     """Votes that are about to turn are sought by joining images, and turned by what the other one shows."""
     plant = PLANTS[name]
-    broken = plant.broken()
     tall, wide = plant.size
-    shape = (1, tall, wide)
-    x = plant.candidates()[:: max(1, len(plant.candidates()) // 24)]
-    done = audit(Foreign(broken), x=x, image_shape=shape, threat=plant.threat, images=24, budget=200)
-    assert done.verdict == "broken"
-    sound = audit(Foreign(plant.sound()), x=x, image_shape=shape, threat=plant.threat, images=24, budget=200)
-    assert not sound.findings
+    x = plant.candidates()[:: max(1, len(plant.candidates()) // images)]
+    options = {"image_shape": (1, tall, wide), "threat": plant.threat, "images": images, "budget": budget}
+    assert audit(Foreign(plant.broken()), x=x, **options).verdict == "broken"
+    assert not audit(Foreign(plant.sound()), x=x, **options).findings
 
 
 class Foreign:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from evaluate.audit import audit, replay
+from evaluate.audit import audit, factory, replay
 from evaluate.audit.__main__ import app
 from evaluate.audit.interface import Refused, Subject
-from evaluate.audit.limit import Limit, Steps, Stopped
+from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.report import verdict
+from evaluate.audit.sizes import Plan
 from robustpatch.threat import PatchThreat
 from tests.evaluate.audit_bugs import make
 from tests.evaluate.test_audit_target import Bright, audited
@@ -100,6 +102,15 @@ def test_steps_say_how_far_it_is():
         "step 4 of 4",
     ]
     assert "left" in said[1]
+
+
+def test_what_is_not_tested_is_said_in_short():
+    """Many steps of one kind are counted, and an error that came again and again is one line with its number."""
+    names = ["looking", *(f"dictating: 1x5x14, 1x{n} patch" for n in range(1, 5)), "asking: 1x5x14, 1x1 patch"]
+    assert in_short(names) == "looking; dictating: 1x5x14 (4 steps); asking: 1x5x14, 1x1 patch"
+    assert in_short(names[2:]) == "; ".join(names[2:])
+    tested = factory.Tested(untested=[("one", "why")], refused=Counter({"why": 1, "no images": 2}))
+    assert tested.not_tested == [("one, 1 question", "why"), ("2 questions", "no images")]
 
 
 def test_stopped_is_no_answer_of_the_certifier():
@@ -265,9 +276,10 @@ def test_a_file_names_no_code_to_run(tmp_path):
     assert f"tests.evaluate.test_audit_target:broken --replay {path}" in refused.stderr.replace("\n", " ")
 
 
-@pytest.mark.usefixtures("few_plans")
-def test_the_named_patch_comes_first():
+def test_the_named_patch_comes_first(monkeypatch):
     """Where only others break it, that is said; its own findings come before those of others."""
+    plans = [Plan((1, 5, 14), (PatchThreat(1, 4),)), Plan((1, 6, 13), (PatchThreat(2, 2),))]
+    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}
     done = audit(factory=make("7 patch sides swapped"), **options)
     assert verdict(done).startswith(

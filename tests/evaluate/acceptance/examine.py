@@ -1,6 +1,7 @@
-"""python -m tests.evaluate.acceptance.examine [TEXT ...]: the audit with defaults on every certifier here, as a table.
+"""python -m tests.evaluate.acceptance.examine [--first] [TEXT ...]: the audit with defaults on every certifier here.
 
-With TEXT, on those whose kind and name contain one of them, as "c-" or "sound". Seconds are of processor time.
+Prints a table. With TEXT, of those whose kind and name contain one of them, as "c-" or "sound". With --first, an audit
+is told to stop as soon as it has found what it is to find. Seconds are of processor time.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 
-from evaluate.audit import Audit, audit, replay
+from evaluate.audit import Audit, audit, factory, replay
+from evaluate.audit.limit import Limit
+from evaluate.audit.trial import Tally
 from tests.evaluate.acceptance.cases import SOUND, UNSOUND, Case
 from tests.evaluate.acceptance.sound import ibp
 
@@ -48,15 +54,16 @@ class Result:
         return f"| {' | '.join([*cells, f'{self.seconds:.0f}'])} |"
 
 
-def examined(case: Case) -> Result:
-    """The audit with defaults, its findings shown again from their files."""
+def examined(case: Case, first: bool = False) -> Result:
+    """The audit with defaults, its findings shown again from their files; `first`: ended at the first of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            target = None if case.make is not None else ibp()
+            target, limit = None if case.make is not None else ibp(), Limit()
             started = time.process_time()
-            done = audit(target, factory=case.make, output=folder, **case.options)
+            with _ended_early(case, limit) if first else nullcontext():
+                done = audit(target, factory=case.make, output=folder, limit=limit, **case.options)
             seconds = time.process_time() - started
             again = [one.path is not None and replay(one.path, target, case.make) for one in done.findings]
         return Result(case, done, sum(again), seconds)
@@ -64,13 +71,28 @@ def examined(case: Case) -> Result:
         torch.set_num_threads(threads)
 
 
-def main(texts: list[str]) -> None:
-    """Print the rows as Markdown."""
+@contextmanager
+def _ended_early(case: Case, limit: Limit) -> Iterator[None]:
+    """The audit is stopped after the step in which a certificate was broken, or lots were seen to be drawn."""
+    count = factory._count
+
+    def counting(tested: factory.Tested, tally: Tally) -> None:
+        count(tested, tally)
+        wanted = ("broken certificate", "inconsistent") if case.kind == "g" else ("broken certificate",)
+        if any(one.severity in wanted for one in tally.findings):
+            limit.stop("the first finding")
+
+    with mock.patch.object(factory, "_count", counting):
+        yield
+
+
+def main(texts: list[str], first: bool = False) -> None:
+    """Print the rows as Markdown, each as soon as it is known."""
     print(HEAD, flush=True)
     for case in [*UNSOUND, *SOUND]:
         if not texts or any(text in str(case) for text in texts):
-            print(examined(case), flush=True)
+            print(examined(case, first), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([text for text in sys.argv[1:] if text != "--first"], "--first" in sys.argv[1:])
