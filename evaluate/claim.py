@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from evaluate.source import code_of
-from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.store import Store
 
 
 def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:

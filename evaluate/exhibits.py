@@ -18,10 +18,10 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from evaluate.models import voters
 from evaluate.records import AttackRecord, Record
-from evaluate.store import Store
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.store import Store
 from robustpatch.threat import Threat
 from robustpatch.votes import Scored, Votes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pyarrow.parquet as pq
 
 from attacks.occlusion import CONTROLS
 from evaluate.claim import run_of
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
+from robustpatch.store import Store
 
 TIMES = ("seconds",)  # the only fields in which two equal runs may differ
 
@@ -165,7 +165,6 @@ SCHEMA = pa.schema(
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
 _DEVIATION, _PROBE = b"float32_deviation", b"probe"  # in the metadata of a shard
-_SEAL, _BLANK = b"sha256:", b"0" * 64  # in the file's metadata: the SHA-256 of the file as it is with _BLANK there
 
 
 class DamagedShard(InvalidInput):
@@ -205,19 +204,15 @@ def write_shard(
 def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
     """Write a table, sealed by a checksum of every byte of the file; a reader never sees half a file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), b"seal": _SEAL + _BLANK}), sink)
-    blank = sink.getvalue().to_pybytes()
-    head, _, tail = blank.rpartition(_SEAL + _BLANK)
-    Store.of(output).write(name, head + _SEAL + sha256(blank).hexdigest().encode() + tail)
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), b"seal": BLANK_SEAL}), sink)
+    Store.of(output).write(name, sealed(sink.getvalue().to_pybytes()))
 
 
 def read_table(output: str | Path | Store, name: str, schema: pa.Schema) -> pa.Table:
     """The table that `write_table` wrote. Raises `DamagedShard` for any other content, before it is parsed."""
     store = Store.of(output)
     content = store.read(name)
-    at = content.rfind(_SEAL) + len(_SEAL)
-    stored, blank = content[at : at + len(_BLANK)], content[:at] + _BLANK + content[at + len(_BLANK) :]
-    if at < len(_SEAL) or sha256(blank).hexdigest().encode() != stored:
+    if not seal_holds(content):
         raise DamagedShard(store.path(name), "its checksum is wrong or missing")
     table = pq.read_table(pa.BufferReader(content))
     if not table.schema.equals(schema):

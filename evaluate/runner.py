@@ -26,10 +26,10 @@ from evaluate.installed import package_code, packages
 from evaluate.recheck import Recheck
 from evaluate.records import DamagedShard, Record, read_probe, read_records, read_shard, shard_name, write_shard
 from evaluate.source import code_of
-from evaluate.store import Store
 from evaluate.whole import IncompleteRun, check_whole
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 from robustpatch.threat import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done

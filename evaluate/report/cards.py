@@ -11,7 +11,7 @@ import numpy as np
 from evaluate.exhibits import SHOWN, Exhibit, Outcome, PlacementMap, exhibits_name, read_exhibits
 from evaluate.records import Record
 from evaluate.report.pictures import heat, picture
-from evaluate.store import Store
+from robustpatch.store import Store
 
 _ROWS = 6  # classes whose votes a card shows
 Box = tuple[float, float, float, float]

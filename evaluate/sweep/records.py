@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluate.records import DamagedShard, read_table, shard_name, write_table
-from evaluate.store import Store
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 _SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
 _DEVIATION = b"float32_deviation"  # in the metadata of a shard

@@ -28,8 +28,8 @@ from evaluate.records import (
     write_shard,
     write_table,
 )
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 from tests.evaluate.calls import call
 from tests.evaluate.runs import BATCH, NUMBER, contents, found, process, run, timeless
 
