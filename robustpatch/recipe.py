@@ -189,9 +189,7 @@ def _kept(final: Path, last: Path) -> dict[str, Any] | None:
 @app.command()
 def main(
     recipe: Annotated[Path, typer.Argument(help="A file of recipes/, or your own.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")
-    ],
+    output: Annotated[str, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     image_size: ImageSize = None,

@@ -43,7 +43,7 @@ _DEFAULT = TrainingConfig()
 
 @app.command()
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
+    output: Annotated[str, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     image_size: ImageSize = None,
@@ -84,7 +84,9 @@ def main(
     batch_size: int = _DEFAULT.batch_size,
     optimizer: Annotated[str, typer.Option(help="sgd (Nesterov momentum) or adamw.")] = _DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Peak of the one-cycle learning rate.")] = _DEFAULT.lr,
-    momentum: float = _DEFAULT.momentum,
+    momentum: Annotated[
+        float, typer.Option(help="Middle of the momentum's cycle, which falls while the rate rises.")
+    ] = _DEFAULT.momentum,
     weight_decay: float = _DEFAULT.weight_decay,
     ablations: Annotated[
         int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")

@@ -120,8 +120,9 @@ def _train(
     optimizer = _optimizer(model, config)
     total = steps * config.epochs + 1
     # The rise takes a quarter of the run, and at least one step: torch divides by its length.
+    low, high = momenta(config.momentum)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total)
+        optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total), base_momentum=low, max_momentum=high
     )
     history = state.restore(store, full, model, optimizer, schedule)
     teacher = None if config.teacher is None else _teacher(config.teacher, trained, full, device)
@@ -330,6 +331,12 @@ def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:
     layers = [module for module in network.modules() if not any(True for _ in module.children())]
     weights = [(layer, list(layer.parameters())) for layer in layers]
     return [layer for layer, own in weights if own and not any(weight.requires_grad for weight in own)]
+
+
+def momenta(middle: float) -> tuple[float, float]:
+    """The least and the largest momentum of a cycle around `middle`: 0.05 to either side, less near 0 and 1."""
+    half = min(0.05, middle, (1 - middle) / 2)
+    return round(middle - half, 12), round(middle + half, 12)  # of 0.9, exactly 0.85 and 0.95
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
