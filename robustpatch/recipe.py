@@ -28,6 +28,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
+from robustpatch.status import HELD, status_of
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
@@ -204,8 +205,8 @@ def main(
     """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on a tenth of them at
     most), never on test images.
     """
-    console = Console(stderr=True)
-    try:
+
+    def follow_all(_: Console) -> int:
         check_device(device)
         runs = load_recipe(recipe)
         wanted = None if only is None else only.split(",")
@@ -239,12 +240,9 @@ def main(
                 )
                 seconds = load_checkpoint(path).config["train_seconds"]
                 shown_on.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
-    except InvalidInput as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the finished epochs are kept, and the same command goes on")
-        raise typer.Exit(130) from None
+        return HELD
+
+    raise typer.Exit(status_of(follow_all, "interrupted; the finished epochs are kept, and the same command goes on"))
 
 
 if __name__ == "__main__":

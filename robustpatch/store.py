@@ -133,6 +133,13 @@ class Store:
         names = (str(place).rstrip("/").rpartition("/")[2] for place in found)
         return sorted(f"{folder}/{name}" for name in names if name.endswith(ending))
 
+    def all_names(self, folder: str, ending: str) -> list[str]:
+        """The files inside `folder`, at any depth, whose names end so, in order."""
+        self._files.invalidate_cache()
+        start = self._at("")
+        found = (str(place) for place in self._files.find(self._at(folder)))
+        return sorted(place.removeprefix(start) for place in found if place.endswith(ending))
+
     def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
         place, local = self._at(name), isinstance(self._files, LocalFileSystem)
         failures = (OSError, ValueError) if local else Exception  # object stores raise what they like
