@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from attacks.chance import by_chance
 from attacks.checks import require
 from attacks.pasting import crop, paste
 from robustpatch.errors import InvalidInput
+from robustpatch.store import replace_file
 from robustpatch.threat import PatchThreat
 
 AS_IT_IS = torch.tensor([[0.0, 1.0, 0.0]])  # the pose of a patch put down unchanged
@@ -75,7 +77,9 @@ class UniversalPatch:
         about = {"target": self.target, "rotation": self.poses.rotation, "scale": self.poses.scale}
         info = PngInfo()
         info.add_text(_KEY, json.dumps({**about, "brightness": self.poses.brightness, "evaluations": self.evaluations}))
-        Image.fromarray(values[:, :, 0] if len(self.content) == 1 else values).save(path, "PNG", pnginfo=info)
+        content = BytesIO()
+        Image.fromarray(values[:, :, 0] if len(self.content) == 1 else values).save(content, "PNG", pnginfo=info)
+        replace_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> UniversalPatch:

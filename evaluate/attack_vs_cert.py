@@ -27,7 +27,6 @@ from evaluate.records import read_deviation
 from evaluate.report import write_report
 from evaluate.runner import evaluate
 from evaluate.source import files_of
-from evaluate.store import Store
 from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
 from robustpatch.calibration import calibrate_guard
@@ -37,6 +36,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
 from robustpatch.precision import check_device
 from robustpatch.randomized import RandomizedClassifier
+from robustpatch.store import Store
 from robustpatch.threat import parse_threat
 from robustpatch.zoo import load_checkpoint
 

@@ -9,33 +9,58 @@ from typing import Any
 
 import torch
 
+from evaluate.shards import whose
 from evaluate.source import code_of
-from evaluate.store import Store
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.store import Store
 
 
 def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
     """Make `output` this run's, or find that it is already; returns `run_of` it. Raises `InvalidInput` where it holds
     another, and of two runs that come at once for one of them.
+
+    Where run.json is missing, what lies there says whose it is: results of this run are kept, those of others refused.
     """
     configuration = json.loads(json.dumps(configuration))
-    store = Store.of(output)
+    store, run = Store.of(output), _name_of(configuration)
+    if not store.exists("run.json"):
+        _check_unclaimed(store, run)
     if not store.create("run.json", json.dumps(configuration, indent=1).encode()):
         try:
             stored = json.loads(store.read("run.json"))
         except ValueError:  # no JSON, or no text at all
             stored = None
-        if stored != configuration:
-            differing = _differing(stored, configuration) if isinstance(stored, dict) else list(configuration)
+        if not isinstance(stored, dict):
             raise InvalidInput(
-                f"output {store} holds another run (other {', '.join(differing) or 'keys'}); name "
-                "another output, or repeat that run's options, model and code to resume it"
+                f"output {store} holds a run.json that cannot be read; delete that file and repeat the command, which "
+                "keeps what is of this run, or name another output"
             )
-    return run_of(store)
+        if stored != configuration:
+            raise InvalidInput(
+                f"output {store} holds another run (other {', '.join(_differing(stored, configuration)) or 'keys'}); "
+                "name another output, or repeat that run's options, model and code to resume it"
+            )
+    return run
+
+
+def _check_unclaimed(store: Store, run: str) -> None:
+    """Refuse a place without run.json that holds what another run wrote."""
+    for name in store.all_names("records", ".parquet"):
+        if whose(store, name) not in (run, None):
+            raise InvalidInput(
+                f"output {store} has no run.json, but {name} of another run; name another output, or move that away"
+            )
+
+
+def release(output: str | Path | Store) -> None:
+    """Give up a claim under which nothing was written, unless others may be at work under it."""
+    store = Store.of(output)
+    if not store.others and not store.all_names("records", ".parquet"):
+        store.remove("run.json")
 
 
 def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[str]:
@@ -59,6 +84,10 @@ def run_of(output: str | Path | Store) -> str:
         configuration = json.loads(Store.of(output).read("run.json"))
     except (FileNotFoundError, ValueError):
         return ""
+    return _name_of(configuration)
+
+
+def _name_of(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 

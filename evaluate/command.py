@@ -21,35 +21,16 @@ from typer.core import TyperCommand
 
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.status import BROKEN, HELD, INTERNAL, INTERRUPTED, WRONG_CALL, refused, status_of
 from robustpatch.zoo import Checkpoint
 
+__all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # of robustpatch.status
 T = TypeVar("T")
 Shown = Callable[[int, str], None]
 LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
-HELD, BROKEN, WRONG_CALL, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 LOCAL_RAY = "local"  # what --ray says without an address
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
-
-
-def status_of(run: Callable[[Console], int]) -> int:
-    """The exit status that `run` returns, or that of how it ended. `run` is given a console on stderr.
-
-    2: a wrong call, refused with `InvalidInput`: one line. 130: interrupted. 3: a defect, shown with its traceback.
-    """
-    errors = Console(stderr=True)
-    try:
-        return run(errors)
-    except InvalidInput as error:
-        refused(error)
-        return WRONG_CALL
-    except KeyboardInterrupt:
-        errors.print("interrupted; the finished batches are kept, and the same command resumes the run")
-        return INTERRUPTED
-    except Exception:
-        errors.print_exception()
-        errors.print("internal error: please report it with the lines above")
-        return INTERNAL
 
 
 def refusing(read: Callable[[], T]) -> T:
@@ -59,12 +40,6 @@ def refusing(read: Callable[[], T]) -> T:
     except InvalidInput as error:
         refused(error)
         raise typer.Exit(WRONG_CALL) from error
-
-
-def refused(error: InvalidInput) -> None:
-    """One line on stderr."""
-    console = Console(stderr=True)
-    console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
 
 
 def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[..., None]]:

@@ -19,8 +19,8 @@ from evaluate.finished import Run, read_run
 from evaluate.metrics import Share
 from evaluate.records import Record
 from evaluate.report.page import render
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

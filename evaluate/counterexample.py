@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
 from attacks.chance import by_chance
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import certify, lent
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.store import Store
 from robustpatch.threat import PatchThreat
 
 

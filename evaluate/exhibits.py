@@ -18,10 +18,10 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from evaluate.models import voters
 from evaluate.records import AttackRecord, Record
-from evaluate.store import Store
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
+from robustpatch.store import Store
 from robustpatch.threat import Threat
 from robustpatch.votes import Scored, Votes
 
@@ -208,26 +208,26 @@ def exhibits_name(shard: str) -> str:
     return shard.replace("records/", "exhibits/").replace(".parquet", ".npz")
 
 
-def write_exhibits(output: str | Path | Store, name: str, exhibits: Sequence[Exhibit]) -> None:
-    """Write them; equal exhibits give equal files. Nothing is written where there are none."""
+def write_exhibits(output: str | Path | Store, name: str, exhibits: Sequence[Exhibit]) -> bool:
+    """Write them, and say so; equal exhibits give equal files. Nothing is written where there are none."""
     if not exhibits:
-        return
+        return False
     arrays: dict[str, np.ndarray] = {}
     notes = [_pack(exhibit, arrays) for exhibit in exhibits]
     content = BytesIO()
     np.savez_compressed(content, allow_pickle=False, notes=np.array(json.dumps(notes)), **arrays)
     Store.of(output).write(name, content.getvalue())
+    return True
 
 
-def read_exhibits(output: str | Path | Store, name: str) -> list[Exhibit]:
-    """The exhibits of one file. Raises `InvalidInput` where it is damaged."""
-    store = Store.of(output)
+def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
+    """The exhibits of one file, which messages call `name`. Raises `InvalidInput` where it holds none."""
     try:
-        with np.load(BytesIO(store.read(name)), allow_pickle=False) as arrays:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return [_exhibit(note, arrays) for note in json.loads(str(arrays["notes"]))]
     except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error, EOFError) as error:
         raise InvalidInput(
-            f"exhibits {store.path(name)} are damaged ({error}); delete that file, and the report does without them"
+            f"exhibits {name} are damaged ({error}); repeat the run's command, which makes them again"
         ) from error
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.records import Record, read_records
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
-"""The record of one image, and Parquet shards of them, each there whole or not at all and sealed by a checksum."""
+"""The record of one image, and shards of them."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from attacks.occlusion import CONTROLS
 from evaluate.claim import run_of
-from evaluate.store import Store
+from evaluate.shards import DamagedShard, check_files, files_of, read_file, read_table, write_table
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 TIMES = ("seconds",)  # the only fields in which two equal runs may differ
 
@@ -174,15 +174,6 @@ SCHEMA = pa.schema(
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
 _DEVIATION, _PROBE = b"float32_deviation", b"probe"  # in the metadata of a shard
-_SEAL, _BLANK = b"sha256:", b"0" * 64  # in the file's metadata: the SHA-256 of the file as it is with _BLANK there
-
-
-class DamagedShard(InvalidInput):
-    """A shard that is not what was written for its name and run; its images have to be done again."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"shard {path} is damaged ({reason}); repeat the run's command, which does its images again")
-        self.reason = reason
 
 
 def shard_name(first: int, stop: int) -> str:
@@ -197,57 +188,30 @@ def write_shard(
     run: str | None = None,
     float32_deviation: float | None = None,
     probe: list[int | None] | None = None,
+    files: Iterable[str] = (),
 ) -> None:
     """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
     the scores of their images were from float32's, where they were computed in less; and what the model answered a few
-    patched images (`evaluate.probe`).
+    patched images (`evaluate.probe`); and which `files`, written before, belong to them.
     """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    about = {"run": run_of(output) if run is None else run}
+    about: dict[str, str] = {}
     if float32_deviation is not None:
         about[_DEVIATION.decode()] = repr(float32_deviation)
     if probe is not None:
         about[_PROBE.decode()] = json.dumps(probe)
-    write_table(output, name, table.replace_schema_metadata(about))
+    own = run_of(output) if run is None else run
+    write_table(output, name, table.replace_schema_metadata(about), own, files)
 
 
-def write_table(output: str | Path | Store, name: str, table: pa.Table) -> None:
-    """Write a table, sealed by a checksum of every byte of the file; a reader never sees half a file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), b"seal": _SEAL + _BLANK}), sink)
-    blank = sink.getvalue().to_pybytes()
-    head, _, tail = blank.rpartition(_SEAL + _BLANK)
-    Store.of(output).write(name, head + _SEAL + sha256(blank).hexdigest().encode() + tail)
-
-
-def read_table(output: str | Path | Store, name: str, schema: pa.Schema) -> pa.Table:
-    """The table that `write_table` wrote. Raises `DamagedShard` for any other content, before it is parsed."""
+def read_shard(output: str | Path | Store, name: str, run: str | None = None, *, whole: bool = False) -> list[Record]:
+    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above), and,
+    if it is to be `whole`, when a file that belongs to it is not as it was written.
+    """
     store = Store.of(output)
-    content = store.read(name)
-    at = content.rfind(_SEAL) + len(_SEAL)
-    stored, blank = content[at : at + len(_BLANK)], content[:at] + _BLANK + content[at + len(_BLANK) :]
-    if at < len(_SEAL) or sha256(blank).hexdigest().encode() != stored:
-        raise DamagedShard(store.path(name), "its checksum is wrong or missing")
-    table = pq.read_table(pa.BufferReader(content))
-    if not table.schema.equals(schema):
-        missing = sorted(set(_columns(schema)) - set(_columns(table.schema)))
-        older = f": without {', '.join(missing)}, it is of an earlier version" if missing else ""
-        raise DamagedShard(store.path(name), f"it has other columns{older}")
-    return table
-
-
-def _columns(schema: pa.Schema) -> list[str]:
-    """The names of the columns, and those inside lists of records."""
-    inner = [field for field in schema if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type)]
-    return [*schema.names, *(f"{field.name}.{one.name}" for field in inner for one in field.type.value_type)]
-
-
-def read_shard(output: str | Path | Store, name: str, run: str | None = None) -> list[Record]:
-    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above)."""
-    store = Store.of(output)
-    table = read_table(store, name, SCHEMA)
-    if table.schema.metadata[b"run"].decode() != (run_of(store) if run is None else run):
-        raise DamagedShard(store.path(name), "it is of another run")
+    table = read_table(store, name, SCHEMA, run_of(store) if run is None else run)
+    if whole:
+        check_files(store, name, table)
     rows = table.to_pylist()
     match = _NAME.fullmatch(name)
     if match is None or [row["index"] for row in rows] != list(range(*map(int, match.groups()))):
@@ -258,14 +222,22 @@ def read_shard(output: str | Path | Store, name: str, run: str | None = None) ->
 def read_deviation(output: str | Path | Store) -> float | None:
     """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
     store = Store.of(output)
-    about = [read_table(store, name, SCHEMA).schema.metadata for name in store.names("records", ".parquet")]
+    run = run_of(store)
+    about = [read_table(store, name, SCHEMA, run).schema.metadata for name in store.names("records", ".parquet")]
     return max((float(one[_DEVIATION]) for one in about if _DEVIATION in one), default=None)
 
 
 def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:
     """What the model answered the patched images of a shard; None where they were not asked."""
-    about = read_table(output, name, SCHEMA).schema.metadata
+    about = read_table(output, name, SCHEMA, run_of(output)).schema.metadata
     return json.loads(about[_PROBE]) if _PROBE in about else None
+
+
+def read_file_of(output: str | Path | Store, name: str, file: str) -> bytes | None:
+    """A file that belongs to a shard; None where the shard has none of that name. Raises `DamagedShard`."""
+    store = Store.of(output)
+    digest = files_of(read_table(store, name, SCHEMA, run_of(store))).get(file)
+    return None if digest is None else read_file(store, name, file, digest)
 
 
 def read_records(output: str | Path | Store) -> list[Record]:

@@ -17,19 +17,20 @@ from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
 from evaluate import probe
 from evaluate.batch import Settings, evaluate_batch
-from evaluate.claim import claim, images_fingerprint, model_identity
+from evaluate.claim import claim, images_fingerprint, model_identity, release
 from evaluate.counterexample import save_counterexample
 from evaluate.exhibits import exhibits_name, write_exhibits
 from evaluate.float32 import off_float32
 from evaluate.gradients import left_out
 from evaluate.installed import package_code, packages
 from evaluate.recheck import Recheck
-from evaluate.records import DamagedShard, Record, read_probe, read_records, read_shard, shard_name, write_shard
+from evaluate.records import Record, read_probe, read_records, read_shard, shard_name, write_shard
+from evaluate.shards import DamagedShard
 from evaluate.source import code_of
-from evaluate.store import Store
 from evaluate.whole import IncompleteRun, check_whole
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 from robustpatch.threat import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
@@ -62,17 +63,19 @@ class Job:
             configuration=self.configuration,
             on_progress=on_progress,
         )
-        for example in batch.counterexamples:
-            save_counterexample(self.store, self.model, example)
         name = shard_name(first, first + len(y))
-        write_exhibits(self.store, exhibits_name(name), batch.exhibits)
+        files = {save_counterexample(self.store, self.model, example) for example in batch.counterexamples}
+        if write_exhibits(self.store, exhibits_name(name), batch.exhibits):
+            files.add(exhibits_name(name))
         asked = probe.answers(self.model, probe.patched(x, batch.records, self.threat)[0], len(x))
-        write_shard(self.store, name, batch.records, self.run, deviation, asked)
+        write_shard(self.store, name, batch.records, self.run, deviation, asked, files)
 
     def damage(self, batch: range) -> str | None:
-        """What is wrong with the shard of these images; "" where there is none, None where it is whole."""
+        """What is wrong with the shard of these images, or with files that belong to it; "" where there is none, None
+        where all is whole.
+        """
         try:
-            read_shard(self.store, shard_name(batch.start, batch.stop), self.run)
+            read_shard(self.store, shard_name(batch.start, batch.stop), self.run, whole=True)
         except FileNotFoundError:
             return ""
         except DamagedShard as error:
@@ -125,7 +128,8 @@ def evaluate(
 
     A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
     and number of threads; so do `workers` (an `evaluate.cluster.Cluster`) and several processes with one `output`. A
-    shard that is not what this run wrote is told to `on_damaged`, by name and reason, and its images are done again.
+    shard that is not what this run wrote, or to which an exhibit or a counterexample belongs that is not, is told to
+    `on_damaged`, by name and reason, and its images are done again.
     Another model, by its weights or its code (`evaluate.source.code_of`), is another run; and before a run goes on, a
     few recorded images are predicted and certified once more, and a few patched ones predicted: what differs from the
     record is refused. (What neither shows is not seen: a file that the model reads, or a private table without a
@@ -137,7 +141,8 @@ def evaluate(
     A model that computes in less than float32 is held against it on eight images of each batch (`evaluate.float32`).
     Counterexamples to certificates are saved in `output`/counterexamples. `configuration` is written to
     `output`/run.json, beside what tells runs apart: a key of that in it is refused with `InvalidInput`, as is an output
-    that holds another run or cannot be written. `of_checkpoint`: the model is what this package built from a
+    that holds another run or cannot be written; where nothing of this run was written when it was refused, it claims no
+    output. `of_checkpoint`: the model is what this package built from a
     checkpoint that `configuration` names by its SHA-256, and needs no other hash of its code.
     """
     store = Store.of(output)
@@ -172,19 +177,34 @@ def evaluate(
         on_note(note)
     if attacks:  # their text does not say all: code of the user's own, private settings, long arrays
         own["attacks_code"] = code_of(*attacks, private=True)
-    job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
+    with store.held(alone=False):
+        job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
+        try:
+            return _all(job, images, total, on_progress, on_damaged, workers or _here)
+        except InvalidInput:
+            release(store)
+            raise
+
+
+def _all(
+    job: Job, images: ImageSet, total: int, on_progress: Progress, on_damaged: Callable[[str, str], None], work: Workers
+) -> list[Record]:
+    """Do what is missing or damaged; the records of all images."""
+    store, settings = job.store, job.settings
     batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
     missing = _missing(job, batches, on_damaged)
     finished = total - sum(map(len, missing))
     whole = [batch for batch in batches if batch not in missing]
-    again, names = Recheck(model, images, threat, settings), {one: shard_name(one.start, one.stop) for one in whole}
+    again, names = (
+        Recheck(job.model, images, job.threat, settings),
+        {one: shard_name(one.start, one.stop) for one in whole},
+    )
     again.check(((one, read_shard(store, name, job.run)) for one, name in names.items()), str(store))
     again.check_probes(
         ((one, read_shard(store, name, job.run), read_probe(store, name)) for one, name in names.items()), str(store)
     )
     if missing:
         store.check_writable()
-        work = workers or _here
         work(job, images, missing, lambda more, what: on_progress(finished + more, what))
     left = _missing(job, batches, lambda *_: None)
     if left:
@@ -194,7 +214,7 @@ def evaluate(
             "kept: repeat the command"
         )
     records = read_records(store)
-    check_whole(records, total, attacks, threat)
+    check_whole(records, total, job.attacks, job.threat)
     on_progress(total, "done")
     return records
 

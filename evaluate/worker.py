@@ -17,6 +17,7 @@ from evaluate.runner import Job
 from robustpatch import precision
 from robustpatch.calibration import calibrate_guard
 from robustpatch.errors import InvalidInput
+from robustpatch.status import ended_by
 
 PACKAGES = ("torch", "numpy", "kornia", "adversarial-robustness-toolbox")
 
@@ -50,7 +51,13 @@ class Worker:
         }
 
     def do(self, x: Tensor, y: Tensor, first: int) -> None:
-        self.job.do(x, y, first)
+        """Do a batch. What would end this process from within the model's code is an error like any other: a worker
+        that is gone would be replaced.
+        """
+        try:
+            self.job.do(x, y, first)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(ended_by(error)) from error
 
 
 def conditions(device: str) -> dict[str, object]:

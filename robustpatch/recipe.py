@@ -22,12 +22,13 @@ import torch
 import typer
 from rich.console import Console
 
-from robustpatch import parallel
+from robustpatch import parallel, state
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
+from robustpatch.status import HELD, status_of
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
@@ -121,30 +122,34 @@ def follow(
 ) -> Path:
     """Train a run and write `output`/NAME.safetensors: weights rounded to float16, all stages and their seconds.
 
-    Stage i is kept in `output`/NAME/i. A run that was interrupted goes on where it was; a finished one is left alone,
-    unless its settings or the data set have changed: then it is refused with `InvalidInput`. `measure_every` and
-    `measure_images` are those of `train`; `progress(i, config)` gives its callbacks for a stage.
+    Stage i is kept in `output`/NAME/i. A run that was interrupted goes on where it was; a checkpoint that is missing or
+    damaged is made again of its stages; a finished run is left alone, unless its settings or the data set have changed:
+    then it is refused with `InvalidInput`. `measure_every` and `measure_images` are those of `train`;
+    `progress(i, config)` gives its callbacks for a stage.
     """
-    output, start, histories = Path(output), run.start, []
-    final = output / f"{run.name}.safetensors"
+    folder, start = state.folder(output).local, run.start
+    assert folder is not None  # as a training's is
+    final = folder / f"{run.name}.safetensors"
     claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
-    if final.exists():
-        kept = load_checkpoint(final).config
+    kept = _kept(final, folder / run.name / str(len(run.stages)) / state.STATE)
+    parallel.wait()  # until all processes have looked, before one writes
+    if kept is not None:
         vote = run.vote or run.stages[-1].for_checkpoint().get("voting")
         if [kept.get(key) for key in ("stages", "voting", "start", "bits")] != [claims, vote, run.start, run.bits]:
             raise InvalidInput(f"output {final} was trained by another recipe; name another output, or delete it")
         if any(kept.get(key) != value for key, value in about(images).items()):
             raise InvalidInput(f"output {final} was trained on other images; name another output, or delete it")
         return final
+    history: list[dict[str, Any]] = []
     for number, config in enumerate(run.stages, 1):
-        folder = output / run.name / str(number)
+        own = folder / run.name / str(number)
         with progress(number, config) as callbacks:
             stage = replace(config, start=start)
             train(
                 stage,
                 images,
                 validation,
-                folder,
+                own,
                 resume=True,
                 device=device,
                 workers=workers,
@@ -152,16 +157,11 @@ def follow(
                 measure_images=measure_images,
                 **callbacks,
             )
-        start = str(folder / "checkpoint.safetensors")
-        histories.append(json.loads((folder / "history.json").read_text()))
+        start = str(own / state.CHECKPOINT)
+        history += load_checkpoint(start).config["history"]
     assert start is not None
     trained = load_checkpoint(start)
-    config = {
-        **trained.config,
-        "start": run.start,
-        "stages": claims,
-        "history": [row for rows in histories for row in rows],
-    }
+    config = {**trained.config, "start": run.start, "stages": claims, "history": history}
     config |= {} if run.vote is None else {"voting": run.vote}
     config |= {} if run.bits is None else {"bits": run.bits}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
@@ -171,12 +171,26 @@ def follow(
     return final
 
 
+def _kept(final: Path, last: Path) -> dict[str, Any] | None:
+    """What the finished run's checkpoint says of it; None where there is none, or where it is damaged and can be made
+    again of the `last` stage's state. Raises `InvalidInput` where it cannot.
+    """
+    if not final.exists():
+        return None
+    try:
+        return load_checkpoint(final).config
+    except InvalidInput as error:
+        if last.exists():
+            return None
+        raise InvalidInput(
+            f"output {final} cannot be read, and its stages are gone; delete it to train again ({error})"
+        ) from error
+
+
 @app.command()
 def main(
     recipe: Annotated[Path, typer.Argument(help="A file of recipes/, or your own.")],
-    output: Annotated[
-        Path, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")
-    ],
+    output: Annotated[str, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     image_size: ImageSize = None,
@@ -191,8 +205,8 @@ def main(
     """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on a tenth of them at
     most), never on test images.
     """
-    console = Console(stderr=True)
-    try:
+
+    def follow_all(_: Console) -> int:
         check_device(device)
         runs = load_recipe(recipe)
         wanted = None if only is None else only.split(",")
@@ -226,12 +240,9 @@ def main(
                 )
                 seconds = load_checkpoint(path).config["train_seconds"]
                 shown_on.print(f"{path} is there, after {seconds / 60:.0f} minutes of training", soft_wrap=True)
-    except InvalidInput as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the finished epochs are kept, and the same command goes on")
-        raise typer.Exit(130) from None
+        return HELD
+
+    raise typer.Exit(status_of(follow_all, "interrupted; the finished epochs are kept, and the same command goes on"))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from robustpatch import parallel
 from robustpatch.data import named_images
-from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
+from robustpatch.status import HELD, status_of
 from robustpatch.training import train
 from robustpatch.training_config import TrainingConfig
 
@@ -43,7 +43,7 @@ _DEFAULT = TrainingConfig()
 
 @app.command()
 def main(
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
+    output: Annotated[str, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     image_size: ImageSize = None,
@@ -84,7 +84,9 @@ def main(
     batch_size: int = _DEFAULT.batch_size,
     optimizer: Annotated[str, typer.Option(help="sgd (Nesterov momentum) or adamw.")] = _DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Peak of the one-cycle learning rate.")] = _DEFAULT.lr,
-    momentum: float = _DEFAULT.momentum,
+    momentum: Annotated[
+        float, typer.Option(help="Middle of the momentum's cycle, which falls while the rate rises.")
+    ] = _DEFAULT.momentum,
     weight_decay: float = _DEFAULT.weight_decay,
     ablations: Annotated[
         int, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")
@@ -127,15 +129,15 @@ def main(
 
     Validated on the last 5,000 training images (of a folder, on a tenth of them at most), never on test images.
     """
-    console = Console(stderr=True)
-    try:
+
+    def run(_: Console) -> int:
         check_device(device)
-        if ablation is None:
-            ablation = str(_DEFAULT.ablation) if defense is None else "none"
+        default = str(_DEFAULT.ablation) if defense is None else "none"
+        given = default if ablation is None else ablation
         config = TrainingConfig(
-            ablation=None if ablation == "none" else ablation,
+            ablation=None if given == "none" else given,
             defense=defense,
-            network={"name": network or _network(ablation), **({"pretrained": True} if pretrained else {})},
+            network={"name": network or _network(given), **({"pretrained": True} if pretrained else {})},
             voting=voting,
             encoding=encoding,
             patch=patch,
@@ -178,12 +180,9 @@ def main(
                     measure_images=measure_images,
                     **callbacks,
                 )
-    except InvalidInput as error:
-        console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the finished epochs are kept, continue with --resume")
-        raise typer.Exit(130) from None
+        return HELD
+
+    raise typer.Exit(status_of(run, "interrupted; the finished epochs are kept, continue with --resume"))
 
 
 @contextmanager

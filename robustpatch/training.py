@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from robustpatch.networks import UnionNet
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation
+from robustpatch.store import Store
 from robustpatch.threat import Threat, parse_threat
 from robustpatch.training_config import TrainingConfig
 from robustpatch.union import Union
 from robustpatch.witness import deviation_from_float32
-from robustpatch.zoo import load_checkpoint, model_from, network_of, save_checkpoint
+from robustpatch.zoo import load_checkpoint, model_from, network_of
 
 _WITNESSED = 32  # validation images on which bfloat16 is held against float32 after each epoch
 
@@ -51,21 +52,53 @@ def train(
     """Train a base classifier by cross-entropy on the ablations of `images`, or an undefended one on the images
     themselves; returns the classifier in evaluation mode.
 
-    After every epoch `output` holds `state.safetensors` (to resume from), `checkpoint.safetensors` (to use) and
-    `history.json` (clean and certified accuracy on `validation`: after every `measure_every`-th epoch and the last, on
-    `measure_images` of its images spread evenly, or on all; under bfloat16 `float32_deviation`, how far scores are from
-    float32's). A loss, a weight or a deviation that is no number or no rounding ends the training before anything
-    of its epoch is written. A run that was interrupted and resumed ends with the
-    same weights as one that was not, on the same kind of device and thread count. `on_step(epoch, step, loss)` and
+    After every epoch `output`, a local folder, holds `state.safetensors` (to resume from), and, made of that alone,
+    `checkpoint.safetensors` (to use) and `history.json` (clean and certified accuracy on `validation`: after every
+    `measure_every`-th epoch and the last, on `measure_images` of its images spread evenly, or on all; under bfloat16
+    `float32_deviation`, how far scores are from float32's). A loss, a weight or a deviation that is no number or no
+    rounding ends the training before anything of its epoch is written. A run that was interrupted and resumed ends with
+    the same weights as one that was not, on the same kind of device and thread count; whenever it was killed, the
+    checkpoint is then that of the last epoch, and a checkpoint or history that is missing or damaged is made again.
+    One process, or one group of them, trains in an output at a time. `on_step(epoch, step, loss)` and
     `on_epoch(history row)` report progress. Raises `InvalidInput`.
     """
-    output, share, shares = Path(output), parallel.rank(), parallel.world()
+    store = state.folder(output)
     for name, value in (("measure_every", measure_every), ("measure_images", measure_images)):
         if value is not None and value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")
-    saved = output / "state.safetensors"
-    if saved.exists() and not resume:
-        raise InvalidInput(f"output {output} already holds a training run; continue it with --resume, or name another")
+    with nullcontext() if parallel.rank() else store.held(alone=True):
+        if store.exists(state.STATE) and not resume:
+            raise InvalidInput(
+                f"output {store} already holds a training run; continue it with --resume, or name another"
+            )
+        return _train(
+            config,
+            images,
+            validation,
+            store,
+            device=device,
+            workers=workers,
+            measure_every=measure_every,
+            measure_images=measure_images,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+
+
+def _train(
+    config: TrainingConfig,
+    images: ImageSet,
+    validation: ImageSet,
+    store: Store,
+    *,
+    device: str,
+    workers: int,
+    measure_every: int,
+    measure_images: int | None,
+    on_step: Callable[[int, int, float], None],
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> nn.Module:
+    share, shares = parallel.rank(), parallel.world()
     full = {**config.for_checkpoint(), **about(images)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -87,11 +120,16 @@ def train(
     optimizer = _optimizer(model, config)
     total = steps * config.epochs + 1
     # The rise takes a quarter of the run, and at least one step: torch divides by its length.
+    low, high = momenta(config.momentum)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total)
+        optimizer, config.lr, total_steps=total, pct_start=max(0.25, 2 / total), base_momentum=low, max_momentum=high
     )
-    history = state.restore(saved, full, model, optimizer, schedule) if resume and saved.exists() else []
+    history = state.restore(store, full, model, optimizer, schedule)
     teacher = None if config.teacher is None else _teacher(config.teacher, trained, full, device)
+    if not share:
+        store.check_writable(room=state.size(model))
+        if history:
+            state.publish(store, full, model, history)
     loss_of = parallel.shared(_Loss(model, config, threat, sets, teacher), some_unused=isinstance(ablation, Union))
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
@@ -130,9 +168,7 @@ def train(
                 **asdict(accuracy(model, validation, threat, device, count=measure_images) if due else Accuracy()),
             }
             history.append(row)
-            state.save(saved, full, model, optimizer, schedule, history)
-            save_checkpoint(output / "checkpoint.safetensors", model, {**full, "history": history})
-            (output / "history.json").write_text(json.dumps(history, indent=1))
+            state.save(store, full, model, optimizer, schedule, history)
             on_epoch(row)
         parallel.wait()
     return model.eval().requires_grad_()
@@ -295,6 +331,12 @@ def _freeze(network: nn.Module, config: TrainingConfig) -> list[nn.Module]:
     layers = [module for module in network.modules() if not any(True for _ in module.children())]
     weights = [(layer, list(layer.parameters())) for layer in layers]
     return [layer for layer, own in weights if own and not any(weight.requires_grad for weight in own)]
+
+
+def momenta(middle: float) -> tuple[float, float]:
+    """The least and the largest momentum of a cycle around `middle`: 0.05 to either side, less near 0 and 1."""
+    half = min(0.05, middle, (1 - middle) / 2)
+    return round(middle - half, 12), round(middle + half, 12)  # of 0.9, exactly 0.85 and 0.95
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from robustpatch.defenses import parse_defense
@@ -73,12 +74,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for own in fields(self):
+            check_type(own.name, getattr(self, own.name), own.default)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "local", "crop"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.momentum < 1:
+            raise InvalidInput(f"momentum is {self.momentum}; it must be below 1")
         if not 0 < self.zoom <= 1:
             raise InvalidInput(f"zoom is {self.zoom}, a share of an image's area; it must be above 0 and at most 1")
         if self.optimizer not in ("sgd", "adamw"):
@@ -118,3 +123,20 @@ class TrainingConfig:
         if self.ablation is not None:
             return {**asdict(self), "guard": None} | ({"voting": "top1"} if self._sparse else {})
         return {name: value for name, value in asdict(self).items() if name not in self._meaningless}
+
+
+def check_type(name: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than the default's (a name where that is None), and numbers that are none."""
+    if isinstance(default, bool):
+        kinds, needed = (bool,), "true or false"
+    elif isinstance(default, int):
+        kinds, needed = (int,), "a whole number"
+    elif isinstance(default, float):
+        kinds, needed = (int, float), "a finite number"
+    elif name == "network":
+        kinds, needed = (dict,), "a name and options"
+    else:
+        kinds, needed = (str,) if isinstance(default, str) and name != "ablation" else (str, type(None)), "a text"
+    right = isinstance(value, kinds) and isinstance(value, bool) == (bool in kinds)
+    if not right or (isinstance(value, float) and not isfinite(value)):
+        raise InvalidInput(f"{name} is {value!r}; give {needed}")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 from robustpatch.ablation import Ablation
@@ -21,11 +20,13 @@ from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
 from robustpatch.randomized import RandomizedClassifier
+from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation, parse_source
+from robustpatch.store import replace_file
 from robustpatch.voting import Voting, parse_voting
 
-FORMAT = 1
+FORMAT, SEAL = 1, "seal"  # keys of a checkpoint's configuration are the writer's, but for these two
 
 
 @dataclass(frozen=True)
@@ -115,23 +116,27 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     bits: int | None = None,
 ) -> None:
-    """Write the weights and their configuration; the file appears whole or not at all.
+    """Write the weights and their configuration; the file appears whole or not at all. See `checkpoint_bytes`."""
+    replace_file(path, checkpoint_bytes(model, config, dtype, bits))
+
+
+def checkpoint_bytes(
+    model: nn.Module, config: dict[str, Any], dtype: torch.dtype | None = None, bits: int | None = None
+) -> bytes:
+    """The file of a checkpoint, the weights and their configuration, sealed by a checksum; equal ones are equal files.
 
     With `dtype` = float16 the weights are rounded to it, at half the size; what is loaded again computes in float32,
     with the weights as rounded. With `bits`, they are rounded to so many binary digits after the first before that:
     no smaller a file, but one that compresses, with 4 by a third. Raises `InvalidInput` where a weight is too large.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network_of(model).state_dict().items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and (dtype is not None or bits is not None):
             tensors[name] = (tensor if bits is None else _rounded(tensor, bits)).to(dtype or tensor.dtype)
             if not bool(torch.isfinite(tensors[name]).all()):
                 raise InvalidInput(f"dtype is {dtype}, in which {name} is not finite; keep the weights in float32")
-    save_file(tensors, part, metadata={"robustpatch": json.dumps({"format": FORMAT, **config})})
-    os.replace(part, path)
+    note = {"format": FORMAT, **{key: value for key, value in config.items() if key != SEAL}, SEAL: BLANK_SEAL}
+    return sealed(save(tensors, {"robustpatch": json.dumps(note)}))
 
 
 def _rounded(tensor: torch.Tensor, bits: int) -> torch.Tensor:
@@ -149,10 +154,13 @@ def load_checkpoint(
     """
     path = _find(name)
     try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("robustpatch", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        content = path.read_bytes()
+        tensors = load(content)
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        config = json.loads(json.loads(header).get("__metadata__", {}).get("robustpatch", "null"))
+        if isinstance(config, dict) and SEAL in config and not seal_holds(content):  # older ones have none
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, OSError, ValueError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged or no safetensors file ({error}); fetch it again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InvalidInput(
@@ -180,7 +188,8 @@ def load_checkpoint(
             f"checkpoint {path}: its configuration is incomplete or does not fit its weights "
             f"({type(error).__name__}: {error}); train it again with python -m robustpatch.train"
         ) from error
-    return Checkpoint(model.eval(), config, path, hashlib.sha256(path.read_bytes()).hexdigest())
+    config.pop(SEAL, None)
+    return Checkpoint(model.eval(), config, path, hashlib.sha256(content).hexdigest())
 
 
 def _find(name: str | Path) -> Path:

@@ -17,6 +17,7 @@ from evaluate.audit.limit import Limit
 from evaluate.named import named_object
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
+from robustpatch.status import Interrupted
 from robustpatch.zoo import load_checkpoint
 
 CTRL_C = "Ctrl-C"
@@ -70,7 +71,7 @@ def interruptible(limit: Limit, errors: Console) -> Iterator[Limit]:
 
     def stop(*_: object) -> None:
         if limit.why == CTRL_C:
-            raise KeyboardInterrupt
+            raise Interrupted
         limit.stop(CTRL_C)
         errors.print("stopping when the certifier has answered; Ctrl-C once more ends at once, without a report")
 

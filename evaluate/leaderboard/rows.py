@@ -22,11 +22,11 @@ from evaluate.claim import model_identity
 from evaluate.leaderboard.config import Entry
 from evaluate.metrics import Share, Summary, summarise
 from evaluate.runner import evaluate
-from evaluate.store import Store
 from evaluate.subject import Subject, subject_of
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
+from robustpatch.store import Store
 from robustpatch.threat import Threat, parse_threat
 
 _REPEATS = 3

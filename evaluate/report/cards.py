@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from evaluate.exhibits import SHOWN, Exhibit, Outcome, PlacementMap, exhibits_name, read_exhibits
-from evaluate.records import Record
+from evaluate.records import Record, read_file_of
 from evaluate.report.pictures import heat, picture
-from evaluate.store import Store
+from robustpatch.store import Store
 
 _ROWS = 6  # classes whose votes a card shows
 Box = tuple[float, float, float, float]
@@ -93,7 +93,8 @@ def read_cards(store: Store, records: Sequence[Record], configuration: dict[str,
         name = exhibits_name(shard)
         if all(len(some) >= number for some in kept.values()):
             break
-        for exhibit in read_exhibits(store, name) if store.exists(name) else []:
+        content = read_file_of(store, shard, name)
+        for exhibit in [] if content is None else read_exhibits(content, store.path(name)):
             if len(kept[exhibit.outcome]) < number:
                 kept[exhibit.outcome].append(exhibit)
     exhibits = [exhibit for some in kept.values() for exhibit in some]

@@ -13,10 +13,10 @@ from evaluate.metrics import Share, Summary, summarise
 from evaluate.records import AttackRecord, Record, read_deviation, read_records
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
-from evaluate.store import Store
 from evaluate.table import gap_text
 from evaluate.table import verdict as verdict_of
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 SCHEMA = "robustpatch-report/1"
 

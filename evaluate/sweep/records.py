@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evaluate.records import DamagedShard, read_table, shard_name, write_table
-from evaluate.store import Store
+from evaluate.claim import run_of
+from evaluate.records import shard_name
+from evaluate.shards import DamagedShard, read_table, write_table
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 _SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
 _DEVIATION = b"float32_deviation"  # in the metadata of a shard
@@ -53,19 +55,20 @@ def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
 
 
 def write_sweep_shard(
-    output: Path,
+    output: str | Path | Store,
     name: str,
+    run: str,
     rows: Sequence[dict[str, Any]],
     whole: pa.Schema,
     seconds: dict[str, float],
     float32_deviation: float | None = None,
 ) -> None:
-    """Write columns, one dictionary of them for each voting rule, and beside them the time they took, and how far the
-    scores were from float32's, where they were computed in less.
+    """Write columns of `run`, one dictionary of them for each voting rule, and beside them the time they took, and how
+    far the scores were from float32's, where they were computed in less.
     """
     tables = [pa.table({column: some[column] for column in whole.names}, schema=whole) for some in rows]
     about = {_SECONDS: json.dumps(seconds).encode(), _DEVIATION: json.dumps(float32_deviation).encode()}
-    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(about))
+    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(about), run)
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,20 @@ class Run:
     float32_deviations: dict[str, float | None] = field(default_factory=dict)
 
 
-def read_sweep(output: Path) -> Run:
-    """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged or of another kind."""
+def read_sweep(output: str | Path | Store) -> Run:
+    """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged, or of another run or kind."""
+    store = Store.of(output)
     try:
-        configuration = json.loads((output / "run.json").read_text())
+        configuration = json.loads(store.read("run.json"))
         checkpoints, votings, patches, total = (
             configuration[key] for key in ("checkpoints", "votings", "patches", "num_images")
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
+    run = run_of(store)
     columns, seconds, deviations, whole = {}, {}, {}, schema(patches, configuration.get("top_k", ()))
     for name in (checkpoint["name"] for checkpoint in checkpoints):
-        shards = [_read(output, shard, whole) for shard in Store(output).names(f"records/{name}", ".parquet")]
+        shards = [_read(store, shard, run, whole) for shard in store.names(f"records/{name}", ".parquet")]
         rows = pa.concat_tables([whole.empty_table(), *(table for table, _, _ in shards)])
         seconds[name] = {
             part: sum(times.get(part, 0.0) for _, times, _ in shards) for part in ("scoring", "certifying")
@@ -108,17 +113,21 @@ def read_sweep(output: Path) -> Run:
     return Run(configuration, columns, seconds, deviations)
 
 
-def is_whole(output: Path, name: str, whole: pa.Schema) -> bool:
-    """Whether the shard is there as it was written."""
+def damage(output: str | Path | Store, name: str, run: str, whole: pa.Schema) -> str | None:
+    """What is wrong with a shard of the run; "" where there is none, None where it is as it was written."""
     try:
-        _read(output, name, whole)
-    except (FileNotFoundError, DamagedShard):
-        return False
-    return True
+        _read(output, name, run, whole)
+    except FileNotFoundError:
+        return ""
+    except DamagedShard as error:
+        return error.reason
+    return None
 
 
-def _read(output: Path, name: str, whole: pa.Schema) -> tuple[pa.Table, dict[str, float], float | None]:
+def _read(
+    output: str | Path | Store, name: str, run: str, whole: pa.Schema
+) -> tuple[pa.Table, dict[str, float], float | None]:
     """The rows, seconds, and the distance from float32."""
-    table = read_table(output, name, whole)
+    table = read_table(output, name, whole, run)
     about = table.schema.metadata
     return table.replace_schema_metadata(None), json.loads(about[_SECONDS]), json.loads(about.get(_DEVIATION, b"null"))

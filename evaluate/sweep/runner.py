@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluate.claim import claim, images_fingerprint
+from evaluate.claim import claim, images_fingerprint, release
 from evaluate.float32 import off_float32
+from evaluate.installed import package_code
 from evaluate.runner import Progress
 from evaluate.sweep.records import (
     Run,
-    is_whole,
+    damage,
     margin_column,
     read_sweep,
     schema,
@@ -30,6 +31,7 @@ from robustpatch.certificate import Method, certify_votes, largest_certified
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.store import Store
 from robustpatch.threat import PatchThreat
 from robustpatch.top_k import certify_top_k, check_k, ranks
 from robustpatch.voting import Voting, first_argmax
@@ -119,7 +121,7 @@ def sweep(
     checkpoints: Mapping[str, Checkpoint],
     images: ImageSet,
     settings: SweepSettings,
-    output: Path,
+    output: str | Path | Store,
     *,
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
@@ -128,10 +130,11 @@ def sweep(
 
     What `output` already holds is not done again: a killed run started again with the same arguments gives the same
     rows. The tests of `certify` are made of every checkpoint, and each is on the device only in its turn.
-    `configuration` goes into `output`/run.json beside what decides the rows; an output that holds another run is
-    refused with `InvalidInput`.
+    A shard is sealed by a checksum and its run: one that is damaged or of another run is made again, and named.
+    `configuration` goes into `output`/run.json beside what decides the rows; an output that holds another run or cannot
+    be written is refused with `InvalidInput`.
     """
-    output, total = Path(output), min(settings.num_images, len(images))
+    store, total = Store.of(output), min(settings.num_images, len(images))
     for k in settings.top_k:
         check_k(k, len(images.class_names))
     for patch in settings.patches:
@@ -139,42 +142,63 @@ def sweep(
     for checkpoint in checkpoints.values():
         for voting in settings.votings:
             _check_link(checkpoint.smoothed, voting)
-    claim(
-        output,
-        {
-            "checkpoints": [_described(name, checkpoint, settings.device) for name, checkpoint in checkpoints.items()],
-            "votings": [str(voting) for voting in settings.votings],
-            "patches": [str(patch) for patch in settings.patches],
-            "num_images": total,
-            "batch_size": settings.batch_size,
-            "device": settings.device,
-            "dataset": images.name,
-            "split": images.split,
-            "image_size": list(images.image_shape[1:]),
-            "num_classes": len(images.class_names),
-            "images_sha256": images_fingerprint(images, total),
-            "robustpatch": version("robustpatch"),
-            **({"top_k": list(settings.top_k)} if settings.top_k else {}),
-            **(configuration or {}),
-        },
-    )
-    whole = schema(settings.patches, settings.top_k)
+    own = {
+        "checkpoints": [_described(name, checkpoint, settings.device) for name, checkpoint in checkpoints.items()],
+        "votings": [str(voting) for voting in settings.votings],
+        "patches": [str(patch) for patch in settings.patches],
+        "num_images": total,
+        "batch_size": settings.batch_size,
+        "device": settings.device,
+        "dataset": images.name,
+        "split": images.split,
+        "image_size": list(images.image_shape[1:]),
+        "num_classes": len(images.class_names),
+        "images_sha256": images_fingerprint(images, total),
+        "robustpatch": version("robustpatch"),
+        "code": package_code(),
+        **({"top_k": list(settings.top_k)} if settings.top_k else {}),
+        **(configuration or {}),
+    }
+    with store.held(alone=False):
+        run = claim(store, own)
+        try:
+            _sweep(checkpoints, images, settings, store, run, total, on_progress)
+        except InvalidInput:
+            release(store)
+            raise
+        on_progress(len(checkpoints) * total, "done")
+        return read_sweep(store)
+
+
+def _sweep(
+    checkpoints: Mapping[str, Checkpoint],
+    images: ImageSet,
+    settings: SweepSettings,
+    store: Store,
+    run: str,
+    total: int,
+    on_progress: Progress,
+) -> None:
+    """Do what is missing or damaged."""
+    whole, writable = schema(settings.patches, settings.top_k), False
     for number, (name, checkpoint) in enumerate(checkpoints.items()):
         model = checkpoint.smoothed
         for first in range(0, total, settings.batch_size):
             stop = min(first + settings.batch_size, total)
             shard = sweep_shard(name, first, stop)
-            if is_whole(output, shard, whole):
+            found = damage(store, shard, run, whole)
+            if found is None:
                 continue
-            again = " (once more: its shard is damaged)" if (output / shard).exists() else ""
+            if not writable:
+                store.check_writable()
+                writable = True
+            again = f" (once more: its shard is damaged, {found})" if found else ""
             on_progress(number * total + first, name + again)
             model.to(settings.device)
             rows, seconds, deviation = _batch(model, images, range(first, stop), settings)
             constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
-            write_sweep_shard(output, shard, [{**constant, **row} for row in rows], whole, seconds, deviation)
+            write_sweep_shard(store, shard, run, [{**constant, **row} for row in rows], whole, seconds, deviation)
         model.to("cpu")  # leaves the device to the next
-    on_progress(len(checkpoints) * total, "done")
-    return read_sweep(output)
 
 
 def _described(name: str, checkpoint: Checkpoint, device: str) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from evaluate.claim import claim
 from evaluate.cluster import LOSSES, Cluster
 from evaluate.records import read_records, shard_name
 from evaluate.runner import Job
-from evaluate.store import Store
 from evaluate.worker import Worker, conditions
 from robustpatch.ablation import Columns
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 from robustpatch.threat import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.calls import call, refused

@@ -269,7 +269,7 @@ def test_files_are_read_as_they_were_written(tmp_path):
     made = [*found.exhibits, replace(found.exhibits[0], index=99, attacked=None, votes=None, close=None, views=None)]
     for name in ("exhibits/a.npz", "exhibits/b.npz"):
         write_exhibits(tmp_path, name, made)
-    again = read_exhibits(tmp_path, "exhibits/a.npz")
+    again = read_exhibits((tmp_path / "exhibits/a.npz").read_bytes(), "a.npz")
     assert len(again) == len(made)
     for one, other in zip(again, made, strict=True):
         np.testing.assert_equal(flat(one), flat(other))
@@ -288,9 +288,8 @@ def test_a_damaged_file_is_refused(keep, tmp_path):
     """With its name and what to do."""
     write_exhibits(tmp_path, "exhibits/a.npz", of_scene()[1].exhibits)
     path = tmp_path / "exhibits/a.npz"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InvalidInput, match=r"a\.npz are damaged .*delete that file"):
-        read_exhibits(tmp_path, "exhibits/a.npz")
+    with pytest.raises(InvalidInput, match=r"a\.npz are damaged .*repeat the run's command"):
+        read_exhibits(path.read_bytes()[:keep], "exhibits/a.npz")
 
 
 def test_the_run_writes_them_before_the_records(tmp_path, monkeypatch):
@@ -300,11 +299,11 @@ def test_the_run_writes_them_before_the_records(tmp_path, monkeypatch):
     before = [(tmp_path / "whole" / name).read_bytes() for name in names]
 
     def full(*_):
-        raise InvalidInput("disk full")
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "write_shard", full)
-        with pytest.raises(InvalidInput, match="disk full"):
+        with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed")
     assert (tmp_path / "killed" / names[0]).read_bytes() == before[0]
     assert not list((tmp_path / "killed").glob("records/*"))

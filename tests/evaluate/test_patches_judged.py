@@ -272,7 +272,9 @@ def test_runs_of_earlier_versions_are_told(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from evaluate.records import SCHEMA, DamagedShard, read_shard, write_table
+    from evaluate.claim import run_of
+    from evaluate.records import SCHEMA, read_shard
+    from evaluate.shards import DamagedShard, write_table
 
     records = run(Steady(), [SparseRS(queries=4)], tmp_path)
     name = "records/00000000-00000003.parquet"
@@ -284,7 +286,7 @@ def test_runs_of_earlier_versions_are_told(tmp_path):
     fields = [field for field in SCHEMA.field("attacks").type.value_type if field.name != "patches"]
     old = pa.schema([*list(SCHEMA)[:-1], ("attacks", pa.list_(pa.struct(fields)))])
     (tmp_path / name).unlink()
-    write_table(tmp_path, name, pa.Table.from_pylist(rows, schema=old).replace_schema_metadata(table.schema.metadata))
+    write_table(tmp_path, name, pa.Table.from_pylist(rows, schema=old), run_of(tmp_path))
     with pytest.raises(DamagedShard, match=r"without attacks.patches, it is of an earlier version.*repeat the run's"):
         read_shard(tmp_path, name)
     told = []

@@ -310,7 +310,7 @@ def folder_of(tmp_path, records, exhibits, **configuration):
     whose = claim(tmp_path, given)
     name = shard_name(0, len(records))
     write_exhibits(tmp_path, exhibits_name(name), exhibits)
-    write_shard(tmp_path, name, records, whose)
+    write_shard(tmp_path, name, records, whose, files=[exhibits_name(name)])
     return tmp_path
 
 

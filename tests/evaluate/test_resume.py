@@ -18,18 +18,10 @@ from hypothesis import strategies as st
 
 from evaluate import runner as module
 from evaluate.claim import run_of
-from evaluate.records import (
-    SCHEMA,
-    DamagedShard,
-    read_records,
-    read_shard,
-    read_table,
-    shard_name,
-    write_shard,
-    write_table,
-)
-from evaluate.store import Store
+from evaluate.records import SCHEMA, read_records, read_shard, shard_name, write_shard
+from evaluate.shards import DamagedShard, read_table, write_table
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 from tests.evaluate.calls import call
 from tests.evaluate.runs import BATCH, NUMBER, contents, found, process, run, timeless
 
@@ -200,8 +192,8 @@ def bare(table: pa.Table) -> bytes:
 
 
 def other_columns(output: Path) -> bytes:
-    table = read_table(output, SHARDS[1], SCHEMA)
-    write_table(output / "elsewhere", "x", table.drop_columns(["refuted"]))
+    table = read_table(output, SHARDS[1], SCHEMA, run_of(output))
+    write_table(output / "elsewhere", "x", table.drop_columns(["refuted"]), run_of(output))
     return (output / "elsewhere" / "x").read_bytes()
 
 
@@ -219,7 +211,7 @@ DAMAGE = {
     "empty": (lambda output: b"", "checksum"),
     "cut": (lambda output: (output / SHARDS[1]).read_bytes()[:-1], "checksum"),
     "flipped": (lambda output: flipped((output / SHARDS[1]).read_bytes(), 20_000), "checksum"),
-    "unsealed": (lambda output: bare(read_table(output, SHARDS[1], SCHEMA)), "checksum"),
+    "unsealed": (lambda output: bare(read_table(output, SHARDS[1], SCHEMA, run_of(output))), "checksum"),
     "other images": (lambda output: (output / SHARDS[2]).read_bytes(), "other images"),
     "too few": (too_few, "other images"),
     "other columns": (other_columns, "other columns"),

@@ -239,5 +239,5 @@ def test_folders_that_hold_no_finished_sweep(checkpoints, tmp_path):
         read_sweep(output)
     told = []
     run({"columns": checkpoints["columns"]}, output, on_progress=lambda _, what: told.append(what))
-    assert told == ["columns (once more: its shard is damaged)", "done"]
+    assert told == ["columns (once more: its shard is damaged, its checksum is wrong or missing)", "done"]
     assert len(rows_of(output)) == 4 * 7

@@ -11,8 +11,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from evaluate.store import Store
 from robustpatch.errors import InvalidInput
+from robustpatch.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("evaluate.store.os.replace", full)
+    monkeypatch.setattr("robustpatch.store.os.replace", full)
     with pytest.raises(InvalidInput, match=r"a\.parquet cannot be written .*No space left.*make room or name another"):
         store.write("records/a.parquet", b"new")
     assert [path.name for path in Path(tmp_path, "records").iterdir()] == ["a.parquet"]
@@ -90,7 +90,7 @@ def test_without_hard_links(tmp_path, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("evaluate.store.os.link", no_links)
+    monkeypatch.setattr("robustpatch.store.os.link", no_links)
     test_a_file_that_is_there_is_not_created(Store(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
