@@ -220,7 +220,11 @@ class Options:
         ),
     ] = None
     replay: Annotated[
-        str | None, typer.Option(help="Show a saved counterexample again, and do no more.", rich_help_panel=_OUTPUT)
+        str | None,
+        typer.Option(
+            help="Show a saved counterexample again, of the --checkpoint or --model named, and do no more.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None
 
     def given(self) -> dict[str, Any]:
