@@ -58,7 +58,10 @@ def main(options: Options, errors: Console) -> int:
         image_size=options.image_size,
         channels=options.channels,
         classes=options.classes,
+        skip_broken=options.skip_broken,
     )
+    if images.left_out is not None:
+        _say(errors, f"left out: {images.left_out}")
     subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)

@@ -127,6 +127,10 @@ class Options:
             rich_help_panel=_IMAGES,
         ),
     ] = None
+    skip_broken: Annotated[
+        bool,
+        typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.", rich_help_panel=_IMAGES),
+    ] = False
     num_images: Annotated[
         int | None,
         typer.Option(help="Test images, from the first on; 0: all. Default: 200 at most.", rich_help_panel=_IMAGES),
