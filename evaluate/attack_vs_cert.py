@@ -7,38 +7,29 @@ import time
 from dataclasses import replace
 from hashlib import sha256
 
-import torch
 import typer
 from rich.console import Console
 
 from attacks import parse_attacks
-from attacks.base import predict, referee
 from evaluate.batch import Settings
-from evaluate.claim import model_fingerprint
 from evaluate.cluster import Cluster
-from evaluate.command import BROKEN, HELD, RayCommand, check_dtype, check_number, circumstances, showing, takes
-from evaluate.counterexample import load_counterexample, replay
+from evaluate.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
 from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
-from evaluate.models import as_in_run, measurable, own_model, voters, with_defense
-from evaluate.named import module_of
+from evaluate.models import measurable
 from evaluate.options import Options, write_configuration
 from evaluate.records import read_deviation
+from evaluate.replaying import replay_command, show_again
 from evaluate.report import write_report
 from evaluate.runner import evaluate
-from evaluate.source import files_of
 from evaluate.subject import kind, subject_of
 from evaluate.table import summary_table, verdict
 from robustpatch.calibration import calibrate_guard
 from robustpatch.data import named_images
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import lent
 from robustpatch.precision import check_device
-from robustpatch.randomized import RandomizedClassifier
 from robustpatch.store import Store
 from robustpatch.threat import parse_threat
-from robustpatch.zoo import load_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -55,7 +46,7 @@ def main(options: Options, errors: Console) -> int:
     started = time.monotonic()
     console = Console(no_color=True) if options.plain else Console()
     if options.replay is not None:
-        return _replay(options.replay, options.device, console)
+        return show_again(options.replay, options, console)
     if options.certified_budget < 0:
         raise InvalidInput(f"certified_budget is {options.certified_budget}; give evaluations, or 0 for no limit")
     cluster = Cluster.of(options.ray, options.num_workers, options.device, lambda text: _say(errors, text))
@@ -67,7 +58,10 @@ def main(options: Options, errors: Console) -> int:
         image_size=options.image_size,
         channels=options.channels,
         classes=options.classes,
+        skip_broken=options.skip_broken,
     )
+    if images.left_out is not None:
+        _say(errors, f"left out: {images.left_out}")
     subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
@@ -146,7 +140,7 @@ def main(options: Options, errors: Console) -> int:
     if not broken:
         return HELD
     for name in store.names("counterexamples", ".safetensors"):
-        _say(console, f"see it again: python -m evaluate.attack_vs_cert --replay {store.path(name)}")
+        _say(console, f"see it again: {replay_command(store.path(name), configuration)}")
     return BROKEN
 
 
@@ -161,49 +155,6 @@ def _expected(found: Estimate) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _replay(path: str, device: str, console: Console) -> int:
-    """Show a counterexample again with the model it came from; 1 when it still stands."""
-    example = load_counterexample(path)
-    claim = example.configuration
-    if "checkpoint" in claim:
-        loaded = load_checkpoint(claim["checkpoint"])
-        if loaded.sha256 != claim["checkpoint_sha256"]:
-            raise InvalidInput(
-                f"checkpoint {claim['checkpoint']} has changed since {path} was saved; restore that file"
-            )
-        model: torch.nn.Module = as_in_run(loaded, claim).to(check_device(device), check_dtype(claim["dtype"]))
-    elif "model" in claim:
-        model = own_model(claim["model"], device=check_device(device), dtype=claim["dtype"])
-        if claim.get("defense") is not None and not isinstance(model, Defended):
-            model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {claim['model']}")
-        if model_fingerprint(model) != claim.get("model_sha256"):
-            raise InvalidInput(f"model {claim['model']} has changed since {path} was saved; restore its weights")
-        files, then = files_of(module_of(claim["model"], "model")), claim.get("model_files", {})
-        changed = sorted(name for name in {**then, **files} if then.get(name) != files.get(name))
-        if changed and then:
-            _say(console, f"changed since {path} was saved: {', '.join(changed)}; this is of the model as it is now")
-    else:
-        raise InvalidInput(f"replay is {path}, found with a model of Python's own; use evaluate.counterexample.replay")
-    votes = voters(model)
-    outcome, certified = replay(example, model)
-    console.print(f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
-    for name, image in (("clean", example.x), ("attacked", example.x_adv)):
-        image = image[None].to(device)
-        counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
-        console.print(f"{name}: {counts}prediction {int(predict(referee(model), image))}")
-    stands = certified and bool(outcome.broken[0])
-    console.print(
-        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
-        f"prediction changed: {bool(outcome.broken[0])}"
-    )
-    if isinstance(model, RandomizedClassifier):
-        console.print(
-            f"a certificate may be wrong with a chance of {model.sampling.alpha:g}: the run counts such cases"
-        )
-    console.print("the counterexample stands" if stands else "the counterexample does not stand here")
-    return BROKEN if stands else HELD
 
 
 if __name__ == "__main__":

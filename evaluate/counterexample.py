@@ -15,11 +15,15 @@ from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, predict, referee
 from attacks.chance import by_chance
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import certify, lent
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.store import Store
+from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
+
+_MOST_BYTES = 2**28  # of a file: two images and the votes
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,42 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
 
 
 def load_counterexample(path: str | Path) -> Counterexample:
-    """Read a saved counterexample. Raises `InvalidInput` when there is none or it is damaged."""
+    """Read a saved counterexample. Raises `InvalidInput` when there is none, it is damaged, or larger than any."""
     try:
         with fsspec.open(str(path), "rb") as file:
-            content: bytes = file.read()  # type: ignore[union-attr]
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        claim = json.loads(header["__metadata__"]["counterexample"])
+            content: bytes = file.read(_MOST_BYTES + 1)  # type: ignore[union-attr]
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
         tensors = load(content)
-        return Counterexample(
-            **{name: tensors[name] for name in ("x", "x_adv", "corners")},
-            threat=PatchThreat(*claim.pop("threat")),
-            **claim,
-        )
+        header = read_object(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return _checked(read_object(header["__metadata__"]["counterexample"]), tensors)
     except (SafetensorError, OSError, ImportError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InvalidInput(f"replay is {path}, which is no counterexample ({error})") from error
+        raise InvalidInput(f"replay is {path}, which is no counterexample ({one_line(error, 200)})") from error
+
+
+def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexample:
+    """What a file holds as a counterexample. Raises `ValueError` or `KeyError` for fields that are missing, too many or
+    of other types.
+    """
+    x, x_adv, corners = (tensors[name] for name in ("x", "x_adv", "corners"))
+    if x.ndim != 3 or x_adv.shape != x.shape or not x.is_floating_point() or not x_adv.is_floating_point():
+        raise ValueError(f"its images are {x.dtype} {tuple(x.shape)} and {x_adv.dtype} {tuple(x_adv.shape)}")
+    height, width, count = (_whole("threat", side) for side in claim.pop("threat"))
+    threat = PatchThreat(height, width, count)
+    threat.check_fits(*x.shape[1:])
+    if corners.dtype != torch.long or corners.shape != (count, 2):
+        raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
+    for name in ("index", "prediction"):
+        _whole(name, claim[name])
+    if not isinstance(claim["attack"], str) or not isinstance(claim["configuration"], dict):
+        raise ValueError("its attack is no text, or its configuration no table")
+    return Counterexample(x=x, x_adv=x_adv, corners=corners, threat=threat, **claim)
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ValueError(f"its {name} is {one_line(repr(value), 40)}, no whole number of 64 bits")
+    return value
 
 
 def replay(example: Counterexample, model: torch.nn.Module, device: torch.device | None = None) -> tuple[Outcome, bool]:

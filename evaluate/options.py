@@ -127,6 +127,10 @@ class Options:
             rich_help_panel=_IMAGES,
         ),
     ] = None
+    skip_broken: Annotated[
+        bool,
+        typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.", rich_help_panel=_IMAGES),
+    ] = False
     num_images: Annotated[
         int | None,
         typer.Option(help="Test images, from the first on; 0: all. Default: 200 at most.", rich_help_panel=_IMAGES),
@@ -220,7 +224,11 @@ class Options:
         ),
     ] = None
     replay: Annotated[
-        str | None, typer.Option(help="Show a saved counterexample again, and do no more.", rich_help_panel=_OUTPUT)
+        str | None,
+        typer.Option(
+            help="Show a saved counterexample again, of the --checkpoint or --model named, and do no more.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None
 
     def given(self) -> dict[str, Any]:

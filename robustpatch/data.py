@@ -14,18 +14,21 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10, MNIST, ImageFolder
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from robustpatch.errors import InvalidInput
+from robustpatch.folders import look_into
+from robustpatch.pictures import EXTENSIONS, Unreadable, content, picture
+from robustpatch.text import one_line
 
 DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
 SPLITS = ("train", "validation", "test")
-_PARTS = ("train", "training", "val", "validation", "valid")  # folders that are no classes
+_PARTS = ("train", "training", "val", "validation", "valid", "test", "testing")  # folders that are no classes
 VALIDATION = 5_000  # the last training images: every choice is made on these
+_LARGEST = 2**13  # side of an image
+_MOST_CLASSES = 2**24  # characters of a file of their names
 _HELD = 2**30  # bytes of a folder's images, decoded, up to which they are kept in memory
 
 
@@ -34,6 +37,7 @@ class ImageSet:
     """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order. A
     folder's images are read when first asked for, and kept as bytes where all of them take at most a gigabyte. A file
     that is another when it is read again is refused with `InvalidInput`: what was read of it before may be in use.
+    `left_out` says which files of a folder are not among them, in words, where some are not.
     """
 
     name: str
@@ -42,8 +46,9 @@ class ImageSet:
     image_shape: tuple[int, int, int]
     labels: Tensor
     _bytes: Tensor | None = None
-    _folder: ImageFolder | None = None
+    _files: tuple[Path, ...] | None = None
     _resized: bool = False
+    left_out: str | None = None
     _held: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
     _seen: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -59,12 +64,10 @@ class ImageSet:
         """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
         if self._bytes is not None:
             return self._bytes[i].numpy().tobytes()
-        assert self._folder is not None
-        path = Path(self._folder.samples[i][0])
+        path = self._unchanged(i)
         try:
-            self._check_same(i)
-            return path.read_bytes()
-        except OSError as error:
+            return content(path)
+        except Unreadable as error:
             raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
 
     def _pixels(self, index: Tensor) -> Tensor:
@@ -84,21 +87,23 @@ class ImageSet:
             known[i] = True
         return pixels[index]
 
-    def _check_same(self, i: int) -> None:
-        """Refuse a file that was written since it was first read."""
-        assert self._folder is not None
-        path = Path(self._folder.samples[i][0])
-        now = path.stat()
+    def _unchanged(self, i: int) -> Path:
+        """The file of image i; one that was written since it was first read is refused."""
+        assert self._files is not None
+        path = self._files[i]
+        try:
+            now = path.stat()
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
         if self._seen.setdefault(i, (now.st_size, now.st_mtime_ns)) != (now.st_size, now.st_mtime_ns):
             raise InvalidInput(f"{path} was written since it was first read; load the images anew")
+        return path
 
     def _read(self, i: int) -> Tensor:
-        assert self._folder is not None
-        path = self._folder.samples[i][0]
+        path = self._unchanged(i)
         try:
-            self._check_same(i)
-            image = pil_to_tensor(self._folder.loader(path))
-        except OSError as error:  # PIL's UnidentifiedImageError is one
+            image = picture(path, self.image_shape[0])
+        except Unreadable as error:
             raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error
         if self._resized:
             size = self.image_shape[1:]
@@ -141,20 +146,31 @@ def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:
 def parse_image_size(text: str) -> tuple[int, int]:
     """Read "224" or "224x320" (height × width). Raises `InvalidInput`."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise InvalidInput(f"image_size is {text!r}; use 224 or 224x320 (height × width)")
-    return int(parts[0]), int(parts[-1])
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+        raise InvalidInput(f"image_size is {one_line(repr(text), 80)}; use 224 or 224x320 (height × width)")
+    size = int(parts[0]), int(parts[-1])
+    if not 1 <= min(size) <= max(size) <= _LARGEST:
+        raise InvalidInput(f"image_size is {text!r}; give a height and a width of 1 to {_LARGEST}")
+    return size
 
 
 def named_classes(text: str) -> tuple[str, ...]:
     """Class names from a file with one a line, or from "cat,dog". Raises `InvalidInput` for neither."""
-    if "," in text and not Path(text).exists():
-        return tuple(part.strip() for part in text.split(","))
-    try:
-        lines = Path(text).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"classes is {text}, which is no list a,b,c and no text file ({error})") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    if os.path.isfile(text := os.path.expanduser(text)):  # False for texts that no file can be called, too
+        try:
+            with open(text, encoding="utf-8-sig") as file:
+                names = tuple(line.strip() for line in file.read(_MOST_CLASSES).splitlines() if line.strip())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"classes is {text}, which is no text file ({one_line(error, 200)})") from error
+    elif "," in text:
+        names = tuple(part.strip() for part in text.split(","))
+    else:
+        raise InvalidInput(f"classes is {one_line(repr(text), 200)}, which is no list a,b,c and no text file")
+    if not names or not all(names):
+        raise InvalidInput(
+            f"classes is {one_line(repr(text), 200)}, which leaves a class without a name; name each one"
+        )
+    return names
 
 
 def default_root() -> Path:
@@ -170,6 +186,7 @@ def load_images(
     image_size: tuple[int, int] | None = None,
     channels: int = 3,
     class_names: Sequence[str] | None = None,
+    skip_broken: bool = False,
 ) -> ImageSet:
     """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
     folder, validation is an even sample of at most a tenth.
@@ -179,21 +196,24 @@ def load_images(
     - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE. Test images come from every
       class in turn.
 
-    The last three are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
-    to cover it and cropped in the middle. They are read in colour, or with `channels` 1 in grey. Its classes are in
-    alphabetical order, or `class_names`, in the order of a model's outputs: of these the folder may hold a few.
+    The last four are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
+    to cover it and cropped in the middle. They are read as a viewer shows them (`robustpatch.pictures`), in colour, or
+    with `channels` 1 in grey. Its classes are in alphabetical order, or `class_names`, in the order of a model's
+    outputs: of these the folder may hold a few. All of its files are looked at here, so that none fails an hour later;
+    those that cannot be used are refused, or with `skip_broken` left out, which `ImageSet.left_out` tells.
 
-    Raises `InvalidInput` for an unknown name or split, and where files are missing.
+    Raises `InvalidInput` for an unknown name or split, and where files are missing or cannot be used.
     """
     if split not in SPLITS:
         raise InvalidInput(f"split is {split!r}; known are {', '.join(SPLITS)}")
     root = Path(root).expanduser() if root is not None else default_root()
     if name == "folder":
-        return _folder(root, split, image_size, channels, class_names)
+        return _folder(root, split, image_size, channels, class_names, skip_broken)
     for option, value in (
         ("image_size", image_size),
         ("channels", None if channels == 3 else channels),
         ("class_names", class_names),
+        ("skip_broken", skip_broken or None),
     ):
         if value is not None:
             raise InvalidInput(f"{option} is {value}, but dataset {name} has its own; drop it, or use --dataset folder")
@@ -226,6 +246,7 @@ def named_images(
     image_size: str | None = None,
     channels: int = 3,
     classes: str | None = None,
+    skip_broken: bool = False,
 ) -> ImageSet:
     """`load_images` as command lines name it: sizes as for `parse_image_size`, classes as for `named_classes`."""
     return load_images(
@@ -235,6 +256,7 @@ def named_images(
         image_size=None if image_size is None else parse_image_size(image_size),
         channels=channels,
         class_names=None if classes is None else named_classes(classes),
+        skip_broken=skip_broken,
     )
 
 
@@ -270,34 +292,48 @@ def _part(images: ImageSet, split: str) -> ImageSet:
 
 
 def _folder(
-    root: Path, split: str, image_size: tuple[int, int] | None, channels: int, class_names: Sequence[str] | None
+    root: Path,
+    split: str,
+    image_size: tuple[int, int] | None,
+    channels: int,
+    class_names: Sequence[str] | None,
+    skip_broken: bool,
 ) -> ImageSet:
     if channels not in (1, 3):
         raise InvalidInput(f"channels is {channels}; images are read in colour (3) or in grey (1)")
-    if image_size is not None and min(image_size) < 1:
-        raise InvalidInput(f"image_size is {image_size}; give a height and a width of at least 1")
-    path = root / ("test" if split == "test" else "train")
-    if split == "test" and not path.is_dir():
-        path = root
-        parts = sorted(part.name for part in root.iterdir() if part.name in _PARTS) if root.is_dir() else []
-        if parts:
-            raise InvalidInput(
-                f"data-root is {root}, which holds {', '.join(parts)} but no test; name the one to test, as in "
-                f"{root / parts[-1]}"
-            )
+    if image_size is not None and not 1 <= min(image_size) <= max(image_size) <= _LARGEST:
+        raise InvalidInput(f"image_size is {image_size}; give a height and a width of 1 to {_LARGEST}")
+    path = _part_of_folder(root, split)
     try:
-        folder = ImageFolder(str(path), loader=_in_grey if channels == 1 else default_loader)
-    except FileNotFoundError as error:
+        folder = look_into(path, resized=image_size is not None)
+    except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"data-root is {root}, but there are no images in {path}/CLASS/ ({error}); make one folder for each class"
+            f"data-root is {root}, but there are no images in {path}/CLASS/ ({one_line(error, 200)}); make one folder "
+            "for each class"
         ) from error
+    if folder.broken and not skip_broken:
+        several = any("the first has" in reason for reason in folder.broken.values())
+        remedy = "bring all to one size with --image-size, mend" if several else "mend"
+        raise InvalidInput(
+            f"data-root is {root}, where {folder.what_is_broken(path)}; {remedy} or remove them, or leave them out "
+            "with --skip-broken"
+        )
+    empty = [name for number, name in enumerate(folder.classes) if all(own != number for _, own in folder.files)]
+    if not folder.files or (empty and not folder.broken):
+        which = f"none in {one_line(', '.join(empty[:5]), 200)}" if empty else "no folder in it"
+        raise InvalidInput(
+            f"data-root is {root}, but there are no images in {path}/CLASS/ ({which}); make one folder for each class, "
+            f"with files that end in {', '.join(EXTENSIONS)}"
+        )
     names = tuple(folder.classes if class_names is None else class_names)
     unknown = sorted(set(folder.classes) - set(names))
     if unknown or len(set(names)) < len(names):
         what = f"not {', '.join(unknown[:5])}, folders of {path}" if unknown else "one of them twice"
-        raise InvalidInput(f"class_names is {', '.join(names[:5])}, … ({len(names)}), {what}; name each class once")
-    labels = torch.tensor([names.index(name) for name in folder.classes])[torch.tensor(folder.targets)]
-    size = image_size or tuple(pil_to_tensor(folder.loader(folder.samples[0][0])).shape[1:])
+        raise InvalidInput(
+            f"class_names is {one_line(', '.join(names[:5]), 200)}, … ({len(names)}), {one_line(what, 400)}; name each "
+            "class once"
+        )
+    labels = torch.tensor([names.index(folder.classes[number]) for _, number in folder.files])
     # A folder is sorted by class: so its validation images are an even sample and not the last ones, and its test
     # images are of every class in turn, so that the first of them speak for all.
     order = torch.arange(len(labels))
@@ -307,11 +343,33 @@ def _folder(
     else:
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
-    folder.samples = [folder.samples[int(i)] for i in order]
-    shape = (channels, size[0], size[1])
-    return ImageSet("folder", split, names, shape, labels[order], _folder=folder, _resized=image_size is not None)
+    size = image_size or folder.size
+    assert size is not None
+    return ImageSet(
+        "folder",
+        split,
+        names,
+        (channels, size[0], size[1]),
+        labels[order],
+        _files=tuple(folder.files[int(i)][0] for i in order),
+        _resized=image_size is not None,
+        left_out=folder.what_is_broken(path) if folder.broken else None,
+    )
 
 
-def _in_grey(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("L")
+def _part_of_folder(root: Path, split: str) -> Path:
+    """Where the images of a split lie. A root whose folders are called like splits is not taken for one of classes."""
+    path = root / ("test" if split == "test" else "train")
+    try:
+        if split != "test" or path.is_dir():
+            return path
+        inside = sorted(one.name for one in root.iterdir()) if root.is_dir() else []
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"data-root is {one_line(root, 200)}, which cannot be read ({one_line(error)})") from error
+    parts = [name for name in inside if name.lower() in _PARTS]
+    if parts:
+        raise InvalidInput(
+            f"data-root is {root}, which holds {', '.join(parts)} but no test; name the one to test, as in "
+            f"{root / parts[-1]}"
+        )
+    return root

@@ -29,7 +29,7 @@ from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.status import HELD, status_of
-from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, shown
+from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import parse_voting
@@ -196,6 +196,7 @@ def main(
     image_size: ImageSize = None,
     channels: Channels = 3,
     classes: Classes = None,
+    skip_broken: SkipBroken = False,
     only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0,
@@ -214,9 +215,19 @@ def main(
         if unknown:
             raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
         images, validation = (
-            named_images(dataset, data_root, split, image_size=image_size, channels=channels, classes=classes)
+            named_images(
+                dataset,
+                data_root,
+                split,
+                image_size=image_size,
+                channels=channels,
+                classes=classes,
+                skip_broken=skip_broken,
+            )
             for split in ("train", "validation")
         )
+        if images.left_out is not None:
+            Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             for run in [run for run in runs if wanted is None or run.name in wanted]:

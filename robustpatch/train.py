@@ -31,6 +31,7 @@ Classes = Annotated[
     str | None,
     typer.Option(help="Names of a folder's classes in the order of the outputs: a file with one a line, or a,b,c."),
 ]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.")]
 
 MeasureEvery = Annotated[int, typer.Option(help="Epochs between two measurements of accuracy on validation images.")]
 MeasureImages = Annotated[
@@ -49,6 +50,7 @@ def main(
     image_size: ImageSize = None,
     channels: Channels = 3,
     classes: Classes = None,
+    skip_broken: SkipBroken = False,
     ablation: Annotated[
         str | None,
         typer.Option(
@@ -162,9 +164,19 @@ def main(
             seed=seed,
         )
         images, validation = (
-            named_images(dataset, data_root, split, image_size=image_size, channels=channels, classes=classes)
+            named_images(
+                dataset,
+                data_root,
+                split,
+                image_size=image_size,
+                channels=channels,
+                classes=classes,
+                skip_broken=skip_broken,
+            )
             for split in ("train", "validation")
         )
+        if images.left_out is not None:
+            Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             with shown(shown_on, len(images) // batch_size) as callbacks:

@@ -102,7 +102,7 @@ def _train(
     full = {**config.for_checkpoint(), **about(images)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = model_from(full).to(device)
+        model = model_from(full, pretrained=True).to(device)
     threat, sets, ablation = None, None, None
     trained = _trained(model)
     if isinstance(trained, SmoothedClassifier):

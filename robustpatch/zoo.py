@@ -15,15 +15,19 @@ from safetensors.torch import load, save
 from torch import nn
 
 from robustpatch.ablation import Ablation
+from robustpatch.bounded_json import read_json, read_object
+from robustpatch.configuration import check_configuration
 from robustpatch.defenses import Defended, parse_defense
 from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
+from robustpatch.networks.allowance import at_most
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation, parse_source
 from robustpatch.store import replace_file
+from robustpatch.text import one_line
 from robustpatch.voting import Voting, parse_voting
 
 FORMAT, SEAL = 1, "seal"  # keys of a checkpoint's configuration are the writer's, but for these two
@@ -71,18 +75,20 @@ def names() -> list[str]:
     )
 
 
-def model_from(config: dict[str, Any], voting: Voting | None = None) -> nn.Module:
+def model_from(config: dict[str, Any], voting: Voting | None = None, *, pretrained: bool = False) -> nn.Module:
     """An untrained classifier from a configuration: a smoothed one, a randomized one where `ablation` is sparse, or,
     where it is None, the network alone; with a `defense`, that around it.
 
     Keys: network (name and options), image_shape [C,H,W], class_names, ablation; with an ablation, voting, guard and
-    encoding too; where there is one, defense.
+    encoding too; where there is one, defense. Nothing in it reads a file or runs code, and only with `pretrained` is a
+    network's option of that name obeyed, which downloads weights: a checkpoint holds its own. Raises `InvalidInput`.
     """
+    check_configuration(config)
     ablation = None if config["ablation"] is None else parse_source(config["ablation"])
     defense = None if config.get("defense") is None else parse_defense(config["defense"])
     encoding = None if ablation is None else encoding_named(config["encoding"])
     channels, height, width = config["image_shape"]
-    options = dict(config["network"])
+    options = {key: value for key, value in config["network"].items() if pretrained or key != "pretrained"}
     network = build(
         options.pop("name"),
         ablation=ablation,
@@ -157,11 +163,13 @@ def load_checkpoint(
         content = path.read_bytes()
         tensors = load(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        config = json.loads(json.loads(header).get("__metadata__", {}).get("robustpatch", "null"))
+        config = read_json(read_object(header).get("__metadata__", {}).get("robustpatch", "null"))
         if isinstance(config, dict) and SEAL in config and not seal_holds(content):  # older ones have none
             raise ValueError("its checksum is wrong")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidInput(f"checkpoint {path} is damaged or no safetensors file ({error}); fetch it again") from error
+        raise InvalidInput(
+            f"checkpoint {path} is damaged or no safetensors file ({one_line(error, 200)}); fetch it again"
+        ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InvalidInput(
             f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
@@ -177,16 +185,15 @@ def load_checkpoint(
     if voting is not None and undefended:
         raise InvalidInput(f"voting is {voting}, but checkpoint {path.name} {what} and casts no votes; drop it")
     try:
-        # Weights that training began with are not fetched again to be overwritten.
-        network = {key: value for key, value in config["network"].items() if key != "pretrained"}
-        model = model_from({**config, "network": network}, voting)
+        with at_most(sum(tensor.numel() for tensor in tensors.values()), len(tensors)):
+            model = model_from(config, voting)
         network_of(model).load_state_dict(tensors)
-    except InvalidInput:
-        raise
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except InvalidInput as error:
+        raise InvalidInput(f"checkpoint {path}: {one_line(error, 400)}") from error
+    except Exception as error:  # what constructors raise for values that they were not meant for is of any kind
         raise InvalidInput(
             f"checkpoint {path}: its configuration is incomplete or does not fit its weights "
-            f"({type(error).__name__}: {error}); train it again with python -m robustpatch.train"
+            f"({type(error).__name__}: {one_line(error, 300)}); train it again with python -m robustpatch.train"
         ) from error
     config.pop(SEAL, None)
     return Checkpoint(model.eval(), config, path, hashlib.sha256(content).hexdigest())

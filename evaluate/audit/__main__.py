@@ -19,6 +19,7 @@ from evaluate.audit.run import audit
 from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -177,9 +178,13 @@ def _replay(path: Path, target: str | None, factory: str | None) -> int:
     """Show a finding again with the certifier named; 1 when it still stands. What the file names is not run."""
     _, note = load(path)
     if target is None and factory is None:
-        raise InvalidInput(f"replay is {path}, but no target and no factory are named; {again(path.resolve(), note)}")
+        raise InvalidInput(
+            f"replay is {path}, but no target and no factory are named, and a file names no code to run; if you trust "
+            f"what it says that it was found with: {again(path.resolve(), note)}"
+        )
     console = Console()
-    console.print(f"{note['check']}, {note['severity']}: {note['sentence']}", highlight=False, markup=False)
+    said = one_line(f"{note['check']}, {note['severity']}: {note['sentence']}", 10_000)
+    console.print(said, highlight=False, markup=False)
     certifier, make = named(target, "target"), named(factory, "factory")
     if make is None and certifier is not None:
         from evaluate.audit.run import own_factory

@@ -17,10 +17,13 @@ from attacks import Proposal, judge
 from evaluate.audit.batches import batch_shows_again
 from evaluate.audit.consistency import CHECKS
 from evaluate.audit.finding import Finding
+from evaluate.audit.fitting import check_finding
 from evaluate.audit.interface import Subject
 from evaluate.audit.stand import Factory, Stand, view_findings
 from evaluate.audit.trial import shows_again
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
+from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
 WRITTEN = ("report.md", "audit.json")  # beside the findings, by the command line
@@ -74,12 +77,12 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors, and what was written beside them. Raises `InvalidInput` where there is no finding."""
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads(file.metadata()["finding"])
+            note = read_object(file.metadata()["finding"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-            _ = tensors["x"], *(note[name] for name in ("check", "severity", "sentence", "kind", "threat", "classes"))
-            return tensors, note
+        check_finding(tensors, note)
+        return tensors, note
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"replay is {path}, which is no finding of an audit ({error})") from error
+        raise InvalidInput(f"replay is {path}, which is no finding of an audit ({one_line(error, 200)})") from error
 
 
 def replay(path: str | Path, target: Any = None, factory: Factory | None = None) -> bool:

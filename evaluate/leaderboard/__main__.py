@@ -64,6 +64,8 @@ def _run(
     entries = [entry for entry in board.entries if wanted is None or entry.name in wanted]
     around = circumstances(check_device(entries[0].options.device))
     images = _images(board)
+    if images.left_out is not None:
+        errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
     output = Path("runs") / path.stem if output is None else output
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
@@ -90,6 +92,7 @@ def _images(board: Board) -> ImageSet:
         image_size=options.image_size,
         channels=options.channels,
         classes=options.classes,
+        skip_broken=options.skip_broken,
     )
 
 

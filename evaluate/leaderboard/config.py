@@ -13,7 +13,15 @@ from evaluate.options import Options
 from robustpatch.errors import InvalidInput
 
 _MODEL = ("checkpoint", "model", "defense", "theta", "voting", "guard", "randomized", "alpha", "samples")
-_BOARD = ("dataset", "data_root", "image_size", "channels", "classes", "patch")  # one and the same for all rows
+_BOARD = (
+    "dataset",
+    "data_root",
+    "image_size",
+    "channels",
+    "classes",
+    "skip_broken",
+    "patch",
+)  # one and the same for all rows
 _RUN = ("num_images", "attacks", "steps", "budget", "certified_budget", "batch_size", "seed", "device", "dtype")
 _COUNTS = ("attacked_images", "timed_images")
 _WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -73,10 +81,11 @@ def board_path(name: str) -> Path:
 def read_board(path: str | Path, **instead: Any) -> Board:
     """The board that a TOML file describes; `instead` replaces values of the whole board, None leaves them.
 
-    Of the whole board: title, dataset, data_root, image_size, channels, classes, patch. Of the board or of a row:
-    num_images (0: all), attacked_images (0: none is attacked), timed_images, attacks, steps, budget, certified_budget,
-    batch_size, seed, device, dtype. Of a row: name, checkpoint or model, defense, theta, voting, guard, randomized,
-    alpha, samples, recipe and run, or train, published, source. Raises `InvalidInput`, before anything is loaded.
+    Of the whole board: title, dataset, data_root, image_size, channels, classes, skip_broken, patch. Of the board or of
+    a row: num_images (0: all), attacked_images (0: none is attacked), timed_images, attacks, steps, budget,
+    certified_budget, batch_size, seed, device, dtype. Of a row: name, checkpoint or model, defense, theta, voting,
+    guard, randomized, alpha, samples, recipe and run, or train, published, source. Raises `InvalidInput`, before
+    anything is loaded.
     """
     try:
         given = tomllib.loads(Path(path).read_text(encoding="utf-8"))

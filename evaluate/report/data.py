@@ -11,6 +11,7 @@ from typing import Any
 from evaluate.exhibits import outcome
 from evaluate.metrics import Share, Summary, summarise
 from evaluate.records import AttackRecord, Record, read_deviation, read_records
+from evaluate.replaying import replay_command
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.table import gap_text
@@ -138,7 +139,7 @@ def read_report(run: str | Path | Store) -> Report:
         cards=cards,
         scale=scale,
         command=command_of(around.get("command")),
-        replays=_replays(store),
+        replays=_replays(store, configuration),
     )
 
 
@@ -213,9 +214,9 @@ def _classes(records: list[Record], names: list[str] | None) -> list[ClassRow]:
     return rows
 
 
-def _replays(store: Store) -> list[str]:
+def _replays(store: Store, configuration: dict[str, Any]) -> list[str]:
     names = store.names("counterexamples", ".safetensors")
-    return [f"python -m evaluate.attack_vs_cert --replay {store.path(name)}" for name in names]
+    return [replay_command(store.path(name), configuration) for name in names]
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.threat import PatchThreat
-from robustpatch.train import Channels, Classes, ImageSize
+from robustpatch.train import Channels, Classes, ImageSize, SkipBroken
 from robustpatch.voting import Threshold, TopOne, Voting
 from robustpatch.zoo import Checkpoint, load_checkpoint, names
 
@@ -44,6 +44,7 @@ def main(
     image_size: ImageSize = None,
     channels: Channels = 3,
     classes: Classes = None,
+    skip_broken: SkipBroken = False,
     split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test",
     theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4",
     top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False,
@@ -71,7 +72,13 @@ def main(
             lambda errors: _run(
                 checkpoints,
                 lambda: named_images(
-                    dataset, data_root, split, image_size=image_size, channels=channels, classes=classes
+                    dataset,
+                    data_root,
+                    split,
+                    image_size=image_size,
+                    channels=channels,
+                    classes=classes,
+                    skip_broken=skip_broken,
                 ),
                 dataset,
                 classes is not None,
@@ -117,6 +124,8 @@ def _run(
     if split not in ("test", "validation"):
         raise InvalidInput(f"split is {split!r}; use test or validation")
     images = load()
+    if images.left_out is not None:
+        errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     settings = SweepSettings(
         votings=_votings(theta, top1),
         patches=tuple(PatchThreat.parse(part, images.image_shape[1:]) for part in patch.split(",")),

@@ -15,9 +15,10 @@ from robustpatch.networks.band import BandNet
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
-from robustpatch.networks.library import adapt, create, is_library_name
+from robustpatch.networks.library import adapt, create, is_library_name, library_and_model
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
+from robustpatch.networks.permitted import check_permitted
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
@@ -25,6 +26,7 @@ from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
 from robustpatch.networks.vit import TokenDropViT
 from robustpatch.sparse import SparseAblation
+from robustpatch.text import one_line
 from robustpatch.union import Union
 
 __all__ = [
@@ -87,8 +89,8 @@ def build(
     options for each part of the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the
     paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
     images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
-    ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`. Raises
-    `InvalidInput`.
+    ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`, and those of
+    `permitted`, for `options` may come with a file. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     inputs = channels if encoding is None else encoding.channels(channels)
@@ -117,6 +119,7 @@ def build(
         return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
     if is_library_name(name):
         options = dict(options)
+        check_permitted(name, *library_and_model(name), options)
         mean, std = (options.pop(key, None) for key in ("mean", "std"))
         model = create(name, num_classes=num_classes, image_size=(height, width), **options)
         return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
@@ -146,6 +149,12 @@ def _union(
     given = [{"name": one_pass_name(part)} for part in ablation.parts] if parts is None else [*parts]
     if len(given) != len(ablation.parts):
         raise InvalidInput(f"network union has {len(given)} parts, but ablation is {ablation}; give one for each part")
+    for options in given:
+        if not isinstance(options, dict) or options.get("name") not in _ONE_PASS:
+            raise InvalidInput(
+                f"network union has the part {one_line(options, 80)}; a part is a table with one of the names "
+                f"{', '.join(_ONE_PASS)}"
+            )
     built = [
         build(
             str(options["name"]),

@@ -26,6 +26,12 @@ def is_library_name(name: str) -> bool:
     return name in SHORT or name.startswith(("torchvision:", "timm:"))
 
 
+def library_and_model(name: str) -> tuple[str, str]:
+    """What `create` takes such a name for: "torchvision" or "timm", and the library's own name of the model."""
+    library, _, model = SHORT.get(name, name).partition(":")
+    return library, model
+
+
 def create(
     name: str, *, num_classes: int | None, image_size: tuple[int, int], pretrained: bool = False, **options: Any
 ) -> nn.Module:
@@ -36,7 +42,7 @@ def create(
     """
     if not is_library_name(name):
         raise InvalidInput(f'model is "{name}"; use torchvision:NAME, timm:NAME, {" or ".join(SHORT)}')
-    library, _, model = SHORT.get(name, name).partition(":")
+    library, model = library_and_model(name)
     options = options if num_classes is None else {"num_classes": num_classes, **options}
     try:
         return (_torchvision if library == "torchvision" else _timm)(model, image_size, pretrained, options)

@@ -16,6 +16,7 @@ import torch
 
 import evaluate
 from evaluate import attack_vs_cert as command
+from evaluate import replaying
 from evaluate.command import PACKAGES
 from evaluate.records import read_records
 from robustpatch.certificate import Certificate
@@ -152,22 +153,22 @@ def test_a_broken_certificate_ends_with_status_1(checkpoint, tmp_path, monkeypat
     files = sorted((tmp_path / "counterexamples").iterdir())
     assert files
     assert call(*given).exit_code == 1
-    monkeypatch.setattr(command, "load_checkpoint", lambda name: planted(checkpoint))
+    monkeypatch.setattr(replaying, "load_checkpoint", lambda name: planted(checkpoint))
     for file in files:
-        assert f"--replay {file}" in result.stdout
-        again = call("--replay", file)
+        assert f"attack_vs_cert --checkpoint {checkpoint} --replay {file}" in result.stdout
+        again = call("--checkpoint", checkpoint, "--replay", file)
         assert again.exit_code == 1, again.output
         assert "the counterexample stands" in again.stdout
     model = planted(checkpoint).model
     mended = SmoothedClassifier(model.base, model.ablation, num_classes=10, voting=model.voting).eval()
     for healthy in (mended, load_checkpoint(checkpoint).model):  # the bug mended; another model, of another opinion
         sound = replace(planted(checkpoint), model=healthy)
-        monkeypatch.setattr(command, "load_checkpoint", lambda name, sound=sound: sound)
-        again = call("--replay", files[0])
+        monkeypatch.setattr(replaying, "load_checkpoint", lambda name, sound=sound: sound)
+        again = call("--checkpoint", checkpoint, "--replay", files[0])
         assert again.exit_code == 0
         assert "does not stand" in again.stdout
-    monkeypatch.setattr(command, "load_checkpoint", lambda name: replace(sound, sha256="other"))
-    refused(call("--replay", files[0]), "has changed since")
+    monkeypatch.setattr(replaying, "load_checkpoint", lambda name: replace(sound, sha256="other"))
+    refused(call("--checkpoint", checkpoint, "--replay", files[0]), "has changed since")
 
 
 def test_a_killed_run_resumes(checkpoint, tmp_path):

@@ -114,7 +114,7 @@ def test_a_broken_certificate_of_a_defense_is_shown_again(undefended, tmp_path):
     result = call(*given)
     assert result.exit_code == 1, result.output
     for file in sorted((tmp_path / "counterexamples").iterdir()):
-        again = call("--replay", file)
+        again = call("--checkpoint", undefended, "--replay", file)
         assert again.exit_code == 1, again.output
         assert "the counterexample stands" in again.stdout
 
@@ -207,5 +207,5 @@ def test_a_defense_around_a_module_of_ones_own(tmp_path, monkeypatch):
     run = read_run("out")
     assert run.model == "its_own.py:net (darker:by=0.1,sure=True)"
     file = sorted((tmp_path / "out" / "counterexamples").iterdir())[0]
-    again = call("--replay", file)
+    again = call("--model", "its_own.py:net", "--replay", file)
     assert again.exit_code == 1, again.output

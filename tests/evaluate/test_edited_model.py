@@ -157,12 +157,12 @@ def test_a_counterexample_is_replayed_with_the_model_as_it_is(mine):
     edit(mine, "certify")
     assert command("--output", "out").exit_code == 1
     file = sorted((mine / "out" / "counterexamples").iterdir())[0]
-    again = call("--replay", file)
+    again = call("--model", "mine.py:defended", "--replay", file)
     assert again.exit_code == 1, again.output
     assert "changed since" not in again.output
     (mine / "mine.py").write_text(MODEL)
     forget(mine)
-    mended = call("--replay", file)
+    mended = call("--model", "mine.py:defended", "--replay", file)
     assert mended.exit_code == 0, mended.output
     assert "was saved: mine.py; this is of the model as it is now" in mended.output
 

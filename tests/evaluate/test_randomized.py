@@ -290,12 +290,12 @@ def test_a_bug_ends_with_status_1_and_is_replayed(sparse, tmp_path, monkeypatch)
     assert result.exit_code == 1, result.output
     assert "BROKEN: " in result.stdout
     file = sorted((tmp_path / "counterexamples").iterdir())[0]
-    again = call("--replay", file)
+    again = call("--checkpoint", sparse, "--replay", file)
     assert again.exit_code == 1, again.output
     assert "a certificate may be wrong with a chance of 0.0001" in " ".join(again.stdout.split())
     assert "the counterexample stands" in again.stdout
     monkeypatch.undo()
-    assert call("--replay", file).exit_code == 0
+    assert call("--checkpoint", sparse, "--replay", file).exit_code == 0
 
 
 WRONG = {

@@ -178,9 +178,11 @@ def test_a_counterexample_to_no_certificate(undefended, tmp_path):
     """--replay of a file that names an undefended checkpoint is a wrong call."""
     run = {"checkpoint": str(undefended), "checkpoint_sha256": load_checkpoint(undefended).sha256, "dtype": "float32"}
     claim = {"index": 0, "prediction": 0, "attack": "a", "threat": [1, 1, 1], "configuration": run}
-    tensors = {name: torch.zeros(1, 28, 28) for name in ("x", "x_adv")} | {"corners": torch.zeros(1, 2)}
+    tensors = {name: torch.zeros(1, 28, 28) for name in ("x", "x_adv")} | {
+        "corners": torch.zeros(1, 2, dtype=torch.long)
+    }
     save_file(tensors, tmp_path / "odd", metadata={"counterexample": json.dumps(claim)})
-    refused(call("--replay", tmp_path / "odd"), "plain.safetensors is undefended")
+    refused(call("--checkpoint", undefended, "--replay", tmp_path / "odd"), "plain.safetensors is undefended")
 
 
 def test_the_shipped_undefended_checkpoint(tmp_path):

@@ -154,9 +154,8 @@ def test_folders_that_are_none(tmp_path):
         load_images("folder", tmp_path)
     folder(tmp_path, "test", 1)
     Image.fromarray(np.zeros((5, 8, 3), np.uint8)).save(tmp_path / "test" / "dog" / "999.png")
-    images = load_images("folder", tmp_path)
     with pytest.raises(InvalidInput, match="bring all to one size with --image-size"):
-        images.batch(range(len(images)))
+        load_images("folder", tmp_path)
 
 
 def test_a_folder_of_other_sizes_is_cropped_in_the_middle(tmp_path):
