@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.base import referee
 from attacks.gradient import NotDifferentiable
 from robustpatch.content import Same, content_of
 from robustpatch.errors import InvalidInput
@@ -94,5 +95,6 @@ def _ask(model: nn.Module, x: Tensor) -> None:
             if getattr(model.forward, "__func__", None) is not nn.Module.forward:
                 model(lent(images))
         with torch.no_grad():
-            if hasattr(model, "predict"):
-                model.predict(lent(images))  # type: ignore[operator]
+            for one in (model, referee(model)):
+                if hasattr(one, "predict"):
+                    one.predict(lent(images))  # type: ignore[operator]

@@ -185,3 +185,18 @@ def test_the_chance_of_so_many_or_more(errors):
         found = summarise(with_errors(errors, changed)).allowance
         assert found.probability == pytest.approx(chance, abs=1e-12)
         assert (found.changed <= found.most) == (found.probability >= LEVEL)
+
+
+class Counting(Confident):
+    """Its referee counts what it is asked, on the model."""
+
+    asked = 0
+
+    def referee(self):
+        self.asked += 1
+        return Confident(self.silent).eval()
+
+
+def test_a_referee_that_keeps_count_is_no_change_by_an_attack(tmp_path):
+    """An ensemble asks the referee itself: what the model's own code changes then is not the attack's doing."""
+    assert run(Counting("never"), tmp_path, Ensemble((SparseRS(queries=20),), "one"), data=GREY).verdict == "held"
