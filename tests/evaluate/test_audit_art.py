@@ -21,6 +21,7 @@ from evaluate.audit.art import (
     salman_column,
 )
 from evaluate.audit.hostile import try_votes
+from evaluate.audit.sizes import Plan
 from evaluate.audit.stand import Stand, view_findings
 from evaluate.audit.tables import TableBase
 from robustpatch.errors import InvalidInput
@@ -89,9 +90,9 @@ def test_votes_that_are_added_as_booleans():
     assert "counts" in found(levine_probabilities, (1, 3, 20), PatchThreat(2, 2))
 
 
-@pytest.mark.usefixtures("few_plans")
-def test_an_art_certifier_brings_its_factory(tmp_path):
+def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
     """The whole audit of an object around a network of its own, with a file that shows it again."""
+    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [Plan((1, 3, 13), (PatchThreat(2, 2),))])
     base = seeded(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4))).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))
