@@ -152,10 +152,13 @@ def main(options: Options, errors: Console) -> int:
 
 def _expected(found: Estimate) -> str:
     minutes = "less than a minute" if found.seconds < 60 else f"about {found.seconds / 60:,.0f} minutes"
+    source = f"{found.attacked} images attacked" if found.attacked else "the attacks' budgets"
+    shares = "measuring more would take more than a tenth of that"
+    if found.certified is not None and found.open is not None:
+        shares = f"about {found.certified:.0%} certified, {found.open:.0%} correct but not certified"
     return (
         f"{found.images} images: {minutes} ({found.certifying:,.0f} s to certify, {found.attacking:,.0f} s to "
-        f"attack) and {found.evaluations:,} evaluations, from {found.attacked} images attacked; about "
-        f"{found.certified:.0%} certified, {found.open:.0%} correct but not certified. Nothing was written."
+        f"attack) and {found.evaluations:,} evaluations, from {source}; {shares}. Nothing was written."
     )
 
 
