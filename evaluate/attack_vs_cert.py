@@ -23,6 +23,7 @@ from evaluate.metrics import summarise
 from evaluate.models import as_in_run, measurable, own_model, voters, with_defense
 from evaluate.named import module_of
 from evaluate.options import Options, write_configuration
+from evaluate.places import place_of
 from evaluate.records import read_deviation
 from evaluate.report import write_report
 from evaluate.runner import evaluate
@@ -36,7 +37,6 @@ from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
 from robustpatch.precision import check_device
 from robustpatch.randomized import RandomizedClassifier
-from robustpatch.store import Store
 from robustpatch.threat import parse_threat
 from robustpatch.zoo import load_checkpoint
 
@@ -88,7 +88,7 @@ def main(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
-        store, smoothed, deviation = Store(output), measurable(model), None
+        store, smoothed, deviation = place_of(output), measurable(model), None
         if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
             deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
         redone: dict[str, str] = {}
