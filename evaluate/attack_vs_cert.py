@@ -18,6 +18,7 @@ from evaluate.estimate import Estimate, estimate
 from evaluate.metrics import summarise
 from evaluate.models import measurable
 from evaluate.options import Options, write_configuration
+from evaluate.places import place_of
 from evaluate.records import read_deviation
 from evaluate.replaying import replay_command, show_again
 from evaluate.report import write_report
@@ -28,7 +29,6 @@ from robustpatch.calibration import calibrate_guard
 from robustpatch.data import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.store import Store
 from robustpatch.threat import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,7 +82,7 @@ def main(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
-        store, smoothed, deviation = Store(output), measurable(model), None
+        store, smoothed, deviation = place_of(output), measurable(model), None
         if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
             deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
         redone: dict[str, str] = {}
@@ -146,10 +146,13 @@ def main(options: Options, errors: Console) -> int:
 
 def _expected(found: Estimate) -> str:
     minutes = "less than a minute" if found.seconds < 60 else f"about {found.seconds / 60:,.0f} minutes"
+    source = f"{found.attacked} images attacked" if found.attacked else "the attacks' budgets"
+    shares = "measuring more would take more than a tenth of that"
+    if found.certified is not None and found.open is not None:
+        shares = f"about {found.certified:.0%} certified, {found.open:.0%} correct but not certified"
     return (
         f"{found.images} images: {minutes} ({found.certifying:,.0f} s to certify, {found.attacking:,.0f} s to "
-        f"attack) and {found.evaluations:,} evaluations, from {found.attacked} images attacked; about "
-        f"{found.certified:.0%} certified, {found.open:.0%} correct but not certified. Nothing was written."
+        f"attack) and {found.evaluations:,} evaluations, from {source}; {shares}. Nothing was written."
     )
 
 

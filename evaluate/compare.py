@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 from evaluate.command import HELD, status_of
 from evaluate.finished import Run, read_run
 from evaluate.metrics import Share
+from evaluate.places import place_of
 from evaluate.records import Record
 from evaluate.report.page import render
 from robustpatch.errors import InvalidInput
-from robustpatch.store import Store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -162,7 +162,7 @@ def _text(share: Share | None) -> str:
 @app.command()
 def main(
     runs: Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for compare.md, compare.html and compare.json.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for compare.md, compare.html and compare.json.")] = None,
 ) -> None:
     """Put runs side by side, each against the first, image for image.
 
@@ -171,7 +171,7 @@ def main(
     raise typer.Exit(status_of(lambda errors: _run(runs, output)))
 
 
-def _run(runs: list[str], output: Path | None) -> int:
+def _run(runs: list[str], output: str | None) -> int:
     found = compare([read_run(run) for run in runs])
     console = Console()
     table = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -191,7 +191,7 @@ def _run(runs: list[str], output: Path | None) -> int:
     if output is not None:
         content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(found.as_dict(), indent=1)}
         for ending, text in content.items():
-            Store(output).write(f"compare.{ending}", text.encode())
+            place_of(output).write(f"compare.{ending}", text.encode())
         console.print(f"compare.html, .md and .json in {output}", highlight=False, soft_wrap=True, markup=False)
     return HELD
 

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from evaluate.drawn import write_picture
 from evaluate.finished import read_run
 from evaluate.metrics import Share, summarise
 from robustpatch.errors import InvalidInput
@@ -64,7 +65,7 @@ def read_curve(runs: list[Path]) -> Curve:
     return Curve(points, summary.clean, summary.certified_exact, run.title)
 
 
-def draw_curve(curve: Curve, path: Path) -> None:
+def draw_curve(curve: Curve, path: str | Path) -> None:
     """Draw the curve; the ending of `path` names the format (png, svg, pdf)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -89,19 +90,18 @@ def draw_curve(curve: Curve, path: Path) -> None:
     axes.set_title(curve.title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure)
 
 
 @app.command()
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate.attack_vs_cert, one for each budget.")],
-    output: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("curve.png"),
+    output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "curve.png",
 ) -> None:
     """Draw accuracy under attack against the evaluations spent."""
     errors = Console(stderr=True)
     try:
-        if output.suffix not in (".png", ".svg", ".pdf"):
+        if not output.endswith((".png", ".svg", ".pdf")):
             raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
         curve = read_curve(runs)
         draw_curve(curve, output)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from evaluate.command import HELD, status_of
+from evaluate.drawn import write_picture
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import load_checkpoint
 
@@ -46,7 +47,7 @@ def read_learning(name: str) -> Learning:
     return Learning(loaded.path.stem, rows)
 
 
-def draw(trainings: Sequence[Learning], path: Path) -> None:
+def draw(trainings: Sequence[Learning], path: str | Path) -> None:
     """Clean and certified accuracy after each epoch, a colour for each training and a thin line where a stage begins;
     the ending of `path` names the format (png, svg, pdf).
     """
@@ -72,14 +73,13 @@ def draw(trainings: Sequence[Learning], path: Path) -> None:
     axes.set_ylabel("accuracy on validation images, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure)
 
 
 @app.command()
 def main(
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or files.")],
-    output: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("learning.png"),
+    output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "learning.png",
 ) -> None:
     """Draw clean and certified accuracy on validation images against epochs.
 
@@ -88,8 +88,8 @@ def main(
     raise typer.Exit(status_of(lambda errors: _run(checkpoints, output)))
 
 
-def _run(checkpoints: list[str], output: Path) -> int:
-    if output.suffix not in (".png", ".svg", ".pdf"):
+def _run(checkpoints: list[str], output: str) -> int:
+    if not output.endswith((".png", ".svg", ".pdf")):
         raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
     draw([read_learning(name) for name in checkpoints], output)
     Console().print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)

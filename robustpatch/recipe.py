@@ -29,6 +29,7 @@ from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.status import HELD, status_of
+from robustpatch.store import local_folder
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
@@ -127,8 +128,7 @@ def follow(
     then it is refused with `InvalidInput`. `measure_every` and `measure_images` are those of `train`;
     `progress(i, config)` gives its callbacks for a stage.
     """
-    folder, start = state.folder(output).local, run.start
-    assert folder is not None  # as a training's is
+    folder, start = local_folder(output), run.start
     final = folder / f"{run.name}.safetensors"
     claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
     kept = _kept(final, folder / run.name / str(len(run.stages)) / state.STATE)

@@ -6,7 +6,6 @@ All else that a training writes can be made of this file, and is made again wher
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -29,16 +28,6 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     """What holds weights: the network, and what a defense trains beside it."""
     guide = getattr(model, "guide", None)
     return {"base": network_of(model)} | ({} if guide is None else {"guide": guide})
-
-
-def folder(output: str | Path) -> Store:
-    """The store of a training. Raises `InvalidInput` for a place that is no folder of this machine: what is written
-    there is read again by its path.
-    """
-    store = Store(output)
-    if store.local is None:
-        raise InvalidInput(f"output is {output}, but trainings are kept in folders of this machine; name one")
-    return store
 
 
 def size(model: nn.Module) -> int:

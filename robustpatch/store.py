@@ -177,6 +177,14 @@ class _There(Exception):
     """What was to be created exists."""
 
 
+def local_folder(output: str | Path) -> Path:
+    """The folder of that name, or of a file:// address. Raises `InvalidInput` for any other place."""
+    folder = Store(output).local
+    if folder is None:
+        raise InvalidInput(f"output is {output}, but this command reads again by path what it keeps; name a folder")
+    return folder
+
+
 def replace_file(path: str | Path, content: bytes) -> None:
     """Write a local file over what was there: it appears whole or not at all, even after a loss of power. Raises
     `OSError`.

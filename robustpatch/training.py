@@ -25,7 +25,7 @@ from robustpatch.networks import UnionNet
 from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation
-from robustpatch.store import Store
+from robustpatch.store import Store, local_folder
 from robustpatch.threat import Threat, parse_threat
 from robustpatch.training_config import TrainingConfig
 from robustpatch.union import Union
@@ -62,7 +62,7 @@ def train(
     One process, or one group of them, trains in an output at a time. `on_step(epoch, step, loss)` and
     `on_epoch(history row)` report progress. Raises `InvalidInput`.
     """
-    store = state.folder(output)
+    store = Store(local_folder(output))
     for name, value in (("measure_every", measure_every), ("measure_images", measure_images)):
         if value is not None and value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")

@@ -19,6 +19,7 @@ from evaluate.audit.run import audit
 from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.store import local_folder, replace_file
 from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
@@ -54,8 +55,8 @@ def main(
         float | None, typer.Option(help="Seconds after which it ends with what it has found by then.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
-    ] = Path("runs/audit"),
+        str, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
+    ] = "runs/audit",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     replay_file: Annotated[
         Path | None, typer.Option("--replay", help="Show a saved finding again, of the target or factory named.")
@@ -88,7 +89,7 @@ def main(
                     budget,
                     seed,
                     time_limit,
-                    output,
+                    local_folder(output),
                     as_json,
                     errors,
                 ),
@@ -167,9 +168,9 @@ def _status(done: Audit) -> int:
 def _write(done: Audit, output: Path, asked: dict[str, Any]) -> None:
     commands = [again(one.path, asked) for one in done.findings if one.path is not None]
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(markdown(done, commands))
-        (output / "audit.json").write_text(json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1))
+        replace_file(output / "report.md", markdown(done, commands).encode())
+        content = json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1)
+        replace_file(output / "audit.json", content.encode())
     except OSError as error:
         raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
 

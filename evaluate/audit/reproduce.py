@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 
 from attacks import Proposal, judge
 from evaluate.audit.batches import batch_shows_again
@@ -23,6 +23,7 @@ from evaluate.audit.stand import Factory, Stand, view_findings
 from evaluate.audit.trial import shows_again
 from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
+from robustpatch.store import replace_file
 from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
@@ -58,10 +59,9 @@ def _is_finding(path: Path) -> bool:
 def save(finding: Finding, output: Path, number: int, asked: dict[str, Any]) -> Finding:
     """Write `output`/NUMBER-CHECK.safetensors; `asked` names the certifier. The finding with its absolute path."""
     path = output.resolve() / f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {"check": finding.check, "severity": finding.severity, "sentence": finding.sentence}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in finding.tensors.items()}
-    save_file(tensors, path, metadata={"finding": json.dumps({**about, **finding.note, **asked})})
+    replace_file(path, as_bytes(tensors, {"finding": json.dumps({**about, **finding.note, **asked})}))
     return replace(finding, path=path)
 
 

@@ -3,6 +3,6 @@
 from evaluate.leaderboard.config import Board, Entry, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
-from evaluate.leaderboard.table import markdown, ordered, write_parquet
+from evaluate.leaderboard.table import markdown, ordered, parquet
 
-__all__ = ["Board", "Entry", "Row", "draw", "markdown", "measure", "ordered", "plan", "read_board", "write_parquet"]
+__all__ = ["Board", "Entry", "Row", "draw", "markdown", "measure", "ordered", "parquet", "plan", "read_board"]

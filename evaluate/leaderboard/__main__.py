@@ -12,14 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
+from evaluate.drawn import write_figure
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
-from evaluate.leaderboard.table import cells, markdown, write_parquet
+from evaluate.leaderboard.table import cells, markdown, parquet
 from evaluate.leaderboard.table import ordered as ranking
+from evaluate.places import place_of
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
+from robustpatch.store import Store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,7 +31,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Folder of records, table and picture; a killed run is resumed. Default: runs/BOARD."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Instead of the board's.")] = None,
@@ -45,7 +48,7 @@ def main(
 
 def _run(
     board_name: str,
-    output: Path | None,
+    output: str | None,
     dataset: str | None,
     data_root: Path | None,
     only: str | None,
@@ -67,20 +70,19 @@ def _run(
     if images.left_out is not None:
         errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
-    output = Path("runs") / path.stem if output is None else output
+    store = place_of(f"runs/{path.stem}" if output is None else output)
+    store.check_writable()
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
     rows: list[Row] = []
     with showing(errors, total) as on_progress:
         done = 0
         for one in planned:
-            rows.append(measure(one, images, output, lambda more, what, at=done: on_progress(at + more, what)))
+            rows.append(measure(one, images, store, lambda more, what, at=done: on_progress(at + more, what)))
             done += one.settings.num_images + one.entry.attacked_images
-    _write(board, rows, output, around)
+    _write(board, rows, store, around)
     console = Console()
     _show(console, board.title, rows)
-    console.print(
-        f"leaderboard.md, .parquet, .png and .json in {output}", highlight=False, soft_wrap=True, markup=False
-    )
+    console.print(f"leaderboard.md, .parquet, .png and .json in {store}", highlight=False, soft_wrap=True, markup=False)
     return BROKEN if any(row.broken for row in rows) else HELD
 
 
@@ -96,13 +98,12 @@ def _images(board: Board) -> ImageSet:
     )
 
 
-def _write(board: Board, rows: list[Row], output: Path, around: dict[str, object]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "leaderboard.md").write_text(markdown(board.title, rows), encoding="utf-8")
-    write_parquet(output / "leaderboard.parquet", rows)
-    draw(board.title, rows, output / "leaderboard.png")
+def _write(board: Board, rows: list[Row], store: Store, around: dict[str, object]) -> None:
     content = {"title": board.title, "rows": [row.as_dict() for row in ranking(rows)], **around}
-    (output / "leaderboard.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    store.write("leaderboard.md", markdown(board.title, rows).encode())
+    store.write("leaderboard.parquet", parquet(rows))
+    write_figure(store, "leaderboard.png", draw(board.title, rows), dpi=150)
+    store.write("leaderboard.json", json.dumps(content, indent=1).encode())
 
 
 def _show(console: Console, title: str, rows: list[Row]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log10
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluate.leaderboard.rows import Row
 from evaluate.leaderboard.table import ordered
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(title: str, rows: Sequence[Row], path: Path) -> None:
+
+def draw(title: str, rows: Sequence[Row]) -> Figure:
     """A numbered bubble for each row, its area by the logarithm of the time that certifying an image takes; a cross at
     the published numbers, a bar down from what is left under attack. The ending of `path` names the format.
     """
@@ -59,8 +61,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, labelspacing=1.1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _area(cost: float, least: float) -> float:

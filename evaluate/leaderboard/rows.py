@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -158,7 +159,10 @@ def _certify_one(model: torch.nn.Module, images: ImageSet, threat: Threat, devic
 
 
 def measure(
-    planned: Planned, images: ImageSet, output: str | Path, on_progress: Callable[[int, str], None] = lambda *_: None
+    planned: Planned,
+    images: ImageSet,
+    output: str | Path | Store,
+    on_progress: Callable[[int, str], None] = lambda *_: None,
 ) -> Row:
     """Certify all images, attack the first, and take the times; what `output` already holds is not done again.
 
@@ -166,11 +170,10 @@ def measure(
     """
     entry, model, settings = planned.entry, planned.subject.model, planned.settings
     note = {**planned.subject.note, "dtype": entry.options.dtype, "budget": entry.options.budget}
-    store = Store(Path(output) / entry.folder)
+    store = Store.of(output).inside(entry.folder)
 
     def records(name: str, count: int, attacks: tuple[PatchAttack, ...], done: int) -> Summary:
         some = replace(settings, num_images=count)
-        where = Path(output) / entry.folder / name
         return summarise(
             evaluate(
                 model,
@@ -178,7 +181,7 @@ def measure(
                 planned.threat,
                 attacks,
                 some,
-                where,
+                store.inside(name),
                 configuration=note,
                 of_checkpoint=planned.subject.of_checkpoint,
                 on_progress=lambda finished, what: on_progress(done + finished, f"{entry.name}: {what}"),
@@ -205,11 +208,12 @@ def _kept_speed(
     where = {"images": len(x), "batch": min(batch, len(x)), "machine": machine, "threads": torch.get_num_threads()}
     code = {name: value for name, value in identity.items() if name != "model_sha256"}
     key = {**where, "model": identity["model_sha256"], **code, "threat": str(threat)}
-    if store.exists("speed.json"):
-        kept = json.loads(store.read("speed.json"))
-        if kept["of"] == key:
-            return Speed(kept["predict"], kept["certify"], **where)
     certify = getattr(model, "certify", None)
+    if store.exists("speed.json"):
+        with suppress(ValueError, KeyError, TypeError):  # damaged: the times are taken again
+            kept = json.loads(store.read("speed.json"))
+            if kept["of"] == key:
+                return Speed(float(kept["predict"]), None if certify is None else float(kept["certify"]), **where)
     predicted = _rate(lambda some: predict(model, some), x, batch)
     certified = None if certify is None else _rate(lambda some: certify(some, threat), x, batch)
     store.write("speed.json", json.dumps({"of": key, "predict": predicted, "certify": certified}, indent=1).encode())

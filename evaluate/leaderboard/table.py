@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -164,7 +163,7 @@ def _duration(seconds: float | None) -> str:
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
 
-def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+def parquet(rows: Sequence[Row]) -> bytes:
     """All numbers, with the exact 95% intervals of the shares; a line for each row, in the table's order."""
     found = [row.as_dict() for row in ordered(rows)]
     kinds = {
@@ -184,4 +183,6 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
         "speed_threads": int,
     }
     schema = pa.schema([(key, _TYPES[kinds.get(key, float)]) for key in found[0]])
-    pq.write_table(pa.Table.from_pylist(found, schema=schema), path)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(found, schema=schema), content)
+    return content.getvalue().to_pybytes()

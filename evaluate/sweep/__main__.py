@@ -18,6 +18,7 @@ from rich.console import Console
 
 from evaluate.command import HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
 from evaluate.paper import published
+from evaluate.places import place_of
 from evaluate.sweep.figures import draw
 from evaluate.sweep.metrics import Choice, choice_by, settings_of
 from evaluate.sweep.records import read_sweep
@@ -59,7 +60,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     choose_by: Annotated[Path | None, typer.Option(help="Output of a validation sweep that makes the choices.")] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Folder of rows, table and pictures; a killed run is resumed. Default: runs/NAME."),
     ] = None,
 ) -> None:
@@ -116,7 +117,7 @@ def _run(
     device: str,
     dtype: str,
     choose_by: Path | None,
-    output: Path | None,
+    output: str | None,
     errors: Console,
 ) -> int:
     started = time.monotonic()
@@ -140,7 +141,8 @@ def _run(
     configuration = {"dtype": dtype}
     if output is None:
         what = json.dumps([dataset, split, {name: one.sha256 for name, one in loaded.items()}, str(settings), guard])
-        output = Path("runs") / f"sweep-{dataset}-{split}-{sha256((what + dtype).encode()).hexdigest()[:8]}"
+        output = f"runs/sweep-{dataset}-{split}-{sha256((what + dtype).encode()).hexdigest()[:8]}"
+    store = place_of(output)
     progress = progress_bar(errors)
     task = progress.add_task("", total=len(loaded) * settings.num_images)
     with ExitStack() as shown:
@@ -150,33 +152,32 @@ def _run(
                 shown.enter_context(progress)
             progress.update(task, completed=finished, description=what)
 
-        run = sweep(loaded, images, settings, output, configuration=configuration, on_progress=on_progress)
+        run = sweep(loaded, images, settings, store, configuration=configuration, on_progress=on_progress)
     found = settings_of(run)
     if split == "validation":
         choice = Choice({setting.key: setting for setting in found}, "these validation images")
     text = markdown(run, found, choice)
-    (output / "table.md").write_text(text)
-    pictures = draw(run, found, choice, output)
+    store.write("table.md", text.encode())
+    pictures = draw(run, found, choice, store)
     patches = run.configuration["patches"]
     paper = [published(dataset, setting.ablation, setting.voting, patch) for setting in found for patch in patches]
-    (output / "summary.json").write_text(
-        json.dumps(
-            {
-                "settings": [setting.as_dict() for setting in found],
-                "choices": None if choice is None else choice.as_dict(found, patches),
-                "paper": [asdict(entry) for entry in dict.fromkeys(paper) if entry is not None],
-                "seconds_of_checkpoints": run.seconds,
-                "float32_deviations": run.float32_deviations,
-                "seconds": time.monotonic() - started,
-                "configuration": run.configuration,
-                **around,
-            },
-            indent=1,
-        )
+    content = json.dumps(
+        {
+            "settings": [setting.as_dict() for setting in found],
+            "choices": None if choice is None else choice.as_dict(found, patches),
+            "paper": [asdict(entry) for entry in dict.fromkeys(paper) if entry is not None],
+            "seconds_of_checkpoints": run.seconds,
+            "float32_deviations": run.float32_deviations,
+            "seconds": time.monotonic() - started,
+            "configuration": run.configuration,
+            **around,
+        },
+        indent=1,
     )
+    store.write("summary.json", content.encode())
     console = Console()
     console.print(text, highlight=False, soft_wrap=True, markup=False, end="")
-    drawn = ", ".join(path.name for path in pictures)
+    drawn = ", ".join(pictures)
     console.print(
         f"\nrows, table.md, summary.json and pictures ({drawn}; and SVG) in {output}",
         highlight=False,

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluate.drawn import write_figure
 from evaluate.paper import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
+from robustpatch.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,26 +21,26 @@ if TYPE_CHECKING:
 _STAR: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "zorder": 1.9}  # beneath our own points
 
 
-def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: Path) -> list[Path]:
-    """Write size-PATCH, tradeoff-PATCH and side pictures to `output`; equal sweeps give equal files. The paths of the
-    PNGs.
+def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: str | Path | Store) -> list[str]:
+    """Write size-PATCH, tradeoff-PATCH and side pictures to `output`; equal sweeps give equal files. The names of
+    the PNGs.
     """
-    paths = []
+    store, names = Store.of(output), []
     for patch in run.configuration["patches"]:
         name = patch.replace("*", "of")
-        paths.append(_save(_against_size(run, settings, patch), output / f"size-{name}"))
-        paths.append(_save(_against_clean(run, settings, patch), output / f"tradeoff-{name}"))
-    paths.append(_save(_against_side(run, settings, choice), output / "side"))
-    return paths
+        names.append(_save(_against_size(run, settings, patch), store, f"size-{name}"))
+        names.append(_save(_against_clean(run, settings, patch), store, f"tradeoff-{name}"))
+    names.append(_save(_against_side(run, settings, choice), store, "side"))
+    return names
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def _save(figure: Figure, store: Store, name: str) -> str:
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "robustpatch"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    return path.with_suffix(".png")
+        write_figure(store, f"{name}.svg", figure, metadata={"Date": None})
+    write_figure(store, f"{name}.png", figure, dpi=150)
+    return f"{name}.png"
 
 
 def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]:

@@ -68,7 +68,7 @@ def _child(output: str, fatal: int | None) -> None:
 
 
 def _plant(fatal: int) -> None:
-    from evaluate import store
+    from robustpatch import store
 
     count = 0
 

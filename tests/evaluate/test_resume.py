@@ -9,10 +9,13 @@ import resource
 import signal
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +25,7 @@ from evaluate.records import SCHEMA, read_records, read_shard, shard_name, write
 from evaluate.shards import DamagedShard, read_table, write_table
 from robustpatch.errors import InvalidInput
 from robustpatch.store import Store
-from tests.evaluate.calls import call
+from tests.evaluate.calls import call, refused
 from tests.evaluate.runs import BATCH, NUMBER, contents, found, process, run, timeless
 
 SHARDS = [shard_name(first, first + BATCH) for first in range(0, NUMBER, BATCH)]
@@ -281,8 +284,17 @@ def test_the_command_line_says_what_was_done_again(checkpoint, tmp_path):
     assert redone == {SHARDS[1]: "its checksum is wrong or missing"}
 
 
+class Kept(MemoryFileSystem):
+    """A place on some network, as far as anybody here can tell."""
+
+    protocol = "kept"
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+
 def test_a_run_on_a_store_that_is_no_folder(undisturbed, checkpoint):
-    """Records, resume and summary go wherever fsspec goes."""
+    """Records, resume and summary go wherever fsspec goes; not to memory, which ends with the command."""
+    fsspec.register_implementation("kept", Kept, clobber=True)
     store = Store("memory://resume/run")
     assert timeless(run(store)) == undisturbed
     store.write(SHARDS[0], b"")
@@ -291,5 +303,7 @@ def test_a_run_on_a_store_that_is_no_folder(undisturbed, checkpoint):
     assert timeless(run(store, on_damaged=lambda *what: told.append(what[0]))) == undisturbed
     assert told == [SHARDS[0]]
     given = ["--checkpoint", checkpoint, "--attacks", "none", "--num-images", 2]
-    assert call(*given, "--output", "memory://resume/command").exit_code == 0
-    assert json.loads(Store("memory://resume/command").read("summary.json"))["images"] == 2
+    assert call(*given, "--output", "kept://resume/command").exit_code == 0
+    assert json.loads(Store("kept://resume/command").read("summary.json"))["images"] == 2
+    refused(call(*given, "--output", "memory://resume/command"), "which is gone when the command ends; name a folder")
+    refused(call(*given, "--output", ""), "output is empty; name a folder")

@@ -234,7 +234,8 @@ def test_the_pictures(run, settings, choice, tmp_path, chosen):
     """Each as PNG and SVG, the SVG equal whenever the sweep is; with what they are of in the text."""
     for folder in ("once", "again"):
         (tmp_path / folder).mkdir()
-        paths = draw(run, settings, choice if chosen else None, tmp_path / folder)
+        names = draw(run, settings, choice if chosen else None, tmp_path / folder)
+        paths = [tmp_path / folder / name for name in names]
     assert [path.name for path in paths] == ["size-2x2.png", "tradeoff-2x2.png", "side.png"]
     for path in paths:
         assert path.read_bytes()[:4] == b"\x89PNG"

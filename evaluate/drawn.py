@@ -1,0 +1,26 @@
+"""Figures as files: whole or not at all, wherever fsspec goes."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluate.places import place_of
+from robustpatch.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_figure(store: Store, name: str, figure: Figure, **options: Any) -> None:
+    """Write it in the format that the name ends in."""
+    content = BytesIO()
+    figure.savefig(content, format=name.rpartition(".")[2], **options)
+    store.write(name, content.getvalue())
+
+
+def write_picture(path: str | Path, figure: Figure) -> None:
+    """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
+    folder, _, name = str(path).rpartition("/")
+    write_figure(place_of(folder or "."), name, figure, dpi=150)
