@@ -17,8 +17,8 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperCommand
 
+from robustpatch.command_line import Command, refused
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import Checkpoint
@@ -61,12 +61,6 @@ def refusing(read: Callable[[], T]) -> T:
         raise typer.Exit(WRONG_CALL) from error
 
 
-def refused(error: InvalidInput) -> None:
-    """One line on stderr."""
-    console = Console(stderr=True)
-    console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-
-
 def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[..., None]]:
     """Make a command line of a function of `options` (a dataclass whose fields are annotated for typer) and a console
     on stderr, which returns the exit status; see `status_of`.
@@ -89,7 +83,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[
     return command
 
 
-class RayCommand(TyperCommand):
+class RayCommand(Command):
     """A command whose --ray may stand alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import cells, markdown, write_parquet
 from evaluate.leaderboard.table import ordered as ranking
+from robustpatch.command_line import Command
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -24,7 +25,7 @@ from robustpatch.precision import check_device
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
     output: Annotated[

@@ -7,6 +7,7 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+from evaluate.drawing import load_matplotlib
 from evaluate.leaderboard.rows import Row
 from evaluate.leaderboard.table import ordered
 
@@ -15,6 +16,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     """A numbered bubble for each row, its area by the logarithm of the time that certifying an image takes; a cross at
     the published numbers, a bar down from what is left under attack. The ending of `path` names the format.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluate.drawing import load_matplotlib
 from evaluate.paper import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
@@ -33,6 +34,7 @@ def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: P
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    load_matplotlib()
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "robustpatch"}):
@@ -43,6 +45,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `number` panels, left to right, row by row, with percent upwards."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     columns = number if number < 4 else 2 if number == 4 else 3
@@ -70,6 +73,7 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
     Every checkpoint is a point; lines join the means of those of one size.
     """
+    load_matplotlib()
     from matplotlib.lines import Line2D
 
     families, votings = by_family(settings), run.configuration["votings"]
@@ -110,6 +114,7 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
 def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
     """Certified against clean accuracy: a point for each setting, a line through the thresholds of each checkpoint."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(setting.checkpoint for setting in settings))
@@ -142,6 +147,7 @@ def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
 def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) -> Figure:
     """Certified accuracy against the side of a square patch: a line for each checkpoint, and the side unknown."""
+    load_matplotlib()
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
