@@ -17,6 +17,7 @@ from attacks.sparse_rs import SparseRS
 from attacks.undefended import Undefended
 from attacks.universal import Universal
 from robustpatch.errors import InvalidInput
+from robustpatch.text import one_line
 
 
 def quick() -> Ensemble:
@@ -73,9 +74,11 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
         wanted = part.strip().removeprefix(_IGNORING)
         kind, colon, number = wanted.partition(":")
         make, parameter = _KNOWN.get(kind, (None, None))
-        if make is None or (colon and (parameter is None or not number.isdecimal())):
+        digits = number.isascii() and number.isdecimal() and len(number) <= 9
+        if make is None or (colon and (parameter is None or not digits)):
             raise InvalidInput(
-                f'attacks is {text!r}, and {part.strip()!r} is none; known are {names()}, or "none" alone'
+                f"attacks is {one_line(repr(text), 200)}, and {one_line(repr(part.strip()), 80)} is none; known are "
+                f'{names()}, numbers up to nine digits, or "none" alone'
             )
         attack = make(**{parameter: int(number)}) if colon and parameter else make()
         if budget is not None:

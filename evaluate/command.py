@@ -17,11 +17,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperCommand
 
+from robustpatch.command_line import Command, refused
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.status import BROKEN, HELD, INTERNAL, INTERRUPTED, WRONG_CALL, refused, status_of
+from robustpatch.status import BROKEN, HELD, INTERNAL, INTERRUPTED, WRONG_CALL, status_of
 from robustpatch.zoo import Checkpoint
 
 __all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # of robustpatch.status
@@ -64,7 +64,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[
     return command
 
 
-class RayCommand(TyperCommand):
+class RayCommand(Command):
     """A command whose --ray may stand alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

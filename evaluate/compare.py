@@ -20,6 +20,7 @@ from evaluate.metrics import Share
 from evaluate.places import place_of
 from evaluate.records import Record
 from evaluate.report.page import render
+from robustpatch.command_line import Command
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -159,7 +160,7 @@ def _text(share: Share | None) -> str:
     return f"{100 * share.value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     runs: Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")],
     output: Annotated[str | None, typer.Option(help="Folder for compare.md, compare.html and compare.json.")] = None,

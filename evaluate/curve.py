@@ -11,9 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from evaluate.command import HELD, status_of
+from evaluate.drawing import load_matplotlib
 from evaluate.drawn import write_picture
 from evaluate.finished import read_run
 from evaluate.metrics import Share, summarise
+from robustpatch.command_line import Command
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -67,6 +70,7 @@ def read_curve(runs: list[Path]) -> Curve:
 
 def draw_curve(curve: Curve, path: str | Path) -> None:
     """Draw the curve; the ending of `path` names the format (png, svg, pdf)."""
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -93,21 +97,23 @@ def draw_curve(curve: Curve, path: str | Path) -> None:
     write_picture(path, figure)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate.attack_vs_cert, one for each budget.")],
     output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "curve.png",
 ) -> None:
-    """Draw accuracy under attack against the evaluations spent."""
-    errors = Console(stderr=True)
-    try:
-        if not output.endswith((".png", ".svg", ".pdf")):
-            raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-        curve = read_curve(runs)
-        draw_curve(curve, output)
-    except InvalidInput as error:
-        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(2) from error
+    """Draw accuracy under attack against the evaluations spent.
+
+    Exit status 0: done. 2: wrong call. 3: internal error.
+    """
+    raise typer.Exit(status_of(lambda errors: _run(runs, output)))
+
+
+def _run(runs: list[Path], output: str) -> int:
+    if not output.endswith((".png", ".svg", ".pdf")):
+        raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
+    curve = read_curve(runs)
+    draw_curve(curve, output)
     table = Table(title=curve.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("attack", "budget", "evaluations per image", "accuracy"):
         table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
@@ -117,6 +123,7 @@ def main(
     console = Console()
     console.print(table)
     console.print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
+    return HELD
 
 
 if __name__ == "__main__":

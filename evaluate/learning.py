@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 
 from evaluate.command import HELD, status_of
+from evaluate.drawing import load_matplotlib
 from evaluate.drawn import write_picture
+from robustpatch.command_line import Command
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import load_checkpoint
 
@@ -51,6 +53,7 @@ def draw(trainings: Sequence[Learning], path: str | Path) -> None:
     """Clean and certified accuracy after each epoch, a colour for each training and a thin line where a stage begins;
     the ending of `path` names the format (png, svg, pdf).
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -76,7 +79,7 @@ def draw(trainings: Sequence[Learning], path: str | Path) -> None:
     write_picture(path, figure)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or files.")],
     output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "learning.png",

@@ -146,8 +146,10 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
 def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: str) -> None:
     """Refuse a module that does not answer images of this size with one score for each class, each a number."""
     x, _ = images.batch(range(min(2, len(images))))
+    tensor = next((one for one in model.parameters() if one.is_floating_point()), None)
+    given = x.to(device) if tensor is None else x.to(device, tensor.dtype)  # as everywhere else
     try:
-        scores = model(lent(x.to(device)))
+        scores = model(lent(given))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "bring a folder's images to the size it takes with --image-size and --channels"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,8 @@ from evaluate.command import DTYPES, refusing
 from robustpatch.data import DATASETS
 from robustpatch.defenses import known_defenses
 from robustpatch.errors import InvalidInput
+from robustpatch.text import one_line
+from robustpatch.toml import read_toml
 from robustpatch.zoo import names as checkpoint_names
 
 
@@ -248,9 +249,9 @@ def read_configuration(path: Path, known: set[str]) -> dict[str, Any]:
     Raises `InvalidInput` for a file that is none, and for names that are not in `known`.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"config is {path}, which is no TOML file ({error})") from error
+        raise InvalidInput(f"config is {path}, which is no TOML file ({one_line(error, 200)})") from error
     options = {name.replace("-", "_"): value for name, value in values.items()}
     unknown = sorted(options.keys() - known)
     if unknown:

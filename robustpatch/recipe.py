@@ -11,7 +11,6 @@ where they are to compress well.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,6 +22,7 @@ import typer
 from rich.console import Console
 
 from robustpatch import parallel, state
+from robustpatch.command_line import Command
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
@@ -30,6 +30,8 @@ from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
 from robustpatch.status import HELD, status_of
 from robustpatch.store import local_folder
+from robustpatch.text import LONGEST_SLUG, one_line, slug
+from robustpatch.toml import read_toml
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
@@ -56,10 +58,13 @@ class Run:
 def load_recipe(path: str | Path) -> list[Run]:
     """The runs of a recipe. Raises `InvalidInput` for a file that cannot be read, unknown settings and wrong values."""
     try:
-        recipe = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput(f"recipe is {path}, which cannot be read as TOML ({error})") from error
-    runs = [_run(path, recipe.get("defaults", {}), run) for run in recipe.get("run", [])]
+        recipe = read_toml(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"recipe is {path}, which cannot be read as TOML ({one_line(error, 200)})") from error
+    defaults, tables = recipe.get("defaults", {}), recipe.get("run", [])
+    if not isinstance(defaults, dict) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise InvalidInput(f"recipe is {path}, whose tables are others; write [defaults], and [[run]] for each network")
+    runs = [_run(path, defaults, run) for run in tables]
     if not runs or recipe.keys() - {"defaults", "run"}:
         raise InvalidInput(
             f"recipe is {path}, with tables {', '.join(recipe)}; [[run]] and [defaults] are what it takes"
@@ -73,8 +78,13 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
     settings = {**defaults, **run}
     name, stages, vote = settings.pop("name", None), settings.pop("stages", [{}]), settings.pop("vote", None)
     start, bits = settings.pop("start", None), settings.pop("bits", None)
-    if not isinstance(name, str) or not name or Path(name).name != name:
-        raise InvalidInput(f"recipe {path}: name is {name!r}; each run needs one, which becomes the checkpoint's file")
+    if not isinstance(name, str) or slug(name) != name:
+        raise InvalidInput(
+            f"recipe {path}: name is {name!r}; each run needs one of letters, digits, '.', '_' and '-', at most "
+            f"{LONGEST_SLUG} and no '.' first, which becomes the checkpoint's file"
+        )
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise InvalidInput(f"recipe {path}, run {name}: stages is {stages!r}; a list of tables is needed")
     configs = []
     for stage in stages:
         chosen = {**settings, **stage}
@@ -88,20 +98,24 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
                 f"recipe {path}, run {name}: {', '.join(unknown)} is no setting here; those are "
                 f"{', '.join(key for key in known if key != 'start')}, name, stages, start, vote and bits"
             )
-        if chosen.get("ablation") is not None:
+        if isinstance(chosen.get("ablation"), str):
             chosen.setdefault("network", {"name": usual_name(parse_source(chosen["ablation"]))})
         for key, value in chosen.items():
             default = getattr(TrainingConfig(), key)
             kind = (int, float) if isinstance(default, float) else str if default is None else type(default)
             if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
                 raise InvalidInput(f"recipe {path}, run {name}: {key} is {value!r}; a value like {default!r} is needed")
+        if not isinstance(chosen.get("network", {"name": ""}).get("name"), str):
+            raise InvalidInput(f"recipe {path}, run {name}: network is {chosen['network']!r}; its name is needed")
         if whole:
             chosen["ablation"] = None
         configs.append(TrainingConfig(**chosen))
     if not configs:
         raise InvalidInput(f"recipe {path}, run {name}: stages is empty; leave it out for a single one")
     if vote is not None:
-        parse_voting(str(vote))
+        if not isinstance(vote, str):
+            raise InvalidInput(f"recipe {path}, run {name}: vote is {vote!r}; a text such as 'threshold:0.3' is needed")
+        parse_voting(vote)
     if not isinstance(start, str | None):
         raise InvalidInput(f"recipe {path}, run {name}: start is {start!r}; name a checkpoint, or leave it out")
     if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 10):
@@ -187,7 +201,7 @@ def _kept(final: Path, last: Path) -> dict[str, Any] | None:
         ) from error
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     recipe: Annotated[Path, typer.Argument(help="A file of recipes/, or your own.")],
     output: Annotated[str, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")],
@@ -235,8 +249,8 @@ def main(
                 def progress(
                     number: int, config: TrainingConfig, run: Run = run
                 ) -> AbstractContextManager[dict[str, Any]]:
-                    shown_on.rule(f"{run.name}, stage {number} of {len(run.stages)}")
-                    return shown(shown_on, len(images) // config.batch_size)
+                    title = f"{run.name}, stage {number} of {len(run.stages)}"
+                    return shown(shown_on, len(images) // config.batch_size, title)
 
                 path = follow(
                     run,

@@ -11,9 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from robustpatch.command_line import WRONG_CALL as WRONG_CALL
+from robustpatch.command_line import refused
 from robustpatch.errors import InvalidInput
 
-HELD, BROKEN, WRONG_CALL, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+HELD, BROKEN, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,9 +90,3 @@ def signals() -> Iterator[None]:
 def raise_for(number: int, *_: object) -> None:
     """A signal handler."""
     raise Interrupted if number == signal.SIGINT else Terminated
-
-
-def refused(error: InvalidInput) -> None:
-    """One line on stderr."""
-    console = Console(stderr=True)
-    console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)

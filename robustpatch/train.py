@@ -6,7 +6,7 @@ By several processes that share each batch: torchrun --nproc-per-node=2 -m robus
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robustpatch import parallel
+from robustpatch.command_line import Command
 from robustpatch.data import named_images
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
@@ -42,7 +43,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT = TrainingConfig()
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     output: Annotated[str, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
     dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.")] = "mnist",
@@ -198,8 +199,10 @@ def main(
 
 
 @contextmanager
-def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
-    """Callbacks for `train` that show its progress through epochs of so many steps."""
+def shown(console: Console, steps: int, title: str | None = None) -> Iterator[dict[str, Any]]:
+    """Callbacks for `train` that show its progress through epochs of so many steps, under a `title`, from the first one
+    on: a call that is refused is refused in one line.
+    """
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -207,8 +210,9 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=steps, epoch=1, loss=float("nan"))
+    progress = Progress(*columns, console=console)
+    task = progress.add_task("", total=steps, epoch=1, loss=float("nan"))
+    with ExitStack() as started:
 
         def on_epoch(row: dict[str, Any]) -> None:
             text = "epoch {epoch}: loss {loss:.4f}, "
@@ -222,6 +226,10 @@ def shown(console: Console, steps: int) -> Iterator[dict[str, Any]]:
             progress.console.print((text + "{seconds:.0f} s").format(**row), soft_wrap=True)
 
         def on_step(epoch: int, step: int, loss: float) -> None:
+            if not progress.live.is_started:
+                if title is not None:
+                    console.rule(title)
+                started.enter_context(progress)
             progress.update(task, completed=step + 1, epoch=epoch + 1, loss=loss)
 
         yield {"on_epoch": on_epoch, "on_step": on_step}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -202,7 +203,8 @@ def load_checkpoint(
 def _find(name: str | Path) -> Path:
     if str(name) in names():
         return Path(str(resources.files("robustpatch") / "weights" / f"{name}.safetensors"))
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise InvalidInput(f"checkpoint is {str(name)!r}, neither a file nor one of: {', '.join(names())}")
-    return path
+    path = os.path.expanduser(name)
+    if not os.path.isfile(path):  # nor for a text that no file can be called
+        shown = one_line(repr(str(name)), 300)
+        raise InvalidInput(f"checkpoint is {shown}, neither a file nor one of: {', '.join(names())}")
+    return Path(path)

@@ -17,6 +17,7 @@ from evaluate.audit.report import markdown, table
 from evaluate.audit.reproduce import again, load, replay
 from evaluate.audit.run import audit
 from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
+from robustpatch.command_line import Command
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.store import local_folder, replace_file
@@ -26,7 +27,7 @@ from robustpatch.threat import PatchThreat
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     target: Annotated[
         str | None,

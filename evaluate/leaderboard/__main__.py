@@ -19,6 +19,7 @@ from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import cells, markdown, parquet
 from evaluate.leaderboard.table import ordered as ranking
 from evaluate.places import place_of
+from robustpatch.command_line import Command
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -27,7 +28,7 @@ from robustpatch.store import Store
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
     output: Annotated[

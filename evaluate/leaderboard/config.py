@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from evaluate.options import Options
 from robustpatch.errors import InvalidInput
+from robustpatch.text import one_line, slug
+from robustpatch.toml import read_toml
 
 _MODEL = ("checkpoint", "model", "defense", "theta", "voting", "guard", "randomized", "alpha", "samples")
 _BOARD = (
@@ -49,7 +50,7 @@ class Entry:
     @property
     def folder(self) -> str:
         """What its results are kept under."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return slug(re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-"))
 
     @property
     def retrain(self) -> str | None:
@@ -88,9 +89,9 @@ def read_board(path: str | Path, **instead: Any) -> Board:
     anything is loaded.
     """
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        given = read_toml(path)
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"board is {path}, which cannot be read as TOML ({error})") from error
+        raise InvalidInput(f"board is {path}, which cannot be read as TOML ({one_line(error, 200)})") from error
     given |= {name: value for name, value in instead.items() if value is not None}
     rows = given.pop("defense", [])
     _refuse_unknown(path, "the board", given.keys() - {"title"}, (*_BOARD, *_RUN, *_COUNTS))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import log10
 from typing import TYPE_CHECKING, Any
 
+from evaluate.drawing import load_matplotlib
 from evaluate.leaderboard.rows import Row
 from evaluate.leaderboard.table import ordered
 
@@ -17,6 +18,7 @@ def draw(title: str, rows: Sequence[Row]) -> Figure:
     """A numbered bubble for each row, its area by the logarithm of the time that certifying an image takes; a cross at
     the published numbers, a bar down from what is left under attack. The ending of `path` names the format.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from evaluate.command import HELD, status_of
 from evaluate.report.write import write_report
+from robustpatch.command_line import Command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     run: Annotated[str, typer.Argument(help="An --output of evaluate.attack_vs_cert, finished or not.")],
     output: Annotated[str | None, typer.Option(help="Folder of the report. Default: the run's.")] = None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evaluate.drawing import load_matplotlib
 from evaluate.exhibits import PlacementMap
 from evaluate.metrics import Share
 
@@ -38,6 +39,7 @@ def heat(found: PlacementMap, limit: int) -> str:
 
 def heat_colors(margins: np.ndarray, limit: int) -> np.ndarray:
     """uint8 [..., 3]. Between -1 and 0, where certificates end, the colour leaps: one vote is seen."""
+    load_matplotlib()
     from matplotlib import colormaps
 
     strength = 0.28 * (np.where(margins < 0, -1 - margins, margins) / max(1, limit)).clip(0, 1)
@@ -64,6 +66,7 @@ def _uri(pixels: np.ndarray, exact: bool) -> str:
 
 def sides_chart(sides: dict[int, Share], tested: int | None) -> str:
     """Certified accuracy against the side of a square patch, with its interval; `tested` is marked. SVG."""
+    load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

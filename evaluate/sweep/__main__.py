@@ -24,6 +24,7 @@ from evaluate.sweep.metrics import Choice, choice_by, settings_of
 from evaluate.sweep.records import read_sweep
 from evaluate.sweep.runner import SweepSettings, sweep
 from evaluate.sweep.table import markdown
+from robustpatch.command_line import Command
 from robustpatch.data import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -35,7 +36,7 @@ from robustpatch.zoo import Checkpoint, load_checkpoint, names
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def main(
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")],
     dataset: Annotated[

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluate.drawing import load_matplotlib
 from evaluate.drawn import write_figure
 from evaluate.paper import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
@@ -35,6 +36,7 @@ def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: s
 
 
 def _save(figure: Figure, store: Store, name: str) -> str:
+    load_matplotlib()
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "robustpatch"}):
@@ -45,6 +47,7 @@ def _save(figure: Figure, store: Store, name: str) -> str:
 
 def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `number` panels, left to right, row by row, with percent upwards."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     columns = number if number < 4 else 2 if number == 4 else 3
@@ -72,6 +75,7 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
     Every checkpoint is a point; lines join the means of those of one size.
     """
+    load_matplotlib()
     from matplotlib.lines import Line2D
 
     families, votings = by_family(settings), run.configuration["votings"]
@@ -112,6 +116,7 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
 def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
     """Certified against clean accuracy: a point for each setting, a line through the thresholds of each checkpoint."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(setting.checkpoint for setting in settings))
@@ -144,6 +149,7 @@ def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
 
 def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) -> Figure:
     """Certified accuracy against the side of a square patch: a line for each checkpoint, and the side unknown."""
+    load_matplotlib()
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 

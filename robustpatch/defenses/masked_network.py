@@ -72,6 +72,8 @@ class MaskedNetwork(Defended):
         self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]
     ) -> Float[Tensor, "P K"]:
         """The network's float32 logits of image[p] under the masks of union[p]. Differentiable, chunk by chunk."""
+        if not len(image):  # a network is never called with no image
+            return torch.zeros(0, self.num_classes, device=x.device)
         masks = self.defense.mask_set(*x.shape[2:])
         hidden, members = masks.hidden().to(x.device), masks.unions.to(x.device)
 
@@ -86,7 +88,7 @@ class MaskedNetwork(Defended):
         parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
         again = torch.is_grad_enabled() and len(parts) > 1
         found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
-        return torch.cat(found) if found else x.new_zeros(0, self.num_classes)
+        return torch.cat(found)
 
     def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
         tensor = next(self.network.parameters(), None)

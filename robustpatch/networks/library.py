@@ -15,7 +15,7 @@ from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.transformer import is_token_transformer
 from robustpatch.networks.vit import TokenDropViT
-from robustpatch.networks.widen import MEAN, STD, Normalized, widen
+from robustpatch.networks.widen import MEAN, STD, Normalized, answer, first_channels, widen
 from robustpatch.sparse import SparseAblation
 
 SHORT = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
@@ -106,15 +106,17 @@ def normalization(
     model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that a model's images are normalised by: those given, or the ones that timm notes,
-    ImageNet's for torchvision's, none (0 and 1) for any other.
+    ImageNet's for torchvision's, none (0 and 1) for any other: of three channels, or the one or four that its first
+    convolution reads.
     """
     if (mean is None) != (std is None):
         raise InvalidInput(f"mean is {mean} and std {std}; give both or neither")
     noted = getattr(model, "pretrained_cfg", None)
     noted = noted if isinstance(noted, dict) else {}
     library = type(model).__module__.startswith("torchvision.models")
-    own = tuple(noted.get("mean", MEAN if library else (0.0, 0.0, 0.0)) if mean is None else mean)
-    by = tuple(noted.get("std", STD if library else (1.0, 1.0, 1.0)) if std is None else std)
+    read = {1: 1, 4: 4}.get(first_channels(model) or 3, 3)  # any other may stand behind a layer of another kind
+    own = tuple(noted.get("mean", MEAN if library else (0.0,) * read) if mean is None else mean)
+    by = tuple(noted.get("std", STD if library else (1.0,) * read) if std is None else std)
     if len(own) != len(by) or not all(value > 0 for value in by):
         raise InvalidInput(f"mean is {mean} and std {std}; give as many of each, std above 0")
     return own, by
@@ -141,4 +143,17 @@ def adapt(
     wide = widen(model, encoding, image_size=(height, width), in_channels=channels, mean=own, std=by)
     if is_token_transformer(wide) and isinstance(ablation, Ablation):
         return TokenDropViT(wide, ablation, image_size=(height, width), in_channels=channels, encoding=encoding)
-    return wide.to(memory_format=torch.channels_last)
+    return _fastest(wide, encoding.channels(channels), (height, width))
+
+
+def _fastest(model: nn.Module, channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """The model with its weights in the order of memory that is fastest, channels last; as they were where it then
+    fails: a network that flattens by `view` needs the other order.
+    """
+    model = model.to(memory_format=torch.channels_last)
+    parameter = next(model.parameters(), torch.zeros(()))
+    try:
+        answer(model, torch.zeros(2, channels, *image_size).to(parameter))
+    except InvalidInput:
+        model = model.to(memory_format=torch.contiguous_format)
+    return model

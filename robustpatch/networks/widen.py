@@ -59,12 +59,21 @@ def widen(
     x = torch.rand(2, in_channels, *image_size, generator=generator).to(weight.device)
     encoded = encoding(x, torch.ones_like(x[:, 0], dtype=torch.bool)).to(weight.dtype)
     plain = Normalized(mean, std).to(weight.device)(x).to(weight.dtype)
-    before, readers = _answer(model, plain)
+    try:
+        before, readers = answer(model, plain)
+    except InvalidInput as error:
+        read = first_channels(model)
+        if read in (None, channels):
+            raise
+        raise InvalidInput(
+            f"mean and std have {channels} values, but the model's first convolution reads {read} channels; give a "
+            f"mean and a std of {read}"
+        ) from error
     if len(readers) == 1 and type(readers[0]) is nn.Conv2d and readers[0].groups == 1:
         own = readers[0].weight
         _read(readers[0], encoding, in_channels, mean, std)
         try:
-            after, _ = _answer(model, encoded)
+            after, _ = answer(model, encoded)
             if bool((after - before).abs().max() <= 1e-2 * (1 + before.abs().max())):
                 return model
         except InvalidInput:
@@ -95,8 +104,13 @@ def _read(
     convolution.in_channels = convolution.weight.shape[1]
 
 
+def first_channels(model: nn.Module) -> int | None:
+    """How many channels the first convolution reads, in the order in which a model holds its parts; None without."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+
+
 @torch.no_grad()
-def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, list[nn.Conv2d]]:
+def answer(model: nn.Module, x: Tensor) -> tuple[Tensor, list[nn.Conv2d]]:
     """The model's logits in evaluation mode, and the convolutions that read the image itself."""
     readers: list[nn.Conv2d] = []
 
