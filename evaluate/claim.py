@@ -11,6 +11,7 @@ import torch
 
 from evaluate.source import code_of
 from evaluate.store import Store
+from robustpatch.bounded_json import read_json
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
@@ -26,7 +27,7 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
     store = Store.of(output)
     if not store.create("run.json", json.dumps(configuration, indent=1).encode()):
         try:
-            stored = json.loads(store.read("run.json"))
+            stored = read_json(store.read("run.json"))
         except ValueError:  # no JSON, or no text at all
             stored = None
         if stored != configuration:
@@ -56,7 +57,7 @@ def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[st
 def run_of(output: str | Path | Store) -> str:
     """What tells the run in `output` from others: a hash of run.json; "" where there is none that can be read."""
     try:
-        configuration = json.loads(Store.of(output).read("run.json"))
+        configuration = read_json(Store.of(output).read("run.json"))
     except (FileNotFoundError, ValueError):
         return ""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 from evaluate.models import voters
 from evaluate.records import AttackRecord, Record
 from evaluate.store import Store
+from robustpatch.bounded_json import read_json
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
@@ -224,7 +225,7 @@ def read_exhibits(output: str | Path | Store, name: str) -> list[Exhibit]:
     store = Store.of(output)
     try:
         with np.load(BytesIO(store.read(name)), allow_pickle=False) as arrays:
-            return [_exhibit(note, arrays) for note in json.loads(str(arrays["notes"]))]
+            return [_exhibit(note, arrays) for note in read_json(str(arrays["notes"]))]
     except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error, EOFError) as error:
         raise InvalidInput(
             f"exhibits {store.path(name)} are damaged ({error}); delete that file, and the report does without them"

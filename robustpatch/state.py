@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import network_of
 
@@ -58,8 +59,8 @@ def restore(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["state"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            meta = read_object(file.metadata()["state"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"{path} is damaged ({error}); delete it to train from the start") from error
     if meta["config"] != json.loads(json.dumps(config)):
         differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))

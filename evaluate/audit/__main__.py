@@ -169,8 +169,9 @@ def _write(done: Audit, output: Path, asked: dict[str, Any]) -> None:
     commands = [again(one.path, asked) for one in done.findings if one.path is not None]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(markdown(done, commands))
-        (output / "audit.json").write_text(json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1))
+        (output / "report.md").write_text(markdown(done, commands), encoding="utf-8")
+        text = json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1)
+        (output / "audit.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
 

@@ -77,7 +77,7 @@ def _run(
             rows.append(measure(one, images, output, lambda more, what, at=done: on_progress(at + more, what)))
             done += one.settings.num_images + one.entry.attacked_images
     _write(board, rows, output, around)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are text
     _show(console, board.title, rows)
     console.print(
         f"leaderboard.md, .parquet, .png and .json in {output}", highlight=False, soft_wrap=True, markup=False

@@ -24,6 +24,7 @@ from evaluate.metrics import Share, Summary, summarise
 from evaluate.runner import evaluate
 from evaluate.store import Store
 from evaluate.subject import Subject, subject_of
+from robustpatch.bounded_json import read_object
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -206,7 +207,7 @@ def _kept_speed(
     code = {name: value for name, value in identity.items() if name != "model_sha256"}
     key = {**where, "model": identity["model_sha256"], **code, "threat": str(threat)}
     if store.exists("speed.json"):
-        kept = json.loads(store.read("speed.json"))
+        kept = read_object(store.read("speed.json"))
         if kept["of"] == key:
             return Speed(kept["predict"], kept["certify"], **where)
     certify = getattr(model, "certify", None)

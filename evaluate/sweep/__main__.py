@@ -156,7 +156,7 @@ def _run(
     if split == "validation":
         choice = Choice({setting.key: setting for setting in found}, "these validation images")
     text = markdown(run, found, choice)
-    (output / "table.md").write_text(text)
+    (output / "table.md").write_text(text, encoding="utf-8")
     pictures = draw(run, found, choice, output)
     patches = run.configuration["patches"]
     paper = [published(dataset, setting.ablation, setting.voting, patch) for setting in found for patch in patches]
@@ -173,7 +173,8 @@ def _run(
                 **around,
             },
             indent=1,
-        )
+        ),
+        encoding="utf-8",
     )
     console = Console()
     console.print(text, highlight=False, soft_wrap=True, markup=False, end="")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from evaluate.records import DamagedShard, read_table, shard_name, write_table
 from evaluate.store import Store
+from robustpatch.bounded_json import read_object
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
 
@@ -83,7 +84,7 @@ class Run:
 def read_sweep(output: Path) -> Run:
     """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged or of another kind."""
     try:
-        configuration = json.loads((output / "run.json").read_text())
+        configuration = read_object((output / "run.json").read_bytes())
         checkpoints, votings, patches, total = (
             configuration[key] for key in ("checkpoints", "votings", "patches", "num_images")
         )
