@@ -18,8 +18,10 @@ from attacks.base import content_hash, predict
 from attacks.chance import by_chance
 from attacks.checks import require
 from attacks.pasting import crop, paste
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.store import replace_file
+from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
 AS_IT_IS = torch.tensor([[0.0, 1.0, 0.0]])  # the pose of a patch put down unchanged
@@ -89,11 +91,11 @@ class UniversalPatch:
         """
         try:
             with Image.open(path, formats=["PNG"]) as image:
-                about = json.loads(getattr(image, "text", {}).get(_KEY, "{}"))
+                about = read_object(getattr(image, "text", {}).get(_KEY, "{}"))
                 values = np.array(image if image.mode == "L" else image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, json.JSONDecodeError) as error:
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InvalidInput(
-                f"patch {path} cannot be read as a PNG ({error}); save it with UniversalPatch.save"
+                f"patch {path} cannot be read as a PNG ({one_line(error, 200)}); save it with UniversalPatch.save"
             ) from error
         content = torch.from_numpy(values.reshape(*values.shape[:2], -1)).permute(2, 0, 1).float() / 255
         poses = Poses(float(about["rotation"]), tuple(about["scale"]), float(about["brightness"])) if about else Poses()

@@ -11,6 +11,7 @@ import torch
 
 from evaluate.shards import whose
 from evaluate.source import code_of
+from robustpatch.bounded_json import read_json
 from robustpatch.data import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
@@ -31,7 +32,7 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
         _check_unclaimed(store, run)
     if not store.create("run.json", json.dumps(configuration, indent=1).encode()):
         try:
-            stored = json.loads(store.read("run.json"))
+            stored = read_json(store.read("run.json"))
         except ValueError:  # no JSON, or no text at all
             stored = None
         if not isinstance(stored, dict):
@@ -81,7 +82,7 @@ def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[st
 def run_of(output: str | Path | Store) -> str:
     """What tells the run in `output` from others: a hash of run.json; "" where there is none that can be read."""
     try:
-        configuration = json.loads(Store.of(output).read("run.json"))
+        configuration = read_json(Store.of(output).read("run.json"))
     except (FileNotFoundError, ValueError):
         return ""
     return _name_of(configuration)

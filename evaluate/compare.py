@@ -174,7 +174,7 @@ def main(
 
 def _run(runs: list[str], output: str | None) -> int:
     found = compare([read_run(run) for run in runs])
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are text
     table = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in found.runs:

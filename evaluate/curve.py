@@ -120,7 +120,7 @@ def _run(runs: list[Path], output: str) -> int:
     for point in curve.points:
         budget = "own" if point.budget is None else f"{point.budget:,}"
         table.add_row(point.attack, budget, f"{point.evaluations:,.0f}", f"{point.accuracy.value:.1%}")
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are text
     console.print(table)
     console.print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
     return HELD

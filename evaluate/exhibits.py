@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 from evaluate.models import voters
 from evaluate.records import AttackRecord, Record
+from robustpatch.bounded_json import read_json
 from robustpatch.certificate import Certificate
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import lent
@@ -224,7 +225,7 @@ def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
     """The exhibits of one file, which messages call `name`. Raises `InvalidInput` where it holds none."""
     try:
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
-            return [_exhibit(note, arrays) for note in json.loads(str(arrays["notes"]))]
+            return [_exhibit(note, arrays) for note in read_json(str(arrays["notes"]))]
     except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error, EOFError) as error:
         raise InvalidInput(
             f"exhibits {name} are damaged ({error}); repeat the run's command, which makes them again"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluate.records import Record, read_records
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.store import Store
 
@@ -39,7 +39,7 @@ def read_run(output: str | Path) -> Run:
     """The run in that folder. Raises `InvalidInput` where there is none, or where images are missing."""
     store = Store(output)
     try:
-        claim = json.loads(store.read("run.json"))
+        claim = read_object(store.read("run.json"))
         total = int(claim["num_images"])
         missing = {"dataset", "threat", "images_sha256", "model_sha256"} - claim.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -49,6 +49,6 @@ def read_run(output: str | Path) -> Run:
     if missing:
         raise InvalidInput(f"run {output} is of another kind; name an --output of evaluate.attack_vs_cert")
     records = read_records(store)
-    if [record.index for record in records] != list(range(total)):
+    if len(records) != total or [record.index for record in records] != list(range(total)):
         raise InvalidInput(f"run {output} has {len(records)} of {total} images; repeat its command first")
     return Run(str(output), claim, records)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.text import one_line
 
 WRONG_CALL = 2
+_DASH = "robustpatch-dash"
+codecs.register_error(_DASH, lambda error: ("-", error.end) if isinstance(error, UnicodeEncodeError) else ("", 0))
 _Usage: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 
@@ -45,10 +49,19 @@ def _can_be_said(text: str) -> bool:
         return False
 
 
+def show_what_can_be_shown() -> None:
+    """A console that knows few characters (cp437, ascii) gets "-" for the others, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            reconfigure(errors=_DASH)
+
+
 class Command(TyperCommand):
     """A command that refuses unknown options, missing ones and values of other types in one line, too."""
 
     def make_context(self, *arguments: Any, **extra: Any) -> Any:
+        show_what_can_be_shown()
         try:
             context = super().make_context(*arguments, **extra)
             for name, value in context.params.items():

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
 from robustpatch.store import Store
@@ -92,7 +93,7 @@ def restore(
     try:
         tensors = load(content)
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        meta = json.loads(json.loads(header)["__metadata__"]["state"])
+        meta = read_object(read_object(header)["__metadata__"]["state"])
         if meta.keys() != _UNSEALED and not seal_holds(content):
             raise ValueError("its checksum is wrong")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -81,7 +81,7 @@ def _run(
             rows.append(measure(one, images, store, lambda more, what, at=done: on_progress(at + more, what)))
             done += one.settings.num_images + one.entry.attacked_images
     _write(board, rows, store, around)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are text
     _show(console, board.title, rows)
     console.print(f"leaderboard.md, .parquet, .png and .json in {store}", highlight=False, soft_wrap=True, markup=False)
     return BROKEN if any(row.broken for row in rows) else HELD

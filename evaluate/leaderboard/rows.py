@@ -24,6 +24,7 @@ from evaluate.leaderboard.config import Entry
 from evaluate.metrics import Share, Summary, summarise
 from evaluate.runner import evaluate
 from evaluate.subject import Subject, subject_of
+from robustpatch.bounded_json import read_object
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -211,7 +212,7 @@ def _kept_speed(
     certify = getattr(model, "certify", None)
     if store.exists("speed.json"):
         with suppress(ValueError, KeyError, TypeError):  # damaged: the times are taken again
-            kept = json.loads(store.read("speed.json"))
+            kept = read_object(store.read("speed.json"))
             if kept["of"] == key:
                 return Speed(float(kept["predict"]), None if certify is None else float(kept["certify"]), **where)
     predicted = _rate(lambda some: predict(model, some), x, batch)

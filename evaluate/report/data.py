@@ -16,6 +16,7 @@ from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.table import gap_text
 from evaluate.table import verdict as verdict_of
+from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
 from robustpatch.store import Store
 
@@ -147,12 +148,9 @@ def _read(store: Store, name: str) -> dict[str, Any] | None:
     if not store.exists(name):
         return None
     try:
-        found = json.loads(store.read(name))
+        return read_object(store.read(name))
     except ValueError as error:
         raise InvalidInput(f"{store.path(name)} is damaged ({error}); repeat the run in another folder") from error
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{store.path(name)} holds no object; repeat the run in another folder")
-    return found
 
 
 def _parts(records: list[Record]) -> dict[str, int]:

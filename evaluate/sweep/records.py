@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from evaluate.claim import run_of
 from evaluate.records import shard_name
 from evaluate.shards import DamagedShard, read_table, write_table
+from robustpatch.bounded_json import read_object
 from robustpatch.certificate import Method
 from robustpatch.errors import InvalidInput
 from robustpatch.store import Store
@@ -87,7 +88,7 @@ def read_sweep(output: str | Path | Store) -> Run:
     """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged, or of another run or kind."""
     store = Store.of(output)
     try:
-        configuration = json.loads(store.read("run.json"))
+        configuration = read_object(store.read("run.json"))
         checkpoints, votings, patches, total = (
             configuration[key] for key in ("checkpoints", "votings", "patches", "num_images")
         )
