@@ -16,5 +16,5 @@ def refused(result, message):
     lines = result.stderr.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    assert message in lines[0], lines[0]
     assert "Traceback" not in result.output

@@ -73,8 +73,10 @@ def test_a_certifier_that_ends_the_audit(tmp_path, end):
 
 @pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "inter"), (signal.SIGTERM, 143, "termin")])
 def test_signals_end_in_order(number, status, word, capsys):
-    """With what is open closed; the handlers of before are back."""
-    closed, before = [], [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    """With what is open closed; the handlers of before are back: those of a program that was just started."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    others = {one: signal.signal(one, handler) for one, handler in usual.items()}
+    closed: list[bool] = []
 
     def run(_) -> int:
         try:
@@ -85,10 +87,14 @@ def test_signals_end_in_order(number, status, word, capsys):
             closed.append(True)
         return 0
 
-    assert status_of(run) == status
+    try:
+        assert status_of(run) == status
+        assert {one: signal.getsignal(one) for one in usual} == usual
+    finally:
+        for one, handler in others.items():
+            signal.signal(one, handler)
     assert capsys.readouterr().err.startswith(f"{word}")
     assert closed == [True]
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_worker_that_the_model_would_end():

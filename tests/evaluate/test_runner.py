@@ -199,7 +199,7 @@ def test_other_weights_are_another_run(tmp_path):
 def test_a_damaged_claim_is_another_run(tmp_path):
     """A run.json that is no JSON is not overwritten."""
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InvalidInput, match="holds another run"):
+    with pytest.raises(InvalidInput, match=r"holds a run.json that cannot be read; delete that file"):
         run(tmp_path)
 
 

@@ -15,7 +15,7 @@ from tests.attacks.toys import smoothed
 VERSIONS = """
 import functools, torch
 from torch import nn
-EPS, TABLE, _CACHE = 0.5, [1, 2], {}
+EPS, TABLE, _known = 0.5, [1, 2], {}
 def inner(x): return x * 2
 def helper(x): return inner(x)
 def scaled(by):
@@ -38,14 +38,14 @@ class Net(Parent):
         self._cache, self.level = {}, "a"
         torch.nn.init.ones_(self.conv.weight)
     def forward(self, x):
-        return self.body(self.act(self.conv(x))) + len(_CACHE) + TABLE[0] * self.gain
+        return self.body(self.act(self.conv(x))) + len(_known) + TABLE[0] * self.gain
 net = Net().eval()
 """
 CHANGES = [
     ("x * 2", "x * 3"),
     ("x * by", "x + by"),
     ("scaled(2)", "scaled(3)"),
-    ("EPS, TABLE, _CACHE = 0.5", "EPS, TABLE, _CACHE = 0.25"),
+    ("EPS, TABLE, _known = 0.5", "EPS, TABLE, _known = 0.25"),
     ("[1, 2]", "[2, 2]"),
     ("helper(x) + EPS", "helper(x) - EPS"),
     ("gain = 1.0", "gain = 2.0"),
@@ -77,7 +77,7 @@ CHANGES = [
 ]
 SAME = [
     ("    gain = 1.0", "    # a comment\n\n    gain = 1.0"),
-    ("_CACHE = 0.5, [1, 2], {}", "_CACHE = 0.5, [1, 2], {1: 2}"),
+    ("_known = 0.5, [1, 2], {}", "_known = 0.5, [1, 2], {1: 2}"),
     ("net = Net().eval()", "net = Net().eval()\nnet._cache[0] = 1\nunrelated = 3"),
 ]
 

@@ -190,7 +190,7 @@ def test_a_folder_of_any_sizes(place, tmp_path, undrawn):
     arguments = [place / "runs" / "narrow" / "checkpoint.safetensors", "--dataset", "folder", "--data-root", root]
     arguments += ["--patch", "2x2"]
     size = ["--image-size", "x".join(str(side) for side in SIZE)]
-    refused(call(*arguments, "--output", tmp_path / "out"), f"bring the images to it with {' '.join(size)}, or name")
+    refused(call(*arguments, "--output", tmp_path / "out"), "bring all to one size with --image-size")
     refused(
         call(*arguments, *size, "--output", tmp_path / "out"), "name them in the order of the answers with --classes"
     )

@@ -54,8 +54,8 @@ def test_a_lying_kernel_ends_the_training(images, tmp_path, kind, lie, monkeypat
     """Nothing is published by a network whose bfloat16 is another function than its float32."""
     build = training.model_from
 
-    def lied(config):
-        model = build(config)
+    def lied(config, **options):
+        model = build(config, **options)
         if kind == "undefended":
             forward = model.forward
             wrong = lie(lambda x: x)
