@@ -63,7 +63,11 @@ def test_the_judge_counts_no_such_answer(value):
         assert predict(voting, x_all).tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("name", registered())
+QUICK_ONES = [pytest.param(name, marks=pytest.mark.slow if name == "standard" else ()) for name in registered()]
+"""Of "standard", every member is among them."""
+
+
+@pytest.mark.parametrize("name", QUICK_ONES)
 @pytest.mark.parametrize("made", ["plain", "by votes"])
 def test_no_attack_breaks_a_classifier_by_such_an_answer(name, made):
     """Nothing else can change its answer: every attack stops, where it meets one, or fails. Of views those without an

@@ -156,7 +156,7 @@ def handed_out(fates, output, workers=2):
     return ray, notices, told
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(fates=st.lists(st.booleans(), max_size=12), workers=st.integers(1, 3))
 def test_whoever_is_lost_every_batch_is_done(fates, workers):
     """Before it was ready, in its batch or idle: with fewer losses than are taken for a fault, the run is finished."""

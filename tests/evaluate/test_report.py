@@ -382,7 +382,9 @@ def test_wrong_calls(tmp_path):
     refused(ask(app, [str(tmp_path / "begun")]), "run.json is damaged")
     run(tmp_path / "run")
     (tmp_path / "run" / exhibits_name(shard_name(0, 4))).write_bytes(b"PK")
-    with pytest.raises(InvalidInput, match=r"is damaged \(exhibits/.* is not as it was written\); repeat the run's command"):
+    with pytest.raises(
+        InvalidInput, match=r"is damaged \(exhibits/.* is not as it was written\); repeat the run's command"
+    ):
         read_report(tmp_path / "run")
 
 

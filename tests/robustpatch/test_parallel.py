@@ -102,6 +102,7 @@ def test_two_processes_train_one_network(root, tmp_path):
     assert max(float((two[key] - weights).abs().max()) for key, weights in untrained.state_dict().items()) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_command_line_reports_once(root, tmp_path):
     """One line an epoch from two processes, and no warning."""
     options = ["--dataset", "folder", "--data-root", str(root), "--output", str(tmp_path / "run")]
