@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,7 +95,8 @@ class Cluster:
         try:
             if not here:
                 _reach(self.address)
-                ray.init(**options)
+                with _own_sigterm():
+                    ray.init(**options)
         except (Exception, SystemExit) as error:  # Ray raises plain ones, and leaves Python
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if self.address == LOCAL_RAY:
@@ -207,6 +210,17 @@ class _Run:
             if deviation is not None:
                 self.cluster.deviation = max(deviation, self.cluster.deviation or 0.0)
         return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the program's handler of SIGTERM: `ray.init` sets one of its own, which ends the program by `sys.exit`."""
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(own) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def _reach(address: str) -> None:

@@ -229,10 +229,10 @@ def test_the_error_of_a_worker_is_that_of_the_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_is_left_behind(how, checkpoint, tmp_path):
-    """Ctrl-C ends in one line and status 130, and Ray with it, as it does when the driver is killed; the same command
-    finishes the run."""
+    """Ctrl-C ends in one line and status 130, SIGTERM with 143, and Ray with them, as it does when the driver is
+    killed; the same command finishes the run."""
     given = ["--checkpoint", str(checkpoint), "--attacks", "quick", "--num-images", "24", "--batch-size", "1"]
     given += ["--ray", "--num-workers", "2", "--output", str(tmp_path)]
     run = subprocess.Popen(
@@ -249,9 +249,10 @@ def test_no_process_is_left_behind(how, checkpoint, tmp_path):
     assert len(left) > 3
     (os.killpg if how == signal.SIGINT else os.kill)(run.pid, how)
     said = run.communicate()[1]
-    assert run.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
-    if how == signal.SIGINT:
-        assert said.splitlines()[-1].startswith("interrupted; the finished batches are kept")
+    assert run.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how], said
+    if how != signal.SIGKILL:
+        word = "interrupted" if how == signal.SIGINT else "terminated"
+        assert said.splitlines()[-1].startswith(f"{word}; the finished batches are kept")
     while any(Path(f"/proc/{pid}/stat").exists() for pid in left):  # or the test's own limit ends it
         time.sleep(0.1)
     before = {path: path.read_bytes() for path in tmp_path.glob("records/*.parquet")}
