@@ -84,6 +84,8 @@ class TrainingConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
         if not self.momentum < 1:
             raise InvalidInput(f"momentum is {self.momentum}; it must be below 1")
+        if abs(self.seed) >= 2**32:  # each epoch and image makes one of its own of it, in 64 bits
+            raise InvalidInput(f"seed is {self.seed}; give one between -2^32 and 2^32")
         if not 0 < self.zoom <= 1:
             raise InvalidInput(f"zoom is {self.zoom}, a share of an image's area; it must be above 0 and at most 1")
         if self.optimizer not in ("sgd", "adamw"):

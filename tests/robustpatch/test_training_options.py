@@ -65,3 +65,9 @@ def test_values_of_other_types_and_no_numbers(name):
 def test_momentum_that_forgets_nothing(momentum):
     with pytest.raises(InvalidInput, match=r"momentum is 1.*; it must be below 1"):
         TrainingConfig(momentum=momentum)
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**62, -(2**63)])
+def test_seeds_of_which_no_epoch_can_make_its_own(seed):
+    with pytest.raises(InvalidInput, match=r"seed is -?\d+; give one between -2\^32 and 2\^32"):
+        TrainingConfig(seed=seed)
