@@ -11,8 +11,8 @@ from robustpatch.touched import Axis
 
 __all__ = ["Ablation", "Blocks", "Columns", "GridBlocks", "GridColumns", "Rows", "parse_ablation"]
 
-_GRAMMAR = re.compile(r"(columns|rows|blocks):(\d+)(?:x(\d+))?(?:/(\d+))?")
-_GRID_GRAMMAR = re.compile(r"(?:(\d+)\s*\*\s*)?grid-(columns|blocks):(\d+)")
+_GRAMMAR = re.compile(r"(columns|rows|blocks):(\d{1,9})(?:x(\d{1,9}))?(?:/(\d{1,9}))?")
+_GRID_GRAMMAR = re.compile(r"(?:(\d{1,9})\s*\*\s*)?grid-(columns|blocks):(\d{1,9})")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,6 @@ def parse_source(text: str) -> Ablation | SparseAblation:
     kind, _, keep = text.strip().lower().partition(":")
     if kind != "sparse":
         return parse_ablation(text)
-    if not keep.isascii() or not keep.isdigit():
+    if not keep.isascii() or not keep.isdigit() or len(keep) > 9:
         raise InvalidInput(f'ablation is {text!r}; use "sparse:5" (pixels kept at random)')
     return SparseAblation(int(keep))

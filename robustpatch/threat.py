@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustpatch.errors import InvalidInput
 
-_GRAMMAR = re.compile(r"(?:(\d+)\s*\*\s*)?(?:(\d+)(?:\s*x\s*(\d+))?|(\d+(?:\.\d+)?)\s*%)")
+_GRAMMAR = re.compile(r"(?:(\d{1,9})\s*\*\s*)?(?:(\d{1,9})(?:\s*x\s*(\d{1,9}))?|(\d{1,9}(?:\.\d{1,30})?)\s*%)")
 _FORMS = 'use "5x5" or "5" (height x width in pixels), "2%" (of the area), "2*5x5" (two patches)'
 
 

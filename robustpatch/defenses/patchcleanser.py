@@ -58,7 +58,7 @@ class DoubleMasking(Defense):
     def per_axis(self) -> tuple[int, int]:
         """How many masks down and across."""
         parts = str(self.masks).lower().split("x")
-        if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        if len(parts) > 2 or not all(part.strip().isdecimal() and len(part) <= 9 and int(part) >= 1 for part in parts):
             raise InvalidInput(f'masks is {self.masks!r}; use "6", or "6x4" for 6 down and 4 across')
         return int(parts[0]), int(parts[-1])
 

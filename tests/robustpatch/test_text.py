@@ -11,13 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks import parse_attacks
 from evaluate.leaderboard.table import plain
 from robustpatch.bounded_json import read_json, read_object
 from robustpatch.command_line import check_value, show_what_can_be_shown
+from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.recipe import load_recipe
+from robustpatch.sparse import parse_source
 from robustpatch.text import LONGEST_SLUG, one_line, slug
+from robustpatch.threat import parse_threat
 from robustpatch.toml import read_toml
+from tests import toys
 
 ANY = st.text(st.characters(), max_size=300)  # halves of characters, too
 
@@ -113,3 +118,22 @@ def test_a_console_that_knows_few_characters(encoding, monkeypatch):
     shown = held.getvalue().decode(encoding)
     assert shown.startswith("63% – 100% ≥ θ" if encoding == "utf-8" else "63% - 100% ")
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (parse_source, "sparse:{}"),
+        (parse_source, "columns:{}"),
+        (parse_source, "2*grid-columns:{}"),
+        (lambda text: parse_threat(text, (5, 5)), "{}"),
+        (lambda text: parse_threat(text, (5, 5)), "{}%"),
+        (lambda text: parse_threat(text, (5, 5)), "1.{}%"),
+        (lambda text: parse_defense(text).wrap(toys.linear(1), num_classes=4), "patchcleanser:masks={}"),
+        (parse_attacks, "pgd:{}"),
+    ],
+)
+def test_numbers_longer_than_python_reads(read, text):
+    """Python refuses to read 5,000 digits, with an error of its own."""
+    with pytest.raises(InvalidInput, match="999"):
+        read(text.format("9" * 5_000))
