@@ -14,7 +14,6 @@ from attacks.chance import by_chance
 from robustpatch import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.lending import classes_of, lent
-from robustpatch.randomized import RandomizedClassifier
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.threat import PatchThreat
 from robustpatch.voting import first_argmax
@@ -123,17 +122,7 @@ def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Te
 def referee(model: torch.nn.Module) -> torch.nn.Module:
     """Who says what the model predicts: its own `referee()`, where it declares to be randomized and has one (as
     `RandomizedClassifier`), or itself.
-
-    Raises `InvalidInput` for a subclass of `RandomizedClassifier` that predicts in its own way and leaves `referee` as
-    it is: that one would judge another classifier.
     """
-    overridden = model.overridden() if isinstance(model, RandomizedClassifier) else []
-    if overridden:
-        kind = type(model).__name__
-        raise InvalidInput(
-            f"{kind} overrides {', '.join(overridden)} of RandomizedClassifier, but not referee, which knows nothing "
-            f"of that; define referee() too: a {kind} with another seed for its samples, say"
-        )
     return model.referee() if by_chance(model) and hasattr(model, "referee") else model  # type: ignore[operator]
 
 

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from robustpatch.command_line import Command, refused
+from robustpatch.command_line import WRONG_CALL, Command, refused
 from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.status import BROKEN, HELD, INTERNAL, INTERRUPTED, WRONG_CALL, status_of
+from robustpatch.status import BROKEN, HELD, INTERNAL, INTERRUPTED, status_of
 from robustpatch.zoo import Checkpoint
 
-__all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # of robustpatch.status
+__all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # for the commands here
 T = TypeVar("T")
 Shown = Callable[[int, str], None]
 LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate.command import HELD, status_of
-from evaluate.drawing import load_matplotlib
-from evaluate.drawn import write_picture
+from evaluate.drawing import load_matplotlib, write_picture
 from evaluate.finished import read_run
 from evaluate.metrics import Share, summarise
 from robustpatch.command_line import Command

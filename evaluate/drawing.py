@@ -1,8 +1,17 @@
-"""matplotlib, whatever the environment says of windows."""
+"""Pictures drawn by matplotlib, whatever the environment says of windows; whole or not at all, wherever fsspec goes."""
 
 from __future__ import annotations
 
 import os
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluate.places import place_of
+from robustpatch.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def load_matplotlib() -> None:
@@ -15,3 +24,16 @@ def load_matplotlib() -> None:
     finally:
         if named is not None:
             os.environ["MPLBACKEND"] = named
+
+
+def write_figure(store: Store, name: str, figure: Figure, **options: Any) -> None:
+    """Write it in the format that the name ends in."""
+    content = BytesIO()
+    figure.savefig(content, format=name.rpartition(".")[2], **options)
+    store.write(name, content.getvalue())
+
+
+def write_picture(path: str | Path, figure: Figure) -> None:
+    """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
+    folder, _, name = str(path).rpartition("/")
+    write_figure(place_of(folder or "."), name, figure, dpi=150)

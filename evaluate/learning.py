@@ -12,8 +12,7 @@ import typer
 from rich.console import Console
 
 from evaluate.command import HELD, status_of
-from evaluate.drawing import load_matplotlib
-from evaluate.drawn import write_picture
+from evaluate.drawing import load_matplotlib, write_picture
 from robustpatch.command_line import Command
 from robustpatch.errors import InvalidInput
 from robustpatch.zoo import load_checkpoint

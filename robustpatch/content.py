@@ -250,8 +250,9 @@ class _Teller:
         made_by = (value.__globals__.get("__name__") or "").partition(".")[0]
         wrapped = getattr(value, "__wrapped__", None)
         if made_by in _CHECKERS and wrapped is not None:  # their signatures are large, and say nothing more
-            cells = _All(cell.cell_contents for cell in value.__closure__ or () if _filled(cell))
-            return Same(value), Same(value.__code__), cells, self.of(wrapped)
+            cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+            held = _All([*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+            return Same(value), Same(value.__code__), held, self._pairs(vars(value))  # what it wraps is among these
         # `functools.wraps` gives a function the module of another.
         if _of_a_library(value.__module__) and _of_a_library(value.__globals__.get("__name__")):
             return Same(value), Same(value.__code__)

@@ -133,8 +133,15 @@ class RandomizedClassifier(nn.Module):
         """The classifier that says whether an attack succeeded. Whoever searched against samples has fitted to them.
 
         Where all ablations can be enumerated, the ideal classifier, of which the certificate speaks; else this one with
-        samples of its own, independent of all that `forward`, `predict` and `certify` draw.
+        samples of its own, independent of all that `forward`, `predict` and `certify` draw. Raises `InvalidInput` for a
+        subclass that predicts in its own way and leaves `referee` as it is: it would judge another classifier.
         """
+        overridden, kind = self._overridden(), type(self).__name__
+        if overridden:
+            raise InvalidInput(
+                f"{kind} overrides {', '.join(overridden)} of RandomizedClassifier, but not referee, which knows "
+                f"nothing of that; define referee() too: a {kind} with another seed for its samples, say"
+            )
         if isinstance(self.ablation, Ablation):
             return self.enumerated()
         own = self.sampling
@@ -154,7 +161,7 @@ class RandomizedClassifier(nn.Module):
         other.training = self.training
         return other
 
-    def overridden(self) -> list[str]:
+    def _overridden(self) -> list[str]:
         """The methods that decide what is predicted, where this object's class, or it itself, has others than these;
         none where it has a `referee` of its own, which is to predict in the same way.
         """

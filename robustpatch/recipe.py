@@ -23,7 +23,7 @@ from rich.console import Console
 
 from robustpatch import parallel, state
 from robustpatch.command_line import Command
-from robustpatch.data import ImageSet, named_images
+from robustpatch.data import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
@@ -32,7 +32,7 @@ from robustpatch.status import HELD, status_of
 from robustpatch.store import local_folder
 from robustpatch.text import LONGEST_SLUG, one_line, slug
 from robustpatch.toml import read_toml
-from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, shown
+from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, read_images, shown
 from robustpatch.training import about, train
 from robustpatch.training_config import TrainingConfig
 from robustpatch.voting import parse_voting
@@ -228,20 +228,9 @@ def main(
         unknown = sorted(set(wanted or ()) - {run.name for run in runs})
         if unknown:
             raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
-        images, validation = (
-            named_images(
-                dataset,
-                data_root,
-                split,
-                image_size=image_size,
-                channels=channels,
-                classes=classes,
-                skip_broken=skip_broken,
-            )
-            for split in ("train", "validation")
+        images, validation = read_images(
+            dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
-        if images.left_out is not None:
-            Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             for run in [run for run in runs if wanted is None or run.name in wanted]:

@@ -9,15 +9,13 @@ import json
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load
 from safetensors.torch import save as as_bytes
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from robustpatch.bounded_json import read_object
 from robustpatch.errors import InvalidInput
-from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
+from robustpatch.sealing import BLANK_SEAL, read_tensors, seal_holds, sealed
 from robustpatch.store import Store
 from robustpatch.zoo import checkpoint_bytes, network_of
 
@@ -91,12 +89,12 @@ def restore(
         return []
     content = store.read(STATE)
     try:
-        tensors = load(content)
-        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        meta = read_object(read_object(header)["__metadata__"]["state"])
+        tensors, meta = read_tensors(content, "state")
+        if meta is None:
+            raise ValueError("it holds no state of a training")
         if meta.keys() != _UNSEALED and not seal_holds(content):
             raise ValueError("its checksum is wrong")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"{store.path(STATE)} is damaged ({error}); delete it to train from the start") from error
     if meta["config"] != json.loads(json.dumps(config)):
         differing = sorted(k for k in config if json.loads(json.dumps(config[k])) != meta["config"].get(k))

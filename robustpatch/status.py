@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from robustpatch.command_line import WRONG_CALL as WRONG_CALL
-from robustpatch.command_line import refused
+from robustpatch.command_line import WRONG_CALL, refused
 from robustpatch.errors import InvalidInput
 
 HELD, BROKEN, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143

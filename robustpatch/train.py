@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from robustpatch import parallel
 from robustpatch.command_line import Command
-from robustpatch.data import named_images
+from robustpatch.data import ImageSet, named_images
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
 from robustpatch.sparse import parse_source
@@ -164,20 +164,9 @@ def main(
             bfloat16=bfloat16,
             seed=seed,
         )
-        images, validation = (
-            named_images(
-                dataset,
-                data_root,
-                split,
-                image_size=image_size,
-                channels=channels,
-                classes=classes,
-                skip_broken=skip_broken,
-            )
-            for split in ("train", "validation")
+        images, validation = read_images(
+            dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
-        if images.left_out is not None:
-            Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
         with parallel.joined(device) as own:
             shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
             with shown(shown_on, len(images) // batch_size) as callbacks:
@@ -196,6 +185,14 @@ def main(
         return HELD
 
     raise typer.Exit(status_of(run, "interrupted; the finished epochs are kept, continue with --resume"))
+
+
+def read_images(dataset: str, data_root: Path | None, **options: Any) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images, by the options of `named_images`; what was left out of a folder is said."""
+    images, validation = (named_images(dataset, data_root, split, **options) for split in ("train", "validation"))
+    if images.left_out is not None:
+        Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
+    return images, validation
 
 
 @contextmanager

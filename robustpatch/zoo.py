@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
 from robustpatch.ablation import Ablation
-from robustpatch.bounded_json import read_json, read_object
 from robustpatch.configuration import check_configuration
 from robustpatch.defenses import Defended, parse_defense
 from robustpatch.encoding import encoding_named
@@ -24,7 +23,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
 from robustpatch.networks.allowance import at_most
 from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sealing import BLANK_SEAL, seal_holds, sealed
+from robustpatch.sealing import BLANK_SEAL, read_tensors, seal_holds, sealed
 from robustpatch.smoothing import SmoothedClassifier
 from robustpatch.sparse import SparseAblation, parse_source
 from robustpatch.store import replace_file
@@ -162,9 +161,7 @@ def load_checkpoint(
     path = _find(name)
     try:
         content = path.read_bytes()
-        tensors = load(content)
-        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        config = read_json(read_object(header).get("__metadata__", {}).get("robustpatch", "null"))
+        tensors, config = read_tensors(content, "robustpatch")
         if isinstance(config, dict) and SEAL in config and not seal_holds(content):  # older ones have none
             raise ValueError("its checksum is wrong")
     except (SafetensorError, OSError, ValueError) as error:

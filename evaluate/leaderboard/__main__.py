@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
-from evaluate.drawn import write_figure
+from evaluate.drawing import write_figure
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.drawing import load_matplotlib
-from evaluate.drawn import write_figure
+from evaluate.drawing import load_matplotlib, write_figure
 from evaluate.paper import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run

@@ -13,6 +13,8 @@ from array import array
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
 from torch import nn
 from torch.nn import functional as F
 
@@ -261,3 +263,31 @@ def test_a_certificate_after_a_change_within_is_refused():
     Base.config.gain = 1.0
     with pytest.raises(InvalidInput, match="sees more than its band"):
         model.certify(x, PatchThreat(1, 1))
+
+
+def of_checked(kind: str) -> tuple[nn.Module, list[float], types.FunctionType, types.FunctionType]:
+    """A module whose method a type checker wraps, what the method holds, the method and its wrapper."""
+    held = [1.0]
+
+    def forward(self, x: torch.Tensor, by: float = 2.0) -> torch.Tensor:
+        return x * by + held[0]
+
+    wrapper = jaxtyped(forward, typechecker=beartype) if kind == "jaxtyping" else beartype(forward)
+    return type("Checked", (nn.Module,), {"forward": wrapper})(), held, forward, wrapper
+
+
+@pytest.mark.parametrize("kind", ["jaxtyping", "beartype"])
+def test_what_a_type_checker_wraps(kind):
+    """Is told as if it were not wrapped: what it holds, its defaults and code; and so is what the wrapper was given."""
+    model, held, forward, wrapper = of_checked(kind)
+    told = [content(model)]
+    assert told[0] == content(model)
+    held[0] = 3.0
+    told.append(content(model))
+    forward.__defaults__ = (5.0,)
+    told.append(content(model))
+    forward.__code__ = forward.__code__.replace(co_name="other")
+    told.append(content(model))
+    wrapper.scale = 2.0  # type: ignore[attr-defined]
+    told.append(content(model))
+    assert all(one != other for one, other in itertools.combinations(told, 2))
