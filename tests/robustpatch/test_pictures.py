@@ -60,6 +60,13 @@ def test_orientation(orientation, kind, tmp_path):
     assert look(path) == found.shape[:2] == ((16, 24) if orientation < 5 else (24, 16))
 
 
+def test_sixteen_bits_are_rounded(tmp_path):
+    """To the nearest of 256 levels, 257 apart; the larger half of each step goes up."""
+    values = np.array([[0, 128, 129, 385, 386, 32767, 32768, 65406, 65407, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "levels.png")
+    assert picture(tmp_path / "levels.png", 1).flatten().tolist() == [0, 0, 1, 1, 2, 127, 128, 254, 255, 255]
+
+
 @pytest.mark.parametrize("bits", ["16 bits", "big TIFF", "little TIFF", "PGM"])
 def test_sixteen_bits_are_scaled(bits, tmp_path):
     """The 64 levels of a ramp from black to white stay, each at its own grey."""
