@@ -1,6 +1,7 @@
 """Attacks propose adversarial patches; `judge` decides whether they count."""
 
-from attacks.art import FromART, as_module
+from attacks.art.from_art import FromART, as_module
+from attacks.art.to_art import to_art
 from attacks.attack import Attack
 from attacks.base import Outcome, PatchAttack, Proposal, judge
 from attacks.ensemble import Ensemble
@@ -11,7 +12,6 @@ from attacks.oracle import Oracle
 from attacks.pgd import PatchPGD
 from attacks.registry import parse_attacks, quick, standard
 from attacks.sparse_rs import SparseRS
-from attacks.to_art import to_art
 from attacks.undefended import Undefended
 from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
 from attacks.votes import WorstVotes, worst_votes

@@ -14,7 +14,7 @@ from attacks.base import Proposal
 from attacks.checks import require
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 A = TypeVar("A", bound="Attack")
 

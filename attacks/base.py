@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.chance import by_chance
-from robustpatch import checks
+from attacks.chance import is_randomized
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.lending import classes_of, lent
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import classes_of, lent
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import first_argmax
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def referee(model: torch.nn.Module) -> torch.nn.Module:
     """Who says what the model predicts: its own `referee()`, where it declares to be randomized and has one (as
     `RandomizedClassifier`), or itself.
     """
-    return model.referee() if by_chance(model) and hasattr(model, "referee") else model  # type: ignore[operator]
+    return model.referee() if is_randomized(model) and hasattr(model, "referee") else model  # type: ignore[operator]
 
 
 def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
@@ -158,13 +158,13 @@ def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor
     return found if found.is_floating_point() else found.to(torch.float64)
 
 
-def no_longer(
+def is_adversarial(
     model: torch.nn.Module, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int
 ) -> Bool[Tensor, "..."]:
     """Where the model no longer answers y. An abstention (-1) is no longer y either, but of a model that declares that
-    it answers by chance (see `attacks.chance.by_chance`): there it says nothing.
+    it answers by chance (see `attacks.chance.is_randomized`): there it says nothing.
     """
-    return (prediction != y) & ((prediction >= 0) | (not by_chance(model)))
+    return (prediction != y) & ((prediction >= 0) | (not is_randomized(model)))
 
 
 def judge(
@@ -177,9 +177,10 @@ def judge(
     proof: bool = False,
 ) -> Outcome:
     """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
-    model's `predict` on the whole attacked image is no longer `y` (see `no_longer` for abstentions). Of a model with a
-    `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by them.
-    `proof`: a certificate without a confidence is at stake. It is about the model's own `predict`, and no referee's.
+    model's `predict` on the whole attacked image is no longer `y` (see `is_adversarial` for abstentions). Of a model
+    with a `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by
+    them. `proof`: a certificate without a confidence is at stake. It is about the model's own `predict`, and no
+    referee's.
     """
     height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
@@ -195,7 +196,7 @@ def judge(
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
     prediction = predict(model if proof else referee(model), torch.where(valid[:, None, None, None], x_adv, x))
-    return Outcome(valid & no_longer(model, prediction, y), contained, in_range, prediction)
+    return Outcome(valid & is_adversarial(model, prediction, y), contained, in_range, prediction)
 
 
 def content_hash(tensor: Tensor) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.chance import by_chance
+from attacks.chance import is_randomized
 from attacks.pasting import crop
 
 SHARE = 8  # about one patch in so many is shown to `predict` whatever its scores are
@@ -22,7 +22,9 @@ def has_own_predict(model: torch.nn.Module) -> bool:
     model that declares to answer by chance: asked often enough, that one is changed by no patch.
     """
     return (
-        hasattr(model, "predict") and not by_chance(model) and not all(_ours(model, n) for n in ("predict", "forward"))
+        hasattr(model, "predict")
+        and not is_randomized(model)
+        and not all(_ours(model, n) for n in ("predict", "forward"))
     )
 
 

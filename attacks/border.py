@@ -10,9 +10,9 @@ from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, content_hash
 from attacks.unchanged import Unchanged
+from robustpatch.classifiers.lending import lent, own
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import lent, own
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
 

@@ -9,7 +9,7 @@ from robustpatch.errors import InvalidInput
 ERRORS = ("prediction_error", "judge_error")
 
 
-def by_chance(model: object) -> bool:
+def is_randomized(model: object) -> bool:
     """Whether the model declares `randomized = True`, as `RandomizedClassifier` does. Nothing else is a declaration:
     not a `referee`, not a `prediction_error`.
 
@@ -29,7 +29,7 @@ def errors(model: torch.nn.Module) -> tuple[float, float]:
     """The chances that `predict` and a prediction of the `referee` are wrong, 0 where the model names none; 0 and 0 for
     a model that does not declare to be randomized. Raises `InvalidInput` where one is no probability in [0, 1).
     """
-    if not by_chance(model):
+    if not is_randomized(model):
         return 0.0, 0.0
     found = []
     for name in ERRORS:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustpatch import checks
+from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 def require(holds: bool, name: str, value: object, remedy: str) -> None:

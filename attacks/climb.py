@@ -17,7 +17,7 @@ from attacks.checks import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.search import Search
-from attacks.victim import Objective, Victim, check_objective
+from attacks.surfaces.base import Objective, Victim, check_objective
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Task:
 
 
 @dataclass
-class Ends:
+class BestClimbs:
     """Where the climbs of one image ended: the least objectives with their tasks and contents, at most `most`."""
 
     most: int
@@ -114,7 +114,7 @@ class _Slots:
 
 def climb(
     search: Search, queues: Sequence[Iterable[Task]], ascent: Ascent, *, batch: int, most: Sequence[int] | None = None
-) -> list[Ends]:
+) -> list[BestClimbs]:
     """Climb the tasks of every image, in the order of each image's own queue, until all are done, or the image is
     broken, or the next step would begin beyond its budget.
 
@@ -123,7 +123,7 @@ def climb(
     Returns for each image its best ends, `most` of them.
     """
     waiting = deque((i, iter(queue)) for i, queue in enumerate(queues))
-    ends = [Ends(0 if most is None else most[i]) for i in range(len(queues))]
+    ends = [BestClimbs(0 if most is None else most[i]) for i in range(len(queues))]
     room = _Room(search, 2 * ascent.steps + 1)
     slots: _Slots | None = None
     while True:

@@ -17,7 +17,7 @@ from attacks.gradient import NotDifferentiable, check_differentiable, climbs
 from attacks.occlusion import Control
 from attacks.sparse_rs import SparseRS
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 
 from attacks.attack import Attack
 from attacks.checks import require
-from attacks.climb import Ascent, Ends, Task, climb
-from attacks.placement import Openings, grid, openings
+from attacks.climb import Ascent, BestClimbs, Task, climb
+from attacks.placement import OpenPlacements, grid, open_placements
 from attacks.search import Search
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ExhaustivePGD(Attack):
     For a `SmoothedClassifier`, alone or behind PatchGuard, placements that its certificate closes are skipped, climbs
     go towards the nearest of the classes that it leaves in reach (with `rivals` > 1 towards the second cheapest and so
     on as well), and only touched ablations are scored; of PatchCleanser, placements that it closes are skipped, and
-    those that its views hold least come first (`attacks.cleansed`). `unpruned` does none of this and goes in random
-    order. Of any other classifier the order is that of one random patch at each placement.
+    those that its views hold least come first (`attacks.surfaces.patchcleanser`). `unpruned` does none of this and goes
+    in random order. Of any other classifier the order is that of one random patch at each placement.
 
     The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
     one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes
@@ -63,7 +63,7 @@ class ExhaustivePGD(Attack):
             )
 
     def _run(self, search: Search) -> None:
-        found = openings(search, self.rivals, batch=self.batch)
+        found = open_placements(search, self.rivals, batch=self.batch)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
         for turn in count():
             before = search.evaluations.clone()
@@ -72,7 +72,7 @@ class ExhaustivePGD(Attack):
             if search.budget is None or idle or not bool(search.going().any()):
                 return
 
-    def _round(self, search: Search, found: list[Openings], step: float) -> None:
+    def _round(self, search: Search, found: list[OpenPlacements], step: float) -> None:
         """All sweeps once, from the many short climbs to the few long ones."""
         queues = [self._everywhere(search, each) for each in found]
         sizes = [len(queue) for queue in queues]
@@ -84,11 +84,11 @@ class ExhaustivePGD(Attack):
             queues = [self._again(search, each, stride, opened) for each, opened in zip(ends, found, strict=True)]
             stride = max(1, stride // 2)
 
-    def _everywhere(self, search: Search, found: Openings) -> list[Task]:
+    def _everywhere(self, search: Search, found: OpenPlacements) -> list[Task]:
         on_grid = grid(search.threat, search.image_size, self.stride)
         return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
-    def _again(self, search: Search, ends: Ends, stride: int, found: Openings) -> list[Task]:
+    def _again(self, search: Search, ends: BestClimbs, stride: int, found: OpenPlacements) -> list[Task]:
         """What came closest once more; on a coarse grid, its neighbours too."""
         kept = [task for _, task, _ in ends.best()]
         if stride == 1:

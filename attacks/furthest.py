@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, judge, no_longer, predict, referee
+from attacks.base import Proposal, is_adversarial, judge, predict, referee
 from attacks.border import patches, visible
-from attacks.victim import WholeVictim
-from robustpatch.threat import PatchThreat
+from attacks.surfaces.base import WholeVictim
+from robustpatch.threats.rectangle import PatchThreat
 
 
 class Furthest:
@@ -56,7 +56,7 @@ class Furthest:
         with torch.no_grad():
             reached = WholeVictim.of(self._model, x, y)(shown)[0]
         if referee(self._model) is not self._model:  # which says nothing of a proof: the model's own answer comes next
-            reached = reached.masked_fill(no_longer(self._model, predict(self._model, shown), y), -torch.inf)
+            reached = reached.masked_fill(is_adversarial(self._model, predict(self._model, shown), y), -torch.inf)
         rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
         reached = torch.where(rank == 2, reached, torch.inf)
         nearer = (rank == self._rank[rows]) & (reached < self._value[rows])

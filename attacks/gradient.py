@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attacks.base import PatchAttack
-from attacks.victim import WholeVictim
-from robustpatch import checks
+from attacks.surfaces.base import WholeVictim
+from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
 
 REMEDY = "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs gradients"

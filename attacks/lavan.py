@@ -15,9 +15,9 @@ from attacks.checks import require
 from attacks.climb import Ascent
 from attacks.gradient import differentiate
 from attacks.search import Search
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Search
-from attacks.victim import WholeVictim
-from robustpatch import checks
+from attacks.surfaces.base import WholeVictim
+from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 Content = Literal["grey", "noise", "natural"]
 CONTROLS: tuple[str, ...] = get_args(Content)  # and so are the controls named
@@ -120,7 +120,7 @@ def _grey(search: Search, _: list[int], sites: Int[Tensor, "P count"]) -> Float[
 class Control(Attack):
     """No attack: content that knows nothing of the classifier, at `tries` random placements; what breaks is accident.
 
-    A certified image that met nothing else was not attacked (`evaluate.records.Record.threats_tested`).
+    A certified image that met nothing else was not attacked (`evaluate.runs.records.Record.threats_tested`).
     `content` is "grey" (one half), "noise" (uniform), or "natural": random regions of other images, those of `source`
     [S,C,H',W'] or else the other images of the batch (so that here what is tried on an image depends on those beside
     it); where there is no other, another region of the image itself. Where `tries` reaches the number of placements,

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, evaluations, no_longer, predict
+from attacks.base import Proposal, evaluations, is_adversarial, predict
 from attacks.border import visible
 from attacks.checks import check_call
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 _LIMIT = 2_000_000
 
@@ -76,7 +76,7 @@ class Oracle:
                         held, x_adv[i], corners[i] = True, worlds[first], where
                 prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
                 spent[i] += len(worlds) * each
-                hits = no_longer(model, prediction, y[i]).nonzero()
+                hits = is_adversarial(model, prediction, y[i]).nonzero()
                 if len(hits):
                     x_adv[i], corners[i] = worlds[hits[0, 0]], where
                     break

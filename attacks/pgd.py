@@ -11,7 +11,7 @@ from attacks.checks import require
 from attacks.climb import Ascent, Task, climb
 from attacks.search import Search
 from attacks.sites import sites
-from attacks.victim import Objective
+from attacks.surfaces.base import Objective
 
 
 @dataclass(frozen=True)

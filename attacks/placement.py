@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.cleansed import CleanLooks
-from attacks.masked import rival_margins as masked_margins
 from attacks.search import Search
-from robustpatch.certificate import rival_margins
+from attacks.surfaces.patchcleanser import CleanMaskedPredictions
+from attacks.surfaces.patchguard import rival_margins as masked_margins
+from robustpatch.certificates.exact import rival_margins
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchguard import MaskedClassifier
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
 
 @dataclass(frozen=True)
-class Openings:
+class OpenPlacements:
     """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
 
     `rivals` are the classes that the certificate leaves in reach there, cheapest first, padded with -1. Without a
@@ -54,7 +54,7 @@ class Openings:
             yield int(self.placement[position]), int(self.rivals[position, 0])
 
 
-def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> list[Openings]:
+def open_placements(search: Search, rivals: int = 3, *, batch: int | None = None) -> list[OpenPlacements]:
     """What is open on each image, at most `rivals` rivals each; equal margins in random order, from the image's stream.
 
     With a `batch`, a classifier that is not smoothed is asked itself: one random patch is scored at each placement, and
@@ -80,7 +80,7 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
             if closed is not None:
                 order = order[closed[i][order].argsort(stable=True)]
                 order = order[closed[i][order] < 0]
-            found.append(Openings(order, none[order, None] - 1, none[order]))
+            found.append(OpenPlacements(order, none[order, None] - 1, none[order]))
         return found
     of_placement, margins_of = known
     found, reach = [], []
@@ -95,13 +95,13 @@ def openings(search: Search, rivals: int = 3, *, batch: int | None = None) -> li
         if search.threat.count == 1:
             order = order[margin[order] < 0]
         sets = of_placement[order]
-        found.append(Openings(order, cheapest[sets], sets))
+        found.append(OpenPlacements(order, cheapest[sets], sets))
     if reach and search.threat.count == 1:
         search.reach = torch.stack(reach)
     return found
 
 
-def _unsteady(search: Search, looks: CleanLooks, shuffled: list[Tensor]) -> list[Openings]:
+def _unsteady(search: Search, looks: CleanMaskedPredictions, shuffled: list[Tensor]) -> list[OpenPlacements]:
     """Where no steady view hides the patch, those first that no view holds; one of each set of views that hide it in
     turn. Of several patches, every placement.
     """
@@ -111,7 +111,7 @@ def _unsteady(search: Search, looks: CleanLooks, shuffled: list[Tensor]) -> list
         order = order[hold[order].argsort(stable=True)]
         if search.threat.count == 1:
             order = order[open_[order]]
-        found.append(Openings(order, torch.full_like(order[:, None], -1), sets[order]))
+        found.append(OpenPlacements(order, torch.full_like(order[:, None], -1), sets[order]))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from attacks.art import FromART
+from attacks.art.from_art import FromART
 from attacks.base import PatchAttack
 from attacks.ensemble import Ensemble
 from attacks.exhaustive import ExhaustivePGD
@@ -16,8 +16,8 @@ from attacks.pgd import PatchPGD
 from attacks.sparse_rs import SparseRS
 from attacks.undefended import Undefended
 from attacks.universal import Universal
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.text import one_line
 
 
 def quick() -> Ensemble:

@@ -9,22 +9,22 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, answer, evaluations, no_longer
+from attacks.base import Proposal, answer, evaluations, is_adversarial
 from attacks.behind_scores import Shares, has_own_predict
 from attacks.border import visible
 from attacks.checks import check_call
-from attacks.cleansed import CleanLooks
-from attacks.masked import MaskedVictim, smoothed_inside
 from attacks.pasting import paste
-from attacks.victim import Objective, TouchedVictim, Victim, WholeVictim
-from robustpatch.certificate import Certificate
+from attacks.surfaces.base import Objective, TouchedVictim, Victim, WholeVictim
+from attacks.surfaces.patchcleanser import CleanMaskedPredictions
+from attacks.surfaces.patchguard import MaskedVictim, smoothed_inside
+from robustpatch.ablations.touched import Touched
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.lending import certify, lent
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
-from robustpatch.lending import certify, lent
-from robustpatch.silence import has_score
-from robustpatch.threat import PatchThreat
-from robustpatch.touched import Touched
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import first_argmax
+from robustpatch.voting.silence import has_score
 
 _LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
 
@@ -63,12 +63,12 @@ class Search:
         self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
         self.voters = smoothed_inside(model) if touched_only else None
         self.num_ablations, self._asked = evaluations(model, x)
-        self.looks: CleanLooks | None = None
+        self.looks: CleanMaskedPredictions | None = None
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
         if touched_only and isinstance(model, PatchCleanser):
-            self.looks = CleanLooks.of(model, x, threat, None if budget is None else budget // _LOOKS)
+            self.looks = CleanMaskedPredictions.of(model, x, threat, None if budget is None else budget // _LOOKS)
             clean, self.evaluations = self.looks.prediction, self.looks.evaluations
         elif self.voters is not None:
             self.votes = self.voters.votes(lent(x))
@@ -77,7 +77,7 @@ class Search:
             self.evaluations = torch.full_like(self.y, self._asked)
         else:
             clean, self.evaluations = answer(model, x)
-        self.broken = no_longer(model, clean, self.y)
+        self.broken = is_adversarial(model, clean, self.y)
         self._shares = Shares(len(x)) if has_own_predict(model) else None
         self._seen = torch.zeros_like(self.broken)  # by `predict`, under a patch
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
@@ -243,7 +243,7 @@ class Search:
                 continue
             said, spent = answer(self.model, x_adv[row : row + 1])
             self.evaluations[i] += spent[0]
-            if no_longer(self.model, said, self.y[i])[0]:
+            if is_adversarial(self.model, said, self.y[i])[0]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
                 self.broken[i], self.gap[i], self.held[i], self._seen[i] = True, -torch.inf, True, True
         promising = ((value < self.gap[image]) | ~self.held[image]).nonzero()[:, 0]
@@ -264,7 +264,7 @@ class Search:
         if len(rows):
             said, spent = answer(self.model, x_adv[rows])
             self.spend(image[rows], spent)
-            changed[rows] = no_longer(self.model, said, self.y[image[rows]])
+            changed[rows] = is_adversarial(self.model, said, self.y[image[rows]])
         return changed
 
     def proposal(self) -> Proposal:

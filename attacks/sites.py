@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from attacks.cleansed import CleanLooks
-from attacks.placement import Openings, openings
+from attacks.placement import OpenPlacements, open_placements
 from attacks.search import Search
+from attacks.surfaces.patchcleanser import CleanMaskedPredictions
 
 _DRAWN = 64  # choices of several placements that are ordered at once
 Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patch; the class to aim at, -1: whichever
@@ -28,7 +28,7 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
         return [_random(search, _chance(search, i)) for i in images]
     if search.looks is not None and search.threat.count > 1:
         return [_together(search.looks, i, _chance(search, i)) for i in images]
-    found = openings(search)
+    found = open_placements(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
     return [_open(search, each, _chance(search, i)) for i, each in zip(images, found, strict=True)]
 
@@ -39,14 +39,14 @@ def _random(search: Search, chance: torch.Generator) -> Iterator[Site]:
         yield tuple(numbers.tolist()), -1
 
 
-def _open(search: Search, found: Openings, chance: torch.Generator) -> Iterator[Site]:
+def _open(search: Search, found: OpenPlacements, chance: torch.Generator) -> Iterator[Site]:
     while len(found):
         for first, rival in found.spread():
             rest = torch.randint(len(found), (search.threat.count - 1,), generator=chance)
             yield (first, *found.placement[rest].tolist()), rival
 
 
-def _together(looks: CleanLooks, image: int, chance: torch.Generator) -> Iterator[Site]:
+def _together(looks: CleanMaskedPredictions, image: int, chance: torch.Generator) -> Iterator[Site]:
     while True:
         for placement in looks.several(image, _DRAWN, chance).tolist():
             yield tuple(placement), -1

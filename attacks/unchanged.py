@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from attacks.base import referee
 from attacks.gradient import NotDifferentiable
-from robustpatch.content import Same, content_of
+from robustpatch.classifiers.content import Same, content_of
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.passed import Passed
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import lent
-from robustpatch.passed import Passed
 
 _OF_TORCH = {"_modules", "_parameters", "_buffers"}  # told by the names of what is in them
 

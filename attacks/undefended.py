@@ -13,7 +13,7 @@ from attacks.border import propose
 from attacks.gradient import climbs
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Undefended:
 
 class Bare(Defended):
     """The network without the defense, shown whole images, whose `predict` always abstains and says that this is chance
-    (see `attacks.base.no_longer`): no search learns whether it has succeeded.
+    (see `attacks.base.is_adversarial`): no search learns whether it has succeeded.
     """
 
     randomized = True

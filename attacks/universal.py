@@ -14,17 +14,17 @@ from torch import Tensor
 from attacks.attack import Attack
 from attacks.base import outputs
 from attacks.checks import require
-from attacks.cleansed import CleansedVictim
 from attacks.gradient import differentiate
-from attacks.masked import MaskedVictim, smoothed_inside
 from attacks.pasting import crop
 from attacks.search import Search, turn
 from attacks.sites import sites
+from attacks.surfaces.base import TouchedVictim, Victim, WholeVictim
+from attacks.surfaces.patchcleanser import CleansedVictim
+from attacks.surfaces.patchguard import MaskedVictim, smoothed_inside
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
-from attacks.victim import TouchedVictim, Victim, WholeVictim
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 __all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
 

@@ -15,14 +15,14 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from attacks.base import content_hash, predict
-from attacks.chance import by_chance
+from attacks.chance import is_randomized
 from attacks.checks import require
 from attacks.pasting import crop, paste
-from robustpatch.bounded_json import read_object
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.store import replace_file
-from robustpatch.text import one_line
-from robustpatch.threat import PatchThreat
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import replace_file
+from robustpatch.threats.rectangle import PatchThreat
 
 AS_IT_IS = torch.tensor([[0.0, 1.0, 0.0]])  # the pose of a patch put down unchanged
 _KEY = "robustpatch"  # of the PNG's text chunk
@@ -144,7 +144,7 @@ class UniversalPatch:
         for _ in range(tries):
             sites = torch.randint(len(placements), (len(x), count), generator=generator)
             found.append(predict(model, self.apply(x, placements[sites].to(x.device), generator=generator)))
-        return Transfer(y, right, torch.stack(found, dim=1), self.target, by_chance(model))
+        return Transfer(y, right, torch.stack(found, dim=1), self.target, is_randomized(model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class Transfer:
     """A patch on images at T placements each: labels, which were right without it, and the predictions with it.
 
     The shares are over (image, placement) pairs of images that were right: `changed`, prediction other than the label
-    (`by_chance`: abstentions, -1, left out);
+    (`is_randomized`: abstentions, -1, left out);
     `to_target`, of images of other classes than the target, those that went there (NaN: no target). `changed_once` is
     the share of images changed at one of their placements or more. NaN where no image was right.
     """
@@ -161,11 +161,11 @@ class Transfer:
     right: Bool[Tensor, " B"]
     prediction: Int[Tensor, "B T"]
     target: int | None
-    by_chance: bool = False
+    is_randomized: bool = False
 
     @property
     def _moved(self) -> Bool[Tensor, "R T"]:
-        return ((self.prediction != self.y[:, None]) & ((self.prediction >= 0) | (not self.by_chance)))[self.right]
+        return ((self.prediction != self.y[:, None]) & ((self.prediction >= 0) | (not self.is_randomized)))[self.right]
 
     @property
     def changed(self) -> float:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from robustpatch.ablation import Ablation
-from robustpatch.certificate import rival_margins
-from robustpatch.threat import PatchThreat
-from robustpatch.touched import Touched
-from robustpatch.votes import Scored, Votes, first_argmax
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.touched import Touched
+from robustpatch.certificates.exact import rival_margins
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 _UNIONS = 20_000
 

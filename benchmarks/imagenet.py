@@ -31,7 +31,7 @@ from robustpatch import (
     parse_ablation,
     wrap,
 )
-from robustpatch.data import load_images
+from robustpatch.data.images import load_images
 from robustpatch.networks import build, one_pass_name
 from robustpatch.networks.vit import TokenDropViT
 

@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluate.records import Record, read_records
+from evaluate.runs.records import Record, read_records
 
 SMALL = [
     "--attacks",

@@ -28,7 +28,7 @@ from robustpatch import PatchThreat
 from robustpatch.defenses.double_masking import certify
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.networks.widen import Normalized
-from robustpatch.voting import first_argmax
+from robustpatch.voting.rules import first_argmax
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 THREAT = PatchThreat(32, 32)

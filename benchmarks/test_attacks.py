@@ -10,7 +10,7 @@ import torch
 
 from attacks import PatchAttack, PatchPGD, SparseRS, judge, standard
 from robustpatch import PatchThreat, SmoothedClassifier
-from robustpatch.data import load_images
+from robustpatch.data.images import load_images
 
 THREAT, IMAGES = PatchThreat(5, 5), 50
 

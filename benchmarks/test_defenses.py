@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from robustpatch import PatchThreat, SmoothedClassifier, certify_votes
-from robustpatch.data import load_images
+from robustpatch.certificates.robust_masking import incidence
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import load_images
 from robustpatch.defenses.double_masking import certify
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
-from robustpatch.masking import incidence
-from robustpatch.scored import SummedScores
-from robustpatch.votes import Scored
-from robustpatch.voting import first_argmax
-from robustpatch.zoo import load_checkpoint
+from robustpatch.voting.rules import first_argmax
+from robustpatch.voting.scored import SummedScores
+from robustpatch.voting.votes import Scored
 
 THREAT = PatchThreat(5, 5)
 

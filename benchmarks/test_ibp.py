@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from robustpatch import PatchThreat
-from robustpatch.data import load_images
-from robustpatch.zoo import load_checkpoint
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import load_images
 
 THREAT = PatchThreat(5, 5)
 

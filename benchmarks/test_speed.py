@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.victim import TouchedVictim, WholeVictim
+from attacks.surfaces.base import TouchedVictim, WholeVictim
 from robustpatch import Columns, PatchThreat, SmoothedClassifier, certify_votes
-from robustpatch.data import load_images
+from robustpatch.data.images import load_images
 from robustpatch.networks import MnistCNN
 
 THREAT = PatchThreat(5, 5)

@@ -7,9 +7,9 @@ import torch
 
 from evaluate.sweep import certify_scores
 from robustpatch import Blocks, PatchThreat, SmoothedClassifier
-from robustpatch.data import load_images
+from robustpatch.data.images import load_images
 from robustpatch.networks import BlockNet
-from robustpatch.voting import Threshold
+from robustpatch.voting.rules import Threshold
 
 VOTINGS, PATCHES = tuple(Threshold(theta) for theta in (0.2, 0.3, 0.4)), (PatchThreat(5, 5),)
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustpatch import Columns
-from robustpatch.augmentation import augmented
-from robustpatch.data import ImageSet
-from robustpatch.losses import objective
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import ImageSet
 from robustpatch.networks import build
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.training_config import TrainingConfig
+from robustpatch.training.augmentation import augmented
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.losses import objective
 
 NETWORKS = {"residual-strip": (128, 4), "band": (256, 1)}  # batch size, bands of each image in a step
 

@@ -11,25 +11,25 @@ import typer
 from rich.console import Console
 
 from attacks import parse_attacks
-from evaluate.batch import Settings
-from evaluate.cluster import Cluster
-from evaluate.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
-from evaluate.estimate import Estimate, estimate
-from evaluate.metrics import summarise
-from evaluate.models import measurable
-from evaluate.options import Options, write_configuration
-from evaluate.places import place_of
-from evaluate.records import read_deviation
-from evaluate.replaying import replay_command, show_again
+from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
+from evaluate.cli.options import Options, write_configuration
+from evaluate.model.configured import measurable
+from evaluate.model.load import kind, subject_of
 from evaluate.report import write_report
-from evaluate.runner import evaluate
-from evaluate.subject import kind, subject_of
-from evaluate.table import summary_table, verdict
-from robustpatch.calibration import calibrate_guard
-from robustpatch.data import named_images
+from evaluate.results.metrics import summarise
+from evaluate.results.table import summary_table, verdict
+from evaluate.runs.batch import Settings
+from evaluate.runs.cluster import Cluster
+from evaluate.runs.estimate import Estimate, estimate
+from evaluate.runs.places import place_of
+from evaluate.runs.records import read_deviation
+from evaluate.runs.replay import replay_command, show_again
+from evaluate.runs.runner import evaluate
+from robustpatch.classifiers.calibration import calibrate_guard
+from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.threat import parse_threat
+from robustpatch.threats.rectangle import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from evaluate.command import HELD, status_of
-from evaluate.finished import Run, read_run
-from evaluate.metrics import Share
-from evaluate.places import place_of
-from evaluate.records import Record
+from evaluate.cli.command import HELD, status_of
 from evaluate.report.page import render
-from robustpatch.command_line import Command
+from evaluate.results.metrics import Share
+from evaluate.runs.completed_run import Run, read_run
+from evaluate.runs.places import place_of
+from evaluate.runs.records import Record
+from robustpatch.cli.command_line import Command
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -11,11 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from evaluate.command import HELD, status_of
-from evaluate.drawing import load_matplotlib, write_picture
-from evaluate.finished import read_run
-from evaluate.metrics import Share, summarise
-from robustpatch.command_line import Command
+from evaluate.cli.command import HELD, status_of
+from evaluate.results.drawing import load_matplotlib, write_picture
+from evaluate.results.metrics import Share, summarise
+from evaluate.runs.completed_run import read_run
+from robustpatch.cli.command_line import Command
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

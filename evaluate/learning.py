@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from evaluate.command import HELD, status_of
-from evaluate.drawing import load_matplotlib, write_picture
-from robustpatch.command_line import Command
+from evaluate.cli.command import HELD, status_of
+from evaluate.results.drawing import load_matplotlib, write_picture
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.cli.command_line import Command
 from robustpatch.errors import InvalidInput
-from robustpatch.zoo import load_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _MEASURES = {"clean": ("clean", ":"), "certified_margin": ("margin", "--"), "certified_exact": ("exact", "-")}

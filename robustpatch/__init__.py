@@ -6,36 +6,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustpatch.ablation import Ablation, Blocks, Columns, GridBlocks, GridColumns, Rows, parse_ablation
-    from robustpatch.calibration import calibrate_guard
-    from robustpatch.certificate import Certificate, certify_votes, largest_certified
+    from robustpatch.ablations.base import Ablation
+    from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
+    from robustpatch.ablations.parse import parse_ablation
+    from robustpatch.ablations.sparse import SparseAblation
+    from robustpatch.ablations.union import Union
+    from robustpatch.certificates.exact import Certificate, certify_votes, largest_certified
+    from robustpatch.certificates.randomized import Sampling, certify_randomized, predict_randomized
+    from robustpatch.certificates.top_k import TopKCertificate, certify_top_k
+    from robustpatch.classifiers.calibration import calibrate_guard
+    from robustpatch.classifiers.randomized import RandomizedClassifier
+    from robustpatch.classifiers.smoothed import SmoothedClassifier
+    from robustpatch.classifiers.wrap import wrap
     from robustpatch.encoding import ComplementChannels, MaskChannel
     from robustpatch.errors import InvalidInput
-    from robustpatch.randomized import RandomizedClassifier
-    from robustpatch.sampling import Sampling, certify_randomized, predict_randomized
-    from robustpatch.smoothing import SmoothedClassifier
-    from robustpatch.sparse import SparseAblation
-    from robustpatch.threat import AnyOf, PatchThreat, parse_threat
-    from robustpatch.top_k import TopKCertificate, certify_top_k
-    from robustpatch.union import Union
-    from robustpatch.voting import Threshold, TopOne, Votes
-    from robustpatch.wrapping import wrap
+    from robustpatch.threats.rectangle import AnyOf, PatchThreat, parse_threat
+    from robustpatch.voting.rules import Threshold, TopOne
+    from robustpatch.voting.votes import Votes
 
 _HOME = {
-    "ablation": ("Ablation", "Blocks", "Columns", "GridBlocks", "GridColumns", "Rows", "parse_ablation"),
-    "certificate": ("Certificate", "certify_votes", "largest_certified"),
-    "calibration": ("calibrate_guard",),
+    "ablations.base": ("Ablation",),
+    "ablations.kinds": ("Blocks", "Columns", "GridBlocks", "GridColumns", "Rows"),
+    "ablations.parse": ("parse_ablation",),
+    "ablations.sparse": ("SparseAblation",),
+    "ablations.union": ("Union",),
+    "certificates.exact": ("Certificate", "certify_votes", "largest_certified"),
+    "certificates.randomized": ("Sampling", "certify_randomized", "predict_randomized"),
+    "certificates.top_k": ("TopKCertificate", "certify_top_k"),
+    "classifiers.calibration": ("calibrate_guard",),
+    "classifiers.randomized": ("RandomizedClassifier",),
+    "classifiers.smoothed": ("SmoothedClassifier",),
+    "classifiers.wrap": ("wrap",),
     "encoding": ("ComplementChannels", "MaskChannel"),
     "errors": ("InvalidInput",),
-    "randomized": ("RandomizedClassifier",),
-    "sampling": ("Sampling", "certify_randomized", "predict_randomized"),
-    "smoothing": ("SmoothedClassifier",),
-    "sparse": ("SparseAblation",),
-    "threat": ("AnyOf", "PatchThreat", "parse_threat"),
-    "top_k": ("TopKCertificate", "certify_top_k"),
-    "union": ("Union",),
-    "voting": ("Threshold", "TopOne", "Votes"),
-    "wrapping": ("wrap",),
+    "threats.rectangle": ("AnyOf", "PatchThreat", "parse_threat"),
+    "voting.rules": ("Threshold", "TopOne"),
+    "voting.votes": ("Votes",),
 }
 
 __all__ = [  # noqa: RUF022  the order of the table above
@@ -46,29 +52,29 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "GridColumns",
     "Rows",
     "parse_ablation",
+    "SparseAblation",
+    "Union",
     "Certificate",
     "certify_votes",
     "largest_certified",
-    "calibrate_guard",
-    "ComplementChannels",
-    "MaskChannel",
-    "InvalidInput",
-    "RandomizedClassifier",
     "Sampling",
     "certify_randomized",
     "predict_randomized",
+    "TopKCertificate",
+    "certify_top_k",
+    "calibrate_guard",
+    "RandomizedClassifier",
     "SmoothedClassifier",
-    "SparseAblation",
+    "wrap",
+    "ComplementChannels",
+    "MaskChannel",
+    "InvalidInput",
     "AnyOf",
     "PatchThreat",
     "parse_threat",
-    "TopKCertificate",
-    "certify_top_k",
-    "Union",
     "Threshold",
     "TopOne",
     "Votes",
-    "wrap",
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.text import one_line
 
 _SIDE, _CHANNELS, _CLASSES, _TEXT = 2**13, 64, 2**17, 2**12
 

@@ -21,22 +21,22 @@ import torch
 import typer
 from rich.console import Console
 
-from robustpatch import parallel, state
-from robustpatch.command_line import Command
-from robustpatch.data import ImageSet
+from robustpatch.ablations.parse import parse_source
+from robustpatch.checkpoints import load_checkpoint, save_checkpoint
+from robustpatch.cli.command_line import Command
+from robustpatch.cli.status import HELD, status_of
+from robustpatch.cli.text import LONGEST_SLUG, one_line, slug
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
-from robustpatch.sparse import parse_source
-from robustpatch.status import HELD, status_of
-from robustpatch.store import local_folder
-from robustpatch.text import LONGEST_SLUG, one_line, slug
-from robustpatch.toml import read_toml
+from robustpatch.storage.store import local_folder
+from robustpatch.storage.toml import read_toml
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, read_images, shown
-from robustpatch.training import about, train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.voting import parse_voting
-from robustpatch.zoo import load_checkpoint, save_checkpoint
+from robustpatch.training import distributed
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import about, state, train
+from robustpatch.voting.parse import parse_voting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -146,7 +146,7 @@ def follow(
     final = folder / f"{run.name}.safetensors"
     claims = json.loads(json.dumps([asdict(config) for config in run.stages]))
     kept = _kept(final, folder / run.name / str(len(run.stages)) / state.STATE)
-    parallel.wait()  # until all processes have looked, before one writes
+    distributed.wait()  # until all processes have looked, before one writes
     if kept is not None:
         vote = run.vote or run.stages[-1].for_checkpoint().get("voting")
         if [kept.get(key) for key in ("stages", "voting", "start", "bits")] != [claims, vote, run.start, run.bits]:
@@ -179,9 +179,9 @@ def follow(
     config |= {} if run.vote is None else {"voting": run.vote}
     config |= {} if run.bits is None else {"bits": run.bits}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         save_checkpoint(final, trained.model, config, dtype=torch.float16, bits=run.bits)
-    parallel.wait()
+    distributed.wait()
     return final
 
 
@@ -231,8 +231,8 @@ def main(
         images, validation = read_images(
             dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
-        with parallel.joined(device) as own:
-            shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
+        with distributed.joined(device) as own:
+            shown_on = Console(stderr=True, quiet=distributed.rank() > 0)
             for run in [run for run in runs if wanted is None or run.name in wanted]:
 
                 def progress(

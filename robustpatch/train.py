@@ -14,15 +14,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from robustpatch import parallel
-from robustpatch.command_line import Command
-from robustpatch.data import ImageSet, named_images
+from robustpatch.ablations.parse import parse_source
+from robustpatch.cli.command_line import Command
+from robustpatch.cli.status import HELD, status_of
+from robustpatch.data.images import ImageSet, named_images
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
-from robustpatch.sparse import parse_source
-from robustpatch.status import HELD, status_of
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
+from robustpatch.training import distributed
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
 
 ImageSize = Annotated[
     str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")
@@ -167,8 +167,8 @@ def main(
         images, validation = read_images(
             dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
-        with parallel.joined(device) as own:
-            shown_on = Console(stderr=True, quiet=parallel.rank() > 0)
+        with distributed.joined(device) as own:
+            shown_on = Console(stderr=True, quiet=distributed.rank() > 0)
             with shown(shown_on, len(images) // batch_size) as callbacks:
                 train(
                     config,

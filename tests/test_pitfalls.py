@@ -34,10 +34,10 @@ import pytest
 import torch
 
 from robustpatch import InvalidInput, calibrate_guard
-from robustpatch.ablation import Blocks, Columns, Rows
-from robustpatch.certificate import certify_votes
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, Votes
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.certificates.exact import certify_votes
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, Votes
 from tests import lying, oracles, toys
 
 MODELS = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation, Blocks, Columns, Rows
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.ablations.union import Union
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.networks import StripNet, UnionNet, build, one_pass_name
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.union import Union
-from robustpatch.voting import Threshold
+from robustpatch.voting.rules import Threshold
 
 SIZE = (6, 8)  # of the toy images: height × width
 CLASSES = 4

@@ -16,13 +16,13 @@ from evaluate.audit.limit import Limit
 from evaluate.audit.report import markdown, table
 from evaluate.audit.reproduce import again, load, replay
 from evaluate.audit.run import audit
-from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
-from robustpatch.command_line import Command
-from robustpatch.data import load_images
+from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
+from robustpatch.cli.command_line import Command
+from robustpatch.cli.text import one_line
+from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.store import local_folder, replace_file
-from robustpatch.text import one_line
-from robustpatch.threat import PatchThreat
+from robustpatch.storage.store import local_folder, replace_file
+from robustpatch.threats.rectangle import PatchThreat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import Threat
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import Threat
+from robustpatch.voting.rules import first_argmax
 
 if TYPE_CHECKING:
     from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing

@@ -11,8 +11,8 @@ from attacks.base import evaluations
 from attacks.pasting import paste
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.threats.rectangle import PatchThreat
 
 _TINY = 20_000  # patches of an image so small that the oracle tries them all
 _BATCH = 512

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.audit.finding import Finding
+from evaluate.audit.harness import Stand
 from evaluate.audit.interface import Misshapen, Refused
-from evaluate.audit.stand import Stand
 from evaluate.audit.tables import Key, Row, vote
 from evaluate.audit.trial import Table, Tally, packed, unpacked
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 SIZES = (
     1,

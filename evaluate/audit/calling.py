@@ -14,11 +14,11 @@ from rich.console import Console
 
 from evaluate.audit.interface import Raised, Refused, told
 from evaluate.audit.limit import Limit
-from evaluate.named import named_object
+from evaluate.model.objects import named_object
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.cli.status import Interrupted
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
-from robustpatch.status import Interrupted
-from robustpatch.zoo import load_checkpoint
 
 CTRL_C = "Ctrl-C"
 

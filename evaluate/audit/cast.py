@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluate.audit.ballots import Ballot
-from evaluate.audit.stand import Site, Stand
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.tables import vote
 from evaluate.audit.trial import Fall, Table, Tally, tried
-from robustpatch.threat import PatchThreat
+from evaluate.audit.vote_patterns import Ballot
+from robustpatch.threats.rectangle import PatchThreat
 
 TIE_ASKS = 4  # how often predict is asked about equal votes, which it might settle by chance
 

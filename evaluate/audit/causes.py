@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from evaluate.audit.ballots import KINDS, Ballot, ballot, overflow
 from evaluate.audit.cast import Break, cast, table_of
 from evaluate.audit.finding import Finding
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.limit import Stopped
 from evaluate.audit.loud import quiet
-from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import vote
 from evaluate.audit.trial import Fall, Table, Tally, finding, tried
-from robustpatch.threat import PatchThreat
+from evaluate.audit.vote_patterns import KINDS, Ballot, ballot, overflow
+from robustpatch.threats.rectangle import PatchThreat
 
 PLAIN = ("two classes", "unanimous")
 VARIES = "the views that it asks its base about differ from call to call, so no other cause was looked for"

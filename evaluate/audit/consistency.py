@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evaluate.audit.finding import Finding, Severity
 from evaluate.audit.interface import Claim, Refused, Subject
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 Check = Callable[[Subject, Tensor, PatchThreat, Claim], Iterator[Finding]]
 

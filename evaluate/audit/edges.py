@@ -8,11 +8,11 @@ from math import log
 
 import numpy as np
 
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Refused
-from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import SCALE, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, tried
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 _GRID = (
     -8.0,

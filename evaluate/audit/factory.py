@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 
 import torch
 
+from evaluate.audit.adversarial_votes import Brief, telling, try_votes
 from evaluate.audit.batches import try_batches
 from evaluate.audit.causes import searched
 from evaluate.audit.edges import edges, try_edges
 from evaluate.audit.finding import Finding
-from evaluate.audit.hostile import Brief, telling, try_votes
+from evaluate.audit.harness import Factory, Stand, view_findings
 from evaluate.audit.interface import Refused
 from evaluate.audit.loud import try_loud
 from evaluate.audit.search import Search
 from evaluate.audit.sizes import Plan, Shape, plans
-from evaluate.audit.stand import Factory, Stand, view_findings
 from evaluate.audit.trial import Tally
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 _LONG = 560  # views enough for a counter of eight bits to overflow, or one in bfloat16 to lose votes, in two classes
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 Severity = Literal["broken certificate", "inconsistent", "warning"]
 Verdict = Literal["broken", "held", "not tested"]

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from evaluate.audit.consistency import CHECKS
-from robustpatch.text import one_line
-from robustpatch.threat import PatchThreat
+from robustpatch.cli.text import one_line
+from robustpatch.threats.rectangle import PatchThreat
 
 _KINDS = ("attack", "batches", "consistency", "views", "votes")
 _TEXTS = ("check", "severity", "sentence")

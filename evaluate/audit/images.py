@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluate.audit.interface import Subject
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 def structured(shape: tuple[int, int, int], number: int, generator: torch.Generator) -> Float[Tensor, "B C H W"]:

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attacks.chance import by_chance
+from attacks.chance import is_randomized
 from evaluate.audit import limit
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import Threat
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import Threat
+from robustpatch.voting.rules import first_argmax
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Subject(nn.Module):
 
     `alerts`: whether the certifier may answer "attack" instead of a class, which then breaks no certificate. True: the
     answer is the certifier's own attribute `alert`, or -1 where it has none; a whole number: that is the answer. An
-    alert is given on as -1. A certifier that declares `randomized = True` (see `attacks.chance.by_chance`) breaks
+    alert is given on as -1. A certifier that declares `randomized = True` (see `attacks.chance.is_randomized`) breaks
     nothing by answering -1 either.
 
     Raises `InvalidInput` where one of the two methods is missing.
@@ -70,7 +70,7 @@ class Subject(nn.Module):
                 "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
             )
         self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
-        self.random = by_chance(target)
+        self.random = is_randomized(target)
         self.alert: int | None = None  # what else than -1 means "attack"
         if alerts is not False:
             named = getattr(target, "alert", -1) if alerts is True else alerts

@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Limit:
-    """Ends what runs within `running()` after so many seconds (None: never), or after `stop(why)`.
+    """BestClimbs what runs within `running()` after so many seconds (None: never), or after `stop(why)`.
 
     The certifier is asked once more at most: `check`, which every question to it calls first, raises `Stopped`.
     """

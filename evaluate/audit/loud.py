@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from evaluate.audit.stand import Site, Stand
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.tables import Key, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, tried
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 # Where sums of ones stop growing: eight bits, bfloat16, float16, float32; and far beyond.
 POWERS = (127, 128, 255, 256, 257, 512, 2048, 4096, 65504, 2**24, 2**25, 2**26, 2**27, 2**30, 1e10, 1e20)

@@ -18,14 +18,14 @@ from evaluate.audit.batches import batch_shows_again
 from evaluate.audit.consistency import CHECKS
 from evaluate.audit.finding import Finding
 from evaluate.audit.fitting import check_finding
+from evaluate.audit.harness import Factory, Stand, view_findings
 from evaluate.audit.interface import Subject
-from evaluate.audit.stand import Factory, Stand, view_findings
 from evaluate.audit.trial import shows_again
-from robustpatch.bounded_json import read_object
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.store import replace_file
-from robustpatch.text import one_line
-from robustpatch.threat import PatchThreat
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import replace_file
+from robustpatch.threats.rectangle import PatchThreat
 
 WRITTEN = ("report.md", "audit.json")  # beside the findings, by the command line
 _NUMBERED = re.compile(r"\d\d-.*\.safetensors")

@@ -16,16 +16,16 @@ from evaluate.audit.attack import attack_certified
 from evaluate.audit.consistency import CHECKS
 from evaluate.audit.factory import Tested, steps, try_factory
 from evaluate.audit.finding import Audit, Finding, gather
+from evaluate.audit.harness import Factory
 from evaluate.audit.images import seams, structured
 from evaluate.audit.interface import Refused, Subject
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.reproduce import clear, save
-from evaluate.audit.stand import Factory
-from robustpatch import checks
-from robustpatch.data import load_images
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 Progress = Callable[[str], None]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 from evaluate.audit.edges import Edge
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Refused
-from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import SCALE, Key, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, confirmed
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 _MOVES = 24  # of each climb
 _SHARES = 4  # numbers of patched views for the rival tried for each certified state, and

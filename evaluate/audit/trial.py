@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from evaluate.audit.finding import Finding
+from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Claim, Refused
 from evaluate.audit.limit import Stopped
-from evaluate.audit.stand import Site, Stand
 from evaluate.audit.tables import SCALE, Key, Row
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 _AGAIN = 4  # times that a tie is asked about before the certifier is believed to break it always alike
 

@@ -11,19 +11,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from evaluate.command import BROKEN, HELD, circumstances, showing, status_of
-from evaluate.drawing import write_figure
+from evaluate.cli.command import BROKEN, HELD, circumstances, showing, status_of
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import cells, markdown, parquet
 from evaluate.leaderboard.table import ordered as ranking
-from evaluate.places import place_of
-from robustpatch.command_line import Command
-from robustpatch.data import ImageSet, named_images
+from evaluate.results.drawing import write_figure
+from evaluate.runs.places import place_of
+from robustpatch.cli.command_line import Command
+from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.store import Store
+from robustpatch.storage.store import Store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from evaluate.options import Options
+from evaluate.cli.options import Options
+from robustpatch.cli.text import one_line, slug
 from robustpatch.errors import InvalidInput
-from robustpatch.text import one_line, slug
-from robustpatch.toml import read_toml
+from robustpatch.storage.toml import read_toml
 
 _MODEL = ("checkpoint", "model", "defense", "theta", "voting", "guard", "randomized", "alpha", "samples")
 _BOARD = (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import log10
 from typing import TYPE_CHECKING, Any
 
-from evaluate.drawing import load_matplotlib
 from evaluate.leaderboard.rows import Row
 from evaluate.leaderboard.table import ordered
+from evaluate.results.drawing import load_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,18 +18,18 @@ from torch import Tensor
 from attacks import parse_attacks
 from attacks.base import PatchAttack, predict
 from attacks.undefended import Undefended
-from evaluate.batch import Settings
-from evaluate.claim import model_identity
 from evaluate.leaderboard.config import Entry
-from evaluate.metrics import Share, Summary, summarise
-from evaluate.runner import evaluate
-from evaluate.subject import Subject, subject_of
-from robustpatch.bounded_json import read_object
-from robustpatch.data import ImageSet
+from evaluate.model.load import Subject, subject_of
+from evaluate.results.metrics import Share, Summary, summarise
+from evaluate.runs.batch import Settings
+from evaluate.runs.run_identity import model_identity
+from evaluate.runs.runner import evaluate
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.store import Store
-from robustpatch.threat import Threat, parse_threat
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import Store
+from robustpatch.threats.rectangle import Threat, parse_threat
 
 _REPEATS = 3
 _SECONDS = 10.0  # after so long no further repetition is begun

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evaluate.cli.options import Options
 from evaluate.leaderboard.rows import Row
-from evaluate.metrics import Share
-from evaluate.options import Options
-from robustpatch.text import one_line
+from evaluate.results.metrics import Share
+from robustpatch.cli.text import one_line
 
 _MARKS = re.compile(r"([\\`*_\[\]<>|])")
 

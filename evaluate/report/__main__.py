@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluate.command import HELD, status_of
+from evaluate.cli.command import HELD, status_of
 from evaluate.report.write import write_report
-from robustpatch.command_line import Command
+from robustpatch.cli.command_line import Command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

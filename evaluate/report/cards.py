@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.exhibits import SHOWN, Exhibit, Outcome, PlacementMap, exhibits_name, read_exhibits
-from evaluate.records import Record, read_file_of
 from evaluate.report.pictures import heat, picture
-from robustpatch.store import Store
+from evaluate.runs.gallery import SHOWN, Exhibit, Outcome, PlacementMap, exhibits_name, read_exhibits
+from evaluate.runs.records import Record, read_file_of
+from robustpatch.storage.store import Store
 
 _ROWS = 6  # classes whose votes a card shows
 Box = tuple[float, float, float, float]

@@ -8,17 +8,17 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluate.exhibits import outcome
-from evaluate.metrics import Share, Summary, summarise
-from evaluate.records import AttackRecord, Record, read_deviation, read_records
-from evaluate.replaying import replay_command
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
-from evaluate.table import gap_text
-from evaluate.table import verdict as verdict_of
-from robustpatch.bounded_json import read_object
+from evaluate.results.metrics import Share, Summary, summarise
+from evaluate.results.table import gap_text
+from evaluate.results.table import verdict as verdict_of
+from evaluate.runs.gallery import outcome
+from evaluate.runs.records import AttackRecord, Record, read_deviation, read_records
+from evaluate.runs.replay import replay_command
 from robustpatch.errors import InvalidInput
-from robustpatch.store import Store
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import Store
 
 SCHEMA = "robustpatch-report/1"
 
@@ -61,7 +61,7 @@ class Report:
     Attributes:
         schema: names this form. title: what was run on what.
         finished: whether all `planned` images have records; `images` are those that have.
-        summary: as in summary.json (`evaluate.metrics.Summary`), with configuration, command and versions.
+        summary: as in summary.json (`evaluate.results.metrics.Summary`), with configuration, command and versions.
         verdict: one sentence that begins with HELD, BROKEN, NOT TESTED or NO CERTIFICATE. assumption: what every
             certificate of the run leans on, guard and confidence included. gap: what is left between proof and attacks.
         attacked: whether any attack was run; else nothing is said of accuracy under attack.

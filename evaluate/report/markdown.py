@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from evaluate.metrics import Share
 from evaluate.report.data import Report
 from evaluate.report.page import certified_name, facts, headline, interval, notes, outcome_names, parts, percent
+from evaluate.results.metrics import Share
 
 
 def markdown(report: Report) -> str:

@@ -6,7 +6,7 @@ import ast
 import shlex
 from typing import Any
 
-from evaluate.metrics import Summary
+from evaluate.results.metrics import Summary
 
 _SCORE = "the score of an ablation which the patch does not touch"
 _LOGIT = "what the network says of an image in which the patch does not show"

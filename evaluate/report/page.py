@@ -11,10 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evaluate.metrics import Share
 from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
+from evaluate.results.metrics import Share
 
 OUTCOMES = {
     "violated": "certified, yet changed",

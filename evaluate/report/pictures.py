@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.drawing import load_matplotlib
-from evaluate.exhibits import PlacementMap
-from evaluate.metrics import Share
+from evaluate.results.drawing import load_matplotlib
+from evaluate.results.metrics import Share
+from evaluate.runs.gallery import PlacementMap
 
 _EXACT = 64  # pixels a side
 # Stand-ins that matplotlib draws with, and the page's colours that take their place.

@@ -7,7 +7,7 @@ from pathlib import Path
 from evaluate.report.data import read_report
 from evaluate.report.markdown import markdown
 from evaluate.report.page import page
-from robustpatch.store import Store
+from robustpatch.storage.store import Store
 
 
 def write_report(run: str | Path | Store, output: str | Path | Store | None = None) -> str:

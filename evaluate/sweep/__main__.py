@@ -16,22 +16,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluate.command import HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
-from evaluate.paper import published
-from evaluate.places import place_of
+from evaluate.cli.command import HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
+from evaluate.results.published import published
+from evaluate.runs.places import place_of
 from evaluate.sweep.figures import draw
 from evaluate.sweep.metrics import Choice, choice_by, settings_of
 from evaluate.sweep.records import read_sweep
 from evaluate.sweep.runner import SweepSettings, sweep
 from evaluate.sweep.table import markdown
-from robustpatch.command_line import Command
-from robustpatch.data import ImageSet, named_images
+from robustpatch.checkpoints import Checkpoint, load_checkpoint, names
+from robustpatch.cli.command_line import Command
+from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.train import Channels, Classes, ImageSize, SkipBroken
-from robustpatch.voting import Threshold, TopOne, Voting
-from robustpatch.zoo import Checkpoint, load_checkpoint, names
+from robustpatch.voting.rules import Threshold, TopOne, Voting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

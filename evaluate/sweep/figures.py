@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.drawing import load_matplotlib, write_figure
-from evaluate.paper import published
+from evaluate.results.drawing import load_matplotlib, write_figure
+from evaluate.results.published import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
-from robustpatch.store import Store
+from robustpatch.storage.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.metrics import Share
+from evaluate.results.metrics import Share
 from evaluate.sweep.records import Run, margin_column, top_column
 from robustpatch.errors import InvalidInput
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evaluate.claim import run_of
-from evaluate.records import shard_name
-from evaluate.shards import DamagedShard, read_table, write_table
-from robustpatch.bounded_json import read_object
-from robustpatch.certificate import Method
+from evaluate.runs.records import shard_name
+from evaluate.runs.run_identity import run_of
+from evaluate.runs.shards import DamagedShard, read_table, write_table
+from robustpatch.certificates.exact import Method
 from robustpatch.errors import InvalidInput
-from robustpatch.store import Store
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import Store
 
 _SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
 _DEVIATION = b"float32_deviation"  # in the metadata of a shard

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluate.claim import claim, images_fingerprint, release
-from evaluate.float32 import off_float32
-from evaluate.installed import package_code
-from evaluate.runner import Progress
+from evaluate.model.float32 import off_float32
+from evaluate.model.installed import package_code
+from evaluate.runs.run_identity import claim, images_fingerprint, release
+from evaluate.runs.runner import Progress
 from evaluate.sweep.records import (
     Run,
     damage,
@@ -27,15 +27,15 @@ from evaluate.sweep.records import (
     top_column,
     write_sweep_shard,
 )
-from robustpatch.certificate import Method, certify_votes, largest_certified
-from robustpatch.data import ImageSet
+from robustpatch.certificates.exact import Method, certify_votes, largest_certified
+from robustpatch.certificates.top_k import certify_top_k, check_k, ranks
+from robustpatch.checkpoints import Checkpoint
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.store import Store
-from robustpatch.threat import PatchThreat
-from robustpatch.top_k import certify_top_k, check_k, ranks
-from robustpatch.voting import Voting, first_argmax
-from robustpatch.zoo import Checkpoint
+from robustpatch.storage.store import Store
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Voting, first_argmax
 
 METHODS: tuple[Method, ...] = ("exact", "margin")
 
@@ -220,7 +220,7 @@ def _batch(
     model: SmoothedClassifier, images: ImageSet, index: range, settings: SweepSettings
 ) -> tuple[list[dict[str, Any]], dict[str, float], float | None]:
     """The columns of one batch, a dictionary for each rule, the seconds spent on scoring and on certificates, and the
-    distance of scores from float32's (`evaluate.float32`).
+    distance of scores from float32's (`evaluate.model.float32`).
     """
     x, y = images.batch(index)
     started = time.monotonic()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from evaluate.metrics import Share
-from evaluate.paper import LEVINE_FEIZI, published
+from evaluate.results.metrics import Share
+from evaluate.results.published import LEVINE_FEIZI, published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
 

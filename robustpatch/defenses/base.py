@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch import checks
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import lent
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import Threat
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import Threat
+from robustpatch.voting.rules import first_argmax
 
 
 @dataclass(frozen=True)

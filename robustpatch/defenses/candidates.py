@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat, Threat
+from robustpatch.threats.rectangle import PatchThreat, Threat
 
 
 class Guide(nn.Module):

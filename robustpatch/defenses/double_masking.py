@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robustpatch import checks
+from robustpatch.classifiers import checks
 from robustpatch.defenses.masking import MaskSet
-from robustpatch.silence import names_class
-from robustpatch.voting import first_argmax
+from robustpatch.voting.rules import first_argmax
+from robustpatch.voting.silence import names_class
 
 Score = Callable[[Tensor, Tensor], Tensor]  # image [P], union [P] -> logits [P,K]
 SILENT = -2  # the label of a look that names no class
@@ -19,7 +19,7 @@ _UNASKED = -1
 _FIRST = 2  # unions asked at first where one answer may settle it; then twice as many each time
 
 
-class Looks:
+class MaskedPredictions:
     """What a classifier says of B images under the unions of a mask set, each computed when first asked for.
 
     Attributes:
@@ -71,7 +71,7 @@ class Looks:
         return self.ask(*torch.broadcast_tensors(image[:, None], view))
 
 
-def infer(looks: Looks) -> Int[Tensor, " B"]:
+def infer(looks: MaskedPredictions) -> Int[Tensor, " B"]:
     """Double masking: the class that all views name; else that of a dissenting view under which nothing more that is
     hidden changes the answer; else the majority's, the lowest of equals.
 
@@ -94,7 +94,7 @@ def infer(looks: Looks) -> Int[Tensor, " B"]:
 
 
 def certify(
-    looks: Looks, guard: float, hiding: Bool[Tensor, "S V"] | None = None
+    looks: MaskedPredictions, guard: float, hiding: Bool[Tensor, "S V"] | None = None
 ) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
     """What `infer` returns, c, and for which images no patch that the views hide changes it: those where for every
     choice of placements some view that hides them is steady. None: each view hides some placements that no other does.
@@ -126,7 +126,7 @@ def certify(
 
 
 def steady(
-    looks: Looks, found: Int[Tensor, " B"], guard: float, image: Int[Tensor, " P"] | None = None
+    looks: MaskedPredictions, found: Int[Tensor, " B"], guard: float, image: Int[Tensor, " P"] | None = None
 ) -> Bool[Tensor, "P V"]:
     """Under which views of these images (None: all) no second view that was asked names another class than `found`, or
     this one by no more than 2·`guard`.
@@ -138,7 +138,7 @@ def steady(
 
 
 def leads(
-    looks: Looks, found: Int[Tensor, " B"], guard: float
+    looks: MaskedPredictions, found: Int[Tensor, " B"], guard: float
 ) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
     """By how much `found` leads under each view and the second view that makes it least, less 2·`guard`; that second
     view; and whether all were asked: where both hold, lead > 0 and all asked, the view is steady.
@@ -154,7 +154,7 @@ def closed(steady: Bool[Tensor, "P V"], hiding: Bool[Tensor, "S V"]) -> Bool[Ten
     return steady.float() @ hiding.to(steady.device).float().T > 0
 
 
-def by_doubt(looks: Looks, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
+def by_doubt(looks: MaskedPredictions, image: Int[Tensor, " P"]) -> Int[Tensor, "P R"]:
     """The unions that are no views, by the sum of the gaps of the two views (of several patches: the least such)."""
     gap = looks.gap[image, : looks.views]
     doubt = torch.full((len(image), looks.gap.shape[1]), torch.inf, device=gap.device)

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustpatch import checks, precision
-from robustpatch.certificate import Certificate
+from robustpatch import precision
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers import checks
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, flushes_subnormal, margins, sums_of_products
 from robustpatch.defenses.bounds.head import first_of, tensor_of
@@ -19,8 +20,8 @@ from robustpatch.defenses.candidates import Guide, drawn_placements, every_place
 from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
-from robustpatch.threat import PatchThreat, Threat
-from robustpatch.voting import first_argmax
+from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.voting.rules import first_argmax
 
 
 @dataclass(frozen=True)

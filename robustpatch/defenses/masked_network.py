@@ -9,15 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustpatch import checks, memory, precision
+from robustpatch import memory, precision
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.passed import Passed, check_when, told
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.base import Defended, Defense
-from robustpatch.defenses.double_masking import Looks, Score
+from robustpatch.defenses.double_masking import MaskedPredictions, Score
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import lent
-from robustpatch.passed import Passed, check_when, told
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.silence import numbers_backward
-from robustpatch.smoothing import SmoothedClassifier
+from robustpatch.voting.silence import numbers_backward
 
 if TYPE_CHECKING:
     from robustpatch.defenses.patchcleanser import DoubleMasking
@@ -102,11 +103,13 @@ class MaskedNetwork(Defended):
             )
         return logits.float()
 
-    def looks(self, x: Float[Tensor, "B C H W"]) -> list[Looks]:
+    def looks(self, x: Float[Tensor, "B C H W"]) -> list[MaskedPredictions]:
         """What the network says of the images under masks, still to be asked; so many images at a time."""
         masks = self.defense.mask_set(*x.shape[2:])
         size = max(1, _CELLS // len(masks.unions))
-        return [Looks(masks, len(some), self.scoring(some), x.device) for some in x.split(size) if len(some)]
+        return [
+            MaskedPredictions(masks, len(some), self.scoring(some), x.device) for some in x.split(size) if len(some)
+        ]
 
     def scoring(self, x: Float[Tensor, "B C H W"]) -> Score:
         """The logits of these images, by their numbers."""
@@ -116,8 +119,8 @@ class MaskedNetwork(Defended):
     def check_network(self, x: Float[Tensor, "B C H W"]) -> None:
         """Refuse logits that depend on other images or on chance: the first image alone, in company and twice.
 
-        Once the network has passed, and unless it has changed since (see `robustpatch.content`) or `check` is "every
-        call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
+        Once the network has passed, and unless it has changed since (see `robustpatch.classifiers.content`) or `check`
+        is "every call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
         """
         check_when(self.check)
         if not len(x):

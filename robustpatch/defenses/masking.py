@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat, Threat
+from robustpatch.threats.rectangle import PatchThreat, Threat
 
 
 @dataclass(frozen=True)

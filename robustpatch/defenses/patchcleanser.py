@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch import checks
-from robustpatch.certificate import Certificate
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers import checks
 from robustpatch.defenses.base import Defense
 from robustpatch.defenses.double_masking import certify, infer, leads
 from robustpatch.defenses.masked_network import GUARD_REDUCED, MaskedNetwork
@@ -20,7 +20,7 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat, Threat
+from robustpatch.threats.rectangle import PatchThreat, Threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 

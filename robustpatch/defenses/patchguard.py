@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch import checks
-from robustpatch.certificate import Certificate
+from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.robust_masking import Masking, incidence
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
-from robustpatch.masking import Masking, incidence
-from robustpatch.silence import answered, has_score
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat, Threat, parse_threat
-from robustpatch.votes import Scored, Votes, first_argmax
-from robustpatch.voting import Voting, parse_voting
+from robustpatch.threats.rectangle import PatchThreat, Threat, parse_threat
+from robustpatch.voting.parse import parse_voting
+from robustpatch.voting.rules import Voting
+from robustpatch.voting.silence import answered, has_score
+from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class PatchGuard(Defense):
     all evidence for the class lies in it. At 0 the loudest is masked always; at 1 never, which leaves plain smoothing
     and its exact certificate.
 
-    The evidence is what the smoothed classifier inside counts, votes or the scores of `robustpatch.scored`: by the rule
-    `voting`, or by the classifier's own where that is "own". With columns and "scores" this is masked derandomized
-    smoothing; with blocks and "relu", local logits clipped at 0 of a network with small receptive fields, it is
-    PatchGuard on a BagNet. (Xiang et al. 2021, Sections 3.3 and 3.4.)
+    The evidence is what the smoothed classifier inside counts, votes or the scores of `robustpatch.voting.scored`: by
+    the rule `voting`, or by the classifier's own where that is "own". With columns and "scores" this is masked
+    derandomized smoothing; with blocks and "relu", local logits clipped at 0 of a network with small receptive fields,
+    it is PatchGuard on a BagNet. (Xiang et al. 2021, Sections 3.3 and 3.4.)
     """
 
     name: ClassVar[str] = "patchguard"

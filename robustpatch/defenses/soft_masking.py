@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from robustpatch.defenses.double_masking import SILENT, Score, majority, named
 from robustpatch.defenses.masking import MaskSet
-from robustpatch.silence import names_class
+from robustpatch.voting.silence import names_class
 
 _ABOVE = 1e-6  # of scores up to 2: more than what float32 rounds off, less than tells an attack anything
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.overrides import TorchFunctionMode
 
+from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.base import Defense
 from robustpatch.defenses.filtered import Filtered, check_options, gradient_option, precise
-from robustpatch.lending import lent
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Watermarking(Defense):
             gradient=gradient_option(self.gradient),
         )
 
-    def wrap(self, network: nn.Module, *, num_classes: int) -> Unmarked:
-        return Unmarked(network, self, num_classes=num_classes)
+    def wrap(self, network: nn.Module, *, num_classes: int) -> WatermarkRemoved:
+        return WatermarkRemoved(network, self, num_classes=num_classes)
 
 
-class Unmarked(Filtered):
+class WatermarkRemoved(Filtered):
     """The network's answer to the image without what it looked at most; see `Watermarking`."""
 
     defense: Watermarking

@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from robustpatch.ablation import Ablation, Blocks, Columns, Rows
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.ablations.sparse import SparseAblation
+from robustpatch.ablations.union import Union
+from robustpatch.cli.text import one_line
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.band import BandNet
@@ -25,9 +29,6 @@ from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
 from robustpatch.networks.vit import TokenDropViT
-from robustpatch.sparse import SparseAblation
-from robustpatch.text import one_line
-from robustpatch.union import Union
 
 __all__ = [
     "MLP",

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustpatch.ablation import Ablation, Columns, Rows
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Columns, Rows
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.one_pass import check_shape
 

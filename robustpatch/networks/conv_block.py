@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation, Blocks
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Blocks
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.convolution import Conv2d
 from robustpatch.networks.one_pass import check_shape

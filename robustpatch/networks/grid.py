@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation, Blocks, Columns, GridBlocks, GridColumns
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.one_pass import check_shape

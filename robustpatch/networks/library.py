@@ -10,13 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from robustpatch.ablation import Ablation
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.transformer import is_token_transformer
 from robustpatch.networks.vit import TokenDropViT
 from robustpatch.networks.widen import MEAN, STD, Normalized, answer, first_channels, widen
-from robustpatch.sparse import SparseAblation
 
 SHORT = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torchvision
 
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.text import one_line
 
 _FLAGS = (
     "aux_logits",

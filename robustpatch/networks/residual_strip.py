@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation, Columns, Rows
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Columns, Rows
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.convolution import conv2d
 from robustpatch.networks.one_pass import check_shape

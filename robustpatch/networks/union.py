@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustpatch.ablations.union import Union
 from robustpatch.errors import InvalidInput
-from robustpatch.union import Union
 
 
 class UnionNet(nn.Module):

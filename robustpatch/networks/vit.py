@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation
+from robustpatch.ablations.base import Ablation
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.one_pass import check_shape

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustpatch.certificate import Certificate
-from robustpatch.threat import Threat
+from robustpatch.certificates.exact import Certificate
+from robustpatch.threats.rectangle import Threat
 
 METHODS = ("forward", "predict", "certify", "votes", "logits", "score_all", "score_pairs")
 When = Callable[[Tensor], bool]

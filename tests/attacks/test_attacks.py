@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from attacks import ExhaustivePGD, LaVAN, Oracle, PatchAttack, PatchPGD, judge
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, worlds
 
 PGD = PatchPGD(steps=2, restarts=3, guided=False)

@@ -9,10 +9,10 @@ from torch import nn
 from attacks import ExhaustivePGD, LaVAN, PatchPGD, SparseRS, standard
 from attacks.base import judge
 from attacks.behind_scores import Shares, has_own_predict
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import parse_defense
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 
 ONE = PatchThreat(1, 1)

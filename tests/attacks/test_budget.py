@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from attacks.search import Search
-from robustpatch.ablation import Columns
-from robustpatch.threat import PatchThreat
+from robustpatch.ablations.kinds import Columns
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, images, smoothed
 
 

@@ -9,10 +9,10 @@ import torch
 
 from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, Proposal, judge
 from attacks.ensemble import Ensemble
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
 
 SIZE, THREAT = (5, 6), PatchThreat(2, 3)

@@ -7,7 +7,7 @@ import torch
 
 from attacks import Proposal, judge
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 THREAT = PatchThreat(2, 3)
 SIZE = (6, 8)

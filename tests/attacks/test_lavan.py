@@ -8,9 +8,9 @@ from torch import nn
 
 from attacks import PatchAttack, judge
 from attacks.lavan import LaVAN
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, Plain, images, smoothed, strip
 
 SIZE = (5, 6)

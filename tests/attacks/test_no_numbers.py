@@ -12,12 +12,12 @@ from attacks import UniversalPatch, judge
 from attacks.base import Proposal, predict
 from attacks.climb import Ascent, Task, climb
 from attacks.search import Search
+from attacks.surfaces.base import WholeVictim
 from attacks.universal import train_patch
-from attacks.victim import WholeVictim
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Plain, images, registered, smoothed
 
 SIZE = (4, 5)

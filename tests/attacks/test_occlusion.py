@@ -13,9 +13,9 @@ from attacks import PatchAttack, judge
 from attacks.occlusion import ROA, Control
 from attacks.placement import grid
 from attacks.search import Search
-from robustpatch.ablation import Blocks, Columns
+from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, Plain, images, smoothed, strip
 
 SIZE = (5, 6)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from attacks import ExhaustivePGD, Oracle, PatchPGD, judge
-from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Lookup, flipped, images, smoothed
 
 P = PatchThreat

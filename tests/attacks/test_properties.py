@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from attacks import Oracle, judge
-from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.defenses.patchguard import PatchGuard
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Level, Plain, images, registered, smoothed
 from tests.toys import one_pass
 

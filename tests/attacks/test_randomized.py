@@ -8,11 +8,11 @@ from torch import nn
 
 from attacks import Proposal, judge, parse_attacks
 from attacks.base import evaluations, predict, referee
-from robustpatch.ablation import Columns
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling
-from robustpatch.sparse import SparseAblation
-from robustpatch.threat import PatchThreat
+from robustpatch.ablations.kinds import Columns
+from robustpatch.ablations.sparse import SparseAblation
+from robustpatch.certificates.randomized import Sampling
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, flipped, images, strip
 
 SIZE, THREAT = (3, 6), PatchThreat(2, 2)

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from attacks import ExhaustivePGD, PatchPGD, judge
-from attacks.climb import Ascent, Ends, Task, climb
+from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.pasting import crop, paste
-from attacks.placement import openings
+from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.victim import TouchedVictim, WholeVictim
-from robustpatch.ablation import Blocks, Columns, GridColumns, Rows
-from robustpatch.certificate import rival_margins
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from attacks.surfaces.base import TouchedVictim, WholeVictim
+from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
+from robustpatch.certificates.exact import rival_margins
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
 from tests.toys import Fixed
 
@@ -359,7 +359,7 @@ def test_climbs_aim_at_the_rivals_in_reach(monkeypatch):
 
     def climb(search, queues, ascent, *, batch, most):
         seen.append([list(queue) for queue in queues])
-        return [Ends(0) for _ in queues]
+        return [BestClimbs(0) for _ in queues]
 
     monkeypatch.setattr("attacks.exhaustive.climb", climb)
     ExhaustivePGD(rounds=0, rivals=2)(model, x, y, threat, generator=torch.Generator())
@@ -386,7 +386,7 @@ def test_the_nearest_class_is_sought_among_those_in_reach():
     search = Search(model, x, y, threat, touched_only=True, budget=None, generator=generator)
     rows = torch.arange(len(x))
     free = search.victim(rows, placement)(x_adv)[0]
-    openings(search)
+    open_placements(search)
     reach = (rival_margins(model.votes(x), y, touched) < 0)[rows, touched.set_of_placement[placement[:, 0]]]
     bound = search.victim(rows, placement)
     value, prediction = bound(x_adv)

@@ -11,9 +11,9 @@ from torch import nn
 from attacks import PatchAttack, judge
 from attacks.search import Search
 from attacks.sparse_rs import SparseRS
-from robustpatch.ablation import Blocks, Columns
+from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, Plain, images, smoothed, strip
 
 SIZE = (5, 6)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustpatch.ablation import Blocks, Columns, GridColumns, Rows
-from robustpatch.scored import SummedScores
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.top_k import ranks
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
+from robustpatch.certificates.top_k import ranks
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
+from robustpatch.voting.scored import SummedScores
 from tests.attacks.toys import Level, Lookup, images, smoothed, strip, worlds
 
 P = PatchThreat

@@ -15,7 +15,7 @@ from evaluate import Settings, evaluate
 from evaluate.report.note import budgets
 from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 from tests.attacks.toys import Plain, images, registered
 from tests.evaluate.calls import call, refused

@@ -11,13 +11,13 @@ from PIL import Image
 from attacks import PatchAttack, judge
 from attacks.search import Search
 from attacks.universal import Poses, Universal, UniversalPatch, train_and_transfer, train_patch
-from robustpatch.ablation import Columns
-from robustpatch.data import load_images
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Level, Plain, images, smoothed, strip
 
 SIZE = (5, 6)

@@ -10,10 +10,10 @@ import torch
 from attacks import judge
 from attacks.exhaustive import ExhaustivePGD
 from attacks.votes import vote_lead, worst_votes
-from robustpatch.ablation import Blocks, Columns, Rows
-from robustpatch.certificate import certify_votes
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, Votes, first_argmax
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.certificates.exact import certify_votes
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, Votes, first_argmax
 from tests.attacks.toys import Lookup, images, smoothed
 
 P = PatchThreat

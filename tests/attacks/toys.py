@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from attacks import Ensemble, FromART, PatchAttack, parse_attacks
 from attacks.registry import _KNOWN
-from robustpatch.ablation import Ablation, Columns
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.networks import StripNet
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import TopOne, Voting
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import TopOne, Voting
 
 
 class Level(nn.Module):

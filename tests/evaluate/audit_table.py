@@ -15,10 +15,10 @@ import torch
 
 from evaluate.audit import Audit, audit
 from evaluate.audit import art as arts
-from robustpatch.ablation import Blocks, Columns, GridBlocks, Rows
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, Rows
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests.evaluate.audit_bugs import THROUGH_A_FACTORY, make
 from tests.evaluate.planted import PLANTS
 

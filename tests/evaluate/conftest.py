@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from evaluate.audit import factory
-from robustpatch.data import load_images
-from robustpatch.zoo import model_from, save_checkpoint
+from robustpatch.checkpoints import model_from, save_checkpoint
+from robustpatch.data.images import load_images
 
 CONFIG = {
     "network": {"name": "strip", "widths": [4, 4], "hidden": 0},

@@ -9,13 +9,14 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from robustpatch.ablation import Ablation, Columns, Rows
-from robustpatch.certificate import Certificate, certify_votes
-from robustpatch.data import ImageSet
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat, Threat
-from robustpatch.touched import DenseTouched
-from robustpatch.voting import TopOne
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Columns, Rows
+from robustpatch.ablations.touched import DenseTouched
+from robustpatch.certificates.exact import Certificate, certify_votes
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import ImageSet
+from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.voting.rules import TopOne
 from tests.attacks.toys import Level, flipped
 
 

@@ -13,9 +13,9 @@ import torch
 
 from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate
-from evaluate.records import Record, read_records
-from robustpatch.ablation import Columns
-from robustpatch.threat import PatchThreat
+from evaluate.runs.records import Record, read_records
+from robustpatch.ablations.kinds import Columns
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, images, smoothed
 from tests.evaluate.planted import image_set
 
@@ -68,7 +68,7 @@ def _child(output: str, fatal: int | None) -> None:
 
 
 def _plant(fatal: int) -> None:
-    from robustpatch import store
+    from robustpatch.storage import store
 
     count = 0
 

@@ -9,8 +9,8 @@ import torch
 
 from evaluate.sweep import Run
 from evaluate.sweep.records import margin_column
-from robustpatch.data import ImageSet
-from robustpatch.zoo import Checkpoint, load_checkpoint, model_from, save_checkpoint
+from robustpatch.checkpoints import Checkpoint, load_checkpoint, model_from, save_checkpoint
+from robustpatch.data.images import ImageSet
 from tests.evaluate.planted import image_set
 
 SIZE, CLASSES = (6, 8), 3

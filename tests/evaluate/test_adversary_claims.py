@@ -12,18 +12,18 @@ import torch
 from attacks import Ensemble, SparseRS
 from attacks.base import referee
 from evaluate import summarise
-from evaluate.metrics import LEVEL
-from evaluate.records import read_records
-from evaluate.table import verdict
-from robustpatch.ablation import Columns
+from evaluate.results.metrics import LEVEL
+from evaluate.results.table import verdict
+from evaluate.runs.records import read_records
+from robustpatch.ablations.kinds import Columns
+from robustpatch.certificates.randomized import Sampling
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling
-from robustpatch.smoothing import SmoothedClassifier
 from tests.attacks.toys import Level
 from tests.evaluate.planted import image_set
+from tests.evaluate.results.test_metrics import attack, record
 from tests.evaluate.test_adversary_judging import ONE, PGD, RANDOM, Bright, claim, run, scores
-from tests.evaluate.test_metrics import attack, record
 
 GREY = image_set(torch.full((4, 1, 4, 4), 0.3), torch.zeros(4).long(), 2)
 BLACK = image_set(torch.zeros(3, 1, 4, 8), torch.zeros(3).long(), 2)

@@ -11,10 +11,10 @@ from torch import nn
 from attacks import Control, Ensemble, FromART, PatchPGD, SparseRS
 from attacks.base import Proposal
 from evaluate import Settings, evaluate
-from evaluate.metrics import summarise
-from robustpatch.certificate import Certificate
+from evaluate.results.metrics import summarise
+from robustpatch.certificates.exact import Certificate
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.planted import image_set
 
 ONE = PatchThreat(1, 1)

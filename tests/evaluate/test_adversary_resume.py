@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from attacks import SparseRS
-from evaluate import Settings, evaluate, installed, runner
-from evaluate.source import code_of
-from robustpatch.certificate import Certificate
-from robustpatch.data import load_images
+from evaluate import Settings, evaluate
+from evaluate.model import installed
+from evaluate.model.fingerprint import code_of
+from evaluate.runs import runner
+from robustpatch.certificates.exact import Certificate
+from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.planted import image_set
 
 ATTACKS = (SparseRS(queries=20),)

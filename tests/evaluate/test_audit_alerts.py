@@ -10,7 +10,7 @@ import pytest
 from evaluate.audit import audit
 from evaluate.audit.interface import Subject
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 OPTIONS = {"threat": PatchThreat(1, 2), "image_shape": (1, 2, 9), "images": 8, "budget": 60}
 

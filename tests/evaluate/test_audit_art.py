@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from evaluate.audit import audit, replay
+from evaluate.audit.adversarial_votes import try_votes
 from evaluate.audit.art import (
     ARTCertifier,
     ARTFactory,
@@ -20,12 +21,11 @@ from evaluate.audit.art import (
     levine_row,
     salman_column,
 )
-from evaluate.audit.hostile import try_votes
+from evaluate.audit.harness import Stand, view_findings
 from evaluate.audit.sizes import Plan
-from evaluate.audit.stand import Stand, view_findings
 from evaluate.audit.tables import TableBase
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import images
 from tests.toys import seeded
 

@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 from evaluate.audit import audit, replay
-from evaluate.audit.ballots import ballots
+from evaluate.audit.adversarial_votes import try_votes
 from evaluate.audit.factory import try_factory
-from evaluate.audit.hostile import try_votes
+from evaluate.audit.harness import Stand, view_findings
 from evaluate.audit.sizes import Plan
-from evaluate.audit.stand import Stand, view_findings
 from evaluate.audit.tables import TableBase, keys_of
-from robustpatch.ablation import Blocks, Columns, Rows
+from evaluate.audit.vote_patterns import ballots
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.encoding import MaskChannel
 from robustpatch.errors import InvalidInput
-from robustpatch.scored import ClippedTanh, Heaviside
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
+from robustpatch.voting.scored import ClippedTanh, SigmoidThreshold
 from tests import oracles
 from tests.evaluate.audit_bugs import THROUGH_A_FACTORY, make
 from tests.evaluate.planted import PLANTS
@@ -89,7 +89,7 @@ def test_swapped_sides_are_named(monkeypatch):
         (Columns(3, 3), TopOne(), MaskChannel()),
         pytest.param(Columns(2), Threshold(0.3), None, marks=SLOW),
         pytest.param(Blocks(2), TopOne(), None, marks=SLOW),
-        pytest.param(Columns(2), Heaviside(0.22), None, marks=SLOW),
+        pytest.param(Columns(2), SigmoidThreshold(0.22), None, marks=SLOW),
         pytest.param(Rows(2), ClippedTanh(2.0, 1.0), None, marks=SLOW),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from evaluate.audit import audit, replay
 from evaluate.audit.sizes import Plan
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_rules import PLANTED, SOUND, make
 
 PATCH, SHAPE = PatchThreat(2, 2), (1, 4, 13)

@@ -9,7 +9,7 @@ from evaluate.audit import audit
 from evaluate.audit.factory import steps
 from evaluate.audit.limit import Limit
 from evaluate.audit.sizes import Plan
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_rules import make
 
 PATCH, SHAPE = PatchThreat(2, 2), (1, 4, 13)

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from evaluate.audit import audit, replay
 from evaluate.audit.__main__ import app
 from evaluate.audit.images import structured
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import PLANTS, wide
 
@@ -165,7 +165,7 @@ def test_ours_is_tested_both_ways():
 
 
 def test_a_view_too_wide_is_broken_by_attack(monkeypatch):
-    monkeypatch.setattr("robustpatch.checks.base_is_sound", lambda *_, **__: None)
+    monkeypatch.setattr("robustpatch.classifiers.checks.base_is_sound", lambda *_, **__: None)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 2, 7)}
     assert "attack" in {finding.check for finding in audited(Foreign(wide()), **options).findings}
     assert not audited(Foreign(wide(0)), **options).findings

@@ -22,7 +22,7 @@ from evaluate.audit.interface import Refused, Subject
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.report import verdict
 from evaluate.audit.sizes import Plan
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_bugs import make
 from tests.evaluate.test_audit_target import Bright, audited
 

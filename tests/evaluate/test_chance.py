@@ -11,11 +11,11 @@ from torch import nn
 from attacks import PatchPGD
 from attacks.base import judge, referee
 from evaluate import Settings, evaluate, summarise
-from evaluate.table import verdict
-from robustpatch.certificate import Certificate
+from evaluate.results.table import verdict
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.foreign import checked
 from robustpatch.errors import InvalidInput
-from robustpatch.foreign import checked
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.planted import image_set
 
 THREAT = PatchThreat(1, 1)

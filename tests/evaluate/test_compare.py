@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from evaluate import compare as module
 from evaluate.compare import Paired, compare, markdown
-from evaluate.finished import Run, read_run
-from evaluate.metrics import summarise
-from evaluate.records import AttackRecord, Record
+from evaluate.results.metrics import summarise
+from evaluate.runs.completed_run import Run, read_run
+from evaluate.runs.records import AttackRecord, Record
 from robustpatch.errors import InvalidInput
 from tests.evaluate.calls import call
 

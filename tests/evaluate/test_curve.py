@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate.curve import app, read_curve
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Lookup, images, smoothed
 from tests.evaluate.planted import image_set
 

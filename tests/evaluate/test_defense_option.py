@@ -9,18 +9,18 @@ from typing import ClassVar
 import pytest
 import torch
 
-from evaluate.claim import model_fingerprint
-from evaluate.finished import read_run
-from evaluate.models import as_in_run, described, load_model
+from evaluate.model.configured import as_in_run, described, load_model
+from evaluate.runs.completed_run import read_run
+from evaluate.runs.run_identity import model_fingerprint
 from robustpatch import defenses
-from robustpatch.ablation import Columns
-from robustpatch.certificate import Certificate
+from robustpatch.ablations.kinds import Columns
+from robustpatch.certificates.exact import Certificate
+from robustpatch.checkpoints import load_checkpoint, save_checkpoint
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended, Defense
 from robustpatch.encoding import Fill, MaskChannel
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.voting import Threshold
-from robustpatch.zoo import load_checkpoint, save_checkpoint
+from robustpatch.voting.rules import Threshold
 from tests.evaluate.calls import call, refused
 
 QUICK = ("--attacks", "pgd:2", "--steps", 4, "--num-images", 8, "--batch-size", 4)

@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 
 from attacks import PatchPGD
-from evaluate import attack_vs_cert, claim, runner, subject
+from evaluate import attack_vs_cert
+from evaluate.model import load as subject
+from evaluate.runs import run_identity as claim
+from evaluate.runs import runner
 from robustpatch.errors import InvalidInput
 from tests.evaluate.calls import call, refused
 from tests.evaluate.runs import run

@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from evaluate.audit.__main__ import app as audit
-from evaluate.command import status_of
-from evaluate.worker import Worker
+from evaluate.cli.command import status_of
+from evaluate.runs.worker import Worker
 from robustpatch.train import app as train
 from tests.evaluate.calls import call
 

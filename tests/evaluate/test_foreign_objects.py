@@ -9,11 +9,11 @@ import torch
 
 from attacks import Ensemble, PatchPGD, Proposal, SparseRS
 from evaluate import evaluate
-from evaluate.batch import Settings
-from evaluate.claim import model_fingerprint
-from robustpatch.certificate import Certificate
+from evaluate.runs.batch import Settings
+from evaluate.runs.run_identity import model_fingerprint
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.lending import certify
 from robustpatch.errors import InvalidInput
-from robustpatch.lending import certify
 from tests.evaluate.test_adversary_judging import DARK, ONE, RANDOM, Bright, run, scores
 
 

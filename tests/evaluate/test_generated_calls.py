@@ -15,9 +15,9 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from evaluate.cli import COMMANDS, app
+from evaluate.cli.program import COMMANDS, app
+from robustpatch.checkpoints import model_from, save_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.zoo import model_from, save_checkpoint
 from tests import toys
 
 CONFIG: dict[str, Any] = {
@@ -85,7 +85,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "train": (*FOLDER, "--ablation", "none", "--epochs", "1", "--batch-size", "2", "--no-bfloat16"),
     "recipe": ("recipe.toml", *FOLDER),
 }
-MINE = """from robustpatch.zoo import load_checkpoint
+MINE = """from robustpatch.checkpoints import load_checkpoint
 
 
 def toy():
@@ -260,7 +260,7 @@ def no_training(monkeypatch):
     def read_ahead(*_: Any) -> Any:
         raise InvalidInput(REACHED)
 
-    monkeypatch.setattr("robustpatch.training.read_ahead", read_ahead)
+    monkeypatch.setattr("robustpatch.training.loop.read_ahead", read_ahead)
 
 
 def _search(place: Path, monkeypatch: Any, number: int) -> None:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from evaluate.audit.__main__ import app as audit_app
 from evaluate.audit.reproduce import load as load_finding
-from evaluate.counterexample import load_counterexample
-from evaluate.replaying import replay_command
+from evaluate.runs.counterexample import load_counterexample
+from evaluate.runs.replay import replay_command
+from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.zoo import load_checkpoint
 from tests.evaluate.calls import call, refused
 from tests.forbidding import forbidden
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from evaluate.finished import read_run
 from evaluate.leaderboard import read_board
 from evaluate.leaderboard.__main__ import app
-from evaluate.metrics import summarise
+from evaluate.results.metrics import summarise
+from evaluate.runs.completed_run import read_run
 from robustpatch.errors import InvalidInput
 
 
@@ -91,7 +91,7 @@ def test_what_is_there_is_not_done_again(board, tmp_path, monkeypatch):
     def never(*_args, **_options):
         raise AssertionError("done again")
 
-    monkeypatch.setattr("evaluate.runner.evaluate_batch", never)
+    monkeypatch.setattr("evaluate.runs.runner.evaluate_batch", never)
     monkeypatch.setattr("evaluate.leaderboard.rows._rate", never)
     assert run(board, "--output", output).exit_code == 0
     assert (output / "leaderboard.md").read_text() == before

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evaluate.learning import Learning, app, read_learning
-from robustpatch.zoo import load_checkpoint, names
+from robustpatch.checkpoints import load_checkpoint, names
 
 
 def rows(*epochs):

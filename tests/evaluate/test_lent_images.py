@@ -10,20 +10,20 @@ from torch import nn
 
 from attacks import Ensemble, Oracle, PatchPGD, Proposal, SparseRS
 from evaluate import Settings, evaluate
-from evaluate.batch import evaluate_batch
-from evaluate.counterexample import load_counterexample, replay
-from evaluate.metrics import summarise
-from evaluate.records import Record
-from robustpatch.ablation import Columns
+from evaluate.results.metrics import summarise
+from evaluate.runs.batch import evaluate_batch
+from evaluate.runs.counterexample import load_counterexample, replay
+from evaluate.runs.records import Record
+from robustpatch.ablations.kinds import Columns
+from robustpatch.certificates.randomized import Sampling
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchcleanser import DoubleMasking
 from robustpatch.defenses.patchguard import PatchGuard
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import StripNet
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import TopOne
 from tests.attacks.scribblers import Sum, Uncertified, alone, always, claim, climbed, never, scribbling
 from tests.attacks.toys import Level, Plain, images, registered
 from tests.evaluate.planted import image_set

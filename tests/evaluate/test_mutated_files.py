@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from evaluate.audit.reproduce import load as load_finding
-from evaluate.counterexample import load_counterexample
-from evaluate.records import read_records
-from robustpatch.ablation import Columns
-from robustpatch.data import load_images
+from evaluate.runs.counterexample import load_counterexample
+from evaluate.runs.records import read_records
+from robustpatch.ablations.kinds import Columns
+from robustpatch.checkpoints import load_checkpoint, model_from, save_checkpoint
+from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.proof import verify
-from robustpatch.threat import PatchThreat
-from robustpatch.zoo import load_checkpoint, model_from, save_checkpoint
+from robustpatch.proof.verifier import verify
+from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 from tests.evaluate import runs
 from tests.evaluate.test_hostile_replays import NOTE, finding, saved

@@ -13,12 +13,12 @@ from attacks.gradient import NotDifferentiable, check_differentiable, differenti
 from attacks.occlusion import ROA
 from attacks.undefended import Undefended
 from evaluate import Settings, evaluate
-from evaluate.metrics import summarise
-from robustpatch.ablation import Columns
+from evaluate.results.metrics import summarise
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.scribblers import claim
 from tests.attacks.toys import Level, Plain, images
 from tests.evaluate.calls import call, refused

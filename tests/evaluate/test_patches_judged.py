@@ -14,11 +14,11 @@ from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, Pa
 from attacks.base import judge
 from attacks.border import LEVEL, visible
 from evaluate import Settings, evaluate
-from evaluate.metrics import summarise
-from evaluate.records import AttackRecord, Record, read_records
-from evaluate.table import verdict
+from evaluate.results.metrics import summarise
+from evaluate.results.table import verdict
+from evaluate.runs.records import AttackRecord, Record, read_records
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.scribblers import claim
 from tests.attacks.toys import images, registered
 from tests.evaluate.planted import image_set
@@ -272,9 +272,9 @@ def test_runs_of_earlier_versions_are_told(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from evaluate.claim import run_of
-    from evaluate.records import SCHEMA, read_shard
-    from evaluate.shards import DamagedShard, write_table
+    from evaluate.runs.records import SCHEMA, read_shard
+    from evaluate.runs.run_identity import run_of
+    from evaluate.runs.shards import DamagedShard, write_table
 
     records = run(Steady(), [SparseRS(queries=4)], tmp_path)
     name = "records/00000000-00000003.parquet"

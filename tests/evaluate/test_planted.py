@@ -11,12 +11,12 @@ from torch import nn
 from attacks import Control, ExhaustivePGD, PatchPGD
 from attacks.occlusion import CONTROLS
 from evaluate import Settings, evaluate, summarise
-from evaluate.counterexample import load_counterexample, replay
-from robustpatch.ablation import Columns
+from evaluate.runs.counterexample import load_counterexample, replay
+from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.voting import TopOne
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.voting.rules import TopOne
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import PLANTS, Noisy, exposing, image_set, wide
 
@@ -187,7 +187,7 @@ def test_too_wide_a_view_is_refused(tmp_path):
 
 def test_too_wide_a_view_is_broken_by_the_attacks(tmp_path, monkeypatch):
     """Even if the check of the base were blind, the attacks on certified images are not."""
-    monkeypatch.setattr("robustpatch.checks.base_is_sound", lambda *_, **__: None)
+    monkeypatch.setattr("robustpatch.classifiers.checks.base_is_sound", lambda *_, **__: None)
     x = torch.zeros(1, 1, 2, 7)
     assert run(wide(), x, PatchThreat(2, 2), tmp_path / "wide")[1].verdict == "broken"
     assert run(wide(0), x, PatchThreat(2, 2), tmp_path / "exact")[1].verdict == "held"

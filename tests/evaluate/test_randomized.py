@@ -14,20 +14,21 @@ from rich.console import Console
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from attacks.base import predict
 from evaluate import Settings, evaluate, summarise
-from evaluate.counterexample import load_counterexample, replay
-from evaluate.metrics import LEVEL
-from evaluate.records import read_records
-from evaluate.table import summary_table
-from robustpatch import randomized, sampling
-from robustpatch.ablation import Columns
-from robustpatch.randomized import RandomizedClassifier
-from robustpatch.sampling import Sampling, image_keys
-from robustpatch.sparse import SparseAblation
-from robustpatch.threat import PatchThreat
+from evaluate.results.metrics import LEVEL
+from evaluate.results.table import summary_table
+from evaluate.runs.counterexample import load_counterexample, replay
+from evaluate.runs.records import read_records
+from robustpatch.ablations.kinds import Columns
+from robustpatch.ablations.sparse import SparseAblation
+from robustpatch.certificates import randomized as sampling
+from robustpatch.certificates.randomized import Sampling, image_keys
+from robustpatch.classifiers import randomized
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set, striped
-from tests.evaluate.test_metrics import attack, record
+from tests.evaluate.results.test_metrics import attack, record
 
 THREAT, SIZE = PatchThreat(2, 2), (2, 10)
 ATTACKS = (ExhaustivePGD(steps=4, rounds=0),)

@@ -15,22 +15,22 @@ from typer.testing import CliRunner
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate import attack_vs_cert as command
-from evaluate.claim import claim
-from evaluate.exhibits import Attacked, Exhibit, PlacementMap, exhibits_name, outcome, write_exhibits
-from evaluate.records import read_records, shard_name, write_shard
 from evaluate.report import Report, page, read_report, write_report
 from evaluate.report.__main__ import app
 from evaluate.report.note import budgets, command_of
+from evaluate.runs.gallery import Attacked, Exhibit, PlacementMap, exhibits_name, outcome, write_exhibits
+from evaluate.runs.records import read_records, shard_name, write_shard
+from evaluate.runs.run_identity import claim
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from tests.attacks.toys import Plain, images
 from tests.evaluate.calls import call, refused
+from tests.evaluate.cli.test_command import QUICK, planted
 from tests.evaluate.pages import Page, colours, contrast, faults
 from tests.evaluate.planted import PLANTS, exposing, image_set
-from tests.evaluate.test_command import QUICK, planted
-from tests.evaluate.test_exhibits import Theirs
-from tests.evaluate.test_metrics import attack, record
-from tests.evaluate.test_runner import ATTACKS, SIZE, THREAT, classifier, run, scene
+from tests.evaluate.results.test_metrics import attack, record
+from tests.evaluate.runs.test_gallery import Theirs
+from tests.evaluate.runs.test_runner import ATTACKS, SIZE, THREAT, classifier, run, scene
 
 WICKED = '<script>alert("1")</script>&|`*'
 
@@ -185,7 +185,7 @@ def test_a_failing_report_does_not_hide_a_broken_certificate(checkpoint, tmp_pat
     monkeypatch.setattr(command, "write_report", burst)
     held = call("--checkpoint", checkpoint, *QUICK, "--output", tmp_path / "held")
     assert held.exit_code == 3
-    monkeypatch.setattr("evaluate.subject.load_model", lambda *_, **__: planted(checkpoint))
+    monkeypatch.setattr("evaluate.model.load.load_model", lambda *_, **__: planted(checkpoint))
     given = ["--checkpoint", checkpoint, "--attacks", "pgd:3", "--steps", 4, "--num-images", 4]
     broken = call(*given, "--output", tmp_path / "broken")
     assert broken.exit_code == 1

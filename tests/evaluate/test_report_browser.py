@@ -10,7 +10,7 @@ import pytest
 
 from evaluate.report import write_report
 from tests.evaluate.pages import contrast
-from tests.evaluate.test_runner import run
+from tests.evaluate.runs.test_runner import run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell", "chrome")
 

@@ -19,12 +19,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import runner as module
-from evaluate.claim import run_of
-from evaluate.records import SCHEMA, read_records, read_shard, shard_name, write_shard
-from evaluate.shards import DamagedShard, read_table, write_table
+from evaluate.runs import runner as module
+from evaluate.runs.records import SCHEMA, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.run_identity import run_of
+from evaluate.runs.shards import DamagedShard, read_table, write_table
 from robustpatch.errors import InvalidInput
-from robustpatch.store import Store
+from robustpatch.storage.store import Store
 from tests.evaluate.calls import call, refused
 from tests.evaluate.runs import BATCH, NUMBER, contents, found, process, run, timeless
 

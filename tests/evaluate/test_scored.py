@@ -7,16 +7,16 @@ import torch
 
 from attacks import PatchPGD
 from evaluate import Settings
-from evaluate.batch import evaluate_batch
-from evaluate.counterexample import Counterexample, load_counterexample, save_counterexample
-from evaluate.models import _with_theta, load_model
+from evaluate.model.configured import _with_theta, load_model
+from evaluate.runs.batch import evaluate_batch
+from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
 from evaluate.sweep.records import margin_column, top_column
 from evaluate.sweep.runner import SweepSettings, certify_scores, sweep
+from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.scored import ClippedTanh, Heaviside, SummedScores
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
+from robustpatch.voting.scored import ClippedTanh, SigmoidThreshold, SummedScores
 from tests import toys
 from tests.evaluate import sweeps
 
@@ -68,7 +68,7 @@ def test_a_sweep_scores_once_for_rules_of_one_link_alone(tmp_path):
     assert torch.equal(columns[margin_column("exact", THREAT)], torch.div(margin, 2**16, rounding_mode="floor"))
     top = torch.div(model.certify_top_k(x, y, THREAT, 2).margin, 2**16, rounding_mode="floor")
     assert torch.equal(columns[top_column(2, THREAT)], top)
-    model.voting = Heaviside()
+    model.voting = SigmoidThreshold()
     settings = SweepSettings(num_images=5, votings=(Threshold(),), patches=(THREAT,))
     with pytest.raises(InvalidInput, match="makes other scores"):
         sweep({"one": checkpoint}, sweeps.scene(), settings, tmp_path / "sweep")
@@ -88,7 +88,7 @@ def test_scores_are_summed_where_the_command_line_asks(checkpoint):
 
 
 def test_a_threshold_from_the_command_line_keeps_the_link():
-    assert _with_theta(Heaviside(0.5, 0.01), 0.4) == Heaviside(0.4, 0.01)
+    assert _with_theta(SigmoidThreshold(0.5, 0.01), 0.4) == SigmoidThreshold(0.4, 0.01)
     assert _with_theta(TopOne(), 0.4) == Threshold(0.4)
     with pytest.raises(InvalidInput, match="have no threshold"):
         _with_theta(ClippedTanh(), 0.4)

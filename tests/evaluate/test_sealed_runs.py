@@ -9,17 +9,17 @@ import pytest
 
 from attacks import PatchPGD
 from evaluate import Settings, evaluate
-from evaluate.claim import run_of
-from evaluate.records import SCHEMA, read_shard, shard_name
 from evaluate.report import write_report
-from evaluate.shards import DamagedShard, read_table, write_table
+from evaluate.runs.records import SCHEMA, read_shard, shard_name
+from evaluate.runs.run_identity import run_of
+from evaluate.runs.shards import DamagedShard, read_table, write_table
 from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep.records import sweep_shard
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.store import Store
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold
+from robustpatch.storage.store import Store
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.runs import BATCH, NUMBER, scene, timeless
 from tests.evaluate.sweeps import make

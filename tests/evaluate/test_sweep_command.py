@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from evaluate.command import PACKAGES
+from evaluate.cli.command import PACKAGES
 from evaluate.sweep import __main__ as command
 from tests.evaluate.calls import refused
 from tests.evaluate.sweeps import CLASSES, SIZE, SMALL, make

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from evaluate.metrics import Share
-from evaluate.paper import PUBLISHED, published
+from evaluate.results.metrics import Share
+from evaluate.results.published import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
 from evaluate.sweep.figures import _against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
 from evaluate.sweep.records import top_column
 from evaluate.sweep.table import markdown
-from robustpatch.ablation import parse_ablation
+from robustpatch.ablations.parse import parse_ablation
 from robustpatch.errors import InvalidInput
 from tests.evaluate.sweeps import written
 

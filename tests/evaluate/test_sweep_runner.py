@@ -12,11 +12,11 @@ from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep import runner as module
 from evaluate.sweep.records import margin_column, top_column
 from robustpatch import precision
-from robustpatch.checks import few
+from robustpatch.classifiers.checks import few
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
 from tests import toys
 from tests.evaluate.sweeps import CLASSES, SIZE, SMALL, make, scene
 

@@ -14,10 +14,10 @@ from attacks import ExhaustivePGD, PatchPGD
 from attacks.base import predict
 from attacks.oracle import Oracle
 from evaluate import Settings, evaluate, summarise
-from evaluate.records import Record
+from evaluate.runs.records import Record
+from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from tests.attacks.toys import Plain, images, worlds
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

@@ -9,12 +9,12 @@ import torch
 
 from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
-from evaluate.batch import evaluate_batch
-from evaluate.records import read_records, read_shard, shard_name, write_shard
-from evaluate.whole import IncompleteRun, check_whole
-from robustpatch.ablation import Columns
+from evaluate.runs.batch import evaluate_batch
+from evaluate.runs.records import read_records, read_shard, shard_name, write_shard
+from evaluate.runs.whole import IncompleteRun, check_whole
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import image_set
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import robustpatch
-from robustpatch.ablation import parse_ablation
-from robustpatch.certificate import certify_votes
-from robustpatch.votes import UNITS, Scored, Votes
+from robustpatch.ablations.parse import parse_ablation
+from robustpatch.certificates.exact import certify_votes
+from robustpatch.voting.votes import UNITS, Scored, Votes
 
 Members = list[tuple[str, Any]]  # names in the archive, and arrays, the claim's text or fields, or a member's bytes
 

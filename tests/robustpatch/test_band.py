@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.errors import InvalidInput
-from robustpatch.losses import objective, touched_sets
 from robustpatch.networks import BandNet, build
-from robustpatch.threat import PatchThreat
-from robustpatch.training_config import TrainingConfig
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.losses import objective, touched_sets
 from tests import toys
 
 CASES = [

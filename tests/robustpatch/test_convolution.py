@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustpatch.ablation import Ablation, Blocks, Columns, Rows
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.networks import build
 from robustpatch.networks.convolution import Conv2d, conv2d, misread
 from robustpatch.networks.resnet import ResNet18

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.encoding import ComplementChannels, MaskChannel, encoding_named
 from robustpatch.errors import InvalidInput
 from tests import toys

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustpatch.ablation import Columns
+from robustpatch.ablations.kinds import Columns
+from robustpatch.checkpoints import load_checkpoint, model_from
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
 from robustpatch.networks.allowance import at_most
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.zoo import load_checkpoint, model_from
 from tests import toys
 from tests.forbidding import forbidden
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from robustpatch import recipe as recipes
-from robustpatch.data import ImageSet
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.zoo import load_checkpoint
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
 
 CONFIG = TrainingConfig(
     network={"name": "strip", "widths": [2, 2], "hidden": 4}, epochs=2, batch_size=8, patch="2x2", bfloat16=False
@@ -135,7 +135,7 @@ def test_two_trainings_in_one_output(images, tmp_path):
     other = os.open(tmp_path / "run", os.O_RDONLY)  # as another process has it open
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.MonkeyPatch.context() as impatient:
-        impatient.setattr("robustpatch.holding._PATIENCE", 0.0)
+        impatient.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
         with pytest.raises(InvalidInput, match="where another process is at work; wait for its end, or name another"):
             train(CONFIG, images, images, tmp_path / "run")
     assert not list(tmp_path.joinpath("run").iterdir())
@@ -165,7 +165,7 @@ def test_a_refused_training_leaves_no_folder(images, tmp_path):
     with pytest.raises(InvalidInput, match="batch_size"):
         train(replace(CONFIG, batch_size=99), images, images, tmp_path / "a" / "b")
     with pytest.MonkeyPatch.context() as full:
-        full.setattr("robustpatch.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+        full.setattr("robustpatch.storage.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
         with pytest.raises(InvalidInput, match="0 MB are free and 0 may be needed; make room"):
             train(CONFIG, images, images, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())

@@ -10,14 +10,14 @@ import torch
 from rich.console import Console
 
 from evaluate.learning import draw, read_learning
-from robustpatch.ablation import Columns
-from robustpatch.accuracy import Accuracy, accuracy
-from robustpatch.data import ImageSet, load_images
+from robustpatch.ablations.kinds import Columns
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.train import shown
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
+from robustpatch.training.validation import Accuracy, accuracy
 from tests import toys
 
 CONFIG = TrainingConfig(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustpatch.ablation import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
+from robustpatch.ablations.union import Union
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import (
@@ -21,7 +22,6 @@ from robustpatch.networks import (
     StripNet,
     build,
 )
-from robustpatch.union import Union
 from tests import toys
 
 CASES = [

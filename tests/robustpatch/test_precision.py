@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import robustpatch
-from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold, checks
+from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold
+from robustpatch.classifiers import checks
 from robustpatch.precision import check_device, is_reduced, remedies, settings
 from tests import toys
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from robustpatch.augmentation import augmented
-from robustpatch.data import ImageSet, load_images
+from robustpatch.checkpoints import load_checkpoint, model_from, save_checkpoint
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.losses import objective, touched_sets
 from robustpatch.recipe import app, follow, load_recipe
-from robustpatch.threat import parse_threat
-from robustpatch.training import _optimizer
-from robustpatch.zoo import load_checkpoint, model_from, save_checkpoint
+from robustpatch.threats.rectangle import parse_threat
+from robustpatch.training.augmentation import augmented
+from robustpatch.training.loop import _optimizer
+from robustpatch.training.losses import objective, touched_sets
 from tests import toys
 
 TEXT = """

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from robustpatch.ablation import Blocks, Columns, Rows
-from robustpatch.calibration import calibrate_guard
-from robustpatch.checks import image_values, shape_and_type
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.classifiers.calibration import calibrate_guard
+from robustpatch.classifiers.checks import image_values, shape_and_type
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MnistCNN, StripNet
-from robustpatch.scored import Heaviside, SummedScores
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import Threshold, TopOne
+from robustpatch.voting.scored import SigmoidThreshold, SummedScores
 from tests import toys
 
 ONE = PatchThreat(1, 1)
@@ -192,7 +192,7 @@ def test_nan_logits():
 def test_a_class_that_is_ruled_out():
     """-inf is a score of 0: predicted, certified and shown alike, as with a logit far below the others."""
     x = toys.images(6)
-    for voting in (Threshold(0.3), TopOne(), SummedScores(), Heaviside()):
+    for voting in (Threshold(0.3), TopOne(), SummedScores(), SigmoidThreshold()):
         ruled, low = (toys.smoothed(toys.Fixed([0.0, value, 0.5, 0.0]), voting=voting) for value in (-torch.inf, -1e9))
         assert torch.equal(ruled(x), low(x))
         assert torch.equal(ruled.predict(x), ruled(x).argmax(dim=1))

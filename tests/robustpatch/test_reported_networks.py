@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluate.models import check_answers
+from evaluate.model.configured import check_answers
 from robustpatch import Columns, wrap
-from robustpatch.data import load_images
+from robustpatch.data.images import load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 
 
@@ -77,7 +77,7 @@ def test_patchcleanser_asks_about_images_alone():
 
 def test_a_notebooks_backend_is_none_of_ours():
     """MPLBACKEND of another environment is left alone, and no reason to fail."""
-    code = "from evaluate import drawing as d; d.load_matplotlib(); import matplotlib.figure"
+    code = "from evaluate.results import drawing as d; d.load_matplotlib(); import matplotlib.figure"
     backend = "module://matplotlib_inline.no_such_backend"
     told = {**os.environ, "MPLBACKEND": backend}
     done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=False)

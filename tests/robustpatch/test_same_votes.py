@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustpatch import checks
-from robustpatch.ablation import Columns, Rows
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.voting import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne
+from robustpatch.ablations.kinds import Columns, Rows
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne
 from tests import toys
 
 TYPES = {torch.float32: GUARD_FLOAT32, torch.bfloat16: GUARD_REDUCED}

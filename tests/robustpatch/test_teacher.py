@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robustpatch.ablation import Columns
-from robustpatch.data import ImageSet, load_images
+from robustpatch.ablations.kinds import Columns
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.losses import objective
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
+from robustpatch.training.losses import objective
 from tests import toys
 
 NETWORK = {"name": "strip", "widths": [4], "hidden": 4}

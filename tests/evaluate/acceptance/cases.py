@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.acceptance import alarms, batches, chance, loud, nonmonotone, sizes, sound, ties
 from tests.evaluate.acceptance.search import Place
 

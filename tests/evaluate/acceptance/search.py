@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 
 class Told(nn.Module):

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from robustpatch.ablation import Blocks, Columns, Rows
+from robustpatch.ablations.kinds import Blocks, Columns, Rows
+from robustpatch.ablations.union import Union
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
-from robustpatch.scored import Heaviside
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.union import Union
-from robustpatch.voting import Threshold, TopOne
+from robustpatch.voting.rules import Threshold, TopOne
+from robustpatch.voting.scored import SigmoidThreshold
 from tests.evaluate.acceptance.alarms import WaryColumns
 from tests.evaluate.acceptance.common import bands, claim, most_touched, numpy_scores, row_masks, torch_views
 from tests.evaluate.acceptance.ties import SortedColumns
@@ -131,7 +131,7 @@ def patchcleanser(base, num_classes, image_shape):
 blocks = smoothed(Blocks(4, 4, 4), TopOne())
 strided = smoothed(Columns(5, 3), TopOne())
 union = smoothed(Union((Columns(3), Rows(2))), Threshold(0.3))
-bagcert = smoothed(Columns(2), Heaviside(0.5))
+bagcert = smoothed(Columns(2), SigmoidThreshold(0.5))
 
 
 def ibp() -> BoundedClassifier:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.acceptance.cases import SOUND, UNSOUND
 from tests.evaluate.acceptance.search import Told, counterexample, holds_up
 from tests.evaluate.acceptance.sound import ibp

@@ -8,16 +8,16 @@ from typing import ClassVar
 import pytest
 import torch
 
-from evaluate.claim import model_fingerprint
-from evaluate.models import described
+from evaluate.model.configured import described
+from evaluate.runs.run_identity import model_fingerprint
 from robustpatch import defenses
-from robustpatch.data import ImageSet, load_images
+from robustpatch.checkpoints import load_checkpoint, network_of
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.zoo import load_checkpoint, network_of
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
 from tests import toys
 
 

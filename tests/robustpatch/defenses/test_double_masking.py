@@ -7,14 +7,14 @@ from itertools import combinations_with_replacement, product
 import pytest
 import torch
 
-from robustpatch.defenses.double_masking import Looks, certify, closed, infer, leads, steady
+from robustpatch.defenses.double_masking import MaskedPredictions, certify, closed, infer, leads, steady
 from robustpatch.defenses.masking import MaskSet
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 
 GAP = 4.0
 
 
-def looks_at(masks: MaskSet, tables: torch.Tensor, classes: int, gap: float = GAP) -> Looks:
+def looks_at(masks: MaskSet, tables: torch.Tensor, classes: int, gap: float = GAP) -> MaskedPredictions:
     """A classifier that says what stands in `tables` [B,U]; it refuses to be asked the same twice."""
     asked = torch.zeros(tables.shape, dtype=torch.bool)
 
@@ -23,7 +23,7 @@ def looks_at(masks: MaskSet, tables: torch.Tensor, classes: int, gap: float = GA
         asked[image, union] = True
         return gap * torch.nn.functional.one_hot(tables[image, union], classes).float()
 
-    return Looks(masks, len(tables), score)
+    return MaskedPredictions(masks, len(tables), score)
 
 
 def mask_set(text: str) -> MaskSet:
@@ -163,7 +163,9 @@ def test_a_gap_of_twice_the_guard_is_not_enough():
     for gap, certified in ((0.5, False), (0.5 + 2**-20, True)):
         assert certify(looks_at(masks, table, 2, gap=gap), 0.25)[1].tolist() == [certified]
     for union in range(len(masks.unions)):  # a single union too close
-        looks = Looks(masks, 1, lambda _, u, close=union: torch.stack([0.0 * u, torch.where(u == close, 0.5, 1.0)], 1))
+        looks = MaskedPredictions(
+            masks, 1, lambda _, u, close=union: torch.stack([0.0 * u, torch.where(u == close, 0.5, 1.0)], 1)
+        )
         assert certify(looks, 0.25)[1].tolist() == [False]
 
 
@@ -197,6 +199,6 @@ def test_unsure_views_are_paired_first():
         first = torch.where(failing, -1.0, gaps[union])
         return torch.stack([first, torch.zeros_like(first)], dim=1)
 
-    looks = Looks(masks, 1, score)
+    looks = MaskedPredictions(masks, 1, score)
     assert certify(looks, 0.0)[1].tolist() == [False]
     assert int(looks.evaluations) == 36 + 2

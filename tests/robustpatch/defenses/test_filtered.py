@@ -10,12 +10,12 @@ from torch import nn
 
 from attacks import PatchPGD, judge
 from attacks.base import evaluations
-from robustpatch.data import load_images
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.data.images import load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.smoothing import SmoothedClassifier
-from robustpatch.threat import PatchThreat
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 
 NAMES = ("lgs", "watermarking")

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from robustpatch import PatchThreat
-from robustpatch.data import ImageSet, load_images
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, SmallCNN
-from robustpatch.threat import AnyOf
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import AnyOf
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
 from tests import toys
 from tests.robustpatch.defenses.test_ibp import CLASSES, SIZE, deep, defended, images, linear, patched
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import AnyOf, PatchThreat
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
 
 SIDES = st.tuples(st.integers(1, 13), st.integers(1, 13))
 PER_AXIS = st.tuples(st.integers(1, 7), st.integers(1, 7))

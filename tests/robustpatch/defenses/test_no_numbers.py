@@ -11,7 +11,7 @@ from torch import nn
 
 from robustpatch.defenses import Defended, Defense, known_defenses, parse_defense
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import PatchThreat
+from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 
 ONE = PatchThreat(1, 1)

@@ -11,17 +11,17 @@ from torch import nn
 
 from attacks.base import evaluations, judge
 from attacks.pgd import PatchPGD
-from robustpatch.data import ImageSet, load_images
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.double_masking import majority
 from robustpatch.defenses.patchcleanser import GUARD_REDUCED, DoubleMasking, PatchCleanser
 from robustpatch.defenses.patchguard import PatchGuard
 from robustpatch.errors import InvalidInput
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.voting import Threshold
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
+from robustpatch.voting.rules import Threshold
 from tests import toys
 
 SIZE = (4, 5)

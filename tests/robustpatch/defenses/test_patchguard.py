@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.audit import audit
-from robustpatch.ablation import parse_ablation
-from robustpatch.certificate import certify_votes
-from robustpatch.data import ImageSet, load_images
+from robustpatch.ablations.parse import parse_ablation
+from robustpatch.certificates.exact import certify_votes
+from robustpatch.certificates.robust_masking import Masking, incidence
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
 from robustpatch.errors import InvalidInput
-from robustpatch.masking import Masking, incidence
 from robustpatch.networks import BlockNet
-from robustpatch.scored import ClippedLogits, SummedScores
-from robustpatch.threat import AnyOf, PatchThreat
-from robustpatch.training import train
-from robustpatch.training_config import TrainingConfig
-from robustpatch.votes import UNITS, Scored, Votes, first_argmax
-from robustpatch.zoo import load_checkpoint
+from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
+from robustpatch.voting.scored import ClippedLogits, SummedScores
+from robustpatch.voting.votes import UNITS, Scored, Votes, first_argmax
 from tests import oracles, toys
 
 GEOMETRIES = [  # ablation, window of the detector, patch, image

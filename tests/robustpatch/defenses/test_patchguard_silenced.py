@@ -8,7 +8,7 @@ from torch import nn
 
 from robustpatch import Columns, PatchThreat, SmoothedClassifier, TopOne
 from robustpatch.defenses.patchguard import PatchGuard
-from robustpatch.scored import SummedScores
+from robustpatch.voting.scored import SummedScores
 
 
 class Overflowing(nn.Module):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustpatch.defenses import soft_masking
-from robustpatch.defenses.double_masking import Looks, infer, majority
+from robustpatch.defenses.double_masking import MaskedPredictions, infer, majority
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference
-from robustpatch.voting import first_argmax
+from robustpatch.voting.rules import first_argmax
 from tests.robustpatch.defenses.test_double_masking import mask_set, plain_inference
 
 MASKS = ["1x1", "1x2", "2x2", "2x3", "2*1x3"]
@@ -66,7 +66,7 @@ def test_the_argmax_is_what_is_inferred_but_for_one_exception(seed, text, classe
     logits = tables(seed, masks, 30, classes, kind)
     labels = first_argmax(logits)
     expected = torch.tensor([plain_inference(label, masks) for label in labels.tolist()])
-    assert torch.equal(infer(Looks(masks, len(logits), scoring(logits))), expected)
+    assert torch.equal(infer(MaskedPredictions(masks, len(logits), scoring(logits))), expected)
     named = soft_inference(scoring(logits), masks, torch.arange(len(logits))).argmax(dim=1)
     but = torch.tensor(exception(logits, masks))
     assert torch.equal(named[~but], expected[~but])
@@ -81,7 +81,7 @@ def test_the_exception_exists():
     logits = torch.zeros(1, len(masks.unions), 3)
     for v, w, label, lead in ((0, 0, 0, 1), (1, 1, 1, 5), (2, 2, 2, 1), (0, 1, 0, 1), (0, 2, 2, 1), (1, 2, 2, 1)):
         logits[0, masks.pair[v, w], label] = lead
-    assert infer(Looks(masks, 1, scoring(logits))).tolist() == [2]
+    assert infer(MaskedPredictions(masks, 1, scoring(logits))).tolist() == [2]
     assert soft_inference(scoring(logits), masks, torch.arange(1)).argmax(dim=1).tolist() == [0]
     assert exception(logits, masks) == [True]
 

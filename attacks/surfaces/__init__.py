@@ -1,0 +1,1 @@
+"""How each kind of classifier looks to a search for patches; one file a defense."""

@@ -1,0 +1,1 @@
+"""The command line of an evaluation: options, circumstances, and the program `robustpatch`."""

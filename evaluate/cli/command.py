@@ -1,0 +1,164 @@
+"""What the command lines share: exit statuses, a refusal on one line, and what a summary says of its circumstances."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import wraps
+from importlib.metadata import version
+from inspect import Parameter, Signature
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from robustpatch.checkpoints import Checkpoint
+from robustpatch.cli.command_line import WRONG_CALL, Command, refused
+from robustpatch.cli.status import BROKEN, HELD, INTERNAL, INTERRUPTED, status_of
+from robustpatch.data.images import ImageSet
+from robustpatch.errors import InvalidInput
+
+__all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # for the commands here
+T = TypeVar("T")
+Shown = Callable[[int, str], None]
+LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
+LOCAL_RAY = "local"  # what --ray says without an address
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
+
+
+def refusing(read: Callable[[], T]) -> T:
+    """What `read` returns; where it refuses, say so and end with the status of a wrong call."""
+    try:
+        return read()
+    except InvalidInput as error:
+        refused(error)
+        raise typer.Exit(WRONG_CALL) from error
+
+
+def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[..., None]]:
+    """Make a command line of a function of `options` (a dataclass whose fields are annotated for typer) and a console
+    on stderr, which returns the exit status; see `status_of`.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    own = [field for field in fields(options) if field.init]  # type: ignore[arg-type]
+
+    def command(run: Callable[[T, Console], int]) -> Callable[..., None]:
+        @wraps(run)
+        def main(**values: Any) -> None:
+            raise typer.Exit(status_of(lambda errors: run(options(**values), errors)))
+
+        parameters = [
+            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]) for f in own
+        ]
+        main.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        main.__annotations__ = {f.name: hints[f.name] for f in own}
+        return main
+
+    return command
+
+
+class RayCommand(Command):
+    """A command whose --ray may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        following = [*args[1:], "--"]
+        alone = f"--ray={LOCAL_RAY}"
+        given = zip(args, following, strict=False)
+        return super().parse_args(ctx, [alone if one == "--ray" and after[:1] == "-" else one for one, after in given])
+
+
+def check_dtype(name: str) -> torch.dtype:
+    """The precision of that name. Raises `InvalidInput`."""
+    if name not in DTYPES:
+        raise InvalidInput(f"dtype is {name!r}; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet, *, named: bool = False) -> None:
+    """Refuse a checkpoint, called `name`, for images of another shape or of other classes: of another number, name or
+    order. Where the user has `named` them, in the order of the outputs, names may differ.
+    """
+    shape, classes = tuple(checkpoint.config["image_shape"]), len(checkpoint.config["class_names"])
+    if shape != images.image_shape or len(images.class_names) != classes:
+        remedy = "name a checkpoint for this dataset"
+        if images.name == "folder" and shape[0] == images.image_shape[0]:
+            remedy = f"bring the images to it with --image-size {shape[1]}x{shape[2]}, or {remedy}"
+        raise InvalidInput(
+            f"dataset {images.name} has {images.image_shape} images of {len(images.class_names)} classes, but "
+            f"checkpoint {name} was trained for {shape} and {classes}; {remedy}"
+        )
+    if not named and list(images.class_names) != list(checkpoint.config["class_names"]):
+        own, trained = (
+            ", ".join(some[:5]) + ", …" * (len(some) > 5)
+            for some in (images.class_names, checkpoint.config["class_names"])
+        )
+        raise InvalidInput(
+            f"dataset {images.name} has the classes {own}, but checkpoint {name} answers {trained}, in this order; "
+            "name the folders so, or name them in the order of the answers with --classes"
+        )
+
+
+def check_number(num_images: int, images: ImageSet) -> None:
+    """Refuse more images than there are."""
+    if num_images > len(images):
+        raise InvalidInput(
+            f"num_images is {num_images}, but {images.name} has {len(images)} {images.split} images; take at most those"
+        )
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """The command, the versions of what it leans on, and the machine."""
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": sys.version,
+        "threads": torch.get_num_threads(),
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+    }
+
+
+def progress_bar(console: Console) -> Progress:
+    """What is being done, how far it is, and for how long it has been."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+@contextmanager
+def showing(console: Console, total: int, *, plain: bool = False, quiet: bool = False) -> Iterator[Shown]:
+    """A callback for how far work is and what is done: a bar on a terminal, lines elsewhere or if `plain`.
+
+    Nothing is shown before the first call: an error stands alone. Lines come when a number changes, and every half
+    minute.
+    """
+    if quiet:
+        yield lambda *_: None
+        return
+    if plain or not console.is_terminal:
+        last = (-1, 0.0)
+
+        def line(finished: int, what: str) -> None:
+            nonlocal last
+            if finished != last[0] or time.monotonic() - last[1] > LINE_EVERY:
+                last = (finished, time.monotonic())
+                console.print(f"{finished}/{total} {what}", style=None, highlight=False, markup=False, soft_wrap=True)
+
+        yield line
+        return
+    with ExitStack() as started:
+        progress = progress_bar(console)
+        task = progress.add_task("", total=total)
+
+        def move(finished: int, what: str) -> None:
+            if not progress.live.is_started:
+                started.enter_context(progress)
+            progress.update(task, completed=finished, description=what)
+
+        yield move

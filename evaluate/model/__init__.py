@@ -1,0 +1,1 @@
+"""The model of a run: loading it, and telling whether it is still the same."""

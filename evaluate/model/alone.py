@@ -1,0 +1,104 @@
+"""Images asked about once more, each alone and afresh: as deployed, and as no memory of earlier questions answers."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain, count
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from attacks.base import Outcome, predict
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.lending import certify, classes_of
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.errors import InvalidInput
+from robustpatch.threats.rectangle import Threat
+
+FEW = 8  # images of a batch, for each attack
+_calls = count()
+_WHY = (
+    "the model's answers depend on chance, on earlier calls or on the other images of a batch; make them functions of "
+    "the image, or certify with a confidence"
+)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model as it is now, which knows nothing of what is asked of the model hereafter. It shares the
+    weights and buffers, so that it costs little; where a model cannot be copied, the model itself.
+    """
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception:  # whatever the user's classes raise
+        return model
+
+
+def check_alone(
+    fresh: nn.Module,
+    x_adv: Float[Tensor, "B C H W"],
+    prediction: Int[Tensor, " B"],
+    outcome: Outcome,
+    seen: Bool[Tensor, " B"] | None,
+    first: list[int],
+    attack: str,
+) -> None:
+    """Of certified images that `judge` found unchanged, up to `FEW` are judged once more, each alone, by a `twin`.
+
+    Raises `InvalidInput` where the answer is another, or where the search itself had `seen` the prediction change: then
+    it cannot be said that the image held. `first`: the images' numbers.
+    """
+    held = outcome.contained & outcome.in_range & (outcome.prediction == prediction)
+    if seen is not None and bool((seen.to(held.device) & held).any()):
+        i = int((seen.to(held.device) & held).nonzero()[0, 0])
+        raise InvalidInput(
+            f"image {first[i]} was certified, {attack} saw its prediction change, and judged beside the others it "
+            f"is unchanged: {_WHY}"
+        )
+    rows = held.nonzero()[:, 0].tolist()
+    kept = []  # as long as another is asked about, none is given the address of one that was
+    for i in rows[:: max(1, -(-len(rows) // FEW))]:
+        kept.append(_elsewhere(x_adv[i : i + 1]))
+        answered = _answered(fresh, kept[-1])
+        if answered != int(prediction[i]):
+            raise InvalidInput(
+                f"image {first[i]} was certified and held under {attack} beside the other images, but alone and asked "
+                f"afresh the prediction is {answered} instead of {int(prediction[i])}: {_WHY}"
+            )
+
+
+def check_clean(model: nn.Module, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
+    """The first certified image of a batch alone: raises `InvalidInput` where it is certified or predicted otherwise.
+
+    Of smoothed classifiers `certify` itself asks its base alone and in company.
+    """
+    rows = certificate.certified.nonzero()[:1, 0].tolist()
+    if len(x) == 1 or isinstance(model, SmoothedClassifier):
+        return
+    for i in rows:
+        image, claimed = x[i : i + 1], int(certificate.prediction[i])
+        answered = _answered(model, _elsewhere(image))
+        if answered != claimed:
+            raise InvalidInput(
+                f"predict answers {claimed} for image {first + i} beside other images and {answered} for it alone: "
+                + _WHY
+            )
+        again = certify(model, image, threat)
+        if not bool(again.certified[0]) or int(again.prediction[0]) != claimed:
+            raise InvalidInput(f"certify certifies image {first + i} beside other images and not alone: {_WHY}")
+
+
+@torch.no_grad()
+def _answered(model: nn.Module, image: Float[Tensor, "1 C H W"]) -> int:
+    """What the model predicts for this very tensor, of which `attacks.base.predict` would make a copy elsewhere."""
+    if not hasattr(model, "predict"):
+        return int(predict(model, image)[0])
+    return int(classes_of(model.predict(image), image, f"predict of {type(model).__name__}")[0])  # type: ignore[operator]
+
+
+def _elsewhere(x: Tensor) -> Tensor:
+    """The same images at an address that no tensor of its own begins at: models have kept answers by address."""
+    shift = 1 + 2 * (next(_calls) % 500)
+    room = torch.empty(x.numel() + shift, dtype=x.dtype, device=x.device)
+    return room[shift:].view(x.shape).copy_(x)

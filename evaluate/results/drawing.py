@@ -1,0 +1,39 @@
+"""Pictures drawn by matplotlib, whatever the environment says of windows; whole or not at all, wherever fsspec goes."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluate.runs.places import place_of
+from robustpatch.storage.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def load_matplotlib() -> None:
+    """Import matplotlib without the backend that MPLBACKEND names: pictures are drawn to files, which needs none, and a
+    notebook's name for its own, handed on to a command, would be refused in an environment without that notebook.
+    """
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
+def write_figure(store: Store, name: str, figure: Figure, **options: Any) -> None:
+    """Write it in the format that the name ends in."""
+    content = BytesIO()
+    figure.savefig(content, format=name.rpartition(".")[2], **options)
+    store.write(name, content.getvalue())
+
+
+def write_picture(path: str | Path, figure: Figure) -> None:
+    """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
+    folder, _, name = str(path).rpartition("/")
+    write_figure(place_of(folder or "."), name, figure, dpi=150)

@@ -1,0 +1,1 @@
+"""A run and what it writes: batches, records, counterexamples, the gallery."""

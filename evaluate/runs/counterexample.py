@@ -1,0 +1,147 @@
+"""A certified prediction that a patch changed: saved so that anybody can see it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from attacks.base import Outcome, Proposal, judge, predict, referee
+from attacks.chance import is_randomized
+from robustpatch.classifiers.lending import certify, lent
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.cli.text import one_line
+from robustpatch.errors import InvalidInput
+from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.store import Store
+from robustpatch.threats.rectangle import PatchThreat
+
+_MOST_BYTES = 2**28  # of a file: two images and the votes
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The clean and the attacked image [C,H,W], the patch's corners, and what the run claimed.
+
+    Votes [N,K] (or units of scores) before and after are there for smoothed classifiers.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    corners: Tensor
+    index: int
+    prediction: int
+    attack: str
+    threat: PatchThreat
+    configuration: dict[str, Any]
+
+
+def save_counterexample(output: str | Path | Store, model: torch.nn.Module, example: Counterexample) -> str:
+    """Write counterexamples/image-INDEX-ATTACK-PATCH.safetensors under `output`; returns that name."""
+    patch = str(example.threat).replace("*", "of")
+    name = f"counterexamples/image-{example.index:08d}-{example.attack}-{patch}.safetensors"
+    images = {"x": example.x, "x_adv": example.x_adv}
+    tensors = {kept: image.cpu().contiguous().clone() for kept, image in images.items()} | {"corners": example.corners}
+    if isinstance(model, SmoothedClassifier):
+        device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
+            cast = model.votes(lent(image[None].to(device))).cast[0].cpu()
+            tensors[kept] = cast.to(torch.uint8) if cast.dtype == torch.bool else cast
+    claim = {
+        "index": example.index,
+        "prediction": example.prediction,
+        "attack": example.attack,
+        "configuration": example.configuration,
+        "threat": [example.threat.height, example.threat.width, example.threat.count],
+    }
+    Store.of(output).write(name, save(tensors, metadata={"counterexample": json.dumps(claim)}))
+    return name
+
+
+def load_counterexample(path: str | Path) -> Counterexample:
+    """Read a saved counterexample. Raises `InvalidInput` when there is none, it is damaged, or larger than any."""
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            content: bytes = file.read(_MOST_BYTES + 1)  # type: ignore[union-attr]
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        tensors = load(content)
+        header = read_object(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return _checked(read_object(header["__metadata__"]["counterexample"]), tensors)
+    except (SafetensorError, OSError, ImportError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidInput(f"replay is {path}, which is no counterexample ({one_line(error, 200)})") from error
+
+
+def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexample:
+    """What a file holds as a counterexample. Raises `ValueError` or `KeyError` for fields that are missing, too many or
+    of other types.
+    """
+    x, x_adv, corners = (tensors[name] for name in ("x", "x_adv", "corners"))
+    if x.ndim != 3 or x_adv.shape != x.shape or not x.is_floating_point() or not x_adv.is_floating_point():
+        raise ValueError(f"its images are {x.dtype} {tuple(x.shape)} and {x_adv.dtype} {tuple(x_adv.shape)}")
+    height, width, count = (_whole("threat", side) for side in claim.pop("threat"))
+    threat = PatchThreat(height, width, count)
+    threat.check_fits(*x.shape[1:])
+    if corners.dtype != torch.long or corners.shape != (count, 2):
+        raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
+    for name in ("index", "prediction"):
+        _whole(name, claim[name])
+    if not isinstance(claim["attack"], str) or not isinstance(claim["configuration"], dict):
+        raise ValueError("its attack is no text, or its configuration no table")
+    return Counterexample(x=x, x_adv=x_adv, corners=corners, threat=threat, **claim)
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ValueError(f"its {name} is {one_line(repr(value), 40)}, no whole number of 64 bits")
+    return value
+
+
+def replay(example: Counterexample, model: torch.nn.Module, device: torch.device | None = None) -> tuple[Outcome, bool]:
+    """Judge the patch once more: the outcome, and whether the model still certifies the clean prediction. On the
+    device of the model's weights, unless one is given.
+    """
+    device = device or next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
+    none = torch.zeros(1, device=device)
+    proposal = Proposal(x_adv, corners, none.long(), none)
+    methods: tuple[tuple[str, ...], ...] = ((),)
+    if isinstance(model, SmoothedClassifier):
+        methods = (("exact",), ("margin",))
+    claims = [certify(model, x, example.threat, *method) for method in methods]
+    proof = claims[0].confidence is None
+    outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal, proof=proof)
+    if proof:  # of a proof, an abstention is a change too
+        changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
+        outcome = replace(outcome, broken=changed)
+    if example.attack == "predict":  # no patch: predict itself contradicted the certificate
+        answers = torch.stack([predict(one, x) for one in ([model] if proof else [model, referee(model)])])
+        wrong = answers != example.prediction
+        if not proof and is_randomized(model):  # it may abstain
+            wrong &= answers >= 0
+        outcome = replace(outcome, broken=wrong.any(dim=0))
+    return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)
+
+
+def check_stands(example: Counterexample, model: torch.nn.Module, device: torch.device) -> None:
+    """Raise `InvalidInput` where a counterexample does not stand when it is replayed alone, before anybody hears of it.
+
+    Then the model answers the same image differently from call to call or beside other images: neither that it was
+    broken nor that it held can be said.
+    """
+    outcome, certified = replay(example, model, device)
+    if certified and bool(outcome.broken[0]):
+        return
+    what = "the prediction is unchanged" if certified else "the clean image is not certified"
+    raise InvalidInput(
+        f"image {example.index} was certified and its prediction changed by {example.attack}, but replayed alone "
+        f"{what}: the model's answers depend on chance, on earlier calls or on the other images of a batch; make them "
+        "functions of the image, or certify with a confidence"
+    )

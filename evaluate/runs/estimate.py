@@ -1,0 +1,147 @@
+"""What a run will cost, from a few of its images, or where those would cost too much, from a few of their ablations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.base import PatchAttack, predict
+from evaluate.model.configured import measurable
+from evaluate.runs.batch import Settings, evaluate_batch
+from robustpatch.classifiers.lending import lent
+from robustpatch.data.images import ImageSet
+from robustpatch.threats.rectangle import Threat
+
+PILOTS = 2  # images of each kind that are attacked
+CHEAP = 10.0  # seconds that an estimate may take in any case
+_SHARE = 10  # else it takes so small a part of the run to certify some images, and so few of each kind are attacked
+_CHECKS = 1_200  # ablations that the tests of a base score once
+_PASSES = 2  # over all ablations of an image: of certify and of predict
+_GRADIENT = 2  # times the seconds of scoring an ablation, with its gradient
+_BUDGET = 5_000  # evaluations of an attack that says of no limit
+_FEW = 8  # ablations that are timed
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and evaluations of a whole run, extrapolated: `certifying` from some of its first images, the attacks
+    from `attacked` images of those. Images cost very different amounts, so within a factor of about two.
+
+    Of runs of which that would be more than a tenth, it is what a few ablations took, times those to be scored, and
+    the budgets of the attacks are taken to be used up: `certified` and `open` are None where no image was certified,
+    `attacked` is 0 where none was attacked.
+    """
+
+    images: int
+    certified: float | None
+    open: float | None
+    certifying: float
+    attacking: float
+    evaluations: int
+    attacked: int
+
+    @property
+    def seconds(self) -> float:
+        return self.certifying + self.attacking
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What scoring takes: `seconds` of one ablation, of which an image has `ablations`; of a model without them, one
+    prediction.
+    """
+
+    seconds: float
+    ablations: int
+
+    @property
+    def certifying(self) -> float:
+        """Seconds an image."""
+        return _PASSES * self.ablations * self.seconds
+
+    def attacking(self, evaluations: int) -> float:
+        return _GRADIENT * self.seconds * evaluations
+
+
+def estimate(
+    model: torch.nn.Module,
+    images: ImageSet,
+    threat: Threat,
+    attacks: Sequence[PatchAttack],
+    settings: Settings,
+    *,
+    on_progress: Progress = lambda *_: None,
+) -> Estimate:
+    """Certify some images, attack a few of them, and extrapolate: at most a tenth of the run, or a few seconds. `open`,
+    like `certified`, is a share of images: classified correctly and not certified.
+    """
+    total = min(settings.num_images, len(images))
+    on_progress(0, "timing one image")
+    x, y = (tensor.to(settings.device) for tensor in images.batch(range(min(settings.batch_size, total))))
+    cost = _cost(model, x[:1])
+    budgets = [getattr(attack, "budget", None) or settings.certified_budget or _BUDGET for attack in attacks]
+    pilots, budget = PILOTS, sum(budgets)
+    once = cost.certifying + _CHECKS * cost.seconds  # for the first image
+    if once + len(x) * cost.certifying + 2 * PILOTS * cost.attacking(budget) > CHEAP:
+        some = min(len(x), int(total / _SHARE - once / cost.certifying))
+        if some < 1:
+            return Estimate(
+                total, None, None, total * cost.certifying, total * cost.attacking(budget), total * budget, 0
+            )
+        x, y, pilots = x[:some], y[:some], 0
+    on_progress(0, f"certifying {len(x)} images, about {once + len(x) * cost.certifying:,.0f} s")
+    evaluate_batch(model, x[:1], y[:1], 0, threat, (), settings)  # what is done once, is not extrapolated
+    started = time.monotonic()
+    batch = evaluate_batch(model, x, y, 0, threat, (), settings)
+    certifying = (time.monotonic() - started) * total / len(x)
+    kinds = {
+        "certified": [i for i, record in enumerate(batch.records) if record.certified],
+        "open": [i for i, record in enumerate(batch.records) if record.correct and not record.certified],
+    }
+    seconds = evaluations = 0.0
+    attacked = 0
+    for kind, found in kinds.items():
+        number = len(found) / len(x) * total
+        few = found[: pilots or min(PILOTS, int(number / (2 * _SHARE)))] if attacks else []
+        if not few:
+            seconds += number * cost.attacking(budget)
+            evaluations += number * budget
+            continue
+        on_progress(0, f"attacking {len(few)} {kind} images")
+        started = time.monotonic()
+        done = evaluate_batch(model, x[few], y[few], 0, threat, attacks, settings).records
+        share = number / len(few)
+        seconds += share * (time.monotonic() - started)
+        evaluations += share * sum(attack.evaluations for record in done for attack in record.attacks)
+        attacked += len(few)
+    return Estimate(
+        images=total,
+        certified=len(kinds["certified"]) / len(x),
+        open=len(kinds["open"]) / len(x),
+        certifying=certifying,
+        attacking=seconds,
+        evaluations=round(evaluations),
+        attacked=attacked,
+    )
+
+
+@torch.no_grad()
+def _cost(model: torch.nn.Module, x: Tensor) -> _Cost:
+    """The faster of two measurements on one image: the first may pay for what is done once."""
+    smoothed = measurable(model)
+    ablations = 1 if smoothed is None else smoothed.ablation.count(*x.shape[2:])
+    few = torch.arange(min(_FEW, ablations), device=x.device)
+    scored = ablations if smoothed is None or smoothed.one_pass else len(few)
+    taken = []
+    for _ in range(2):
+        started = time.monotonic()
+        done = predict(model, x) if smoothed is None else smoothed.logits(lent(x), None if smoothed.one_pass else few)
+        done.sum().item()  # waits for the device
+        taken.append((time.monotonic() - started) / scored)
+    return _Cost(min(taken), ablations)

@@ -1,0 +1,262 @@
+"""Images to look at: of a few of each outcome, the patch that went furthest, votes before and after, and the map."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
+
+from evaluate.model.configured import voters
+from evaluate.runs.records import AttackRecord, Record
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.lending import lent
+from robustpatch.errors import InvalidInput
+from robustpatch.storage.bounded_json import read_json
+from robustpatch.storage.store import Store
+from robustpatch.threats.rectangle import Threat
+from robustpatch.voting.votes import Scored, Votes
+
+Outcome = Literal["violated", "certified", "broken", "standing", "wrong"]
+SHOWN: tuple[Outcome, ...] = ("violated", "certified", "broken", "standing")
+_SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
+_MAPS = 4  # of an `AnyOf`, those of the worst members
+
+
+def outcome(record: Record) -> Outcome:
+    """What became of an image: certified and changed all the same; certified, for whatever class; wrong before any
+    attack; broken; or standing, with no proof."""
+    if record.violations:
+        return "violated"
+    if record.certified:
+        return "certified"
+    if not record.correct:
+        return "wrong"
+    return "broken" if any(attack.broken for attack in record.attacks) else "standing"
+
+
+@dataclass(frozen=True)
+class PlacementMap:
+    """Worst margins of the placements of one rectangle, `shape` of them, row by row; certified where ≥ 0.
+
+    `margins` is int16. Where `step` > 1 a cell is the least of step × step placements.
+    """
+
+    threat: tuple[int, int]
+    shape: tuple[int, int]
+    step: int
+    margins: np.ndarray
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The image under the patch that went furthest, inside the threat: one that broke it, else the one that left the
+    smallest lead. `corners` are those of the real image, `patches` what lies there; `prediction` is the judge's.
+    """
+
+    image: np.ndarray
+    patches: np.ndarray
+    corners: list[tuple[int, int]]
+    threat: tuple[int, int]
+    attack: str
+    by: str | None
+    broken: bool
+    prediction: int
+    votes: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image of a gallery. Pictures are uint8 [C,h,w], large ones made smaller; `size` is the real height × width.
+
+    Votes [K] are counts over `views` ablations of the real images, `close` those within the guard; None of a classifier
+    without votes. `sampled`: these are not the votes that decide, but those of ablations sampled for all images alike.
+    """
+
+    index: int
+    outcome: Outcome
+    size: tuple[int, int]
+    image: np.ndarray
+    views: int | None
+    sampled: bool
+    votes: np.ndarray | None
+    close: np.ndarray | None
+    attacked: Attacked | None
+    maps: list[PlacementMap]
+    guard: float | None
+
+
+class Furthest:
+    """Of the patches offered, inside the threat, the one that went furthest on each image. It keeps `none` if asked."""
+
+    def __init__(self, none: bool = False) -> None:
+        self.none = none
+        self.found: dict[int, tuple[AttackRecord, Tensor]] = {}
+
+    def offer(self, i: int, record: AttackRecord, x_adv: Tensor) -> None:
+        """Keep the patch if it broke image i first, or left a smaller lead than those before. An attack that tried no
+        placement, or that proposes the clean image, has none to show, but where it broke the image: one that ignores
+        the defense tries none on it."""
+        tried = record.broken or (record.visited > 0 and record.patches > 0)
+        if self.none or not (record.contained and record.in_range and tried):
+            return
+        if i not in self.found or _standing(record) < _standing(self.found[i][0]):
+            self.found[i] = record, x_adv.detach().cpu().clone()
+
+
+def _standing(record: AttackRecord) -> float:
+    if record.broken:
+        return float("-inf")
+    return float("inf") if record.lead is None else float(record.lead)
+
+
+def exhibit(
+    model: torch.nn.Module,
+    x: Tensor,
+    records: Sequence[Record],
+    certificate: Certificate | None,
+    threat: Threat,
+    furthest: Furthest,
+    quota: int,
+) -> list[Exhibit]:
+    """The first `quota` images of each outcome but "wrong", in the order of the images [B,C,H,W]."""
+    outcomes: list[Outcome] = [outcome(record) for record in records]
+    rows = sorted(i for kind in SHOWN for i in [i for i, found in enumerate(outcomes) if found == kind][:quota])
+    if not rows:
+        return []
+    voting, views, counts, close, after = voters(model), None, {}, {}, {}
+    if voting is not None:
+        clean = voting.votes(lent(x[rows]))
+        if certificate is not None and certificate.evidence is not None:  # those that the certificate is made of
+            clean = certificate.evidence.votes.of(torch.tensor(rows))
+        views = clean.cast.shape[1]
+        counts = dict(zip(rows, _whole(clean), strict=True))
+        close = dict(zip(rows, clean.close.sum(dim=1, dtype=torch.int32).cpu().numpy(), strict=True))
+        attacked = [i for i in rows if i in furthest.found]
+        if attacked:
+            x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
+            after = dict(zip(attacked, _whole(voting.votes(lent(x_adv))), strict=True))
+    size = (x.shape[2], x.shape[3])
+    return [
+        Exhibit(
+            index=records[i].index,
+            outcome=outcomes[i],
+            size=size,
+            image=_picture(x[i]),
+            views=views,
+            sampled=voting is not None and voting.ablation != getattr(model, "ablation", None),
+            votes=counts.get(i),
+            close=close.get(i),
+            attacked=_attacked(*furthest.found[i], after.get(i)) if i in furthest.found else None,
+            maps=[] if certificate is None else _maps(certificate, i, threat, size),
+            guard=None if certificate is None else certificate.guard,
+        )
+        for i in rows
+    ]
+
+
+def _whole(votes: Votes | Scored) -> np.ndarray:
+    """The counts, of summed scores in whole votes, rounded down."""
+    return torch.div(votes.counts, votes.unit, rounding_mode="floor").to(torch.int32).cpu().numpy()
+
+
+def _attacked(record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
+    height, width = map(int, record.threat.rpartition("*")[2].split("x"))
+    corners = [(r, c) for r, c in zip(record.corners[::2], record.corners[1::2], strict=True)]
+    patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
+    what = (record.attack, record.by, record.broken, record.prediction)
+    return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes)
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """The image [C,H,W] in 8 bits, averaged down to at most `_SIDE` pixels a side."""
+    image, (height, width) = image.detach().float().cpu(), image.shape[1:]
+    factor = -(-max(height, width) // _SIDE)
+    if factor > 1:
+        image = adaptive_avg_pool2d(image[None], (-(-height // factor), -(-width // factor)))[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int]) -> list[PlacementMap]:
+    """The map of each rectangle, worst first; none where the certificate has none of this threat's form."""
+    margins = certificate.placement_margin
+    threats = threat.threats
+    shapes = [(size[0] - one.height + 1, size[1] - one.width + 1) for one in threats]
+    lengths = [rows * columns for rows, columns in shapes]
+    if margins is None or margins.shape[1] != sum(lengths) or any(one.count > 1 for one in threats):
+        return []
+    found = []
+    for one, shape, part in zip(threats, shapes, margins[i].cpu().split(lengths), strict=True):
+        limits = torch.iinfo(torch.int16)
+        grid = (part.double() / certificate.unit).floor().clamp(limits.min, limits.max).reshape(1, *shape)
+        step = -(-max(shape) // _SIDE)
+        cells = -max_pool2d(-grid, step, ceil_mode=True) if step > 1 else grid
+        found.append(PlacementMap((one.height, one.width), shape, step, cells[0].to(torch.int16).numpy()))
+    return sorted(found, key=lambda one: int(one.margins.min()))[:_MAPS]
+
+
+def exhibits_name(shard: str) -> str:
+    """Where the exhibits of the images of a shard of records lie."""
+    return shard.replace("records/", "exhibits/").replace(".parquet", ".npz")
+
+
+def write_exhibits(output: str | Path | Store, name: str, exhibits: Sequence[Exhibit]) -> bool:
+    """Write them, and say so; equal exhibits give equal files. Nothing is written where there are none."""
+    if not exhibits:
+        return False
+    arrays: dict[str, np.ndarray] = {}
+    notes = [_pack(exhibit, arrays) for exhibit in exhibits]
+    content = BytesIO()
+    np.savez_compressed(content, allow_pickle=False, notes=np.array(json.dumps(notes)), **arrays)
+    Store.of(output).write(name, content.getvalue())
+    return True
+
+
+def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
+    """The exhibits of one file, which messages call `name`. Raises `InvalidInput` where it holds none."""
+    try:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            return [_exhibit(note, arrays) for note in read_json(str(arrays["notes"]))]
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error, EOFError) as error:
+        raise InvalidInput(
+            f"exhibits {name} are damaged ({error}); repeat the run's command, which makes them again"
+        ) from error
+
+
+def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """What JSON can hold of a dataclass; its arrays are put into `arrays`, their places taken by their names."""
+    if isinstance(value, np.ndarray):
+        name = f"a{len(arrays)}"
+        arrays[name] = value
+        return name
+    if isinstance(value, list):
+        return [_pack(one, arrays) for one in value]
+    return {key: _pack(one, arrays) for key, one in vars(value).items()} if is_dataclass(value) else value
+
+
+def _exhibit(note: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Exhibit:
+    def unpack(kind: type, fields: dict[str, Any]) -> Any:
+        given = dict(fields)
+        for key in _ARRAYS & given.keys():
+            given[key] = None if given[key] is None else arrays[given[key]]
+        for key in _PAIRS & given.keys():
+            given[key] = tuple(given[key])
+        return kind(**given)
+
+    attacked = note["attacked"]
+    if attacked is not None:
+        attacked = unpack(Attacked, attacked | {"corners": [tuple(corner) for corner in attacked["corners"]]})
+    return unpack(Exhibit, note | {"attacked": attacked, "maps": [unpack(PlacementMap, one) for one in note["maps"]]})
+
+
+_ARRAYS = {"image", "patches", "votes", "close", "margins"}
+_PAIRS = {"size", "threat", "shape"}

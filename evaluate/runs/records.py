@@ -1,0 +1,254 @@
+"""The record of one image, and shards of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+
+from attacks.occlusion import CONTROLS
+from evaluate.runs.run_identity import run_of
+from evaluate.runs.shards import DamagedShard, check_files, files_of, read_file, read_table, write_table
+from robustpatch.errors import InvalidInput
+from robustpatch.storage.store import Store
+
+TIMES = ("seconds",)  # the only fields in which two equal runs may differ
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """One attack under one threat on one image. `unpruned`: every ablation scored, no placement skipped.
+
+    `corners` are the (row, column) of each rectangle, flattened; `visited` the share of the open placements tried;
+    `contained` and `in_range` the judge's finding on the proposal; `by` the member of an ensemble that proposed it.
+    `patches`: how many distinct patched images the judge was asked about, inside the threat and in range, that show a
+    patch: some value is another than the clean image's by half a grey level of 8 bits or more. At most one; of an
+    ensemble, those of all members but controls. What an attack says of itself (`evaluations`, `visited`) has no part.
+    Of a smoothed classifier, how many ablations the patch `touched`, how many of them it `turned` to a rival, and the
+    `lead` in votes that was left to the prediction (see `evaluate.results.vote_damage.Damage`).
+    """
+
+    attack: str
+    threat: str
+    unpruned: bool
+    broken: bool
+    contained: bool
+    in_range: bool
+    prediction: int
+    corners: list[int]
+    evaluations: int
+    visited: float
+    seconds: float
+    by: str | None = None
+    patches: int = 0
+    touched: int | None = None
+    turned: int | None = None
+    lead: int | None = None
+
+    @property
+    def forgiven(self) -> bool:
+        """Whether the model abstained under a patch within the threat and that was no change, of a certified image."""
+        return self.prediction < 0 and self.contained and self.in_range and not self.broken
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: its prediction, what was proved of it, and how each attack fared.
+
+    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square. The
+    paper's margin and the largest square are None for classifiers that do not offer them; of one without certificates,
+    `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
+    cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
+    `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
+    `attacks.worst_votes`, changes it; None where there are no votes.
+
+    Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
+    image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
+    its `predict`'s (-1: it abstains), where certified the certificate's; `predicted` and `refereed` are what `predict`
+    and the referee answered of the clean image in any case. None for all others.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    consistent: bool | None
+    certified_exact: bool | None
+    margin_exact: float | None
+    certified_margin: bool | None
+    margin_margin: float | None
+    largest_certified: int | None
+    close_votes: int
+    votes: int
+    refuted: bool | None = None
+    confidence: float | None = None
+    error: float | None = None
+    predicted: int | None = None
+    refereed: int | None = None
+    attacks: list[AttackRecord] = field(default_factory=list)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the label is predicted; an abstention is no answer, whatever a certificate says in its place."""
+        return self.prediction == self.label and (self.predicted is None or self.predicted >= 0)
+
+    @property
+    def certified(self) -> bool:
+        """Certified by any method, for whatever class."""
+        return bool(self.certified_exact or self.certified_margin)
+
+    @property
+    def threats_tested(self) -> set[str]:
+        """Threats under which some attack leaned on nothing it tests, and a patch of it within the threat was judged.
+
+        Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows; nor
+        does an attack that only returns the clean image. A control, known by its name, is no attack: it says nothing of
+        what a search would find. None of an image that the referee does not answer even when clean: whatever was put
+        on it, no prediction could have changed.
+        """
+        if self.refereed is not None and self.refereed < 0:
+            return set()
+        attacks = [a for a in self.attacks if a.attack not in CONTROLS]
+        tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0 and a.patches > 0]
+        return {a.threat for a in tried if a.contained and a.in_range}
+
+    @property
+    def patches(self) -> int:
+        """How many patches of attacks, not of controls, were judged; each attack and threat counts on its own."""
+        return sum(a.patches for a in self.attacks if a.attack not in CONTROLS)
+
+    @property
+    def violations(self) -> list[str]:
+        """Attacks that changed this certified prediction; "predict" where predict contradicts the certificate."""
+        if not self.certified:
+            return []
+        return ([] if self.consistent else ["predict"]) + [a.attack for a in self.attacks if a.broken]
+
+
+_ATTACK = pa.struct(
+    [
+        ("attack", pa.string()),
+        ("threat", pa.string()),
+        ("unpruned", pa.bool_()),
+        ("broken", pa.bool_()),
+        ("contained", pa.bool_()),
+        ("in_range", pa.bool_()),
+        ("prediction", pa.int64()),
+        ("corners", pa.list_(pa.int64())),
+        ("evaluations", pa.int64()),
+        ("visited", pa.float64()),
+        ("seconds", pa.float64()),
+        ("by", pa.string()),
+        ("patches", pa.int64()),
+        ("touched", pa.int64()),
+        ("turned", pa.int64()),
+        ("lead", pa.int64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("label", pa.int64()),
+        ("prediction", pa.int64()),
+        ("consistent", pa.bool_()),
+        ("certified_exact", pa.bool_()),
+        ("margin_exact", pa.float64()),
+        ("certified_margin", pa.bool_()),
+        ("margin_margin", pa.float64()),
+        ("largest_certified", pa.int64()),
+        ("close_votes", pa.int64()),
+        ("votes", pa.int64()),
+        ("refuted", pa.bool_()),
+        ("confidence", pa.float64()),
+        ("error", pa.float64()),
+        ("predicted", pa.int64()),
+        ("refereed", pa.int64()),
+        ("attacks", pa.list_(_ATTACK)),
+    ]
+)
+
+
+_NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
+_DEVIATION, _PROBE = b"float32_deviation", b"probe"  # in the metadata of a shard
+
+
+def shard_name(first: int, stop: int) -> str:
+    """The shard of images first, …, stop - 1, as `Store` names it."""
+    return f"records/{first:08d}-{stop:08d}.parquet"
+
+
+def write_shard(
+    output: str | Path | Store,
+    name: str,
+    records: list[Record],
+    run: str | None = None,
+    float32_deviation: float | None = None,
+    probe: list[int | None] | None = None,
+    files: Iterable[str] = (),
+) -> None:
+    """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
+    the scores of their images were from float32's, where they were computed in less; and what the model answered a few
+    patched images (`evaluate.model.probe`); and which `files`, written before, belong to them.
+    """
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+    about: dict[str, str] = {}
+    if float32_deviation is not None:
+        about[_DEVIATION.decode()] = repr(float32_deviation)
+    if probe is not None:
+        about[_PROBE.decode()] = json.dumps(probe)
+    own = run_of(output) if run is None else run
+    write_table(output, name, table.replace_schema_metadata(about), own, files)
+
+
+def read_shard(output: str | Path | Store, name: str, run: str | None = None, *, whole: bool = False) -> list[Record]:
+    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above), and,
+    if it is to be `whole`, when a file that belongs to it is not as it was written.
+    """
+    store = Store.of(output)
+    table = read_table(store, name, SCHEMA, run_of(store) if run is None else run)
+    if whole:
+        check_files(store, name, table)
+    rows = table.to_pylist()
+    match = _NAME.fullmatch(name)
+    if match is None or [row["index"] for row in rows] != list(range(*map(int, match.groups()))):
+        raise DamagedShard(store.path(name), "it has other images than its name says")
+    return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
+
+
+def read_deviation(output: str | Path | Store) -> float | None:
+    """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
+    store = Store.of(output)
+    run = run_of(store)
+    about = [read_table(store, name, SCHEMA, run).schema.metadata for name in store.names("records", ".parquet")]
+    return max((float(one[_DEVIATION]) for one in about if _DEVIATION in one), default=None)
+
+
+def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:
+    """What the model answered the patched images of a shard; None where they were not asked."""
+    about = read_table(output, name, SCHEMA, run_of(output)).schema.metadata
+    return json.loads(about[_PROBE]) if _PROBE in about else None
+
+
+def read_file_of(output: str | Path | Store, name: str, file: str) -> bytes | None:
+    """A file that belongs to a shard; None where the shard has none of that name. Raises `DamagedShard`."""
+    store = Store.of(output)
+    digest = files_of(read_table(store, name, SCHEMA, run_of(store))).get(file)
+    return None if digest is None else read_file(store, name, file, digest)
+
+
+def read_records(output: str | Path | Store) -> list[Record]:
+    """All records of a run, by index. Raises `InvalidInput` where a shard is damaged or two hold the same image."""
+    store = Store.of(output)
+    run, shards = run_of(store), store.names("records", ".parquet")
+    records = sorted((one for shard in shards for one in read_shard(store, shard, run)), key=lambda one: one.index)
+    for one, other in pairwise(records):
+        if one.index == other.index:
+            raise InvalidInput(
+                f"output {store} has image {one.index} in two shards of {', '.join(shards)}; remove the one that is "
+                "not of this run"
+            )
+    return records

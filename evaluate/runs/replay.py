@@ -1,0 +1,137 @@
+"""`--replay FILE`: a saved counterexample again, on the model that the user names. The file names none to be run."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from attacks.base import predict, referee
+from evaluate.cli.command import BROKEN, HELD, check_dtype
+from evaluate.cli.options import Options
+from evaluate.model.configured import as_in_run, own_model, voters, with_defense
+from evaluate.model.fingerprint import files_of
+from evaluate.model.objects import module_of
+from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
+from evaluate.runs.run_identity import model_fingerprint
+from robustpatch.checkpoints import load_checkpoint, names
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.cli.text import one_line
+from robustpatch.defenses import Defended
+from robustpatch.errors import InvalidInput
+from robustpatch.precision import check_device
+
+
+def replay_command(path: str, configuration: dict[str, Any]) -> str:
+    """The command that shows the counterexample at `path` of a run of that configuration again."""
+    model, checkpoint = configuration.get("model"), configuration.get("checkpoint")
+    named = ["--model", str(model)] if model is not None else ["--checkpoint", str(checkpoint)]
+    if model is None and checkpoint in names():  # told by the file: what the package ships runs no code of others
+        named = []
+    return f"python -m evaluate.attack_vs_cert {shlex.join([*named, '--replay', path])}"
+
+
+def show_again(path: str, options: Options, console: Console) -> int:
+    """Show a counterexample again with the model that `options` name; the status, 1 when it still stands.
+
+    The file says of what it was found, and that is held against the model named: the SHA-256 of a checkpoint's file,
+    the weights of a module. Raises `InvalidInput` where no model is named or it is another one.
+    """
+    example = load_counterexample(path)
+    try:
+        model = _model(path, example, options, lambda text: _say(console, text))
+        return _judged(example, model, options.device, console)
+    except InvalidInput:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InvalidInput(
+            f"replay is {path}, whose images or settings do not fit the model ({type(error).__name__}: "
+            f"{one_line(error, 200)}); name the model that it was found with"
+        ) from error
+
+
+def _model(path: str, example: Counterexample, options: Options, say: Any) -> torch.nn.Module:
+    claim, device = example.configuration, check_device(options.device)
+    dtype = claim.get("dtype", "float32")
+    precision = check_dtype(dtype if isinstance(dtype, str) else repr(dtype))
+    if "checkpoint" in claim:
+        name, given = _checkpoint(path, claim, options), options.checkpoint != Options.checkpoint
+        loaded = load_checkpoint(options.checkpoint if given else name)
+        if loaded.sha256 != claim.get("checkpoint_sha256"):
+            raise InvalidInput(
+                f"checkpoint {options.checkpoint if given else name} is not the one that {path} was found with, or has "
+                "changed since; restore that file"
+            )
+        if tuple(example.x.shape) != tuple(loaded.config["image_shape"]):
+            raise InvalidInput(
+                f"replay is {path}, with an image of {tuple(example.x.shape)}; the checkpoint's images are "
+                f"{tuple(loaded.config['image_shape'])}: the file is damaged"
+            )
+        return as_in_run(loaded, claim).to(device, precision)
+    if "model" not in claim:
+        raise InvalidInput(
+            f"replay is {path}, found with a model of Python's own; use evaluate.runs.counterexample.replay"
+        )
+    if options.model is None:
+        raise InvalidInput(
+            f"replay is {path}, found with the model {one_line(repr(claim['model']), 200)}; a file names no code to "
+            "run: name the model, if you trust it, with --model"
+        )
+    model = own_model(options.model, device=device, dtype=dtype)
+    if claim.get("defense") is not None and not isinstance(model, Defended):
+        model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {options.model}")
+    if model_fingerprint(model) != claim.get("model_sha256"):
+        raise InvalidInput(
+            f"model {options.model} is not the one that {path} was found with, or has changed since; restore its "
+            "weights"
+        )
+    files, then = files_of(module_of(options.model, "model")), claim.get("model_files", {})
+    changed = sorted(name for name in {**then, **files} if then.get(name) != files.get(name))
+    if changed and then:
+        say(f"changed since {path} was saved: {', '.join(changed)}; this is of the model as it is now")
+    return model
+
+
+def _checkpoint(path: str, claim: dict[str, Any], options: Options) -> str:
+    """The name of the checkpoint to take: the user's, or one that the package ships."""
+    name = claim["checkpoint"]
+    if options.model is not None:
+        raise InvalidInput(
+            f"model is {options.model}, but {path} was found with the checkpoint {one_line(repr(name), 200)}; drop "
+            "--model"
+        )
+    if options.checkpoint == Options.checkpoint and name not in names():
+        raise InvalidInput(
+            f"replay is {path}, found with the checkpoint {one_line(repr(name), 200)}, which is none of the "
+            "package's; name its file with --checkpoint"
+        )
+    return str(name)
+
+
+def _judged(example: Counterexample, model: torch.nn.Module, device: str, console: Console) -> int:
+    votes = voters(model)
+    outcome, certified = replay(example, model)
+    _say(console, f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
+    for name, image in (("clean", example.x), ("attacked", example.x_adv)):
+        image = image[None].to(device)
+        counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
+        _say(console, f"{name}: {counts}prediction {int(predict(referee(model), image))}")
+    stands = certified and bool(outcome.broken[0])
+    _say(
+        console,
+        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
+        f"prediction changed: {bool(outcome.broken[0])}",
+    )
+    if isinstance(model, RandomizedClassifier):
+        _say(
+            console, f"a certificate may be wrong with a chance of {model.sampling.alpha:g}: the run counts such cases"
+        )
+    _say(console, "the counterexample stands" if stands else "the counterexample does not stand here")
+    return BROKEN if stands else HELD
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(one_line(text, 10_000), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Which pixels each ablated view keeps, and which views a patch can touch."""

@@ -1,0 +1,183 @@
+"""What an ablation is, and the two geometries that ours have: windows that wrap around the border, cells of a grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from itertools import chain, combinations
+from math import comb
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from robustpatch.ablations.touched import Axis, DenseTouched, Touched, WindowsTouched
+from robustpatch.errors import InvalidInput
+from robustpatch.threats.rectangle import PatchThreat
+
+_MOST_CHOICES = 2**20  # ablations of a grid: more of them nobody would score for one image
+
+
+class Ablation(ABC):
+    """A fixed, finite list of N pixel sets; ablation n keeps the n-th set and hides everything else.
+
+    Subclasses are frozen dataclasses: hashable, comparable, and free of any network. Only `count` and `masks` have to
+    be written for a new kind; `touched` and `affected` then follow from the masks.
+    """
+
+    @abstractmethod
+    def count(self, height: int, width: int) -> int:
+        """N, the number of ablations of an image of `height` × `width`. Raises `InvalidInput` where there are none."""
+
+    @abstractmethod
+    def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
+        """True at the kept pixels: of all N ablations, or of those in `index`, on the device of `index`."""
+
+    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
+        """The sets of ablations that one rectangle of `threat` shares a pixel with, read off the masks."""
+        threat.check_fits(height, width)
+        size, rows = (threat.height, threat.width), []
+        for index in torch.arange(self.count(height, width)).split(max(1, 2**24 // (height * width))):
+            kept = self.masks(height, width, index).to(torch.float32)[:, None]
+            rows.append(torch.nn.functional.max_pool2d(kept, size, stride=1).flatten(1) > 0)
+        return DenseTouched(torch.cat(rows).T)
+
+    def affected(self, threat: PatchThreat, height: int, width: int) -> int:
+        """Δ: the most ablations that one placement of `threat` touches; min(N, count · Δ) for several patches."""
+        most = int(self.touched(threat, height, width).sizes.max())
+        return min(self.count(height, width), threat.count * most)
+
+
+class Windows(Ablation):
+    """Ablations that are a window of rows times a window of columns, both wrapping around the border."""
+
+    @abstractmethod
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        """The windows along the rows and along the columns; ablation n is (n // columns, n % columns)."""
+
+    def count(self, height: int, width: int) -> int:
+        rows, columns = self.axes(height, width)
+        return rows.count * columns.count
+
+    def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
+        rows, columns = self.axes(height, width)
+        if index is None:
+            index = torch.arange(rows.count * columns.count)
+        row = rows.masks(torch.div(index, columns.count, rounding_mode="floor"))
+        return row[..., :, None] & columns.masks(index % columns.count)[..., None, :]
+
+    def touched(self, threat: PatchThreat, height: int, width: int) -> WindowsTouched:
+        threat.check_fits(height, width)
+        return WindowsTouched(*self.axes(height, width), threat.height, threat.width)
+
+
+def check_window(kind: str, name: str, size: int, stride: int) -> None:
+    """Refuse sizes and strides of windows that are no whole numbers of at least 1."""
+    for what, value in ((name, size), ("stride", stride)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{kind} {what} is {value!r}; it must be a whole number of at least 1")
+
+
+def window_axis(kind: str, name: str, size: int, stride: int, length: int) -> Axis:
+    """The windows of that size and stride along an axis of `length` pixels. Raises `InvalidInput` for larger ones."""
+    if size > length or stride > length:
+        what, value = (name, size) if size > length else ("stride", stride)
+        raise InvalidInput(f"{kind} {what} is {value}, more than the image's {length} pixels; take at most {length}")
+    return Axis(length, size, stride)
+
+
+class Grid(Ablation):
+    """Every choice of `keep` cells of a grid that starts at the top left corner; N = C(cells, keep), lexicographic.
+
+    Where the size of a cell does not divide the image, the last cell of an axis is smaller; nothing wraps. An ablation
+    is touched iff one of its cells is.
+    """
+
+    size: int
+    keep: int
+    kind: str
+
+    @abstractmethod
+    def cell(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a cell. Raises `InvalidInput` where it is larger than the image."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        cell = self.cell(height, width)
+        return -(-height // cell[0]), -(-width // cell[1])
+
+    def count(self, height: int, width: int) -> int:
+        rows, columns = self.grid(height, width)
+        found = comb(rows * columns, self.keep)
+        if found < 1:
+            raise InvalidInput(
+                f"{self.kind} keep is {self.keep}, more than the {rows * columns} cells of size {self.size} in "
+                f"{height}x{width} pixels; keep fewer"
+            )
+        if found > _MOST_CHOICES:
+            raise InvalidInput(
+                f"{self.kind} keep is {self.keep}, which makes {found} ablations of {rows * columns} cells, more than "
+                f"the {_MOST_CHOICES} allowed; keep fewer cells, or make them larger"
+            )
+        return found
+
+    def cells(self, height: int, width: int) -> Bool[Tensor, "cells H W"]:
+        """True at the pixels of each cell, row-major."""
+        (tall, wide), (rows, columns) = self.cell(height, width), self.grid(height, width)
+        of_pixel = (torch.arange(height) // tall)[:, None] * columns + torch.arange(width) // wide
+        return of_pixel == torch.arange(rows * columns)[:, None, None]
+
+    def choices(self, height: int, width: int) -> Int[Tensor, "N keep"]:
+        """The cells that each ablation keeps, ascending."""
+        self.count(height, width)
+        rows, columns = self.grid(height, width)
+        return _choices(rows * columns, self.keep).clone()
+
+    def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
+        choices, cells = self.choices(height, width), self.cells(height, width)
+        chosen = choices if index is None else choices.to(index.device)[index]
+        return cells.to(chosen.device)[chosen].any(dim=-3)
+
+    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
+        threat.check_fits(height, width)
+        cells, size = self.cells(height, width).to(torch.float32)[:, None], (threat.height, threat.width)
+        hit = torch.nn.functional.max_pool2d(cells, size, stride=1).flatten(1).T > 0
+        # Placements that touch the same cells touch the same choices: few sets are left to be listed.
+        sets, of_placement = torch.unique(hit, dim=0, return_inverse=True)
+        return DenseTouched(sets[:, self.choices(height, width)].any(dim=-1), of_placement)
+
+    def affected_closed_form(self, threat: PatchThreat, height: int, width: int) -> int:
+        """The paper's Δ, of one patch C(N, k) - C(N - a, k): N cells, of which it touches a, along an axis at most
+        ceil((m-1)/s) + 1 and never more than there are. Of several, so much of each, and no more than there are.
+
+        Equal to `affected` where the size divides the image, and never below it elsewhere: the certificates count
+        what is touched and do not need it. Raises `InvalidInput`. (Levine & Feizi 2020, Section 3.)
+        """
+        threat.check_fits(height, width)
+        cell, grid, patch = self.cell(height, width), self.grid(height, width), (threat.height, threat.width)
+        rows, columns = (min(n, -(-(m - 1) // s) + 1) for m, s, n in zip(patch, cell, grid, strict=True))
+        choices = self.count(height, width)
+        most = choices - comb(grid[0] * grid[1] - rows * columns, self.keep)
+        return min(choices, threat.count * most)
+
+    def __str__(self) -> str:
+        return f"{self.keep}*{self.kind}:{self.size}"
+
+    def _check(self) -> None:
+        for what, value in (("size", self.size), ("keep", self.keep)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInput(f"{self.kind} {what} is {value!r}; it must be a whole number of at least 1")
+
+    def _check_fits(self, length: int) -> None:
+        if self.size > length:
+            raise InvalidInput(
+                f"{self.kind} size is {self.size}, more than the image's {length} pixels; take at most {length}"
+            )
+
+
+@lru_cache(maxsize=8)
+def _choices(cells: int, keep: int) -> Int[Tensor, "N keep"]:
+    # torch.combinations lists all cells^keep tuples before it drops the rest.
+    flat = chain.from_iterable(combinations(range(cells), keep))
+    return torch.from_numpy(np.fromiter(flat, np.int64, comb(cells, keep) * keep)).reshape(-1, keep)

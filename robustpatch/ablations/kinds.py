@@ -1,0 +1,114 @@
+"""Which pixels each ablation keeps: the kinds of derandomized smoothing (Levine & Feizi 2020, Sections 3 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robustpatch.ablations.base import Grid, Windows, check_window, window_axis
+from robustpatch.ablations.touched import Axis
+
+
+@dataclass(frozen=True)
+class Columns(Windows):
+    """Band n keeps the `size` columns from n·`stride` on, wrapping around; N = ceil(W / stride).
+
+    With stride 1 a patch of width m touches min(W, m + size - 1) bands.
+    """
+
+    size: int
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_window("columns", "size", self.size, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return Axis(height, height, height), window_axis("columns", "size", self.size, self.stride, width)
+
+    def __str__(self) -> str:
+        return f"columns:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class Rows(Windows):
+    """Band n keeps the `size` rows from n·`stride` on, wrapping around; N = ceil(H / stride).
+
+    With stride 1 a patch of height m touches min(H, m + size - 1) bands.
+    """
+
+    size: int
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        check_window("rows", "size", self.size, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return window_axis("rows", "size", self.size, self.stride, height), Axis(width, width, width)
+
+    def __str__(self) -> str:
+        return f"rows:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class Blocks(Windows):
+    """Block (i, j), number i·ceil(W/stride) + j, keeps `height` × `width` pixels from (i, j)·`stride` on, wrapping.
+
+    `Blocks(8)` is the square of side 8 at every pixel: N = H·W, and an m×m patch touches (m + 7)² of them.
+    """
+
+    height: int
+    width: int = 0
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.width == 0:
+            object.__setattr__(self, "width", self.height)
+        check_window("blocks", "height", self.height, self.stride)
+        check_window("blocks", "width", self.width, self.stride)
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        return (
+            window_axis("blocks", "height", self.height, self.stride, height),
+            window_axis("blocks", "width", self.width, self.stride, width),
+        )
+
+    def __str__(self) -> str:
+        size = str(self.height) if self.height == self.width else f"{self.height}x{self.width}"
+        return f"blocks:{size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
+@dataclass(frozen=True)
+class GridColumns(Grid):
+    """Every choice of `keep` of the ceil(W / size) bands of columns that start at multiples of `size`.
+
+    N = C(ceil(W / size), keep). The last band is narrower where `size` does not divide the width.
+    """
+
+    size: int
+    keep: int = 1
+    kind = "grid-columns"
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def cell(self, height: int, width: int) -> tuple[int, int]:
+        self._check_fits(width)
+        return height, self.size
+
+
+@dataclass(frozen=True)
+class GridBlocks(Grid):
+    """Every choice of `keep` of the ceil(H / size)·ceil(W / size) blocks of a grid of `size` × `size` pixels.
+
+    The blocks are numbered in row-major order; the last ones are smaller where `size` does not divide the image.
+    """
+
+    size: int
+    keep: int = 1
+    kind = "grid-blocks"
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def cell(self, height: int, width: int) -> tuple[int, int]:
+        self._check_fits(min(height, width))
+        return self.size, self.size

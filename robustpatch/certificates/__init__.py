@@ -1,0 +1,1 @@
+"""Votes and geometry -> certificates: arithmetic of integers, no network."""

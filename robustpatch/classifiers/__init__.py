@@ -1,0 +1,1 @@
+"""Smoothed and randomized classifiers as modules, and what their proofs check of a base."""

@@ -1,0 +1,142 @@
+"""What was computed in less than float32, held against float32: agreement with itself is no proof of a kernel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustpatch import precision
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.errors import InvalidInput
+
+ROUNDING = 0.25  # of the largest logit, and of 1 where all are smaller: 64 times the rounding of a bfloat16 number
+_BLOCKS = [2**power for power in range(9, 21)]  # numbers of two bytes in each block of memory: 1 KiB to 2 MiB
+_PRODUCTS = ("conv", "mm", "linear", "attention")  # in the names of the operators that have kernels of their own
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far logits and scores were from those that float32 computes of the same images, at most.
+
+    `score` is of what the voting makes of logits, in [0, 1]: the unit of a smoothed classifier's guard. Both are NaN
+    where a logit was. `largest` is the largest absolute logit in float32.
+    """
+
+    logit: float
+    score: float
+    largest: float
+
+    @property
+    def explained(self) -> bool:
+        """Whether rounding explains it: |logit - logit in float32| ≤ `ROUNDING`·max(1, largest |logit|).
+
+        A network of L layers in bfloat16, which rounds to 1/256, is off by about √L/256 of its largest logit: 3% of 50
+        layers. What is beyond 25% is another function.
+        """
+        return self.logit <= ROUNDING * max(1.0, self.largest)
+
+
+@torch.no_grad()
+def deviation_from_float32(
+    model: nn.Module, x: Float[Tensor, "B C H W"], logits: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> Deviation | None:
+    """How far a smoothed classifier's scores of all ablations of the images, or a network's outputs, are from those of
+    a float32 copy, computed outside autocast and without TF32; None where they are computed in float32 themselves.
+
+    `logits(model, x)` may ask for others than these. They are computed twice: as they are, and with memory filled with
+    NaN and given back before each product, so that a kernel which reads what nobody wrote shows. `model` has to be in
+    evaluation mode. It says nothing of other images, and a base that leaves float32 in a forward of its own, with
+    weights in float32, is not known to. Raises `InvalidInput` for a model that cannot be copied.
+    """
+    device, asked = x.device, logits or _logits
+    if not len(x) or not precision.is_reduced((*model.parameters(), *model.buffers()), device.type):
+        return None
+    checks.evaluation_mode(model)
+    _leave(1e30, device)
+    seen = [asked(model, x).float()]
+    with _Leaving(device):
+        seen.append(asked(model, x).float())
+    with precision.float32_only(device.type):
+        right = asked(_in_float32(model), x.float()).float()
+    scores = model.voting.scores if isinstance(model, SmoothedClassifier) else _softmax
+    difference = torch.stack([(scores(one) - scores(right)).abs().max() for one in seen]).max()
+    return Deviation(float((torch.stack(seen) - right).abs().max()), float(difference), float(right.abs().max()))
+
+
+def refuse_beyond(
+    found: Deviation, model: nn.Module, device: torch.device, guard: float | None = None, *, of_logits: bool = False
+) -> None:
+    """Raise `InvalidInput` for a deviation from float32 that rounding does not explain, or that exceeds the guard of
+    the scores (`of_logits`: of the logits), where there is one.
+    """
+    measured, what = (found.logit, "logits") if of_logits else (found.score, "scores")
+    remedy = "; ".join(precision.remedies((*model.parameters(), *model.buffers()), device.type)) or "network.float()"
+    if not found.explained:
+        raise InvalidInput(
+            f"{what} computed in less than float32 differ by {measured:.2g} from float32's of the same images, logits "
+            f"by {found.logit:.2g} where the largest is {found.largest:.2g}: a wrong kernel or an overflow, not "
+            f"rounding, and no guard makes it safe; compute in float32: {remedy}"
+        )
+    if guard is not None and not measured <= guard:
+        raise InvalidInput(
+            f"{what} computed in less than float32 differ by {measured:.2g} from float32's of the same images; the "
+            f"guard is {guard:g}: compute in float32: {remedy}; or choose a guard well above that"
+        )
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(model, SmoothedClassifier):
+        return model.logits(x)
+    weight = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), x)
+    return model(lent(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)))
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The model itself where all weights and buffers are float32 or wider, or a copy of it that is."""
+    tensors = (*model.parameters(), *model.buffers())
+    if not any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors):
+        return model
+    try:
+        return copy.deepcopy(model).float()
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(
+            f"model computes in less than float32 and cannot be copied ({reason}), so that nothing shows whether its "
+            "kernels are right; use it in float32: model.float()"
+        ) from error
+
+
+class _Leaving(TorchDispatchMode):
+    """Within it, memory handed out for a product, a convolution or attention holds NaN. (What is left before a whole
+    network is overwritten by its first layers.)
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(part in func.name() for part in _PRODUCTS):
+            _leave(torch.nan, self._device)
+        return func(*args, **(kwargs or {}))
+
+
+def _leave(value: float, device: torch.device) -> None:
+    """Leave `value` in memory that is handed out next: two blocks of each size, filled and given back."""
+    held = [torch.full((size,), value, dtype=torch.bfloat16, device=device) for size in _BLOCKS for _ in range(2)]
+    del held

@@ -1,0 +1,75 @@
+"""What every command line does with a wrong call: one line on stderr, and status 2."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+from robustpatch.cli.text import one_line
+from robustpatch.errors import InvalidInput
+
+WRONG_CALL = 2
+_DASH = "robustpatch-dash"
+codecs.register_error(_DASH, lambda error: ("-", error.end) if isinstance(error, UnicodeEncodeError) else ("", 0))
+_Usage: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+
+
+def refused(error: Exception) -> None:
+    """Say why in one line, whatever the message holds: names and files of others are in it."""
+    console = Console(stderr=True)
+    text = f"error: {one_line(error, 4_000)}"
+    console.print(text, style="red", highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def check_value(name: str, value: Any) -> None:
+    """Refuse, with `InvalidInput`, a value of an option that no computer has a use for, whatever the option: whole
+    numbers of more than 63 bits, characters that no file's name can hold, names longer than any file's.
+    """
+    for one in value if isinstance(value, list | tuple) else [value]:
+        shown = f"{name} is {one_line(repr(str(one)), 60)}"
+        if isinstance(one, int) and abs(one) >= 2**63:
+            raise InvalidInput(f"{shown}, a number of {len(str(abs(one)))} digits; give one below 2^63")
+        if isinstance(one, str | Path) and not _can_be_said(str(one)):
+            raise InvalidInput(f"{shown}, with a character that no name has; leave it out")
+        if isinstance(one, Path) and any(len(os.fsencode(part)) > 255 for part in one.parts):
+            raise InvalidInput(f"{shown}, longer than any file's name; give one of at most 255 bytes")
+
+
+def _can_be_said(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def show_what_can_be_shown() -> None:
+    """A console that knows few characters (cp437, ascii) gets "-" for the others, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            reconfigure(errors=_DASH)
+
+
+class Command(TyperCommand):
+    """A command that refuses unknown options, missing ones and values of other types in one line, too."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> Any:
+        show_what_can_be_shown()
+        try:
+            context = super().make_context(*arguments, **extra)
+            for name, value in context.params.items():
+                check_value(name, value)
+            return context
+        except InvalidInput as error:
+            refused(error)
+            raise typer.Exit(WRONG_CALL) from None
+        except _Usage as error:
+            refused(ValueError(f"{error.format_message().rstrip('.')}; --help says what can be given"))  # type: ignore[attr-defined]
+            raise typer.Exit(WRONG_CALL) from None

@@ -1,0 +1,5 @@
+"""Images and labels: shipped, from torchvision, or from a folder of pictures."""
+
+from robustpatch.data.images import ImageSet, load_images
+
+__all__ = ["ImageSet", "load_images"]

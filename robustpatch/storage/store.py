@@ -1,0 +1,235 @@
+"""Where results go: a folder of this machine, or any place that fsspec can name (s3://…, gs://…, memory://…)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from robustpatch.errors import InvalidInput
+from robustpatch.storage.holding import held, held_by_none_else
+
+
+class Store:
+    """Files under one root, named "records/0-50.parquet": each is there whole or not at all.
+
+    A local file is written beside its place and moved into it; an object store shows an object when it is complete.
+    Raises `InvalidInput` for a root that is empty or that fsspec cannot open, and where something cannot be written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if not str(root).strip():
+            raise InvalidInput("output is empty; name a folder, or . for the one that you are in")
+        self.root = str(root).rstrip("/") or "/"
+        try:
+            self._files, self._base = url_to_fs(self.root)
+        except (ValueError, ImportError) as error:
+            raise InvalidInput(f"output is {root}, which cannot be opened ({error}); name a folder") from error
+
+    @classmethod
+    def of(cls, root: str | Path | Store) -> Store:
+        """A store as it is, or that of a folder."""
+        return root if isinstance(root, Store) else cls(root)
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where it is one of this machine."""
+        return Path(self._base) if isinstance(self._files, LocalFileSystem) else None
+
+    def path(self, name: str) -> str:
+        """What to call the file `name` in a message."""
+        return f"{self.root}/{name}"
+
+    def inside(self, folder: str) -> Store:
+        """The store of a folder of this one."""
+        return Store(f"{self.root.rstrip('/')}/{folder}")
+
+    @contextmanager
+    def held(self, *, alone: bool) -> Iterator[None]:
+        """Hold the place while the block runs, `alone` or together with all who do not ask for that; see `held`. An
+        object store knows no such thing, and nothing is held there.
+        """
+        if self.local is None:
+            yield
+            return
+        with ExitStack() as holding:
+            try:
+                holding.enter_context(held(self.local, alone=alone))
+            except (OSError, ValueError) as error:
+                raise self._cannot("a file", error) from error
+            yield
+
+    @property
+    def others(self) -> bool:
+        """Whether another process may be at work here. It has to be `held` by this one."""
+        return self.local is None or not held_by_none_else(self.local)
+
+    def exists(self, name: str) -> bool:
+        self._files.invalidate_cache()  # others write here too
+        return bool(self._files.exists(self._at(name)))
+
+    def read(self, name: str) -> bytes:
+        """The content. Raises `FileNotFoundError` where there is no such file, `InvalidInput` if it cannot be read."""
+        try:
+            content = self._files.cat_file(self._at(name))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InvalidInput(
+                f"output is {self.root}, where {name} cannot be read ({error}); see to that, and repeat the command"
+            ) from error
+        assert isinstance(content, bytes)
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put the file in its place, over what was there."""
+        self._put(name, content, os.replace, "overwrite")
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put the file in its place unless there is one, and say whether it was put: of two that try, one does.
+
+        So on this machine, where it knows hard links, and in object stores that put on a condition.
+        """
+        if self.exists(name):
+            return False
+        try:
+            self._put(name, content, _link, "create")
+        except _There:
+            return False
+        return True
+
+    def check_writable(self, room: int = 0) -> None:
+        """Raises `InvalidInput` where nothing can be written, or on this machine fewer bytes than `room`, before there
+        is anything to lose.
+        """
+        name = _part()
+        self.write(name, b"A file that was written to see whether it can be; delete it.")
+        self.remove(name)
+        free = None if self.local is None else shutil.disk_usage(self.local).free
+        if free is not None and free < room:
+            raise InvalidInput(
+                f"output is {self.root}, where {free / 1e6:,.0f} MB are free and {room / 1e6:,.0f} may be needed; make "
+                "room or name another output"
+            )
+
+    def remove(self, name: str) -> None:
+        """Delete the file, if it is there."""
+        if self.exists(name):
+            self._files.rm_file(self._at(name))
+
+    def names(self, folder: str, ending: str) -> list[str]:
+        """The files right inside `folder` whose names end so, in order; none where there is no such folder."""
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._at(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(place).rstrip("/").rpartition("/")[2] for place in found)
+        return sorted(f"{folder}/{name}" for name in names if name.endswith(ending))
+
+    def all_names(self, folder: str, ending: str) -> list[str]:
+        """The files inside `folder`, at any depth, whose names end so, in order."""
+        self._files.invalidate_cache()
+        start = self._at("")
+        found = (str(place) for place in self._files.find(self._at(folder)))
+        return sorted(place.removeprefix(start) for place in found if place.endswith(ending))
+
+    def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
+        place, local = self._at(name), isinstance(self._files, LocalFileSystem)
+        failures = (OSError, ValueError) if local else Exception  # object stores raise what they like
+        try:
+            self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            if local:
+                _put_locally(place, content, move)
+            else:
+                self._put_remotely(place, content, mode)
+        except _There:
+            raise
+        except failures as error:
+            raise self._cannot(name, error) from error
+
+    def _cannot(self, name: str, error: Exception) -> InvalidInput:
+        return InvalidInput(
+            f"output is {self.root}, where {name} cannot be written ({error}); make room or name another output, and "
+            "repeat the command: what is finished is kept"
+        )
+
+    def _put_remotely(self, place: str, content: bytes, mode: str) -> None:
+        try:
+            self._files.pipe_file(place, content, mode=mode)
+        except FileExistsError as error:
+            raise _There from error
+
+    def _at(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}"
+
+    def __str__(self) -> str:
+        return self.root
+
+
+class _There(Exception):
+    """What was to be created exists."""
+
+
+def local_folder(output: str | Path) -> Path:
+    """The folder of that name, or of a file:// address. Raises `InvalidInput` for any other place."""
+    folder = Store(output).local
+    if folder is None:
+        raise InvalidInput(f"output is {output}, but this command reads again by path what it keeps; name a folder")
+    return folder
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write a local file over what was there: it appears whole or not at all, even after a loss of power. Raises
+    `OSError`.
+    """
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _put_locally(str(place), content, os.replace)
+
+
+def _part() -> str:
+    """A name for what is not whole yet; one that a killed process leaves is known by it
+    (`robustpatch.storage.holding`).
+    """
+    return f".{uuid4().hex[:8]}.part"
+
+
+def _put_locally(place: str, content: bytes, move: Callable[[str, str], None]) -> None:
+    """On the disk first, then in its place, and the name on the disk, too."""
+    folder = os.path.dirname(place) or "."
+    part = os.path.join(folder, _part())
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        move(part, place)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    _sync(folder)
+
+
+def _sync(folder: str) -> None:
+    with suppress(OSError):  # not every system opens folders, or syncs them
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _link(part: str, place: str) -> None:
+    """Move without replacing."""
+    try:
+        os.link(part, place)
+    except FileExistsError as error:
+        raise _There from error
+    except OSError:  # a file system without hard links
+        os.replace(part, place)

@@ -1,0 +1,135 @@
+"""Training by two processes of torchrun, through gloo: equal weights, the ones of a single process, and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from robustpatch.checkpoints import load_checkpoint
+from robustpatch.data.images import load_images
+from robustpatch.errors import InvalidInput
+from robustpatch.training import distributed
+from robustpatch.training.config import TrainingConfig
+from robustpatch.training.loop import train
+
+PLAIN = TrainingConfig(
+    ablation=None, network={"name": "small-cnn", "widths": [4], "hidden": 8}, epochs=2, batch_size=6, bfloat16=False
+)
+STRIP = TrainingConfig(
+    network={"name": "strip", "widths": [4, 4], "hidden": 8}, epochs=2, batch_size=6, crop=1, flip=True, ablations=3
+)
+TWO = """
+import shutil, sys
+from pathlib import Path
+from safetensors.torch import save_file
+from robustpatch.training import distributed
+from robustpatch.data.images import load_images
+from robustpatch.training.loop import train
+from robustpatch.checkpoints import network_of
+from tests.robustpatch.training.test_distributed import PLAIN, STRIP
+
+root = Path(sys.argv[1])
+images, validation = (load_images("folder", root, split) for split in ("train", "validation"))
+
+def keep(row):
+    if row["epoch"] == 1:
+        shutil.copytree(root / "strip", root / "half")
+
+with distributed.joined("cpu") as device:
+    for name, config, options in (
+        ("plain", PLAIN, {}), ("strip", STRIP, {"on_epoch": keep}), ("half", STRIP, {"resume": True})
+    ):
+        model = train(config, images, validation, root / name, device=device, workers=2, **options)
+        save_file(network_of(model).state_dict(), root / f"{name}-{distributed.rank()}")
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A folder of 26 images of 8×8 pixels and two classes."""
+    path = tmp_path_factory.mktemp("images")
+    pixels = torch.randint(0, 256, (2, 13, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, name in enumerate(("cat", "dog")):
+        (path / "train" / name).mkdir(parents=True)
+        for i in range(13):
+            shown = pixels[number, i] // 2 + 100 * number
+            Image.fromarray(shown.numpy()).save(path / "train" / name / f"{i:02d}.png")
+    return path
+
+
+def torchrun(*call: str) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *call]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return done.stderr
+
+
+def test_two_processes_train_one_network(root, tmp_path):
+    """Without batch statistics or chance, the network of one process up to rounding; else equal in both, and to the
+    bit that of a run resumed. The first process alone writes.
+    """
+    (tmp_path / "two.py").write_text(TWO)
+    torchrun(str(tmp_path / "two.py"), str(root))
+    for name in ("plain", "strip", "half"):
+        first, second = (load_file(root / f"{name}-{rank}") for rank in range(2))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+        kept = load_file(root / name / "checkpoint.safetensors")
+        assert all(torch.equal(first[key], kept[key]) for key in kept), name
+        assert [row["epoch"] for row in json.loads((root / name / "history.json").read_text())] == [1, 2]
+    alone, resumed = (load_file(root / f"{name}-0") for name in ("strip", "half"))
+    assert all(torch.equal(alone[key], resumed[key]) for key in alone)
+    images, validation = (load_images("folder", root, split) for split in ("train", "validation"))
+    single = train(PLAIN, images, validation, tmp_path / "single").state_dict()
+    two, untrained = load_file(root / "plain-0"), train(replace(PLAIN, lr=0.0), images, validation, tmp_path / "lr0")
+    for key, weights in single.items():
+        torch.testing.assert_close(two[key], weights, atol=1e-5, rtol=0)
+    assert max(float((two[key] - weights).abs().max()) for key, weights in untrained.state_dict().items()) > 1e-2
+
+
+@pytest.mark.slow
+def test_the_command_line_reports_once(root, tmp_path):
+    """One line an epoch from two processes, and no warning."""
+    options = ["--dataset", "folder", "--data-root", str(root), "--output", str(tmp_path / "run")]
+    options += ["--network", "residual-strip", "--epochs", "2", "--batch-size", "4", "--crop", "1", "--flip"]
+    shown = torchrun("-m", "robustpatch.train", *options)
+    assert shown.count("validation clean") == 2
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").config["network"]["name"] == "residual-strip"
+
+
+def test_what_processes_cannot_share(root, tmp_path, monkeypatch):
+    """A batch that does not divide; one GPU for all."""
+    images = load_images("folder", root, "train")
+    monkeypatch.setattr(parallel, "world", lambda: 4)
+    with pytest.raises(InvalidInput, match="batch_size is 6, which 4 processes cannot share evenly"):
+        train(PLAIN, images, images, tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidInput, match="device is 'cuda:0', one GPU for all"), distributed.joined("cuda:0"):
+        pass
+
+
+def test_alone_there_is_nothing_to_share():
+    """One process: the module itself, values as they are, no waiting; torchrun with one process is that as well."""
+    module, value = torch.nn.BatchNorm1d(2), torch.ones(2)
+    with distributed.joined("cpu") as device:
+        assert device == "cpu"
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    assert distributed.shared(module) is module
+    assert distributed.mean(value) is value
+    distributed.agree(module)
+    distributed.wait()
