@@ -22,7 +22,7 @@ By = Literal["evaluation", "predict"]
 
 @dataclass(frozen=True)
 class ARTClaim:
-    """What ART's `certify` said of each image."""
+    """The answer of ART's `certify`, an entry for each image."""
 
     prediction: Int[Tensor, " B"]
     certified: Bool[Tensor, " B"]
@@ -48,7 +48,7 @@ class ARTCertifier:
         return first_argmax(self.scores(x))
 
     def scores(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What ART's `predict` returns: votes (levine2020), or the sum of the model's outputs (salman2021)."""
+        """Returns ART's `predict`: votes (levine2020), or the sum of the model's outputs (salman2021)."""
         return torch.from_numpy(np.asarray(self.classifier.predict(self.array(x)), np.float64)).float()
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> ARTClaim:

@@ -58,13 +58,13 @@ def attack_certified(
 def _broken(
     subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, proposal: Proposal
 ) -> Bool[Tensor, " B"]:
-    """Where the judge says so, and the new prediction is not one that the certifier may give of any image."""
+    """Marks images that the judge calls broken, unless the certifier may give the new prediction of any image."""
     outcome = judge(model, x, y, threat, proposal)
     return outcome.broken & subject.changed(outcome.prediction, y)
 
 
 def attacks_for(subject: Subject, x: Tensor, threat: PatchThreat, budget: int) -> list[PatchAttack]:
-    """What can be run against this certifier, each unpruned."""
+    """Returns the attacks that can be run against this certifier, each unpruned."""
     attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
     attacks.append(Control(content="natural"))
     chosen = [attack.unpruned(budget) for attack in attacks]

@@ -44,7 +44,7 @@ _PAIRS = 12  # clean images, each of which is also there patched
 
 @dataclass(frozen=True)
 class Said:
-    """What predict, and certify, say of images."""
+    """The answers of `predict` and `certify` for a batch of images."""
 
     prediction: Int[Tensor, " B"]
     claimed: Int[Tensor, " B"]
@@ -141,7 +141,7 @@ def _table(stand: Stand, threat: PatchThreat, clean: Tensor, rival: int, rng: ra
 
 
 def _alone(stand: Stand, threat: PatchThreat, images: Tensor, table: Table) -> Said:
-    """What new certifiers, one an image, say."""
+    """Asks a new certifier about each image."""
     said = []
     for i in range(len(images)):
         _new(stand, table)
@@ -150,7 +150,7 @@ def _alone(stand: Stand, threat: PatchThreat, images: Tensor, table: Table) -> S
 
 
 def _asked(stand: Stand, threat: PatchThreat, x: Tensor, between: Tensor) -> Said:
-    """What `predict` says of x and, after it was asked about others, `certify`."""
+    """Asks `predict` about x, then about other images, then `certify` about x."""
     prediction = stand.subject.predict(x)
     stand.subject.predict(between)
     claim = stand.subject.certify(x, threat)
@@ -176,7 +176,7 @@ def _drawn(number: int, size: int, rng: random.Random) -> list[int]:
 def _compare(
     stand: Stand, threat: PatchThreat, images: Tensor, origin: list[int], rows: list[int], alone: Said
 ) -> Finding | None:
-    """What a batch is told that its images alone are not told: a finding, or None."""
+    """Compares the answers for a batch with those for its images alone; returns a finding, or None where they agree."""
     together = _asked(stand, threat, images[rows], images[rows[::-1]])
     subject = stand.subject
     truth = Said(*(getattr(alone, name)[rows] for name in ("prediction", "claimed", "certified")))
@@ -237,7 +237,7 @@ def _text(said: Said, n: int, what: str) -> str:
 
 
 def batch_shows_again(stand: Stand, threat: PatchThreat, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
-    """Whether that batch is told something else than its images alone."""
+    """Tells whether the saved batch still gets other answers than its images alone."""
     images, table = tensors["x"], unpacked(tensors)
     alone = _alone(stand, threat, images, table)
     _new(stand, table)

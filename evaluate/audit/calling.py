@@ -1,4 +1,4 @@
-"""What the command line does around an audit: foreign code by its name, its errors, and Ctrl-C."""
+"""The command line around an audit: loads foreign code by its name, reports its errors, and handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def interruptible(limit: Limit, errors: Console) -> Iterator[Limit]:
 
 
 def asked_for(target: str | None, factory: str | None) -> dict[str, Any]:
-    """How the certifier was named, so that it can be named from any folder: files by their full paths, and for modules
+    """Returns the certifier's name in a form that works from any folder: files by their full paths, and for modules
     the folder from which they were found.
     """
     named = {"target": _full(target), "factory": _full(factory)}

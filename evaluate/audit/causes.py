@@ -53,7 +53,7 @@ def _plainest(broken: list[Break]) -> Break:
 
 
 def _varies(stand: Stand, threat: PatchThreat) -> bool:
-    """Whether the views differ from call to call; not, as far as is known, once the audit is stopped."""
+    """Tells whether the views differ from call to call; once the audit is stopped, it answers no without a test."""
     try:
         return stand.varies(threat)
     except Stopped:
@@ -143,7 +143,9 @@ def _differs(one: Table, other: Table) -> bool:
 
 
 def _counted(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> tuple[str, str]:
-    """By how much the winner has to lead for a certificate, and what the patch can take; for its sides swapped too."""
+    """Measures the lead that the winner needs for a certificate, and the votes that a patch can take, and for swapped
+    sides.
+    """
     weight = first.site.weight
     least = _least(stand, threat, first, tally)
     if least is None:

@@ -1,4 +1,4 @@
-"""What a certifier must not contradict itself about: one function a check, each yields findings.
+"""Checks that a certifier does not contradict itself: one function a check, each yields findings.
 
 A check is given the subject, images, the threat and what `certify` said of the images. It must not change the subject.
 """
@@ -123,7 +123,7 @@ def values(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> It
 
 
 def smaller(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -> Iterator[Finding]:
-    """What is certified against a patch is certified against every smaller one, which the patch contains."""
+    """Checks that an image certified against a patch is certified against every smaller patch that it contains."""
     sizes = {(1, 1), (max(1, threat.height - 1), threat.width), (threat.height, max(1, threat.width - 1))}
     for height, width in sizes - {(threat.height, threat.width)}:
         one = PatchThreat(height, width, threat.count)
@@ -165,7 +165,7 @@ def non_square(subject: Subject, x: Tensor, threat: PatchThreat, claim: Claim) -
 
 
 def _contradicts(subject: Subject, one: Tensor, other: Tensor) -> Tensor:
-    """Where two answers about one image differ; of a certifier that is random by its own word, only two classes do."""
+    """Marks images with two different answers; of a certifier that declares to be random, -1 differs from nothing."""
     return (one != other) & ((not subject.random) | ((one >= 0) & (other >= 0)))
 
 

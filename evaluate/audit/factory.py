@@ -28,7 +28,7 @@ _LONG = 560  # views enough for a counter of eight bits to overflow, or one in b
 
 @dataclass
 class Tested:
-    """What came of a factory: findings, what could not be tested, the certifier's errors and how often it raised them,
+    """The result of testing a factory: findings, skipped tests, the certifier's errors and how often it raised them,
     a line for each shape; ballots dictated, and certified.
     """
 
@@ -41,7 +41,7 @@ class Tested:
 
     @property
     def not_tested(self) -> list[tuple[str, str]]:
-        """What was not tested, and why: all that has one reason on one line."""
+        """Lists what was not tested, one line for each reason."""
         reasons: dict[str, list[str]] = {}
         for what, why in self.untested:
             reasons.setdefault(why, []).append(what)
@@ -94,7 +94,7 @@ def try_factory(
 
 
 def steps(shape: Shape, threat: PatchThreat) -> list[str]:
-    """What `try_factory` tells `on_progress`, in order, where no shape and no patch is left out."""
+    """Lists the steps that `try_factory` reports to `on_progress`, in order, where nothing is left out."""
     found: list[str] = []
     for plan in plans(shape, threat, _LONG):
         for n, one in enumerate(plan.fitting):

@@ -1,4 +1,4 @@
-"""What an audit found: one finding each, and the report of all of them."""
+"""The findings of an audit, and the report of all of them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Audit:
 
     @property
     def failed(self) -> bool:
-        """Whether anything but warnings was found."""
+        """Tells whether anything but warnings was found."""
         return any(finding.severity != "warning" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:

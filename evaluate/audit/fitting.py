@@ -1,4 +1,4 @@
-"""Whether a file holds what a finding needs, before any certifier is asked about it."""
+"""Checks that a file holds everything that a finding needs, before any certifier is asked about it."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ class Stand:
         return self._extra[threat]
 
     def varies(self, threat: PatchThreat, calls: int = 3) -> bool:
-        """Whether the views of one image, answered alike, differ from call to call: a later call shows one that no
-        earlier one did. Of what `certify` shows, only views that `predict` shows too count: it may look at others.
+        """Tells whether the views of one image, answered alike, differ from call to call: a later call shows one that
+        no earlier one did. Of what `certify` shows, only views that `predict` shows too count: it may look at others.
         Once seen, it is believed of all patches: lots with few outcomes may fall alike for a while.
         """
         if self.chance:
@@ -122,7 +122,7 @@ class Stand:
 
     @cached_property
     def reach(self) -> int:
-        """How many views one pixel, the middle one, is seen in."""
+        """Counts the views that show the middle pixel."""
         middle = torch.tensor([[self.shape[1] // 2, self.shape[2] // 2]])
         return self.site(PatchThreat(1, 1), middle).weight
 
@@ -150,8 +150,8 @@ class Stand:
 
 
 def view_findings(stand: Stand, threat: PatchThreat) -> list[Finding]:
-    """Whether `predict` shows its base the same views every time, `certify` shows it those as well, and neither writes
-    to the caller's image.
+    """Checks that `predict` shows its base the same views every time, that `certify` shows it those too, and that
+    neither writes to the caller's image.
     """
     note = {"kind": "views", "threat": [threat.height, threat.width, threat.count], "classes": stand.classes}
     tensors, findings = {"x": stand.x[0]}, []

@@ -1,4 +1,4 @@
-"""What is asked of a certifier: `predict` and `certify`, in torch or in numpy, and how the audit speaks to either."""
+"""The interface of a certifier, `predict` and `certify` in torch or in numpy, and how the audit calls either."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ class Subject(nn.Module):
 
     @property
     def forgiving(self) -> bool:
-        """Whether an answer of -1 is no change of a prediction."""
+        """Tells whether an answer of -1 is no change of a prediction."""
         return self.alert is not None or self.random
 
     def changed(self, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int) -> Bool[Tensor, "..."]:
-        """Where a prediction is another than y, so that a certificate of y is broken."""
+        """Marks predictions that differ from y, so that a certificate of y is broken."""
         return (prediction != y) & ((prediction >= 0) | (not self.forgiving))
 
     @torch.no_grad()
@@ -131,11 +131,11 @@ class Subject(nn.Module):
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Claim:
-        """What it claims of each image. Raises `Refused`."""
+        """Returns the certifier's claim for each image. Raises `Refused`."""
         return self.claim(self._ask(self.target.certify, self._given(x), threat), len(x))
 
     def claim(self, found: Any, images: int) -> Claim:
-        """What `certify` returned, checked. Raises `Refused` where it is no claim."""
+        """Checks what `certify` returned. Raises `Refused` where it is no claim."""
         for name in ("prediction", "certified"):
             if not hasattr(found, name):
                 raise Refused(f"certify returned a {type(found).__name__} without .{name}")
@@ -148,7 +148,7 @@ class Subject(nn.Module):
         return Claim(prediction, certified.bool())
 
     def watched(self, name: str, x: Float[Tensor, "B C H W"], *more: Any) -> Float[Tensor, "B C H W"]:
-        """What is left of x after a call of that method: itself, if it was not written to."""
+        """Returns x as a call of that method leaves it: x itself, if it was not written to."""
         mine = x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
         with torch.no_grad():
             self._ask(getattr(self.target, name), mine, *more)
@@ -164,7 +164,7 @@ class Subject(nn.Module):
             return nn.functional.one_hot(predicted.clamp(min=0), self.num_classes).float() * (predicted >= 0)[:, None]
 
     def white_box(self, x: Float[Tensor, "B C H W"]) -> bool:
-        """Whether the certifier is a module whose output, scores of the K classes, has a gradient in the image."""
+        """Tells whether the certifier is a module whose output, K scores, has a gradient in the image."""
         if isinstance(self.target, SmoothedClassifier):
             return True
         if not hasattr(self, "module") or type(self.module).forward is nn.Module.forward:

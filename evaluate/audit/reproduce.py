@@ -86,7 +86,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def replay(path: str | Path, target: Any = None, factory: Factory | None = None) -> bool:
-    """Whether the finding saved there shows again, with the certifier (or the factory) that it was found with."""
+    """Tells whether the saved finding shows again, with the certifier (or the factory) that it was found with."""
     tensors, note = load(path)
     threat, kind = PatchThreat(*note["threat"]), note["kind"]
     alerts = note.get("alerts", False)

@@ -159,7 +159,7 @@ _STEPS = [f"consistency: {name}" for name in CHECKS] + ["looking for votes about
 
 @dataclass
 class _Asked:
-    """What came of a target: findings, the images asked about, how many were certified and attacked, evaluations."""
+    """The result of testing a target: findings, images asked about, numbers certified and attacked, evaluations."""
 
     findings: list[Finding] = field(default_factory=list)
     images: int = 0
@@ -180,7 +180,7 @@ def _try_target(
     on_progress: Progress,
     asked: _Asked,
 ) -> None:
-    """What is found is added to `asked`, so that it is there when the audit is stopped."""
+    """Adds what it finds to `asked` at once, so that nothing is lost when the audit is stopped."""
     asked.shape, asked.images = tuple(pool.shape[1:]), len(pool)
     try:
         claim = subject.certify(pool, threat)

@@ -85,7 +85,7 @@ class Search:
         return self._climb(said, new, rows, site, c) if climb else None
 
     def _palette(self, c: int, j: int, t: int) -> dict[str, Row]:
-        """What a view may say: plainly, to several classes, softly, loudly, or exactly at an edge."""
+        """The answers that a view may give: plain, for several classes, soft, loud, or exactly at an edge."""
         k, rng = self.stand.classes, self.rng
         rows = {
             "own": vote(k, (c,)),
@@ -151,8 +151,8 @@ class Search:
         return [key for key in keys if key not in site.touched] if reached == 3 else keys
 
     def _patterns(self, new: list[Key], rows: dict[str, Row]) -> Iterator[dict[Key, Row]]:
-        """What the patched views may say: all alike, some of them the rival and the rest something else, evenly or in
-        two runs, or each by itself.
+        """The answers that the patched views may give: all alike, some the rival's and the rest something else, evenly
+        or in two runs, or each by itself.
         """
         rng, names = self.rng, list(rows)
         plain = ["rival", "third", "own", "silent", "rivals", "both", "soft rival"]
@@ -204,7 +204,9 @@ class Search:
     def _slack(
         self, said: dict[Key, Row], patched: dict[Key, Row], others: Row, outside: list[Key], site: Site, c: int
     ) -> int:
-        """How many clean views outside of the patch, in that order, have to turn with it before the prediction does."""
+        """Counts the clean views outside of the patch that, in that order, have to turn with it before the prediction
+        does.
+        """
 
         def turned(number: int) -> bool:
             more = dict.fromkeys(outside[:number], others)

@@ -1,4 +1,4 @@
-"""Which images and which patches a factory's certifier is tried on."""
+"""The images and patches that a factory's certifier is tried on."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SCALE = 30.0  # logit of a class voted for, and less that of the others: softmax
 
 
 class _Place:
-    """Where what a base says is kept; a copy of the base keeps it in the same place, and says the same."""
+    """A key for the answers of a base; a copy of the base has the same key, and answers the same."""
 
     __slots__ = ("__weakref__",)
 

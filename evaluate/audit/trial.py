@@ -23,7 +23,7 @@ _AGAIN = 4  # times that a tie is asked about before the certifier is believed t
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What the base returns: for each view that it knows the numbers in `said`, for every other view `others`."""
+    """The answers of a base: for each view that it knows the numbers in `said`, for every other view `others`."""
 
     said: dict[Key, Row]
     others: Row
@@ -31,7 +31,7 @@ class Table:
 
 @dataclass
 class Tally:
-    """What trials came to."""
+    """The counts of a number of trials."""
 
     findings: list[Finding] = field(default_factory=list)
     ballots: int = 0
@@ -66,7 +66,8 @@ class Fall:
 def tried(
     stand: Stand, threat: PatchThreat, table: Table, site: Site, tally: Tally, asks: int = 1
 ) -> tuple[bool, Fall | None]:
-    """Whether the clean image was certified, and what broke the certificate; a break must be seen twice.
+    """Returns whether the clean image was certified, and the fall that broke the certificate; a break must be seen
+    twice.
 
     `asks`: how often each image is shown to `predict`. Answers that the certifier refuses are counted in `tally`.
     """
@@ -104,7 +105,7 @@ def confirmed(stand: Stand, threat: PatchThreat, table: Table, site: Site, asks:
 
 
 def seen(stand: Stand, claim: Claim, site: Site, asks: int = 1) -> tuple[bool, int] | None:
-    """Whether only the patched image, and how it, is predicted otherwise than claimed; None where neither is."""
+    """Finds an image whose prediction contradicts the claim: (is it the patched one, its prediction), or None."""
     y = int(claim.prediction[0])
     for patched, x in ((False, stand.x), (True, site.x_adv)):
         for _ in range(asks):
@@ -115,7 +116,7 @@ def seen(stand: Stand, claim: Claim, site: Site, asks: int = 1) -> tuple[bool, i
 
 
 def spoken(stand: Stand, keys: Counter[Key] | dict[Key, int], rows: dict[Key, Row], others: Row) -> str:
-    """What these views say: "class 0 by 25, class 1 by 10, nothing by 2, class 2 at 0.7 by 1"."""
+    """Puts the answers of views into words: "class 0 by 25, class 1 by 10, nothing by 2, class 2 at 0.7 by 1"."""
     counts: Counter[str] = Counter()
     for key, number in keys.items():
         counts[_text(rows.get(key, others))] += number
@@ -199,7 +200,7 @@ def unpacked(tensors: dict[str, Tensor]) -> Table:
 
 
 def shows_again(stand: Stand, threat: PatchThreat, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
-    """Whether a certificate of these answers is broken by that patch, or contradicted without any."""
+    """Tells whether a certificate of these answers is broken by that patch, or contradicted without any."""
     table, x_adv, corners = unpacked(tensors), tensors["x_adv"][None], tensors["corners"]
     outside = ~threat.footprint(corners[None], *stand.shape[1:])[0]
     if bool(((x_adv != stand.x)[0] & outside).any()) or not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
@@ -212,5 +213,5 @@ def shows_again(stand: Stand, threat: PatchThreat, tensors: dict[str, Tensor], n
 
 
 def pixels(stand: Stand) -> int:
-    """How many numbers the base is shown of one image, at the least."""
+    """Returns the least number of values that the base is shown of one image."""
     return sum(stand.shown.values()) * prod(stand.shape)

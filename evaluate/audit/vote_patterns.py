@@ -16,7 +16,8 @@ KINDS = ("two classes", "unanimous", "tied rivals", "all rivals", "double votes"
 
 @dataclass(frozen=True)
 class Ballot:
-    """What each clean view votes for, and what every other view votes for: the adversary's class or classes.
+    """Votes for a base to cast: one for each clean view, and one for every other view, the adversary's class or
+    classes.
 
     `kind` says how the rest is spread; `lead` is by how many votes the views outside of the patch favour the winner;
     `before` and `after` are the votes of each class for the clean image and for one patched at the place that the
@@ -34,7 +35,7 @@ class Ballot:
 
     @property
     def tie(self) -> bool:
-        """Whether winner and rival have equal votes after the patch."""
+        """Tells whether winner and rival have equal votes after the patch."""
         return self.after[self.winner] == self.after[self.rival]
 
 
@@ -99,7 +100,7 @@ Quotas = list[tuple[Answer, int]]
 
 
 def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) -> tuple[Quotas, Answer]:
-    """How many of `rest` views give which answer, and what those that are left over say."""
+    """Shares `rest` views out among the answers, and says what those that are left over answer."""
     if kind == "two classes":
         v = (rest - lead) // 2
         return [((c,), v + lead), ((j,), v)], (thirds[0],) if thirds and v > 1 else (j,)

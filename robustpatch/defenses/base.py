@@ -1,4 +1,4 @@
-"""What every defense that is no smoothing has in common: a value that says how, and a module around a network."""
+"""The base of every defense that is no smoothing: a value with its options, and a module around a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustpatch.voting.rules import first_argmax
 
 @dataclass(frozen=True)
 class Defense(ABC):
-    """How a network is defended. Its text, "name" or "name:option=value,option=value", is `parse_defense`'s input.
+    """A way to defend a network. Its text, "name" or "name:option=value,option=value", is `parse_defense`'s input.
 
     Options are the fields of the dataclass: numbers, booleans and words.
     """
@@ -31,7 +31,7 @@ class Defense(ABC):
 
     @property
     def encoding(self) -> Encoding | None:
-        """How the network is shown hidden pixels; None where it sees images as they are."""
+        """The encoding by which the network is shown hidden pixels; None where it sees images as they are."""
         return None
 
     @abstractmethod
@@ -75,7 +75,7 @@ class Defended(nn.Module):
         return first_argmax(self(lent(x if tensor is None else x.to(tensor.dtype))).float())
 
     def evaluations(self, height: int, width: int) -> tuple[int, int]:
-        """How many evaluations a forward pass and `predict` cost on one image of that size: the network's own."""
+        """Counts the evaluations of a forward pass and of `predict` on one image of that size: the network's own."""
         network = self.network
         if isinstance(network, Defended | RandomizedClassifier):
             return network.evaluations(height, width)
@@ -85,7 +85,8 @@ class Defended(nn.Module):
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
     ) -> Float[Tensor, ""]:
-        """What `robustpatch.train` minimises, under its autocast; `done` is the share of all steps taken, 0 to 1.
+        """Returns the loss that `robustpatch.train` minimises, under its autocast; `done` is the share of all steps
+        taken, 0 to 1.
 
         Around a smoothed classifier it is not asked, but that one's objective minimised, unless a defense overrides it.
         Chance is drawn from `generator` (on the CPU) alone, so that a run resumes to the bit.

@@ -1,4 +1,4 @@
-"""Which placements of a patch a training step looks at: all, random ones, or those where a guide expects the worst."""
+"""The placements of a patch that a training step looks at: all, random ones, or a guide's choice."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _FIRST = 2  # unions asked at first where one answer may settle it; then twice a
 
 
 class MaskedPredictions:
-    """What a classifier says of B images under the unions of a mask set, each computed when first asked for.
+    """A classifier's predictions for B images under the unions of a mask set, each computed when first asked for.
 
     Attributes:
         prediction: Int[B,U], the class under each union; -1 where nobody has asked, `SILENT` where no class has the
@@ -38,7 +38,7 @@ class MaskedPredictions:
 
     @property
     def evaluations(self) -> Int[Tensor, " B"]:
-        """How many unions of each image were scored."""
+        """Counts the unions of each image that were scored."""
         return (self.prediction != _UNASKED).sum(dim=1)
 
     def learn(self, image: Int[Tensor, " P"], union: Int[Tensor, " P"], logits: Float[Tensor, "P K"]) -> None:
@@ -96,8 +96,9 @@ def infer(looks: MaskedPredictions) -> Int[Tensor, " B"]:
 def certify(
     looks: MaskedPredictions, guard: float, hiding: Bool[Tensor, "S V"] | None = None
 ) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]:
-    """What `infer` returns, c, and for which images no patch that the views hide changes it: those where for every
-    choice of placements some view that hides them is steady. None: each view hides some placements that no other does.
+    """Returns `infer`'s class c, and the images for which no patch that the views hide changes it: those where for
+    every choice of placements some view that hides them is steady. None: each view hides some placements that no other
+    does.
 
     Proof. Let v be that view; no union with v shows any patch, so all name c as in the clean image, after logits have
     moved by `guard` each. If the views agree, they agree with v, on c. If the majority is for another class, v
@@ -140,7 +141,7 @@ def steady(
 def leads(
     looks: MaskedPredictions, found: Int[Tensor, " B"], guard: float
 ) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
-    """By how much `found` leads under each view and the second view that makes it least, less 2·`guard`; that second
+    """Returns the lead of `found` under each view and the second view that makes it least, less 2·`guard`; that second
     view; and whether all were asked: where both hold, lead > 0 and all asked, the view is steady.
     """
     lead = torch.where(looks.prediction == found[:, None], looks.gap, -looks.gap) - 2 * guard
@@ -150,7 +151,9 @@ def leads(
 
 
 def closed(steady: Bool[Tensor, "P V"], hiding: Bool[Tensor, "S V"]) -> Bool[Tensor, "P S"]:
-    """Whether some steady view hides each choice of placements: with all unions asked, what no patch there changes."""
+    """Marks choices of placements that some steady view hides: with all unions asked, no patch there changes the
+    answer.
+    """
     return steady.float() @ hiding.to(steady.device).float().T > 0
 
 

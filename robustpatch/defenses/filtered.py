@@ -22,7 +22,7 @@ def check_options(defense: Defense, **holds: tuple[bool, str]) -> None:
 
 
 def gradient_option(gradient: str) -> tuple[bool, str]:
-    """What `check_options` asks of an option `gradient`."""
+    """The values of an option `gradient` that `check_options` allows."""
     return gradient in GRADIENTS, " or ".join(GRADIENTS)
 
 

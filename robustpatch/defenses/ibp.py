@@ -111,7 +111,7 @@ class BoundedClassifier(Defended):
             return graph(x)
 
     def _graph(self, x: Tensor) -> Graph:
-        """What the network runs of images like these. Raises `InvalidInput`."""
+        """Returns the graph of operators that the network runs on images like these. Raises `InvalidInput`."""
         graph = self._traced.of(self.network, x)
         outputs = graph.nodes[graph.output.node].meta(graph.output).shape[1]
         if outputs != self.num_classes:

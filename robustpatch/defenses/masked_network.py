@@ -1,4 +1,4 @@
-"""What a network says of images under masks: its logits, how far they may move, and whether it couples images."""
+"""A network's answers for images under masks: its logits, how far they may move, and whether it couples images."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ class MaskedNetwork(Defended):
         return logits.float()
 
     def looks(self, x: Float[Tensor, "B C H W"]) -> list[MaskedPredictions]:
-        """What the network says of the images under masks, still to be asked; so many images at a time."""
+        """Returns the network's predictions for the images under masks, computed when asked for; so many images at a
+        time.
+        """
         masks = self.defense.mask_set(*x.shape[2:])
         size = max(1, _CELLS // len(masks.unions))
         return [

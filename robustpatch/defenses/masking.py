@@ -57,7 +57,7 @@ class MaskSet:
         return (down[:, None, :, None] & across[None, :, None, :]).flatten(0, 1)
 
     def covers(self, threat: Threat) -> bool:
-        """Whether each placement of each patch of the threat lies inside some mask, and there are masks for all."""
+        """Tells whether each placement of each patch lies inside some mask, and there are masks for all patches."""
         return all(
             one.count <= self.count
             and _covered(self.rows, self.height, one.height, self.image_size[0])
@@ -66,7 +66,7 @@ class MaskSet:
         )
 
     def hiding_at(self, patch: PatchThreat) -> Bool[Tensor, "L V"]:
-        """Which views hide one rectangle of the patch wholly, at each of its placements in row-major order."""
+        """Marks the views that hide one rectangle of the patch wholly, at each of its placements in row-major order."""
         down = _holding(self.rows, self.height, patch.height, self.image_size[0])
         across = _holding(self.columns, self.width, patch.width, self.image_size[1])
         masks = (down[:, None, :, None] & across[None, :, None, :]).flatten(2).flatten(0, 1)
@@ -95,7 +95,7 @@ class MaskSet:
 
     @property
     def pair(self) -> Int[Tensor, "V V"]:
-        """Which union two views make."""
+        """Returns the number of the union that two views make."""
         return _unions(len(self), self.count)[2]
 
 

@@ -56,7 +56,7 @@ class DoubleMasking(Defense):
 
     @property
     def per_axis(self) -> tuple[int, int]:
-        """How many masks down and across."""
+        """The number of masks down and across."""
         parts = str(self.masks).lower().split("x")
         if len(parts) > 2 or not all(part.strip().isdecimal() and len(part) <= 9 and int(part) >= 1 for part in parts):
             raise InvalidInput(f'masks is {self.masks!r}; use "6", or "6x4" for 6 down and 4 across')
@@ -64,7 +64,7 @@ class DoubleMasking(Defense):
 
     @property
     def shown(self) -> Encoding:
-        """How an image under masks is shown to the network."""
+        """The encoding by which an image under masks is shown to the network."""
         try:
             value = float(self.hidden)
         except ValueError:
@@ -140,7 +140,7 @@ class PatchCleanser(MaskedNetwork):
 
     @torch.no_grad()
     def predict_counted(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        """What `predict` returns, and the evaluations it took of each image: 36 of 36 masks where these agree."""
+        """Returns `predict`'s answer, and the evaluations it took of each image: 36 of 36 masks where these agree."""
         checks.evaluation_mode(self)
         checks.image_values(x)
         none = torch.zeros(0, dtype=torch.long, device=x.device)
@@ -217,9 +217,9 @@ class PatchCleanser(MaskedNetwork):
             )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What attacks climb. Its argmax is `predict`, unless the surest dissenting view falls and another stands: to
-        know that takes what `predict` may take, all unions, and this asks no more than two rounds of views (see
-        `soft_masking.soft_inference`).
+        """Returns scores for attacks to climb. Their argmax is `predict`, unless the surest dissenting view falls and
+        another stands: to know that takes what `predict` may take, all unions, and this asks no more than two rounds of
+        views (see `soft_masking.soft_inference`).
         """
         masks = self.defense.mask_set(*x.shape[2:])
         return soft_inference(self.scoring(x), masks, torch.arange(len(x), device=x.device))

@@ -93,7 +93,8 @@ class MaskedClassifier(Defended):
         return self.masking(x.shape[2], x.shape[3])
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """What is left of each class less what is left of the best, per ablation: 0 for the best, below it for others.
+        """Returns what masking leaves of each class less what it leaves of the best, per ablation: 0 for the best,
+        below for others.
 
         Its argmax is `predict`, unless that is -1; its gradient that of the soft votes, or scores, not masked.
         """
@@ -124,7 +125,7 @@ class MaskedClassifier(Defended):
         return answered(first_argmax(left), scores)
 
     def left(self, votes: Votes | Scored, image_size: tuple[int, int]) -> Int[Tensor, "B K"]:
-        """What masking leaves of each class, of the contributions of the ablations of such images."""
+        """Returns what masking leaves of each class, of the contributions of the ablations of such images."""
         return self.masking(*image_size).remainder(votes.cast)[1]
 
     @torch.no_grad()

@@ -59,7 +59,7 @@ class Regions:
 
     @property
     def single(self) -> Bool[Tensor, " M"]:
-        """Whether there is but one choice of placements left."""
+        """Tells whether there is but one choice of placements left."""
         return (self.corners[..., ::2] == self.corners[..., 1::2]).all(dim=2).all(dim=1)
 
     def footprint(self) -> Bool[Tensor, "M H W"]:

@@ -1,4 +1,4 @@
-"""What gradients climb: double masking made soft, for attacks; and the masks worst for an image, to train on."""
+"""Double masking made soft, for gradients of attacks; and the masks worst for an image, to train on."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _lifted(scores: Float[Tensor, "B K"], own: Int[Tensor, "B 1"]) -> Float[Tens
 
 
 def _lead(scores: Float[Tensor, "... K"], own: Int[Tensor, "... 1"]) -> Float[Tensor, "..."]:
-    """By how much the score of a class exceeds the largest of the others."""
+    """Returns the score of a class less the largest of the others."""
     return scores.gather(-1, own)[..., 0] - scores.scatter(-1, own, -torch.inf).amax(dim=-1)
 
 

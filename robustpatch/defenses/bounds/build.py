@@ -79,7 +79,7 @@ def _changing(where: str) -> str:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two constants, made anew each time, are one and the same."""
+    """Tells whether two constants, made anew each time, are one and the same."""
     alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
     return alike and torch.equal(one, other)
 
@@ -147,7 +147,7 @@ def _check(graph: Graph, node: Node) -> None:
 
 
 def _is_other(graph: Graph, ref: Ref) -> bool:
-    """Whether it is not the first output of an operator that has others: indices of the largest, statistics."""
+    """Tells whether it is not the first output of an operator that has others: indices of the largest, statistics."""
     return bool(ref.output) and graph.nodes[ref.node].op not in SEVERAL
 
 

@@ -28,7 +28,7 @@ class Call:
         return self.arguments.get(name)
 
     def images(self, name: str) -> bool:
-        """Whether that argument is a tensor with a row for each image."""
+        """Tells whether that argument is a tensor with a row for each image."""
         own = self[name]
         return isinstance(own, Ref) and self.graph.nodes[own.node].per_image
 
@@ -71,7 +71,7 @@ class Step:
         return self.arguments.get(name)
 
     def at(self, end: Callable[[Box], Tensor], /, **replaced: Any) -> Any:
-        """What the operator itself gives where each box is replaced by one of its ends."""
+        """Calls the operator with each box replaced by one of its ends."""
 
         def resolved(own: Any) -> Any:
             return end(own) if isinstance(own, Box) else self.batch if own is BATCH else own

@@ -109,8 +109,8 @@ class Graph:
         return self._parts.setdefault(ref, Graph(self.nodes, ref))
 
     def plan(self, known: frozenset[int]) -> tuple[list[int], dict[int, list[int]]]:
-        """Which nodes to compute for the output, in order, where those in `known` are; and after which of them which
-        values, of all of these, are no longer needed.
+        """Lists the nodes to compute for the output, in order, where those in `known` are; and after which of them
+        which values, of all of these, are no longer needed.
         """
         if known not in self._plans:
             order = self.needed(known)
@@ -152,7 +152,7 @@ def mapped(argument: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def call(node: Node, values: dict[int, Any], batch: int) -> Any:
-    """What the node's operator gives, of the values of earlier nodes, for so many images."""
+    """Calls the node's operator on the values of earlier nodes, for so many images."""
 
     def resolved(argument: Any) -> Any:
         if isinstance(argument, Ref):
@@ -173,7 +173,7 @@ def invoke(op: OpOverload, arguments: dict[str, Any]) -> Any:
 
 
 def pick(value: Any, ref: Ref) -> Any:
-    """That output, of an operator's one or several: tensors, or bounds of them."""
+    """Picks one of an operator's outputs: tensors, or bounds of them."""
     return value if ref.output is None else value[ref.output]
 
 

@@ -1,4 +1,4 @@
-"""By how much one class leads every other, bounded in the last linear operator."""
+"""Bounds of the lead of one class over every other, taken in the last linear operator."""
 
 from __future__ import annotations
 

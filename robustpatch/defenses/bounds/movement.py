@@ -30,7 +30,7 @@ def both_ends(step: Step) -> Any:
 
 
 def along(call: Call, dims: Any, ndim: int | None = None) -> bool:
-    """Whether the first axis is among `dims` (one, several, or for none given: all)."""
+    """Tells whether the first axis is among `dims` (one, several, or for none given: all)."""
     if dims is None or dims == []:
         return True
     ndim = call.ndim if ndim is None else ndim

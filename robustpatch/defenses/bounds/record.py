@@ -152,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def output(self, out: Any) -> Ref:
-        """Which node's output the network returned."""
+        """Finds the node whose output the network returned."""
         ref = self._ref.get(id(out))
         if not isinstance(ref, Ref) or id(out) in self._stale:
             raise InvalidInput(

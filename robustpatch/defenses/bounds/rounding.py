@@ -52,7 +52,7 @@ class Linear:
 
 
 def linear_bounds(linear: Linear, box: Box, *, outward: bool) -> Box:
-    """What the operator computes of anything in the box; see the module."""
+    """Bounds what the operator computes of anything in the box; see the module."""
     middle = (box.lower + box.upper) / 2
     if not outward:
         value, radius = linear.value(middle), linear.magnitude((box.upper - box.lower) / 2)
@@ -140,7 +140,7 @@ def sums_of_products() -> Iterator[None]:
 
 
 def flushes_subnormal() -> bool:
-    """Whether any of the threads that compute for this one on the CPU takes subnormal numbers for 0."""
+    """Tells whether any of the threads that compute for this one on the CPU takes subnormal numbers for 0."""
     with undisturbed(), torch.inference_mode():
         return bool((_subnormal(torch.get_num_threads()).mul(1.0).view(torch.int32) == 0).any())
 
