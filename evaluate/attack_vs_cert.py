@@ -19,7 +19,7 @@ from evaluate.metrics import summarise
 from evaluate.models import measurable
 from evaluate.options import Options, write_configuration
 from evaluate.places import place_of
-from evaluate.records import read_deviation
+from evaluate.records import read_deviation, read_workers
 from evaluate.replaying import replay_command, show_again
 from evaluate.report import write_report
 from evaluate.runner import evaluate
@@ -106,8 +106,11 @@ def main(options: Options, errors: Console) -> int:
             workers=cluster,
         )
     summary = summarise(records)
-    if cluster is not None:
-        deviation, around["workers"] = cluster.deviation, cluster.machines
+    if cluster is not None:  # of all workers that have made a part of the run, today or before
+        made = read_workers(store)
+        deviation = max((one["deviation"] for one in made if one["deviation"] is not None), default=None)
+        machines = [{key: value for key, value in one.items() if key != "deviation"} for one in made]
+        around["workers"] = [one for number, one in enumerate(machines) if one not in machines[:number]]
     seconds, off = time.monotonic() - started, read_deviation(store)
     store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
     content = {
