@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import PIL
 import torch
 
 PRELOADED = [
+    *(f"PIL.{name}" for name in PIL._plugins),
     "attacks",
     "evaluate.attack_vs_cert",
     "evaluate.audit.__main__",
@@ -28,13 +30,16 @@ PRELOADED = [
     "evaluate.learning",
     "evaluate.report.__main__",
     "evaluate.sweep.__main__",
+    "jinja2.ext",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
+    "pyarrow.dataset",
     "robustpatch.recipe",
     "robustpatch.train",
     "tests.evaluate.runs",
     "tests.killed",
-]
+    "torch._dynamo",
+]  # whatever a command imports, or does only once, before it is forked
 _NAMING = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0, "os.rename": 1, "os.link": 1}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -53,10 +58,13 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit status, negative by a signal, the steps that it did, and what it said."""
+    """How a process ended: its exit status, negative by a signal, the steps that it did, the last of them by which a
+    file got its name, and what it said.
+    """
 
     status: int
     steps: int
+    named: int
     said: str
 
 
@@ -78,9 +86,9 @@ def ended(process: Process, folder: Path) -> Ended:
     process.join()
     assert process.exitcode is not None
     told = _beside(folder, "steps")
-    steps = int(told.read_text() or 0) if told.exists() else 0
+    steps, named = map(int, told.read_text().split()) if told.exists() else (0, 0)
     told.unlink(missing_ok=True)
-    return Ended(process.exitcode, steps, _beside(folder, "said").read_text(errors="replace"))
+    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text(errors="replace"))
 
 
 def call(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> Ended:
@@ -116,11 +124,11 @@ def _child(module: str, arguments: list[str], folder: str, fatal: int | None) ->
     for stream in (1, 2):
         os.dup2(said, stream)
     _stop_clocks()
-    steps = _Steps(os.path.realpath(folder), fatal)
+    steps = Steps(os.path.realpath(folder), fatal)
     try:
         import_module(module).app(arguments)
     finally:
-        _beside(Path(folder), "steps").write_text(str(steps.done))
+        _beside(Path(folder), "steps").write_text(f"{steps.done} {steps.named}")
 
 
 def _stop_clocks() -> None:
@@ -145,13 +153,13 @@ def _stop_clocks() -> None:
     Figure.savefig = savefig  # type: ignore[method-assign]
 
 
-class _Steps:
-    """Counts the steps of this process, and ends it at one of them."""
+class Steps:
+    """Counts the steps of this process in a folder, from now on, and ends it at the one numbered `fatal`, if any."""
 
     def __init__(self, folder: str, fatal: int | None) -> None:
         from robustpatch import store
 
-        self.folder, self.fatal, self.done = folder + os.sep, fatal, 0
+        self.folder, self.fatal, self.done, self.named = folder + os.sep, fatal, 0, 0
         sys.addaudithook(self.hear)
         real = os.fsync
 
@@ -179,6 +187,7 @@ class _Steps:
             place = arguments[_NAMING[event]] if event in _NAMING else None
         if isinstance(place, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(place)).startswith(self.folder):
             self.step()
+            self.named = self.done if event == "os.rename" else self.named
 
     def step(self) -> None:
         self.done += 1

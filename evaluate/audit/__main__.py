@@ -20,7 +20,7 @@ from evaluate.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
 from robustpatch.command_line import Command
 from robustpatch.data import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.store import local_folder, replace_file
+from robustpatch.store import Store, local_folder, replace_file
 from robustpatch.text import one_line
 from robustpatch.threat import PatchThreat
 
@@ -128,6 +128,7 @@ def _run(
     certifier, make = named(target, "target"), named(factory, "factory")
     asked = asked_for(target, factory)
     with ExitStack() as shown:
+        shown.enter_context(Store(output).held(alone=True))
         status = shown.enter_context(errors.status("audit"))
         limit = shown.enter_context(interruptible(Limit(time_limit), errors))
         done = audit(
@@ -146,7 +147,7 @@ def _run(
             limit=limit,
             on_progress=lambda what: status.update(what),
         )
-    _write(done, output, asked)
+        _write(done, output, asked)
     console = Console()
     if as_json:
         console.print(json.dumps(done.as_dict()), highlight=False, soft_wrap=True, markup=False)

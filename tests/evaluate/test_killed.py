@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.evaluate.commands import commands, furnish, read_before
-from tests.killed import Ended, call, difference, tree
+from tests.killed import Ended, call, difference, ended, start, tree
 
 NAMES = list(commands(Path()))
 PARTS = 4  # of a test that takes minutes
@@ -31,6 +33,7 @@ class Place:
             found = call(self.commands[name], self.work)
             assert found.status == self.commands[name].status, found.said
             self._alone[name] = found, tree(self.work)
+            self.empty()
         return self._alone[name]
 
     def empty(self) -> None:
@@ -53,6 +56,24 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_before_its_last_file_has_its_name(place, name):
+    """The next one removes what was half written, and writes it."""
+    named = place.alone(name)[0].named
+    place.empty()
+    assert place.killed(name, named) == []
+
+
+def test_it_is_a_step_at_which_they_die(place):
+    """The last file is then written, whole, and has no name yet."""
+    named = place.alone("report")[0].named
+    place.empty()
+    assert call(place.commands["report"], place.work, fatal=named).status == -signal.SIGKILL
+    (part,) = [path for path in place.work.rglob("*") if path.suffix == ".part"]
+    assert part.read_bytes() == place.alone("report")[1]["out/report.json"]
+    assert not (place.work / "out" / "report.json").exists()
 
 
 @pytest.mark.slow
@@ -81,3 +102,26 @@ def test_killed_at_any_step_of_a_repetition(place, name):
         assert died.status == -signal.SIGKILL, died.said
         wrong[step] = place.finish(name)
     assert not {step: names for step, names in wrong.items() if names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("name", ["evaluator", "sweep", "train", "recipe"])
+def test_killed_at_random_moments(place, name, part):
+    """From outside, seven times, each of them repeated by the next."""
+    place.alone(name)
+    chance = random.Random(f"{name} {part}")
+    place.empty()
+    began = time.monotonic()
+    assert place.finish(name) == []
+    seconds = time.monotonic() - began
+    place.empty()
+    for number in range(7):
+        process = start(place.commands[name], place.work, repeated=number > 0)
+        process.join(chance.uniform(0, seconds))
+        process.kill()
+        ended(process, place.work)
+        if number % 3 == 2:  # and so it ends now and then
+            assert place.finish(name) == []
+            place.empty()
+    assert place.finish(name) == []
