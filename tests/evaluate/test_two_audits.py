@@ -18,7 +18,7 @@ def test_the_second_is_refused_before_it_removes_anything(tmp_path, monkeypatch)
     monkeypatch.setattr("robustpatch.holding._PATIENCE", 0.0)
     (tmp_path / "bright.py").write_text(BRIGHT)
     output = tmp_path / "audit"
-    given = [f"{tmp_path}/bright.py:Bright", "--shape", "1x4x8", "--patch", "1x1", "--images", "1", "--budget", "1"]
+    given = [f"{tmp_path}/bright.py:Bright", "--shape", "1x4x8", "--patch", "1x1", "--images", "2", "--budget", "4"]
     given += ["--output", str(output)]
     assert CliRunner().invoke(app, given).exit_code == 1
     before = {path.name: path.read_bytes() for path in output.iterdir()}
