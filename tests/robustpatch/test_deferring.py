@@ -58,17 +58,26 @@ def test_at_the_end_at_the_latest(number, kind):
                 raise error
 
 
-def test_handlers_of_the_code_within_are_not_installed():
-    """Nor stay those that compiled code installed by itself, once `listen` is called; of other signals they do."""
+def never(*_):
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_handlers_of_the_code_within_are_not_called(seen):
+    """They are not installed; nor stay those that compiled code installed by no call that is seen, once `listen` is
+    called. Of other signals they do.
+    """
     other = signal.getsignal(signal.SIGUSR1)
     with signals():
         before = handlers()
         with pytest.raises(Terminated), Deferred() as deferred:  # noqa: PT012
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
-            deferred._set(signal.SIGTERM, lambda *_: os._exit(1))  # by no call that Python sees
-            deferred.listen()
+            if seen:
+                assert signal.signal(signal.SIGTERM, never) is before[1]
+            else:
+                deferred._set(signal.SIGTERM, never)
+                deferred.listen()
             os.kill(os.getpid(), signal.SIGTERM)
         assert handlers() == before
     signal.signal(signal.SIGUSR1, other)
