@@ -22,7 +22,7 @@ from evaluate.runs.batch import Settings
 from evaluate.runs.cluster import Cluster
 from evaluate.runs.estimate import Estimate, estimate
 from evaluate.runs.places import place_of
-from evaluate.runs.records import read_deviation
+from evaluate.runs.records import read_deviation, read_workers
 from evaluate.runs.replay import replay_command, show_again
 from evaluate.runs.runner import evaluate
 from robustpatch.classifiers.calibration import calibrate_guard
@@ -106,8 +106,11 @@ def main(options: Options, errors: Console) -> int:
             workers=cluster,
         )
     summary = summarise(records)
-    if cluster is not None:
-        deviation, around["workers"] = cluster.deviation, cluster.machines
+    if cluster is not None:  # of all workers that have made a part of the run, today or before
+        made = read_workers(store)
+        deviation = max((one["deviation"] for one in made if one["deviation"] is not None), default=None)
+        machines = [{key: value for key, value in one.items() if key != "deviation"} for one in made]
+        around["workers"] = [one for number, one in enumerate(machines) if one not in machines[:number]]
     seconds, off = time.monotonic() - started, read_deviation(store)
     store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
     content = {

@@ -21,7 +21,7 @@ from robustpatch.cli.command_line import Command
 from robustpatch.cli.text import one_line
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.store import local_folder, replace_file
+from robustpatch.storage.store import Store, local_folder, replace_file
 from robustpatch.threats.rectangle import PatchThreat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -128,6 +128,7 @@ def _run(
     certifier, make = named(target, "target"), named(factory, "factory")
     asked = asked_for(target, factory)
     with ExitStack() as shown:
+        shown.enter_context(Store(output).held(alone=True))
         status = shown.enter_context(errors.status("audit"))
         limit = shown.enter_context(interruptible(Limit(time_limit), errors))
         done = audit(
@@ -146,7 +147,7 @@ def _run(
             limit=limit,
             on_progress=lambda what: status.update(what),
         )
-    _write(done, output, asked)
+        _write(done, output, asked)
     console = Console()
     if as_json:
         console.print(json.dumps(done.as_dict()), highlight=False, soft_wrap=True, markup=False)

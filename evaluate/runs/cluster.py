@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +22,11 @@ from evaluate.cli.command import LOCAL_RAY
 from evaluate.runs.runner import Job, Progress
 from evaluate.runs.worker import Worker, conditions, takes_gpu
 from robustpatch import precision
+from robustpatch.cli.deferring import Deferred
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 
+_LOOK_EVERY = 0.2  # seconds between two looks whether a signal has arrived
 LOSSES = 5  # of workers over one batch, or before they were ready in a row: then it is not the machine's fault
 
 
@@ -69,15 +70,19 @@ class Cluster:
         return cls(address, num_workers, on_notice)
 
     def __call__(self, job: Job, images: ImageSet, missing: Sequence[range], on_progress: Progress) -> None:
-        """Do the missing batches, and return. No worker is left behind, however this ends."""
+        """Do the missing batches, and return. No worker is left behind, however this ends: Ctrl-C and SIGTERM raise
+        nothing within Ray, which does not survive that, but as soon as it can be left.
+        """
         gpu = takes_gpu(job.settings.device)
         needs = {"num_cpus": torch.get_num_threads(), "num_gpus": int(gpu)}
         sample = images.batch(range(min(8, job.settings.num_images, len(images))))[0]
-        with self._connected(needs) as ray:
+        with Deferred(_disarm) as signals, self._connected(needs) as ray:
+            signals.listen()
+            signals.check()
             workers = min(self._room(ray, needs), len(missing))
             run = _Run(self, ray, job, images, sample, needs)
             try:
-                run.all(deque(missing), workers, on_progress)
+                run.all(deque(missing), workers, on_progress, signals.check)
             finally:
                 run.end()
 
@@ -95,8 +100,7 @@ class Cluster:
         try:
             if not here:
                 _reach(self.address)
-                with _own_sigterm():
-                    ray.init(**options)
+                ray.init(**options)
         except (Exception, SystemExit) as error:  # Ray raises plain ones, and leaves Python
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if self.address == LOCAL_RAY:
@@ -149,7 +153,14 @@ class _Run:
         self.workers.append(worker)
         self.doing[worker.prepare.remote(self.setting)] = (worker, None)
 
-    def all(self, waiting: deque[range], workers: int, on_progress: Progress) -> None:
+    def all(
+        self,
+        waiting: deque[range],
+        workers: int,
+        on_progress: Progress,
+        check_signals: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have so many workers do all that is waiting; between any two answers, `check_signals` may end it."""
         finished, whole = 0, sum(map(len, waiting))
         for _ in range(workers):
             self.start()
@@ -160,7 +171,10 @@ class _Run:
             on_progress(finished, f"{busy} of {workers} workers" if busy else "starting workers")
             if not self.doing:
                 continue
-            done, _ = self.ray.wait(list(self.doing))
+            done: list[Any] = []
+            while not done:
+                done, _ = self.ray.wait(list(self.doing), timeout=_LOOK_EVERY)
+                check_signals()
             worker, batch = self.doing.pop(done[0])
             if not self.answered(done[0], batch):
                 if batch is not None:
@@ -212,15 +226,12 @@ class _Run:
         return True
 
 
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the program's handler of SIGTERM: `ray.init` sets one of its own, which ends the program by `sys.exit`."""
-    own = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(own) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own)
+def _disarm() -> None:
+    """While it connects, Ray has a handler of SIGTERM that also sets an alarm, by which the process would be aborted
+    after three seconds, before it could end in order.
+    """
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)
 
 
 def _reach(address: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -173,7 +174,7 @@ SCHEMA = pa.schema(
 
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
-_DEVIATION, _PROBE = b"float32_deviation", b"probe"  # in the metadata of a shard
+_DEVIATION, _PROBE, _WORKER = b"float32_deviation", b"probe", b"worker"  # in the metadata of a shard
 
 
 def shard_name(first: int, stop: int) -> str:
@@ -189,10 +190,12 @@ def write_shard(
     float32_deviation: float | None = None,
     probe: list[int | None] | None = None,
     files: Iterable[str] = (),
+    worker: dict[str, Any] | None = None,
 ) -> None:
     """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
     the scores of their images were from float32's, where they were computed in less; and what the model answered a few
-    patched images (`evaluate.model.probe`); and which `files`, written before, belong to them.
+    patched images (`evaluate.model.probe`); and which `files`, written before, belong to them; and what the `worker` of
+    a cluster that made them says of itself.
     """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
     about: dict[str, str] = {}
@@ -200,6 +203,8 @@ def write_shard(
         about[_DEVIATION.decode()] = repr(float32_deviation)
     if probe is not None:
         about[_PROBE.decode()] = json.dumps(probe)
+    if worker is not None:
+        about[_WORKER.decode()] = json.dumps(worker)
     own = run_of(output) if run is None else run
     write_table(output, name, table.replace_schema_metadata(about), own, files)
 
@@ -221,10 +226,22 @@ def read_shard(output: str | Path | Store, name: str, run: str | None = None, *,
 
 def read_deviation(output: str | Path | Store) -> float | None:
     """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
+    return max((float(one[_DEVIATION]) for one in _notes(output) if _DEVIATION in one), default=None)
+
+
+def read_workers(output: str | Path | Store) -> list[dict[str, Any]]:
+    """What the workers of a cluster that made the run's records said of themselves, in the order of the images, each
+    once; nothing of records that were made in the driver's own process.
+    """
+    found = [json.loads(one[_WORKER]) for one in _notes(output) if _WORKER in one]
+    return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
+def _notes(output: str | Path | Store) -> list[dict[bytes, bytes]]:
+    """What the shards say beside their records."""
     store = Store.of(output)
     run = run_of(store)
-    about = [read_table(store, name, SCHEMA, run).schema.metadata for name in store.names("records", ".parquet")]
-    return max((float(one[_DEVIATION]) for one in about if _DEVIATION in one), default=None)
+    return [read_table(store, name, SCHEMA, run).schema.metadata for name in store.names("records", ".parquet")]
 
 
 def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:

@@ -38,7 +38,9 @@ Progress = Callable[[int, str], None]  # images finished, what is being done
 
 @dataclass(frozen=True)
 class Job:
-    """All that a batch needs but its images, and where its results go."""
+    """All that a batch needs but its images, and where its results go. `worker`: what the process of a cluster that
+    does it says of itself, which is kept with the records.
+    """
 
     model: torch.nn.Module
     threat: Threat
@@ -47,6 +49,7 @@ class Job:
     store: Store
     configuration: dict[str, Any]
     run: str
+    worker: dict[str, Any] | None = None
 
     def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
         """Certify and attack the images `first`, `first` + 1, …, and write what was found: their shard last."""
@@ -68,7 +71,7 @@ class Job:
         if write_exhibits(self.store, exhibits_name(name), batch.exhibits):
             files.add(exhibits_name(name))
         asked = probe.answers(self.model, probe.patched(x, batch.records, self.threat)[0], len(x))
-        write_shard(self.store, name, batch.records, self.run, deviation, asked, files)
+        write_shard(self.store, name, batch.records, self.run, deviation, asked, files, self.worker)
 
     def damage(self, batch: range) -> str | None:
         """What is wrong with the shard of these images, or with files that belong to it; "" where there is none, None

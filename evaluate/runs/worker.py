@@ -41,14 +41,16 @@ class Worker:
             raise InvalidInput(
                 f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
             )
-        self.job = replace(job, model=job.model.to(device).requires_grad_(False))
-        smoothed = measurable(self.job.model)
-        return {
+        model = job.model.to(device).requires_grad_(False)
+        smoothed = measurable(model)
+        about = {
             "host": host,
             "device": torch.cuda.get_device_name() if takes_gpu(device) else torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "deviation": None if smoothed is None else calibrate_guard(smoothed, sample.to(device)),
         }
+        self.job = replace(job, model=model, worker=about)
+        return dict(about)
 
     def do(self, x: Tensor, y: Tensor, first: int) -> None:
         """Do a batch. What would end this process from within the model's code is an error like any other: a worker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,13 +10,13 @@ from pathlib import Path
 from threading import Lock
 
 from robustpatch.errors import InvalidInput
+from robustpatch.storage.leftovers import remove_leftovers
 
 try:
     import fcntl
 except ImportError:  # a system without such locks: nothing is held there
     fcntl = None
 
-PART = re.compile(r"\.[0-9a-f]{8}\.part")  # what a file is called until it is whole
 _PATIENCE = 5.0  # seconds: another process may just be looking for leftovers
 
 _held: dict[str, tuple[int, int, bool]] = {}  # by this process: descriptor, how many times, whether alone
@@ -101,7 +100,7 @@ def _lock(key: str, alone: bool) -> int:
                     f"output is {key}, where another process is at work; wait for its end, or name another output"
                 )
             time.sleep(0.05)
-        _remove_parts(Path(key))
+        _remove_all_leftovers(Path(key))
         if not alone:
             _locked(descriptor, alone=False)
     except OSError:  # no locks here
@@ -122,8 +121,6 @@ def _locked(descriptor: int, *, alone: bool) -> bool:
     return True
 
 
-def _remove_parts(folder: Path) -> None:
-    for inside, _, names in os.walk(folder):
-        for name in filter(PART.fullmatch, names):
-            with suppress(OSError):
-                Path(inside, name).unlink()
+def _remove_all_leftovers(folder: Path) -> None:
+    for inside, _, _ in os.walk(folder):
+        remove_leftovers(inside)

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.holding import held, held_by_none_else
+from robustpatch.storage.leftovers import being_written, part_name, remove_leftovers
 
 
 class Store:
@@ -108,7 +108,7 @@ class Store:
         """Raises `InvalidInput` where nothing can be written, or on this machine fewer bytes than `room`, before there
         is anything to lose.
         """
-        name = _part()
+        name = part_name()
         self.write(name, b"A file that was written to see whether it can be; delete it.")
         self.remove(name)
         free = None if self.local is None else shutil.disk_usage(self.local).free
@@ -121,7 +121,8 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete the file, if it is there."""
         if self.exists(name):
-            self._files.rm_file(self._at(name))
+            with suppress(FileNotFoundError):  # somebody else has just done it
+                self._files.rm_file(self._at(name))
 
     def names(self, folder: str, ending: str) -> list[str]:
         """The files right inside `folder` whose names end so, in order; none where there is no such folder."""
@@ -194,26 +195,40 @@ def replace_file(path: str | Path, content: bytes) -> None:
     _put_locally(str(place), content, os.replace)
 
 
-def _part() -> str:
-    """A name for what is not whole yet; one that a killed process leaves is known by it
-    (`robustpatch.storage.holding`).
-    """
-    return f".{uuid4().hex[:8]}.part"
+_TRIES = 5
+_looked_into: set[str] = set()  # folders in which this process has looked for leftovers
 
 
 def _put_locally(place: str, content: bytes, move: Callable[[str, str], None]) -> None:
-    """On the disk first, then in its place, and the name on the disk, too."""
+    """On the disk first, then in its place, and the name on the disk, too. What killed processes left half written
+    beside it is removed.
+    """
     folder = os.path.dirname(place) or "."
-    part = os.path.join(folder, _part())
-    try:
+    key = os.path.realpath(folder)
+    if key not in _looked_into:
+        _looked_into.add(key)
+        remove_leftovers(folder)
+    for left in reversed(range(_TRIES)):
+        part = os.path.join(folder, part_name())
+        try:
+            _put_once(part, place, content, move)
+            break
+        except FileNotFoundError:  # taken for a leftover by another process, before it was locked
+            if not left or not os.path.isdir(folder):
+                raise
+        finally:
+            Path(part).unlink(missing_ok=True)
+    _sync(folder)
+
+
+def _put_once(part: str, place: str, content: bytes, move: Callable[[str, str], None]) -> None:
+    with ExitStack() as writing:
         with open(part, "wb") as file:
+            writing.enter_context(being_written(file.fileno()))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         move(part, place)
-    finally:
-        Path(part).unlink(missing_ok=True)
-    _sync(folder)
 
 
 def _sync(folder: str) -> None:

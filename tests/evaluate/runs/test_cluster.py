@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from evaluate.runs.run_identity import claim
 from evaluate.runs.runner import Job
 from evaluate.runs.worker import Worker, conditions
 from robustpatch.ablations.kinds import Columns
+from robustpatch.cli.status import Interrupted, Terminated, signals
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.rectangle import PatchThreat
@@ -95,7 +97,7 @@ class FakeRay:
 
     def __init__(self, fates) -> None:
         self.fates, self.calls, self.answers, self.losses = deque(fates), 0, {}, 0
-        self.cloudpickle = self
+        self.cloudpickle, self.ended = self, []
 
     def register_pickle_by_value(self, _) -> None: ...
 
@@ -116,8 +118,11 @@ class FakeRay:
     def put(self, value):
         return value
 
-    def wait(self, answers):
+    def wait(self, answers, timeout=None):
         return answers[:1], answers[1:]
+
+    def kill(self, worker):
+        self.ended.append(worker)
 
     def get(self, answer):
         from ray.exceptions import ActorDiedError
@@ -259,6 +264,42 @@ def test_no_process_is_left_behind(how, checkpoint, tmp_path):
     assert 0 < len(before) < 24
     assert call(*given).exit_code == 0
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, Interrupted), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize("where", ["wait", "get", "put"])
+def test_a_signal_raises_nothing_within_ray(number, kind, where, tmp_path, monkeypatch):
+    """Which would end in a crash of its compiled code: Ray returns from what it does, and then the run is left. No
+    worker stays.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    others = {one: signal.signal(one, handler) for one, handler in usual.items()}
+    own, ray, survived = job(tmp_path), FakeRay([]), []
+
+    def interrupted(real):
+        def call(*arguments, **options):
+            os.kill(os.getpid(), number)
+            survived.append(True)
+            return real(*arguments, **options)
+
+        return call
+
+    @contextmanager
+    def connected(*_):
+        yield ray
+
+    monkeypatch.setattr(Cluster, "_connected", connected)
+    monkeypatch.setattr(Cluster, "_room", lambda *_: 2)
+    monkeypatch.setattr(ray, where, interrupted(getattr(ray, where)))
+    try:
+        with pytest.raises(kind), signals():
+            Cluster()(own, scene(), [range(0, 2), range(2, 4), range(4, 6)], lambda *_: None)
+    finally:
+        for one, handler in others.items():
+            signal.signal(one, handler)
+    assert survived == [True]
+    assert len(ray.ended) == 2
+    assert len(list(tmp_path.glob("records/*"))) < 3
 
 
 def test_wrong_calls(checkpoint, tmp_path, monkeypatch):

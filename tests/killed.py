@@ -1,0 +1,195 @@
+"""Commands in processes of their own that die at a chosen step of what they write, and what such a process leaves.
+
+A step is each file operation inside the folder of the run: to make a folder, open a file for writing, write it, send it
+to the disk, name it, link it, remove it. A process that is to die at step n sends itself SIGKILL just before that step,
+of a write in its middle.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import PIL
+import torch
+
+PRELOADED = [
+    *(f"PIL.{name}" for name in PIL._plugins),
+    "attacks",
+    "evaluate.attack_vs_cert",
+    "evaluate.audit.__main__",
+    "evaluate.compare",
+    "evaluate.curve",
+    "evaluate.leaderboard.__main__",
+    "evaluate.learning",
+    "evaluate.report.__main__",
+    "evaluate.sweep.__main__",
+    "jinja2.ext",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "pyarrow.dataset",
+    "robustpatch.recipe",
+    "robustpatch.train",
+    "tests.evaluate.runs",
+    "tests.killed",
+    "torch._dynamo",
+]  # whatever a command imports, or does only once, before it is forked
+_NAMING = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0, "os.rename": 1, "os.link": 1}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, called in the folder of a run; `again` is added to repeat it where it did not end, and `status`
+    how it ends by itself.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    again: tuple[str, ...] = ()
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status, negative by a signal, the steps that it did, the last of them by which a
+    file got its name, and what it said.
+    """
+
+    status: int
+    steps: int
+    named: int
+    said: str
+
+
+def start(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> "Process":
+    """Start the command in the folder, to die at the step numbered `fatal`, from 1 on. Its clocks stand still: equal
+    runs write equal files.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    folder.mkdir(exist_ok=True)
+    given = [*command.arguments, *(command.again if repeated else ())]
+    process = server.Process(target=_child, args=(command.module, given, str(folder), fatal))
+    process.start()
+    return process
+
+
+def ended(process: Process, folder: Path) -> Ended:
+    """Wait for its end."""
+    process.join()
+    assert process.exitcode is not None
+    told = _beside(folder, "steps")
+    steps, named = map(int, told.read_text().split()) if told.exists() else (0, 0)
+    told.unlink(missing_ok=True)
+    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text(errors="replace"))
+
+
+def call(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> Ended:
+    """The command from its start to its end."""
+    return ended(start(command, folder, fatal=fatal, repeated=repeated), folder)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All files below the folder, by their names, and what is in them; folders hold None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def difference(one: dict[str, bytes | None], other: dict[str, bytes | None]) -> list[str]:
+    """The names under which two trees differ."""
+    return sorted(name for name in {*one, *other} if (name in one, one.get(name)) != (name in other, other.get(name)))
+
+
+Process = multiprocessing.process.BaseProcess
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}.{what}")
+
+
+def _child(module: str, arguments: list[str], folder: str, fatal: int | None) -> None:
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    said = os.open(_beside(Path(folder), "said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    _stop_clocks()
+    steps = Steps(os.path.realpath(folder), fatal)
+    try:
+        import_module(module).app(arguments)
+    finally:
+        _beside(Path(folder), "steps").write_text(f"{steps.done} {steps.named}")
+
+
+def _stop_clocks() -> None:
+    """Nothing takes any time: equal runs write equal files. Pictures in files are not drawn, which takes a second."""
+    import time
+
+    from matplotlib.figure import Figure
+
+    from evaluate.leaderboard import rows
+
+    for name in ("time", "monotonic", "perf_counter"):
+        setattr(time, name, lambda: 1e6)
+    rows._rate = lambda *_: 1.0
+    real = Figure.savefig
+
+    def savefig(figure, content, **options) -> None:
+        if isinstance(content, io.BytesIO):
+            content.write(repr(options).encode())
+        else:
+            real(figure, content, **options)
+
+    Figure.savefig = savefig  # type: ignore[method-assign]
+
+
+class Steps:
+    """Counts the steps of this process in a folder, from now on, and ends it at the one numbered `fatal`, if any."""
+
+    def __init__(self, folder: str, fatal: int | None) -> None:
+        from robustpatch.storage import store
+
+        self.folder, self.fatal, self.done, self.named = folder + os.sep, fatal, 0, 0
+        sys.addaudithook(self.hear)
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            self.step()
+            real(descriptor)
+
+        os.fsync, step = fsync, self.step
+
+        class Halves(io.FileIO):
+            """A file that may die with half of what was to be written."""
+
+            def write(self, content) -> int:
+                half = len(content) // 2
+                written = super().write(content[:half])
+                step()
+                return written + super().write(content[half:])
+
+        store.open = Halves  # type: ignore[attr-defined]
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            place = arguments[0] if arguments[2] & _WRITING else None
+        else:
+            place = arguments[_NAMING[event]] if event in _NAMING else None
+        if isinstance(place, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(place)).startswith(self.folder):
+            self.step()
+            self.named = self.done if event == "os.rename" else self.named
+
+    def step(self) -> None:
+        self.done += 1
+        if self.done == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
