@@ -12,7 +12,7 @@ from torch import Tensor
 from attacks.search import Search
 from attacks.surfaces.patchcleanser import CleanMaskedPredictions
 from attacks.surfaces.patchguard import rival_margins as masked_margins
-from robustpatch.certificates.exact import rival_margins
+from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threats.rectangle import PatchThreat

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.touched import Touched
-from robustpatch.certificates.exact import rival_margins
+from robustpatch.certificates.lead import lead, least_lead
+from robustpatch.certificates.margins import rival_margins
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
@@ -73,18 +74,10 @@ def worst_votes(
         refuted=first_argmax(counts) != prediction,
         placement=first.to(cast.device)[sets],
         rival=rival,
-        lead=vote_lead(counts, prediction),
+        lead=least_lead(counts, prediction),
         touched=member.sum(dim=1),
         votes=votes,
     )
-
-
-def vote_lead(counts: Int[Tensor, "B K"], prediction: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """min over j ≠ c of n_c - n_j - [j < c] for c = `prediction`: it is the most voted class iff this is ≥ 0."""
-    c = prediction[:, None]
-    rival = torch.arange(counts.shape[1], device=counts.device)
-    leads = counts.gather(1, c) - counts - (rival < c).long()
-    return leads.masked_fill(rival == c, torch.iinfo(leads.dtype).max).amin(dim=1)
 
 
 def _clean(cast: Tensor) -> Votes | Scored:
@@ -101,7 +94,8 @@ def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: i
     cast = votes.cast[0]
     own = cast.gather(1, prediction.expand(len(cast), 1))
     damage = own.to(votes.counts.dtype) - cast.to(votes.counts.dtype) + votes.unit
-    before = vote_lead_each(cast, prediction)
+    counts = cast.sum(dim=0)
+    before = lead(counts[prediction], counts, prediction)
     best: tuple[int, list[int], int] | None = None
     for sets in _unions(touched, damage, count):
         member = touched.member(torch.tensor(sets, device=cast.device)).any(dim=0)
@@ -111,14 +105,6 @@ def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: i
             best = int(leads[rival]), sets, rival
     assert best is not None
     return best[1], best[2]
-
-
-def vote_lead_each(cast: Bool[Tensor, "N K"] | Int[Tensor, "N K"], prediction: Tensor) -> Int[Tensor, " K"]:
-    """n_c - n_j - [j < c] for every rival j; the largest int for c itself."""
-    counts = cast.sum(dim=0)
-    rival = torch.arange(len(counts), device=counts.device)
-    leads = counts[prediction] - counts - (rival < prediction).long()
-    return leads.masked_fill(rival == prediction, torch.iinfo(torch.int64).max // 2)
 
 
 def _unions(touched: Touched, damage: Int[Tensor, "N K"], count: int) -> Iterator[list[int]]:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from robustpatch.ablations.parse import parse_ablation
     from robustpatch.ablations.sparse import SparseAblation
     from robustpatch.ablations.union import Union
-    from robustpatch.certificates.exact import Certificate, certify_votes, largest_certified
+    from robustpatch.certificates.certificate import Certificate
+    from robustpatch.certificates.exact import certify_votes
+    from robustpatch.certificates.largest import largest_certified
     from robustpatch.certificates.randomized import Sampling, certify_randomized, predict_randomized
     from robustpatch.certificates.top_k import TopKCertificate, certify_top_k
     from robustpatch.classifiers.calibration import calibrate_guard
@@ -30,7 +32,9 @@ _HOME = {
     "ablations.parse": ("parse_ablation",),
     "ablations.sparse": ("SparseAblation",),
     "ablations.union": ("Union",),
-    "certificates.exact": ("Certificate", "certify_votes", "largest_certified"),
+    "certificates.certificate": ("Certificate",),
+    "certificates.exact": ("certify_votes",),
+    "certificates.largest": ("largest_certified",),
     "certificates.randomized": ("Sampling", "certify_randomized", "predict_randomized"),
     "certificates.top_k": ("TopKCertificate", "certify_top_k"),
     "classifiers.calibration": ("calibrate_guard",),

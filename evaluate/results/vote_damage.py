@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.votes import vote_lead
+from robustpatch.certificates.lead import least_lead
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.rectangle import PatchThreat
@@ -49,5 +49,5 @@ def damage(
     return Damage(
         touched=member.sum(dim=1),
         turned=(member & (votes_own < votes_rival)).sum(dim=1),
-        lead=torch.div(vote_lead(counts, prediction), votes.unit, rounding_mode="floor"),
+        lead=torch.div(least_lead(counts, prediction), votes.unit, rounding_mode="floor"),
     )

@@ -28,7 +28,8 @@ from evaluate.sweep.records import (
     write_sweep_shard,
 )
 from robustpatch.certificates.exact import Method, certify_votes, largest_certified
-from robustpatch.certificates.top_k import certify_top_k, check_k, ranks
+from robustpatch.certificates.lead import ranks
+from robustpatch.certificates.top_k import certify_top_k, check_k
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet

@@ -98,6 +98,11 @@ class Grid(Ablation):
     keep: int
     kind: str
 
+    @property
+    @abstractmethod
+    def single_cells(self) -> Windows:
+        """The cells one by one, as windows of an image that the size divides."""
+
     @abstractmethod
     def cell(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a cell. Raises `InvalidInput` where it is larger than the image."""

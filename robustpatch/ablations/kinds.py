@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from robustpatch.ablations.base import Grid, Windows, check_window, window_axis
 from robustpatch.ablations.touched import Axis
 
 
+class Band(Windows):
+    """Windows as long as the image along one of its axes; they lie side by side across the other."""
+
+    across: ClassVar[int]
+    """The axis that tells the bands apart: 0, the rows, or 1, the columns."""
+
+
 @dataclass(frozen=True)
-class Columns(Windows):
+class Columns(Band):
     """Band n keeps the `size` columns from n·`stride` on, wrapping around; N = ceil(W / stride).
 
     With stride 1 a patch of width m touches min(W, m + size - 1) bands.
@@ -17,6 +25,7 @@ class Columns(Windows):
 
     size: int
     stride: int = 1
+    across: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_window("columns", "size", self.size, self.stride)
@@ -29,7 +38,7 @@ class Columns(Windows):
 
 
 @dataclass(frozen=True)
-class Rows(Windows):
+class Rows(Band):
     """Band n keeps the `size` rows from n·`stride` on, wrapping around; N = ceil(H / stride).
 
     With stride 1 a patch of height m touches min(H, m + size - 1) bands.
@@ -37,6 +46,7 @@ class Rows(Windows):
 
     size: int
     stride: int = 1
+    across: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_window("rows", "size", self.size, self.stride)
@@ -90,6 +100,10 @@ class GridColumns(Grid):
     def __post_init__(self) -> None:
         self._check()
 
+    @property
+    def single_cells(self) -> Columns:
+        return Columns(self.size, stride=self.size)
+
     def cell(self, height: int, width: int) -> tuple[int, int]:
         self._check_fits(width)
         return height, self.size
@@ -108,6 +122,10 @@ class GridBlocks(Grid):
 
     def __post_init__(self) -> None:
         self._check()
+
+    @property
+    def single_cells(self) -> Blocks:
+        return Blocks(self.size, stride=self.size)
 
     def cell(self, height: int, width: int) -> tuple[int, int]:
         self._check_fits(min(height, width))

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.sparse import SparseAblation
-from robustpatch.certificates.exact import Certificate, check_votes
+from robustpatch.certificates.certificate import Certificate
+from robustpatch.certificates.margins import check_votes
 from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat

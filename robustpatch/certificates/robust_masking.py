@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
+from robustpatch.certificates.lead import lead
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import Scored, Votes
@@ -68,7 +69,7 @@ class Masking:
     def rival_margins(
         self, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
     ) -> Int[Tensor, "B S K"]:
-        """At least how far c stays ahead of each rival j; for j = c itself the largest int64.
+        """At least how far c stays ahead of each rival j; for j = c itself a number beyond all others.
 
         A patch can make of the contributions of A what it likes, between 0 and the
         range u; those outside are at least `votes.sure`, at most `votes.possible`.
@@ -90,10 +91,7 @@ class Masking:
         own = prediction[:, None, None].expand(-1, sure.shape[1], 1)
         least, most = sure.gather(2, own)[..., 0], possible.gather(2, own)[..., 0]
         loud = self._loudest_rival(possible, sets, windows, unit)
-        rival = torch.arange(loud.shape[2], device=loud.device)
-        needed = loud + (rival < prediction[:, None]).long()[:, None]
-        margins = self._least_own(least, most, sets, windows, unit)[..., None] - needed
-        return margins.masked_fill((rival == prediction[:, None])[:, None], torch.iinfo(torch.int64).max)
+        return lead(self._least_own(least, most, sets, windows, unit), loud, prediction[:, None])
 
     def _least_own(
         self, least: Int[Tensor, "B N"], most: Int[Tensor, "B N"], sets: Tensor, windows: Tensor, unit: int

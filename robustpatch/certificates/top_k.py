@@ -31,7 +31,8 @@ from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.touched import Touched
-from robustpatch.certificates.exact import FAR, check_votes, leads
+from robustpatch.certificates.lead import FAR, ranks
+from robustpatch.certificates.margins import check_votes, leads
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, Threat
 from robustpatch.voting.votes import Scored, Votes
@@ -64,12 +65,6 @@ class TopKCertificate:
     capacity: int
     guard: float
     unit: int = 1
-
-
-def ranks(counts: Int[Tensor, "B K"], y: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """How many classes come before y by votes, the lower index first among equals; 0 where y is the prediction."""
-    own, number = counts.gather(1, y[:, None]), torch.arange(counts.shape[1], device=counts.device)
-    return ((counts > own) | ((counts == own) & (number < y[:, None]))).sum(dim=1)
 
 
 def certify_top_k(

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import signature
-from typing import Any
-
-from torch import nn
-
-from robustpatch.ablations.base import Ablation
-from robustpatch.ablations.kinds import Blocks, Columns, Rows
-from robustpatch.ablations.sparse import SparseAblation
-from robustpatch.ablations.union import Union
-from robustpatch.cli.text import one_line
-from robustpatch.encoding import Encoding
-from robustpatch.errors import InvalidInput
 from robustpatch.networks.band import BandNet
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
-from robustpatch.networks.library import adapt, create, is_library_name, library_and_model
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
-from robustpatch.networks.permitted import check_permitted
+from robustpatch.networks.one_pass import OnePass
+from robustpatch.networks.registry import build, one_pass_name, usual_name
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
@@ -37,6 +24,7 @@ __all__ = [
     "ConvBlockNet",
     "GridNet",
     "MnistCNN",
+    "OnePass",
     "ResNet18",
     "ResidualStripNet",
     "SmallCNN",
@@ -47,124 +35,3 @@ __all__ = [
     "one_pass_name",
     "usual_name",
 ]
-
-_ONE_PASS = {
-    "strip": StripNet,
-    "residual-strip": ResidualStripNet,
-    "band": BandNet,
-    "block": BlockNet,
-    "conv-block": ConvBlockNet,
-    "grid": GridNet,
-}
-_BY_ENUMERATION = {"mnist-cnn": MnistCNN, "resnet18": ResNet18, "small-cnn": SmallCNN, "mlp": MLP}
-_GIVEN = ("ablation", "image_size", "image_shape", "num_classes", "in_channels", "encoding")  # and no options
-
-
-def one_pass_name(ablation: Ablation) -> str:
-    """The name of the network that scores all ablations of this kind in one pass."""
-    if isinstance(ablation, Union):
-        return "union"
-    if isinstance(ablation, Columns | Rows):
-        return "strip"
-    return "block" if isinstance(ablation, Blocks) else "grid"
-
-
-def usual_name(ablation: Ablation | SparseAblation) -> str:
-    """The name of the network meant for an ablation: the one-pass network, or "mlp" where it is sparse."""
-    return "mlp" if isinstance(ablation, SparseAblation) else one_pass_name(ablation)
-
-
-def build(
-    name: str,
-    *,
-    ablation: Ablation | SparseAblation | None,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    encoding: Encoding | None,
-    options: dict[str, Any],
-) -> nn.Module:
-    """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
-
-    In one pass: "strip", "residual-strip", "band", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`,
-    `BandNet`, `BlockNet`, `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and
-    options for each part of the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the
-    paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
-    images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
-    ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`, and those of
-    `permitted`, for `options` may come with a file. Raises `InvalidInput`.
-    """
-    channels, height, width = image_shape
-    inputs = channels if encoding is None else encoding.channels(channels)
-    make = {**_ONE_PASS, **_BY_ENUMERATION, "union": _union}.get(name)
-    if make is not None:
-        _check_options(name, make, options)
-    if name in _ONE_PASS:
-        if ablation is None:
-            raise InvalidInput(f"network is {name}, which sees parts of an image; without an ablation use small-cnn")
-        if isinstance(ablation, SparseAblation):
-            raise InvalidInput(f"network is {name}, which sees parts of an image, but ablation is {ablation}; use mlp")
-        return _ONE_PASS[name](
-            ablation, image_size=(height, width), num_classes=num_classes, in_channels=channels, **options
-        )
-    if name == "union":
-        return _union(ablation, image_shape, num_classes, encoding, **options)
-    if name == "mnist-cnn":
-        if (height, width) != (28, 28):
-            raise InvalidInput(f"network mnist-cnn takes 28x28 images, not {height}x{width}; choose another network")
-        return MnistCNN(num_classes=num_classes, in_channels=inputs, **options)
-    if name == "small-cnn":
-        return SmallCNN(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
-    if name == "resnet18":
-        return ResNet18(num_classes=num_classes, in_channels=inputs, **options)
-    if name == "mlp":
-        return MLP(image_size=(height, width), num_classes=num_classes, in_channels=inputs, **options)
-    if is_library_name(name):
-        options = dict(options)
-        check_permitted(name, *library_and_model(name), options)
-        mean, std = (options.pop(key, None) for key in ("mean", "std"))
-        model = create(name, num_classes=num_classes, image_size=(height, width), **options)
-        return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
-    raise InvalidInput(
-        f'network is {name!r}; known are "strip", "residual-strip", "band", "block", "conv-block", "grid", "union", '
-        '"mnist-cnn", "resnet18", "small-cnn", "mlp", "vit", "resnet50", "torchvision:NAME" and "timm:NAME"'
-    )
-
-
-def _check_options(name: str, make: Callable[..., nn.Module], options: dict[str, Any]) -> None:
-    known = [option for option in signature(make).parameters if option not in _GIVEN]
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise InvalidInput(f"network is {name}, which has no option {', '.join(unknown)} ({has}); leave it out")
-
-
-def _union(
-    ablation: Ablation | SparseAblation | None,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    encoding: Encoding | None,
-    parts: Sequence[dict[str, Any]] | None = None,
-) -> nn.Module:
-    if not isinstance(ablation, Union):
-        raise InvalidInput(f"network is union, but ablation is {ablation}; name one such as columns:2+rows:2")
-    given = [{"name": one_pass_name(part)} for part in ablation.parts] if parts is None else [*parts]
-    if len(given) != len(ablation.parts):
-        raise InvalidInput(f"network union has {len(given)} parts, but ablation is {ablation}; give one for each part")
-    for options in given:
-        if not isinstance(options, dict) or options.get("name") not in _ONE_PASS:
-            raise InvalidInput(
-                f"network union has the part {one_line(options, 80)}; a part is a table with one of the names "
-                f"{', '.join(_ONE_PASS)}"
-            )
-    built = [
-        build(
-            str(options["name"]),
-            ablation=part,
-            image_shape=image_shape,
-            num_classes=num_classes,
-            encoding=encoding,
-            options={key: value for key, value in options.items() if key != "name"},
-        )
-        for part, options in zip(ablation.parts, given, strict=True)
-    ]
-    return UnionNet(ablation, built)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustpatch.ablations.base import Ablation
-from robustpatch.ablations.kinds import Columns, Rows
 from robustpatch.errors import InvalidInput
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.bands import BandsNet
+from robustpatch.networks.one_pass import complemented
 
 
-class BandNet(nn.Module):
+class BandNet(BandsNet):
     """Logits of every band of columns (or rows); the receptive field of band n is exactly band n.
 
     Each band is cut out and classified by itself, as a small image of 4 by L pixels: a residual network whose four
@@ -37,7 +37,8 @@ class BandNet(nn.Module):
         widths: channels of the four stages. blocks: residual blocks of each.
     """
 
-    scores_apart = True  # images that ask for different bands cost no more than those that ask for the same
+    sees = "a band network sees columns or rows"
+    scores_apart = True
 
     def __init__(
         self,
@@ -49,21 +50,16 @@ class BandNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512),
         blocks: Sequence[int] = (1, 2, 2, 1),
     ) -> None:
-        super().__init__()
-        if not isinstance(ablation, Columns | Rows):
-            raise InvalidInput(f"ablation is {ablation}; a band network sees columns or rows")
-        rows, columns = ablation.axes(*image_size)
-        self._axis, length = (columns, image_size[0]) if isinstance(ablation, Columns) else (rows, image_size[1])
-        if self._axis.size != 4 or length % 8:
+        super().__init__(ablation, image_size, in_channels)
+        if self.axis.size != 4 or self.length % 8:
             raise InvalidInput(
                 f"ablation is {ablation} on {image_size[0]}x{image_size[1]} pixels, but a band network sees bands of "
                 "width 4 and a length that 8 divides; use residual-strip"
             )
         if len(widths) != 4 or len(blocks) != 4 or min(*widths, *blocks) < 1:
             raise InvalidInput(f"widths is {widths} and blocks {blocks}; give four numbers of each, all at least 1")
-        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
         first, second, third, fourth = widths
-        self.embedding = nn.Parameter(torch.randn(self._axis.count, first, length) * 0.1)
+        self.embedding = nn.Parameter(torch.randn(self.axis.count, first, self.length) * 0.1)
         self.stem = nn.Conv2d(2 * in_channels, first, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(first)
         self.stages = nn.Sequential(
@@ -77,25 +73,14 @@ class BandNet(nn.Module):
         )
         self.head = nn.Linear(fourth, num_classes)
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
-        if isinstance(self.ablation, Columns):
-            x = x.transpose(2, 3)
-        axis = self._axis
-        index = torch.arange(axis.count, device=x.device) if index is None else index
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
-        pixel = (index[..., None] * axis.stride + torch.arange(axis.size, device=x.device)) % axis.length
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        x, pixel = self.upright(x).transpose(2, 3), self.pixels(index)
         seen = x.gather(2, pixel.flatten(1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
         bands = seen.unflatten(2, pixel.shape[1:]).transpose(1, 2).flatten(0, 1)
         return self._score(bands, index.flatten()).unflatten(0, index.shape)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
-
     def _score(self, bands: Float[Tensor, "M C 4 L"], index: Int[Tensor, " M"]) -> Float[Tensor, "M K"]:
-        x = self.stem(torch.cat([bands, 1 - bands], dim=1).contiguous(memory_format=torch.channels_last))
+        x = self.stem(complemented(bands))
         x = x + self.embedding.to(x.dtype)[index][:, :, None]
         return self.head(self.stages(self.norm(x).relu()).mean(dim=1))
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks
+from robustpatch.ablations.touched import Axis
 from robustpatch.errors import InvalidInput
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.one_pass import OnePass, wrapped
 
 
-class BlockNet(nn.Module):
+class BlockNet(OnePass):
     """Logits of every block in one pass; the receptive field of block n is exactly block n.
 
     The image is continued around its border, so that every block is an unbroken rectangle, also where it wraps. A
@@ -30,6 +31,10 @@ class BlockNet(nn.Module):
         image_size: (height, width). num_classes: K. in_channels: C. widths: units of the hidden layers.
     """
 
+    ablation: Blocks
+    kinds = (Blocks,)
+    sees = "a block network sees blocks"
+
     def __init__(
         self,
         ablation: Ablation,
@@ -39,13 +44,10 @@ class BlockNet(nn.Module):
         in_channels: int = 1,
         widths: Sequence[int] = (256, 256),
     ) -> None:
-        super().__init__()
-        if not isinstance(ablation, Blocks):
-            raise InvalidInput(f"ablation is {ablation}; a block network sees blocks")
+        super().__init__(ablation, image_size, in_channels)
         if len(widths) < 1:
             raise InvalidInput(f"widths is {widths}; give at least one number of units")
-        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
-        rows, columns = ablation.axes(*image_size)
+        rows, columns = self.ablation.axes(*image_size)
         self._axes = rows, columns
         self.embedding = nn.Parameter(torch.randn(rows.count * columns.count, widths[0]) * 0.1)
         inputs = [in_channels * rows.size * columns.size, *widths]
@@ -54,23 +56,11 @@ class BlockNet(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(units) for units in widths)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all blocks, or of those in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
-        rows, columns = self._axes
-        around = torch.cat([x, x[:, :, : rows.size - 1]], dim=2)
-        around = torch.cat([around, around[:, :, :, : columns.size - 1]], dim=3)
-        windows = around.unfold(2, rows.size, rows.stride).unfold(3, columns.size, columns.stride)
-        if index is None:
-            seen = windows.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-            return self._score(seen, self.embedding)
-        row, column = torch.div(index, columns.count, rounding_mode="floor"), index % columns.count
-        image = torch.arange(len(x), device=x.device)[:, None]
-        return self._score(windows.permute(0, 2, 3, 1, 4, 5)[image, row, column], self.embedding[index])
+    def score_every(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        return self._score(_windows(x, *self._axes).flatten(1, 2), self.embedding)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        return self._score(blocks(x, index, *self._axes), self.embedding[index])
 
     def _score(self, seen: Tensor, embedding: Tensor) -> Float[Tensor, "B n K"]:
         leading = seen.shape[:2]
@@ -79,3 +69,17 @@ class BlockNet(nn.Module):
         for layer, norm in zip(self.layers[1:], self.norms[1:], strict=True):
             x = norm(layer(x)).relu()
         return self.head(x).unflatten(0, leading)
+
+
+def blocks(
+    x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"], rows: Axis, columns: Axis
+) -> Float[Tensor, "B n C h w"]:
+    """The pixels of the blocks in `index`, cut out of the image; past the border, its first pixels again."""
+    row, column = torch.div(index, columns.count, rounding_mode="floor"), index % columns.count
+    return _windows(x, rows, columns)[torch.arange(len(x), device=x.device)[:, None], row, column]
+
+
+def _windows(x: Float[Tensor, "B C H W"], rows: Axis, columns: Axis) -> Float[Tensor, "B r c C h w"]:
+    around = wrapped(wrapped(x, rows, dim=2), columns, dim=3)
+    windows = around.unfold(2, rows.size, rows.stride).unfold(3, columns.size, columns.stride)
+    return windows.permute(0, 2, 3, 1, 4, 5)

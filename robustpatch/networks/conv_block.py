@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks
+from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.block import blocks
 from robustpatch.networks.convolution import Conv2d
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.one_pass import OnePass, complemented, wrapped
 
 
-class ConvBlockNet(nn.Module):
+class ConvBlockNet(OnePass):
     """Logits of every block in one pass; the receptive field of block n is exactly block n.
 
     The image is continued around its border, as in `BlockNet`. Convolutions without padding, 3×3 but for the last,
@@ -33,6 +35,10 @@ class ConvBlockNet(nn.Module):
         hidden: units of the layer between the last of them and the logits.
     """
 
+    ablation: Blocks
+    kinds = (Blocks,)
+    sees = "a convolutional block network sees blocks with stride 1"
+
     def __init__(
         self,
         ablation: Ablation,
@@ -43,47 +49,38 @@ class ConvBlockNet(nn.Module):
         widths: Sequence[int] = (64, 128, 128, 256, 256, 384),
         hidden: int = 384,
     ) -> None:
-        super().__init__()
-        if not isinstance(ablation, Blocks) or ablation.stride > 1:
-            raise InvalidInput(f"ablation is {ablation}; a convolutional block network sees blocks with stride 1")
-        left = [side - 2 * (len(widths) - 1) for side in (ablation.height, ablation.width)]
+        super().__init__(ablation, image_size, in_channels)
+        left = [side - 2 * (len(widths) - 1) for side in (self.ablation.height, self.ablation.width)]
         if len(widths) < 1 or min(left) < 1:
             raise InvalidInput(
                 f"widths is {widths}; give one or more, all but the last take two pixels from {ablation}"
             )
-        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
-        self._axes = ablation.axes(*image_size)
+        self._axes = self.ablation.axes(*image_size)
         pairs = list(pairwise((2 * in_channels, *widths)))
         sizes = [(3, 3)] * (len(widths) - 1) + [(left[0], left[1])]
         self.convolutions = nn.ModuleList(
             Conv2d(before, after, size, bias=False) for (before, after), size in zip(pairs, sizes, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (*widths, hidden))
-        self.embedding = nn.Parameter(torch.randn(ablation.count(*image_size), widths[-1]) * 0.1)
+        self.embedding = nn.Parameter(torch.randn(self.ablation.count(*image_size), widths[-1]) * 0.1)
         self.hidden = nn.Conv2d(widths[-1], hidden, 1, bias=False)
         self.head = nn.Linear(hidden, num_classes)
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all blocks, or of those in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
+    @classmethod
+    def can_see(cls, ablation: Ablation | SparseAblation | None) -> bool:
+        return isinstance(ablation, Blocks) and ablation.stride == 1
+
+    def score_every(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
         rows, columns = self._axes
-        x = torch.cat([x, x[:, :, : rows.size - 1]], dim=2)
-        x = torch.cat([x, x[:, :, :, : columns.size - 1]], dim=3)
-        if index is None:
-            return self._score(x, self.embedding.T.unflatten(1, (rows.count, columns.count))[None])
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
-        row, column = torch.div(index, columns.count, rounding_mode="floor"), index % columns.count
-        windows = x.unfold(2, rows.size, 1).unfold(3, columns.size, 1).permute(0, 2, 3, 1, 4, 5)
-        image = torch.arange(len(x), device=x.device)[:, None]
-        cut = windows[image, row, column].flatten(0, 1)
+        image = wrapped(wrapped(x, rows, dim=2), columns, dim=3)
+        return self._score(image, self.embedding.T.unflatten(1, (rows.count, columns.count))[None])
+
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        cut = blocks(x, index, *self._axes).flatten(0, 1)
         return self._score(cut, self.embedding[index].flatten(0, 1)[..., None, None]).unflatten(0, index.shape)[:, :, 0]
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
-
     def _score(self, x: Tensor, embedding: Tensor) -> Float[Tensor, "M n K"]:
-        x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
+        x = complemented(x)
         *before, last = self.convolutions
         for convolution, norm in zip(before, self.norms, strict=False):
             x = norm(convolution(x)).relu()

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustpatch.ablations.base import Ablation
-from robustpatch.ablations.kinds import Columns, Rows
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.bands import BandsNet
 from robustpatch.networks.convolution import conv2d
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.one_pass import complemented, wrapped
 
 
-class ResidualStripNet(nn.Module):
+class ResidualStripNet(BandsNet):
     """Logits of every band of columns (or rows) in one pass; the receptive field of band n is exactly band n.
 
     Two convolutions without padding across the band take its width to one: of s columns, the first sees s // 2 + 1 at a
@@ -43,17 +43,12 @@ class ResidualStripNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256),
         blocks: int = 2,
     ) -> None:
-        super().__init__()
-        if not isinstance(ablation, Columns | Rows):
-            raise InvalidInput(f"ablation is {ablation}; a strip network sees columns or rows")
+        super().__init__(ablation, image_size, in_channels)
         if len(widths) < 1 or blocks < 1:
             raise InvalidInput(f"widths is {widths} and blocks {blocks}; give at least one stage of at least one block")
-        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
-        self._transposed = isinstance(ablation, Rows)
-        rows, columns = ablation.axes(*image_size)
-        axis, length = (rows, image_size[1]) if self._transposed else (columns, image_size[0])
-        self._axis, self._seen = axis, axis.size // 2 + 1
-        self.embedding = nn.Parameter(torch.randn(axis.count, widths[0], length) * 0.1)
+        axis = self.axis
+        self._seen = axis.size // 2 + 1
+        self.embedding = nn.Parameter(torch.randn(axis.count, widths[0], self.length) * 0.1)
         self.stem = nn.ModuleList(
             [
                 nn.Conv2d(2 * in_channels, widths[0], (3, self._seen), padding=(1, 0), bias=False),
@@ -69,29 +64,21 @@ class ResidualStripNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(inputs, num_classes)
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
-        if self._transposed:
-            x = x.transpose(2, 3)
-        axis, seen = self._axis, self._seen
-        if index is None and axis.stride == 1:
-            image = torch.cat([x, x[..., : axis.size - 1]], dim=3)
-            return self._score(image, (1, 1), self.embedding.permute(1, 2, 0)[None])
-        index = torch.arange(axis.count, device=x.device) if index is None else index
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
+    def score_every(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        if self.axis.stride > 1:
+            return super().score_every(x)
+        image = wrapped(self.upright(x), self.axis, dim=3)
+        return self._score(image, (1, 1), self.embedding.permute(1, 2, 0)[None])
+
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        seen = self._seen
         # All that the first convolution sees in each band, side by side: both then stride over what they have seen.
-        within = torch.arange(axis.size - seen + 1, device=x.device)[:, None] + torch.arange(seen, device=x.device)
-        pixel = (index[..., None, None] * axis.stride + within) % axis.length
-        image = x.gather(3, pixel.flatten(1)[:, None, None].expand(-1, x.shape[1], x.shape[2], -1))
+        within = torch.arange(self.axis.size - seen + 1, device=x.device)[:, None] + torch.arange(seen, device=x.device)
+        image = self.side_by_side(self.upright(x), self.pixels(index, within))
         return self._score(image, (seen, len(within)), self.embedding[index].permute(0, 2, 3, 1))
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
-
     def _score(self, x: Tensor, strides: tuple[int, int], embedding: Tensor) -> Float[Tensor, "B n K"]:
-        x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
+        x = complemented(x)
         first, second = (convolution.weight for convolution in self.stem)
         x = self.norms[0](conv2d(x, first, None, (1, strides[0]), (1, 0))).relu()  # type: ignore[arg-type]
         x = conv2d(x, second, None, (1, strides[1]), (1, 0))  # type: ignore[arg-type]

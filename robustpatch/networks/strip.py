@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustpatch.ablations.base import Ablation
-from robustpatch.ablations.kinds import Columns, Rows
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.bands import BandsNet
 from robustpatch.networks.convolution import conv2d
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.one_pass import complemented, wrapped
 
 
-class StripNet(nn.Module):
+class StripNet(BandsNet):
     """Logits of every band of columns (or rows) in one pass; the receptive field of band n is exactly band n.
 
     The image is padded around its border by size - 1 columns, so that band n is the `size` columns from n·stride on
@@ -43,16 +43,10 @@ class StripNet(nn.Module):
         widths: Sequence[int] = (64, 128, 128),
         hidden: int = 128,
     ) -> None:
-        super().__init__()
-        if not isinstance(ablation, Columns | Rows):
-            raise InvalidInput(f"ablation is {ablation}; a strip network sees columns or rows")
+        super().__init__(ablation, image_size, in_channels)
         if len(widths) < 1:
             raise InvalidInput(f"widths is {widths}; give at least one number of channels")
-        self.ablation, self.image_size, self.in_channels = ablation, image_size, in_channels
-        self._transposed = isinstance(ablation, Rows)
-        rows, columns = ablation.axes(*image_size)
-        axis, length = (rows, image_size[1]) if self._transposed else (columns, image_size[0])
-        self._axis = axis
+        axis, length = self.axis, self.length
         self.embedding = nn.Parameter(torch.randn(axis.count, widths[0], length) * 0.1)
         convolutions, inputs = [], 2 * in_channels
         for depth, outputs in enumerate(widths):
@@ -66,28 +60,19 @@ class StripNet(nn.Module):
             *([nn.ReLU(inplace=True), nn.Conv2d(hidden, num_classes, 1)] if hidden else []),
         )
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all bands, or of the bands in `index`, [n] for every image alike or [B,n], at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
-        if self._transposed:
-            x = x.transpose(2, 3)
-        axis = self._axis
-        if index is None and axis.stride == 1:
-            image = torch.cat([x, x[..., : axis.size - 1]], dim=3)
-            return self._score(image, 1, self.embedding.permute(1, 2, 0)[None])
-        index = torch.arange(axis.count, device=x.device) if index is None else index
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
-        # The bands side by side: a first convolution that strides by its own width meets each of them alone.
-        pixel = (index[..., None] * axis.stride + torch.arange(axis.size, device=x.device)) % axis.length
-        image = x.gather(3, pixel.flatten(1)[:, None, None].expand(-1, x.shape[1], x.shape[2], -1))
-        return self._score(image, axis.size, self.embedding[index].permute(0, 2, 3, 1))
+    def score_every(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
+        if self.axis.stride > 1:
+            return super().score_every(x)
+        image = wrapped(self.upright(x), self.axis, dim=3)
+        return self._score(image, 1, self.embedding.permute(1, 2, 0)[None])
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        # The bands side by side: a first convolution that strides by its own width meets each of them alone.
+        image = self.side_by_side(self.upright(x), self.pixels(index))
+        return self._score(image, self.axis.size, self.embedding[index].permute(0, 2, 3, 1))
 
     def _score(self, x: Tensor, stride: int, embedding: Tensor) -> Float[Tensor, "B n K"]:
-        x = torch.cat([x, 1 - x], dim=1).contiguous(memory_format=torch.channels_last)
+        x = complemented(x)
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if depth == 0:
                 assert isinstance(convolution, nn.Conv2d)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from robustpatch.ablations.base import Ablation
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.networks.one_pass import check_shape
+from robustpatch.networks.one_pass import OnePass
 from robustpatch.networks.transformer import parts_of
 
 _ESTIMATED = 64  # ablations whose tokens are counted to know what one costs
 
 
-class TokenDropViT(nn.Module):
+class TokenDropViT(OnePass):
     """Logits of each ablation from the tokens that share a pixel with it, and from no others.
 
     The definition: the encoded ablated image is cut into the transformer's squares; those with no kept pixel, all NULL,
@@ -35,6 +35,9 @@ class TokenDropViT(nn.Module):
     Raises `InvalidInput`, also where the tokens of a whole image do not score as `vit` does, or depend on their order.
     """
 
+    kinds = (Ablation,)
+    sees = "a transformer sees any fixed list of ablations"
+
     def __init__(
         self,
         vit: nn.Module,
@@ -44,10 +47,9 @@ class TokenDropViT(nn.Module):
         in_channels: int = 3,
         encoding: Encoding = ComplementChannels(),
     ) -> None:
-        super().__init__()
+        super().__init__(ablation, image_size, in_channels)
         self._parts = parts_of(vit)
-        self.vit, self.ablation, self.encoding = vit, ablation, encoding
-        self.image_size, self.in_channels = image_size, in_channels
+        self.vit, self.encoding = vit, encoding
         embedding = self._parts.projection
         if embedding.in_channels != encoding.channels(in_channels):
             raise InvalidInput(
@@ -86,7 +88,7 @@ class TokenDropViT(nn.Module):
         self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " M"], index: Int[Tensor, " M"]
     ) -> Float[Tensor, "M K"]:
         """Logits of ablation `index[m]` of image `image[m]`, for each m: any pairs, at the cost of those."""
-        check_shape(x, self.in_channels, self.image_size)
+        self._check_images(x)
         squares = _squares(x, self._sides)
         asked, which = index.unique(return_inverse=True)
         kept = self._kept(asked)
@@ -103,20 +105,12 @@ class TokenDropViT(nn.Module):
             logits.append(self._parts.head(self._parts.blocks(self._embed(encoded, place))))
         return torch.cat(logits)[torch.cat(rows).argsort()]
 
-    def score_all(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """Logits of all ablations, or of those in `index`, [n] for every image alike or [B,n], at the cost of those.
-
-        All at once: `SmoothedClassifier` calls `score_pairs`, chunk by chunk.
+    def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        """Logits of the ablations in `index` of each image, all at once: `SmoothedClassifier` calls `score_pairs`,
+        chunk by chunk.
         """
-        check_shape(x, self.in_channels, self.image_size)
-        index = torch.arange(self.ablation.count(*self.image_size), device=x.device) if index is None else index
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
         image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
         return self.score_pairs(x, image.flatten(), index.flatten()).unflatten(0, index.shape)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N K"]:
-        """The same as `score_all`."""
-        return self.score_all(x)
 
     def _kept(self, index: Tensor) -> Tensor:
         """The kept pixels [n,T,side,side] of each square."""

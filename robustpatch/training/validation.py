@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.certificate import Certificate
 from robustpatch.certificates.randomized import touched_chance
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.data.images import ImageSet

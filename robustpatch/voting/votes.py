@@ -26,6 +26,10 @@ class Votes:
     close: Bool[Tensor, "B N K"]
     unit: ClassVar[int] = 1
     """The most that one ablation can add to a count."""
+    slack: ClassVar[int] = 0
+    """The units by which rounding moves a contribution that does not turn over."""
+    sums: ClassVar[torch.dtype] = torch.int32
+    """The type that holds sums over all ablations."""
 
     def __post_init__(self) -> None:
         for name in ("cast", "close"):
@@ -38,7 +42,7 @@ class Votes:
     @property
     def counts(self) -> Int[Tensor, "B K"]:
         """The votes for each class."""
-        return self.cast.sum(dim=1, dtype=torch.int32)
+        return self.cast.sum(dim=1, dtype=self.sums)
 
     @property
     def sure(self) -> Bool[Tensor, "B N K"]:
@@ -72,6 +76,7 @@ class Scored:
     cast: Int[Tensor, "B N K"]
     slack: int
     unit: ClassVar[int] = UNITS
+    sums: ClassVar[torch.dtype] = torch.int64  # 50,176 ablations have more units than int32 holds
 
     def __post_init__(self) -> None:
         if self.cast.dtype != torch.int32:
@@ -90,8 +95,8 @@ class Scored:
 
     @property
     def counts(self) -> Int[Tensor, "B K"]:
-        """The units for each class; int64, since 50,176 ablations have more than int32 holds."""
-        return self.cast.sum(dim=1, dtype=torch.int64)
+        """The units for each class."""
+        return self.cast.sum(dim=1, dtype=self.sums)
 
     @property
     def sure(self) -> Int[Tensor, "B N K"]:

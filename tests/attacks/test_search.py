@@ -12,7 +12,7 @@ from attacks.placement import open_placements
 from attacks.search import Search
 from attacks.surfaces.base import TouchedVictim, WholeVictim
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
-from robustpatch.certificates.exact import rival_margins
+from robustpatch.certificates.margins import rival_margins
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
-from robustpatch.certificates.top_k import ranks
+from robustpatch.certificates.lead import ranks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne

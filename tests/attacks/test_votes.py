@@ -9,9 +9,10 @@ import torch
 
 from attacks import judge
 from attacks.exhaustive import ExhaustivePGD
-from attacks.votes import vote_lead, worst_votes
+from attacks.votes import worst_votes
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.certificates.exact import certify_votes
+from robustpatch.certificates.lead import least_lead
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, Votes, first_argmax
 from tests.attacks.toys import Lookup, images, smoothed
@@ -101,7 +102,7 @@ def test_no_real_patch_does_more():
     broken = judge(model, x, y, threat, proposal).broken
     assert broken.any()
     assert (worst.refuted | ~broken).all()
-    after = vote_lead(model.votes(proposal.x_adv).cast.sum(dim=1), y)
+    after = least_lead(model.votes(proposal.x_adv).cast.sum(dim=1), y)
     assert torch.equal(after < 0, broken)
     assert (after >= worst.lead).all()
 

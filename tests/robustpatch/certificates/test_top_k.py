@@ -13,7 +13,8 @@ from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates import exact as module
 from robustpatch.certificates.exact import certify_votes
-from robustpatch.certificates.top_k import certify_top_k, ranks
+from robustpatch.certificates.lead import ranks
+from robustpatch.certificates.top_k import certify_top_k
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, parse_threat
 from robustpatch.voting.rules import Threshold, TopOne

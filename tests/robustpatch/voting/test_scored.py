@@ -15,7 +15,8 @@ from attacks.votes import worst_votes
 from evaluate.results.vote_damage import damage
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.ablations.parse import parse_ablation
-from robustpatch.certificates.exact import certify_votes, largest_certified, rival_margins
+from robustpatch.certificates.exact import certify_votes, largest_certified
+from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.smoothed import _shares
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof

@@ -13,7 +13,7 @@ from robustpatch import Sampling, TopOne
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.exact import certify_votes
-from robustpatch.certificates.top_k import ranks
+from robustpatch.certificates.lead import ranks
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser

@@ -11,18 +11,9 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from robustpatch import (
-    Blocks,
-    Columns,
-    GridBlocks,
-    InvalidInput,
-    PatchThreat,
-    Rows,
-    SmoothedClassifier,
-    Threshold,
-    checks,
-)
+from robustpatch import Blocks, Columns, GridBlocks, InvalidInput, PatchThreat, Rows, SmoothedClassifier, Threshold
 from robustpatch import Union as Several
+from robustpatch.classifiers import checks
 from robustpatch.encoding import ComplementChannels, MaskChannel
 from robustpatch.networks.vit import TokenDropViT
 from tests import toys
