@@ -99,7 +99,7 @@ def main(options: Options, errors: Console) -> int:
             settings,
             store,
             configuration=configuration,
-            of_checkpoint=subject.of_checkpoint,
+            module=subject.module,
             on_progress=on_progress,
             on_damaged=on_damaged,
             on_note=lambda text: _say(errors, text),
