@@ -22,7 +22,7 @@ from evaluate.runs import run_identity as claim
 from evaluate.runs import runner
 from robustpatch.errors import InvalidInput
 from tests.evaluate.calls import call, refused
-from tests.evaluate.runs import run
+from tests.evaluate.small_runs import run
 
 ROOT = Path(__file__).parents[2]
 MODEL = """

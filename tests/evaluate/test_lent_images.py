@@ -27,7 +27,7 @@ from robustpatch.voting.rules import TopOne
 from tests.attacks.scribblers import Sum, Uncertified, alone, always, claim, climbed, never, scribbling
 from tests.attacks.toys import Level, Plain, images, registered
 from tests.evaluate.planted import image_set
-from tests.evaluate.runs import timeless
+from tests.evaluate.small_runs import timeless
 from tests.toys import strip
 
 THREAT = PatchThreat(1, 1)

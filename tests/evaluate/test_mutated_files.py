@@ -22,7 +22,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.proof.verifier import verify
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
-from tests.evaluate import runs
+from tests.evaluate import small_runs as runs
 from tests.evaluate.test_hostile_replays import NOTE, finding, saved
 from tests.forbidding import forbidden
 from tests.robustpatch.test_hostile_checkpoints import SMALL

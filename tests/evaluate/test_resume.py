@@ -26,7 +26,7 @@ from evaluate.runs.shards import DamagedShard, read_table, write_table
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from tests.evaluate.calls import call, refused
-from tests.evaluate.runs import BATCH, NUMBER, contents, found, process, run, timeless
+from tests.evaluate.small_runs import BATCH, NUMBER, contents, found, process, run, timeless
 
 SHARDS = [shard_name(first, first + BATCH) for first in range(0, NUMBER, BATCH)]
 

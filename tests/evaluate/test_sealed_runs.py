@@ -21,7 +21,7 @@ from robustpatch.storage.store import Store
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Level, smoothed
-from tests.evaluate.runs import BATCH, NUMBER, scene, timeless
+from tests.evaluate.small_runs import BATCH, NUMBER, scene, timeless
 from tests.evaluate.sweeps import make
 from tests.evaluate.sweeps import scene as sweep_scene
 

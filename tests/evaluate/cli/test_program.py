@@ -34,7 +34,7 @@ def test_all_commands_are_listed():
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in ("evaluate", "robustpatch")
         for path in (ROOT / package).rglob("*.py")
-        if "\napp = typer.Typer(" in path.read_text() and path.name != "cli.py"
+        if "\napp = typer.Typer(" in path.read_text() and path.name != "program.py"
     }
     assert modules == set(COMMANDS.values())
 

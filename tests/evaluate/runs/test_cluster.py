@@ -33,7 +33,7 @@ from robustpatch.storage.store import Store
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.calls import call, refused
-from tests.evaluate.runs import run, scene, timeless
+from tests.evaluate.small_runs import run, scene, timeless
 
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
 

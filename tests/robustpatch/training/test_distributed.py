@@ -115,7 +115,7 @@ def test_the_command_line_reports_once(root, tmp_path):
 def test_what_processes_cannot_share(root, tmp_path, monkeypatch):
     """A batch that does not divide; one GPU for all."""
     images = load_images("folder", root, "train")
-    monkeypatch.setattr(parallel, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(InvalidInput, match="batch_size is 6, which 4 processes cannot share evenly"):
         train(PLAIN, images, images, tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
