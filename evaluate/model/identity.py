@@ -11,6 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -21,7 +22,6 @@ import evaluate
 import robustpatch
 from evaluate.model.source_files import OURS, files_of, is_own
 from evaluate.model.values import NoFile, values_of
-from robustpatch.classifiers import bits
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended
@@ -30,9 +30,7 @@ NOT_RESUMED = "not_resumed"
 _ALWAYS = ("numpy", "torch")
 
 
-def identity_of(
-    model: torch.nn.Module, attacks: Iterable[object] = (), *, module: str | None = None
-) -> dict[str, dict[str, str] | str]:
+def identity_of(model: torch.nn.Module, attacks: Iterable[object] = (), *, module: str | None = None) -> dict[str, Any]:
     """Return what run.json keeps of a model and of attacks, so that no run goes on with the records of others.
 
     "model_sha256": weights, buffers and how a defense votes (`weights_sha256`); "model_files": the SHA-256 of each file
@@ -41,7 +39,7 @@ def identity_of(
     that is in no file, and of objects that cannot be copied, nobody can say in another process whether they are the
     same: "not_resumed" says what was found, and is unlike that of any other run.
     """
-    identity: dict[str, dict[str, str] | str] = {"model_sha256": weights_sha256(model)}
+    identity: dict[str, Any] = {"model_sha256": weights_sha256(model)}
     attacks = list(attacks)
     held = [("model", [model], {module} if module else set()), *([("attacks", attacks, set())] if attacks else [])]
     for name, objects, more in held:
@@ -61,17 +59,19 @@ def weights_sha256(model: torch.nn.Module) -> str:
     if isinstance(model, RandomizedClassifier):
         parts += [repr(model.sampling), model.views]
     if isinstance(model, SmoothedClassifier | RandomizedClassifier):
-        how = (model.ablation, model.voting, model.guard, model.encoding.name, *vars(model.encoding).values())
-        parts += [type(model.base).__qualname__, *map(str, how)]
+        parts += [type(model.base).__qualname__, str(model.ablation), str(model.voting), model.guard]
+        parts += [model.encoding.name, *vars(model.encoding).values()]
+    digest = sha256(repr(parts).encode())
     for name, held in sorted(model.state_dict().items()):
         if isinstance(held, Tensor):
-            parts.append((name, held.dtype, tuple(held.shape), bits.of_tensor(held)))
+            digest.update(repr((name, str(held.dtype), tuple(held.shape))).encode())
+            digest.update(held.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             continue
         try:  # what a module's get_extra_state returns
-            parts.append((name, values_of([held], caches=True)[0]))
-        except NoFile:
-            parts.append((name, uuid4().hex))
-    return sha256(repr(parts).encode()).hexdigest()
+            digest.update(repr((name, values_of([held], caches=True)[0])).encode())
+        except NoFile:  # like nothing else
+            digest.update(uuid4().bytes)
+    return digest.hexdigest()
 
 
 @cache
@@ -102,5 +102,3 @@ def _version(name: str) -> str:
         return version(name).partition("+")[0]  # +cpu and +cu128 are of one version
     except PackageNotFoundError:
         return "unknown"
-
-

@@ -20,8 +20,8 @@ def files_of(modules: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of each file that these modules of the user's own are made of, by path within their package.
 
     Files of theirs are: their own, those of all that they import by name, at once or in a function, and so on, and all
-    of the packages that any of these are in. Installed packages, Python's and ours are not among them. Nothing is run for that:
-    sources are parsed, files found. An import of something that is found nowhere is passed over, as the code would fail
+    of the packages that any of these are in. Installed packages, Python's and ours are not among them. Nothing is run
+    for that: sources are parsed, files found. An import of what is found nowhere is passed over, as the code would fail
     there, or do without it.
     """
     waiting, found = list(modules), {}

@@ -13,8 +13,18 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
-from types import GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -130,7 +140,9 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, MappingProxyType):
             return (dict(value),)
         if type(value).__module__.partition(".")[0] in OURS and hasattr(value, "__dict__"):
-            cached = {name for name in vars(value) if isinstance(getattr(type(value), name, None), functools.cached_property)}
+            cached = {
+                name for name in vars(value) if isinstance(getattr(type(value), name, None), functools.cached_property)
+            }
             return type(value), {key: one for key, one in vars(value).items() if key[0] != "_" and key not in cached}
         return None
 
@@ -197,7 +209,7 @@ class _Pickler(pickle.Pickler):
         return value.__mro__, type(value), told
 
 
-def _hooks(value: nn.Module) -> list[list[Any]]:
+def _hooks(value: Any) -> list[list[Any]]:
     """The hooks of a module, without the numbers that count how many the process has made."""
     held = vars(value)
     return [list(held[name].values()) for name in sorted(held) if name.endswith("_hooks") and held[name]]
@@ -243,5 +255,3 @@ def _filled(cell: Any) -> bool:
         return cell.cell_contents is not cell
     except ValueError:
         return False
-
-

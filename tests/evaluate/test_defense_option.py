@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evaluate.model.configured import as_in_run, described, load_model
-from evaluate.runs.completed_run import read_run
 from evaluate.model.identity import weights_sha256
+from evaluate.runs.completed_run import read_run
 from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate

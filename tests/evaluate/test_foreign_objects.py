@@ -9,8 +9,8 @@ import torch
 
 from attacks import Ensemble, PatchPGD, Proposal, SparseRS
 from evaluate import evaluate
-from evaluate.runs.batch import Settings
 from evaluate.model.identity import weights_sha256
+from evaluate.runs.batch import Settings
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.lending import certify
 from robustpatch.errors import InvalidInput

@@ -1,4 +1,4 @@
-"""Which model a run is of: every change of its files shows, and what is changed at run time; code of no file is known by nothing."""
+"""Which model a run is of: its files show, and what is changed at run time; code of no file is known by nothing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,13 @@ AT_RUN_TIME = [  # none of the model's files says so
     "conv.stride = (2, 2)",
     "register_forward_hook(inside.negated)",
 ]
-OF_THE_MODULE = ["EPS = 0.25", "TABLE[0] = 2", "helper = inside.inner", "Net.gain = 2.0", "Kept.touched = inside.helper"]
+OF_THE_MODULE = [
+    "EPS = 0.25",
+    "TABLE[0] = 2",
+    "helper = inside.inner",
+    "Net.gain = 2.0",
+    "Kept.touched = inside.helper",
+]
 SAME = ["net._cache[0] = 1", "_known[1] = 2", "unrelated = 3"]
 
 
@@ -88,11 +94,11 @@ def made(tmp_path, monkeypatch):
     """Returns the module that such text is, from a file of one name in a folder of its own."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def load(change=("", "")):
+    def load(change: tuple[str, str] = ("", "")):
         assert change[0] in VERSIONS
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        (folder / "versions.py").write_text(VERSIONS.replace(*change, 1))
+        (folder / "versions.py").write_text(VERSIONS.replace(change[0], change[1], 1))
         monkeypatch.delitem(sys.modules, "versions", raising=False)
         return module_of(f"{folder}/versions.py:net", "model")
 
@@ -110,7 +116,7 @@ WRAPS = (lambda net: net, lambda net: smoothed(net, Columns(2), 2), lambda net: 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[after for _, after in CHANGES])
 def test_files_tell_models_of_equal_weights_apart(change, made):
-    """Helper functions, constants, closures, attributes, unsaved buffers, bases and hooks; the same file is the same."""
+    """Helper functions, constants, closures, attributes, unsaved buffers, bases and hooks; equal files are equal."""
     before = [told(made(), wrap) for wrap in WRAPS]
     assert before == [told(made(), wrap) for wrap in WRAPS]
     after = [told(made(change), wrap) for wrap in WRAPS]
@@ -122,7 +128,7 @@ def test_files_tell_models_of_equal_weights_apart(change, made):
 
 @pytest.mark.parametrize("edit", [*(f"net.{edit}" for edit in AT_RUN_TIME), *OF_THE_MODULE])
 def test_what_is_changed_at_run_time_tells_models_of_equal_files_apart(edit, made):
-    """Attributes, hooks, closures, unsaved buffers; constants, functions and methods of the module that are replaced."""
+    """Attributes, hooks, closures, unsaved buffers; constants, functions and methods that are replaced."""
     inside = made()
     before = [told(inside, wrap) for wrap in WRAPS]
     if " = " in edit and not edit.startswith(("net.", "Net.", "Kept.", "TABLE")):
