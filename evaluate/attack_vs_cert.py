@@ -14,6 +14,7 @@ from attacks import parse_attacks
 from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
 from evaluate.cli.options import Options, write_configuration
 from evaluate.model.configured import measurable
+from evaluate.model.identity import identity_of
 from evaluate.model.load import kind, subject_of
 from evaluate.report import write_report
 from evaluate.results.metrics import summarise
@@ -78,7 +79,8 @@ def main(options: Options, errors: Console) -> int:
             console.print(_expected(found), highlight=False, soft_wrap=True)
             return HELD
         if options.output is None:
-            what = json.dumps([options.dataset, configuration, str(threat), repr(chosen), vars(settings)])
+            identity = identity_of(model, chosen, module=subject.module)
+            what = json.dumps([options.dataset, configuration, identity, str(threat), repr(chosen), vars(settings)])
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
@@ -99,7 +101,7 @@ def main(options: Options, errors: Console) -> int:
             settings,
             store,
             configuration=configuration,
-            of_checkpoint=subject.of_checkpoint,
+            module=subject.module,
             on_progress=on_progress,
             on_damaged=on_damaged,
             on_note=lambda text: _say(errors, text),

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluate.cli.command import HELD, status_of
+from evaluate.model.identity import NOT_RESUMED
 from evaluate.results.drawing import load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
 from evaluate.runs.completed_run import read_run
@@ -51,7 +52,7 @@ def read_curve(runs: list[Path]) -> Curve:
         run = read_run(output)
         claim, records = run.claim, run.records
         same = {key: claim[key] for key in ("images_sha256", "model_sha256", "threat", "num_images", "dataset")}
-        same |= {key: claim.get(key) for key in ("model_code", "model_files")}
+        same |= {key: claim.get(key) for key in ("model_files", "model_values", NOT_RESUMED)}
         if shared is not None and same != shared:
             differing = ", ".join(key for key in same if same[key] != shared[key])
             raise InvalidInput(

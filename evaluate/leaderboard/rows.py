@@ -19,10 +19,10 @@ from attacks import parse_attacks
 from attacks.base import PatchAttack, predict
 from attacks.undefended import Undefended
 from evaluate.leaderboard.config import Entry
+from evaluate.model.identity import identity_of
 from evaluate.model.load import Subject, subject_of
 from evaluate.results.metrics import Share, Summary, summarise
 from evaluate.runs.batch import Settings
-from evaluate.runs.run_identity import model_identity
 from evaluate.runs.runner import evaluate
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
@@ -184,7 +184,7 @@ def measure(
                 some,
                 store.inside(name),
                 configuration=note,
-                of_checkpoint=planned.subject.of_checkpoint,
+                module=planned.subject.module,
                 on_progress=lambda finished, what: on_progress(done + finished, f"{entry.name}: {what}"),
             )
         )
@@ -195,7 +195,7 @@ def measure(
         attacked = records("attacked", entry.attacked_images, planned.attacks, settings.num_images)
     on_progress(settings.num_images + entry.attacked_images, f"{entry.name}: timing")
     x, _ = images.batch(range(min(entry.timed_images, len(images))))
-    identity = model_identity(model, of_checkpoint=planned.subject.of_checkpoint)
+    identity = identity_of(model, module=planned.subject.module)
     speed = _kept_speed(store, model, identity, x.to(settings.device), planned.threat, settings.batch_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Row(entry, whole, attacked, speed, planned.subject.train_seconds, parameters)

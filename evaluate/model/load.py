@@ -11,7 +11,6 @@ import torch
 from evaluate.cli.command import check_fit
 from evaluate.cli.options import Options
 from evaluate.model.configured import check_answers, described, load_model, own_model, voters, with_defense
-from evaluate.model.fingerprint import files_of
 from evaluate.model.objects import module_of
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.data.images import ImageSet
@@ -21,8 +20,8 @@ from robustpatch.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Subject:
-    """The model of a run: what to call it, what a run notes of it to find it again, and how long its training took by
-    its checkpoint, None where that says nothing.
+    """The model of a run: what to call it, what a run notes of it to find it again, how long its training took by its
+    checkpoint (None where that says nothing), and the user's module that made it (None of a checkpoint).
     """
 
     model: torch.nn.Module
@@ -30,11 +29,7 @@ class Subject:
     stem: str
     note: dict[str, Any]
     train_seconds: float | None = None
-
-    @property
-    def of_checkpoint(self) -> bool:
-        """Whether this package built the model from a checkpoint's file, whose SHA-256 is noted."""
-        return "checkpoint_sha256" in self.note
+    module: str | None = None
 
 
 def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
@@ -70,8 +65,8 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
     if options.defense is not None:
         model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
     stem = options.model.rpartition(":")[2]
-    note = {"model": options.model, "model_files": files_of(module_of(options.model, "model")), **described(model)}
-    return Subject(model, options.model, stem, note)
+    note = {"model": options.model, **described(model)}
+    return Subject(model, options.model, stem, note, module=module_of(options.model, "model").__name__)
 
 
 def kind(model: torch.nn.Module) -> str:

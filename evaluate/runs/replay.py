@@ -12,10 +12,9 @@ from attacks.base import predict, referee
 from evaluate.cli.command import BROKEN, HELD, check_dtype
 from evaluate.cli.options import Options
 from evaluate.model.configured import as_in_run, own_model, voters, with_defense
-from evaluate.model.fingerprint import files_of
+from evaluate.model.identity import identity_of
 from evaluate.model.objects import module_of
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
-from evaluate.runs.run_identity import model_fingerprint
 from robustpatch.checkpoints import load_checkpoint, names
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.randomized import RandomizedClassifier
@@ -83,12 +82,14 @@ def _model(path: str, example: Counterexample, options: Options, say: Any) -> to
     model = own_model(options.model, device=device, dtype=dtype)
     if claim.get("defense") is not None and not isinstance(model, Defended):
         model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {options.model}")
-    if model_fingerprint(model) != claim.get("model_sha256"):
+    identity = identity_of(model, module=module_of(options.model, "model").__name__)
+    if identity["model_sha256"] != claim.get("model_sha256"):
         raise InvalidInput(
             f"model {options.model} is not the one that {path} was found with, or has changed since; restore its "
             "weights"
         )
-    files, then = files_of(module_of(options.model, "model")), claim.get("model_files", {})
+    then = claim.get("model_files", {})
+    files = identity.get("model_files", then)
     changed = sorted(name for name in {**then, **files} if then.get(name) != files.get(name))
     if changed and then:
         say(f"changed since {path} was saved: {', '.join(changed)}; this is of the model as it is now")

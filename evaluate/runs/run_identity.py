@@ -7,14 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from evaluate.model.fingerprint import code_of
+from evaluate.model.identity import NOT_RESUMED
 from evaluate.runs.shards import whose
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
@@ -40,6 +36,12 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
                 f"output {store} holds a run.json that cannot be read; delete that file and repeat the command, which "
                 "keeps what is of this run, or name another output"
             )
+        for what in (configuration.get(NOT_RESUMED), stored.get(NOT_RESUMED)):
+            if what:
+                raise InvalidInput(
+                    f"output {store} holds records of a model or an attack, and none can be told to be of the one at "
+                    f"hand: {one_line(what, 200)}; name a new output, or put the model and all that it holds into files"
+                )
         if stored != configuration:
             raise InvalidInput(
                 f"output {store} holds another run (other {', '.join(_differing(stored, configuration)) or 'keys'}); "
@@ -92,45 +94,10 @@ def _name_of(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
-def images_fingerprint(images: ImageSet, total: int) -> str:
-    """What tells data sets of one name apart: all labels, every image as stored, and the first and the last as read."""
+def images_sha256(images: ImageSet, total: int) -> str:
+    """Return a hash of all labels, every image as stored, and the first and the last image as read."""
     x, _ = images.batch([0, total - 1])
     digest = hashlib.sha256(images.labels[:total].numpy().tobytes() + x.numpy().tobytes())
     for i in range(total):
         digest.update(hashlib.sha256(images.stored(i)).digest())
-    return digest.hexdigest()
-
-
-def model_identity(model: torch.nn.Module, *, of_checkpoint: bool = False) -> dict[str, Any]:
-    """What tells a run's model from others: weights and code. `of_checkpoint`: it is what this package built from a
-    checkpoint, whose file is named and says the rest; code of the user's own is told all the same.
-    """
-    identity: dict[str, Any] = {"model_sha256": model_fingerprint(model)}
-    code = code_of(model)
-    return identity if of_checkpoint and code.keys() == {"values"} else {**identity, "model_code": code}
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """What tells models apart: their kind, their weights, and how a smoothed one ablates, samples and votes."""
-    parts: list[object] = [type(model).__qualname__]
-    if isinstance(model, Defended):
-        parts += [str(model.defense), model_fingerprint(model.network)]
-    if isinstance(model, RandomizedClassifier):
-        parts += [repr(model.sampling), model.views]
-    if isinstance(model, SmoothedClassifier | RandomizedClassifier):
-        parts += [
-            type(model.base).__qualname__,
-            str(model.ablation),
-            str(model.voting),
-            model.guard,
-            model.encoding.name,
-            *vars(model.encoding).values(),
-        ]
-    digest = hashlib.sha256(repr(parts).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):  # what a module's get_extra_state returns
-            digest.update(repr((name, code_of(tensor, private=True))).encode())
-            continue
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

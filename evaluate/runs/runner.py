@@ -16,16 +16,15 @@ from attacks.ensemble import is_control
 from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
 from evaluate.model import probe
-from evaluate.model.fingerprint import code_of
 from evaluate.model.float32 import off_float32
 from evaluate.model.gradients import left_out
-from evaluate.model.installed import package_code, packages
+from evaluate.model.identity import NOT_RESUMED, identity_of, package_code, packages
 from evaluate.model.recheck import Recheck
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.counterexample import save_counterexample
 from evaluate.runs.gallery import exhibits_name, write_exhibits
 from evaluate.runs.records import Record, read_probe, read_records, read_shard, shard_name, write_shard
-from evaluate.runs.run_identity import claim, images_fingerprint, model_identity, release
+from evaluate.runs.run_identity import claim, images_sha256, release
 from evaluate.runs.shards import DamagedShard
 from evaluate.runs.whole import IncompleteRun, check_whole
 from robustpatch.data.images import ImageSet
@@ -86,7 +85,14 @@ class Job:
         return None
 
 
-_RESERVED = ("model_code", "attacks_code", "left_out")  # keys of run.json that not every run has
+_RESERVED = (  # keys of run.json that not every run has
+    "model_files",
+    "model_values",
+    "attacks_files",
+    "attacks_values",
+    NOT_RESUMED,
+    "left_out",
+)
 
 # Does the missing batches, here or elsewhere, and tells how many of their images are finished.
 Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
@@ -116,7 +122,7 @@ def evaluate(
     output: str | Path | Store,
     *,
     configuration: dict[str, Any] | None = None,
-    of_checkpoint: bool = False,
+    module: str | None = None,
     on_progress: Progress = lambda *_: None,
     on_damaged: Callable[[str, str], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
@@ -164,11 +170,11 @@ def evaluate(
         "threat": str(threat),
         "dataset": images.name,
         "class_names": list(images.class_names),
-        "images_sha256": images_fingerprint(images, total),
+        "images_sha256": images_sha256(images, total),
         "robustpatch": version("robustpatch"),
         "code": package_code(),
         "packages": packages(model, *attacks),
-        **model_identity(model, of_checkpoint=of_checkpoint),
+        **identity_of(model, attacks, module=module),
         "attacks": [repr(attack) for attack in attacks],
     }
     own = _with_note(own, configuration or {})
@@ -177,8 +183,6 @@ def evaluate(
         own["left_out"] = notes
     for note in notes:
         on_note(note)
-    if attacks:  # their text does not say all: code of the user's own, private settings, long arrays
-        own["attacks_code"] = code_of(*attacks, private=True)
     with store.held(alone=False):
         job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
         try:

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.model.float32 import off_float32
-from evaluate.model.installed import package_code
-from evaluate.runs.run_identity import claim, images_fingerprint, release
+from evaluate.model.identity import package_code
+from evaluate.runs.run_identity import claim, images_sha256, release
 from evaluate.runs.runner import Progress
 from evaluate.sweep.records import (
     Run,
@@ -154,7 +154,7 @@ def sweep(
         "split": images.split,
         "image_size": list(images.image_shape[1:]),
         "num_classes": len(images.class_names),
-        "images_sha256": images_fingerprint(images, total),
+        "images_sha256": images_sha256(images, total),
         "robustpatch": version("robustpatch"),
         "code": package_code(),
         **({"top_k": list(settings.top_k)} if settings.top_k else {}),

@@ -19,8 +19,9 @@ from torch import nn
 
 from attacks import SparseRS
 from evaluate import Settings, evaluate
-from evaluate.model import installed
-from evaluate.model.fingerprint import code_of
+from evaluate.model import identity
+from evaluate.model.identity import identity_of
+from evaluate.model.values import NoFile, values_of
 from evaluate.runs import runner
 from robustpatch.certificates.exact import Certificate
 from robustpatch.data.images import load_images
@@ -29,6 +30,10 @@ from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.planted import image_set
 
 ATTACKS = (SparseRS(queries=20),)
+
+
+def code_of(*held):
+    return values_of(held)[0]
 
 
 class Rule(nn.Module):
@@ -70,7 +75,9 @@ def broken(records):
     return any(record.violations for record in records)
 
 
-@pytest.mark.parametrize("key", ["attacks", "seed", "threat", "model_sha256", "model_code", "attacks_code", "left_out"])
+@pytest.mark.parametrize(
+    "key", ["attacks", "seed", "threat", "model_sha256", "model_files", "model_values", "attacks_values", "left_out"]
+)
 def test_a_note_takes_no_key_that_tells_runs_apart(key, tmp_path):
     """Else two runs with that note would be one, whatever their attacks and models are."""
     with pytest.raises(InvalidInput, match=f"configuration has the key {key}, .*; rename it"):
@@ -79,8 +86,8 @@ def test_a_note_takes_no_key_that_tells_runs_apart(key, tmp_path):
 
 
 def test_no_note_leaves_the_code_out(tmp_path):
-    """Not even one that names a checkpoint, nor an argument that says so where the code is the user's own."""
-    for name, more in (("a", {}), ("b", {"of_checkpoint": True})):
+    """Not even one that names a checkpoint, nor a module that is said to have made the model."""
+    for name, more in (("a", {}), ("b", {"module": "attacks"})):
         note = {"checkpoint_sha256": "abc"}
         assert not broken(run(Rule(2.0), tmp_path / name, configuration=note, **more))
         with pytest.raises(InvalidInput, match="holds another run"):
@@ -92,7 +99,7 @@ _config = {"limit": 2.0}
 
 
 class Table(Rule):
-    """A private table looks like a cache, and `code_of` leaves it out."""
+    """A private table looks like a cache, and is left out."""
 
     def limit(self):
         return _config["limit"]
@@ -164,7 +171,7 @@ def test_private_settings_of_an_attack_are_told(tmp_path):
     """Lists too: a stronger attack must not go on with what a weaker one found."""
     assert not broken(run(Corner(), tmp_path / "a", [Mine(1)]))
     run(Corner(), tmp_path / "a", [Mine(1)])
-    with pytest.raises(InvalidInput, match="other attacks_code: values"):
+    with pytest.raises(InvalidInput, match="other attacks_values"):
         run(Corner(), tmp_path / "a", [Mine(200)])
     assert broken(run(Corner(), tmp_path / "b", [Mine(200)]))
 
@@ -214,7 +221,6 @@ VALUES = {
     "a member of an Enum": lambda limit: Enum("Level", {"HIGH": limit}).HIGH,
     "slots": Slots,
     "an attribute of a function": function,
-    "a module": module,
     "a method of a table": lambda limit: {"limit": limit}.get,
     "a sparse tensor": lambda limit: torch.tensor([limit, 0.0]).to_sparse(),
     "a sparse tensor in rows": lambda limit: torch.tensor([[limit, 0.0]]).to_sparse_csr(),
@@ -235,6 +241,12 @@ def test_values_of_all_kinds_tell_models_apart(kind):
     make = VALUES[kind]
     assert code_of(Rule(make(2.0))) != code_of(Rule(make(0.8)))
     assert code_of(Rule(make(2.0))) == code_of(Rule(make(2.0)))
+
+
+def test_a_module_of_no_file_is_told_by_nothing():
+    """What it defines was typed in, or made."""
+    with pytest.raises(NoFile, match="module settings_of_a_user is in no file"):
+        code_of(Rule(module(2.0)))
 
 
 class Scripted(nn.Module):
@@ -301,9 +313,9 @@ def test_a_module_imported_in_a_method_is_part_of_the_model(through, tmp_path, m
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
         model = Lazy()
-        before = code_of(model)
+        before = identity_of(model)
         assert model.limit() == limit
-        assert code_of(model) == before
+        assert identity_of(model) == before
         return before
 
     assert version(2.0) != version(0.8)
@@ -314,8 +326,8 @@ def test_what_attacks_of_this_package_hold_is_noted(tmp_path):
     """Their text abbreviates long arrays, and no code of the user's need be in them."""
     run(Rule(2.0), tmp_path)
     noted = json.loads((tmp_path / "run.json").read_text())
-    assert noted["attacks_code"] == code_of(*ATTACKS, private=True)
-    assert noted["attacks_code"].keys() == {"values"}
+    assert noted["attacks_values"] == values_of(ATTACKS, caches=True)[0] != values_of([SparseRS(queries=21)])[0]
+    assert noted["attacks_files"] == {}
 
 
 def test_code_of_this_package_and_versions_of_others_tell_runs_apart(tmp_path, monkeypatch):
@@ -325,7 +337,7 @@ def test_code_of_this_package_and_versions_of_others_tell_runs_apart(tmp_path, m
         patched.setattr(runner, "package_code", lambda: "another")
         with pytest.raises(InvalidInput, match="another run \\(other code\\)"):
             run(Rule(2.0), tmp_path)
-    monkeypatch.setattr(installed, "version", lambda _: "0.0.1")
+    monkeypatch.setattr(identity, "version", lambda _: "0.0.1")
     with pytest.raises(InvalidInput, match="other packages: numpy torch"):
         run(Rule(2.0), tmp_path)
 
@@ -334,8 +346,8 @@ def test_packages_are_those_that_classes_come_from():
     class Derived(PIL.Image.Image):
         pass
 
-    assert installed.packages(Rule(2.0)).keys() == {"numpy", "torch"}
-    assert {name.lower() for name in installed.packages(Rule(2.0), Derived())} == {"numpy", "torch", "pillow"}
+    assert identity.packages(Rule(2.0)).keys() == {"numpy", "torch"}
+    assert {name.lower() for name in identity.packages(Rule(2.0), Derived())} == {"numpy", "torch", "pillow"}
 
 
 def test_a_method_that_the_user_put_into_a_class_of_a_library_is_told(monkeypatch):
@@ -350,7 +362,7 @@ def test_a_method_that_the_user_put_into_a_class_of_a_library_is_told(monkeypatc
 
 
 def test_a_file_that_changed_since_it_was_read_is_refused(tmp_path):
-    """Else the fingerprint of the run would be of the new file, and its records of the old one."""
+    """Else the identity of the run would be of the new file, and its records of the old one."""
     for name in ("0", "1"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         PIL.Image.fromarray(np.full((4, 4), 30, np.uint8)).save(tmp_path / "photos" / name / "a.png")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evaluate.model.configured import as_in_run, described, load_model
+from evaluate.model.identity import weights_sha256
 from evaluate.runs.completed_run import read_run
-from evaluate.runs.run_identity import model_fingerprint
 from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
@@ -145,7 +145,7 @@ def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense
     assert note["voting"] == votes.get("voting", f"threshold:{votes.get('theta', 0.3)}")
     assert note["guard"] == votes.get("guard", 1e-4)
     again = as_in_run(load_checkpoint(checkpoint), note)
-    assert model_fingerprint(again.requires_grad_(False)) == model_fingerprint(loaded.model)
+    assert weights_sha256(again.requires_grad_(False)) == weights_sha256(loaded.model)
 
 
 def test_a_threshold_that_a_defense_does_not_count_by_is_refused(checkpoint, tmp_path):
@@ -160,7 +160,7 @@ def test_a_threshold_that_a_defense_does_not_count_by_is_refused(checkpoint, tmp
 def test_encodings_that_fill_with_another_value_are_of_other_models():
     base = torch.nn.Linear(1, 2)
     models = [SmoothedClassifier(base, Columns(1), num_classes=2, encoding=Fill(value)) for value in (0.2, 0.8, 0.2)]
-    first, other, again = map(model_fingerprint, models)
+    first, other, again = map(weights_sha256, models)
     assert first == again != other
 
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_with_a_defense_takes_no_second_one(undefended, tmp_path):
         refused(call("--checkpoint", path, "--defense", text), f"defense is {text}, but checkpoint {path} is of darker")
     loaded = load_model(str(path))
     again = as_in_run(load_checkpoint(path), described(loaded.model))
-    assert model_fingerprint(again) == model_fingerprint(loaded.model)
+    assert weights_sha256(again) == weights_sha256(loaded.model)
 
 
 MODULE = """

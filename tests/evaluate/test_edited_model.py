@@ -17,8 +17,7 @@ from PIL import Image
 
 from attacks import PatchPGD
 from evaluate import attack_vs_cert
-from evaluate.model import load as subject
-from evaluate.runs import run_identity as claim
+from evaluate.model import identity
 from evaluate.runs import runner
 from robustpatch.errors import InvalidInput
 from tests.evaluate.calls import call, refused
@@ -107,8 +106,8 @@ def test_an_edited_model_is_another_run(what, mine):
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
     edit(mine, what)
     result = command("--output", old)
-    refused(result, f"model_files: {EDITS[what][0]})")
-    assert ("model_code" in result.stderr) == (what != "comment")
+    refused(result, f"model_files: {EDITS[what][0]}")
+    assert ("model_values" in result.stderr) == (what in ("constant", "certify"))  # another name, another number
     assert "name another output, or repeat that run's options, model and code" in result.stderr
     result = command()
     assert result.exit_code == (1 if what == "certify" else 0), result.output
@@ -146,8 +145,8 @@ def test_in_processes_of_their_own(mine):
 @pytest.mark.parametrize(("what", "field"), [("certify", "margin_exact"), ("forward", "prediction")])
 def test_an_edit_that_no_hash_sees_is_seen_in_the_records(what, field, mine, monkeypatch):
     """The few images asked again name the image, what its record says and what the model says, and the remedy."""
-    monkeypatch.setattr(claim, "code_of", lambda *_: {})
-    monkeypatch.setattr(subject, "files_of", lambda *_: {})
+    monkeypatch.setattr(identity, "files_of", lambda *_: {})
+    monkeypatch.setattr(identity, "values_of", lambda *_, **__: ("", set()))
     assert command("--output", "out").exit_code == 0
     edit(mine, what)
     result = command("--output", "out")
@@ -171,18 +170,17 @@ def test_a_counterexample_is_replayed_with_the_model_as_it_is(mine):
 
 
 def test_old_records_without_the_code_are_refused_and_those_of_checkpoints_are_not(mine, checkpoint):
-    """A run.json from before the code was noted says nothing of it; a checkpoint's file does."""
+    """A run.json from before the code was noted says nothing of it; of a checkpoint there is no file to note."""
     assert command("--output", "out").exit_code == 0
     note = json.loads((mine / "out" / "run.json").read_text())
-    for key in ("model_files", "model_code"):
+    for key in ("model_files", "model_values"):
         del note[key]
     (mine / "out" / "run.json").write_text(json.dumps(note))
     refused(command("--output", "out"), "model_files, which that run has none of")
     given = ("--checkpoint", checkpoint, "--attacks", "none", "--num-images", 2, "--output", "toy")
     assert call(*given).exit_code == 0
-    assert (
-        not {"model_files", "model_code", "attacks_code"} & json.loads((mine / "toy" / "run.json").read_text()).keys()
-    )
+    assert json.loads((mine / "toy" / "run.json").read_text())["model_files"] == {}
+    assert call(*given).exit_code == 0
 
 
 def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
@@ -200,5 +198,5 @@ def test_attacks_of_ones_own_are_part_of_a_run(tmp_path):
 
     run(tmp_path, attacks=(attack(1),))
     run(tmp_path, attacks=(attack(1),))
-    with pytest.raises(InvalidInput, match=r"other attacks_code: .*Own\.unpruned values\)"):
+    with pytest.raises(InvalidInput, match=r"other attacks_values\)"):
         run(tmp_path, attacks=(attack(100),))

@@ -9,8 +9,8 @@ import torch
 
 from attacks import Ensemble, PatchPGD, Proposal, SparseRS
 from evaluate import evaluate
+from evaluate.model.identity import weights_sha256
 from evaluate.runs.batch import Settings
-from evaluate.runs.run_identity import model_fingerprint
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.lending import certify
 from robustpatch.errors import InvalidInput
@@ -80,7 +80,7 @@ class Extra(Bright):
 
 def test_extra_state_tells_models_apart(tmp_path):
     """Runs, resumes, and is another model with another state."""
-    assert model_fingerprint(Extra()) == model_fingerprint(Extra()) != model_fingerprint(Extra(0.95))
+    assert weights_sha256(Extra()) == weights_sha256(Extra()) != weights_sha256(Extra(0.95))
     for _ in range(2):
         assert run(Extra(2.0), tmp_path, RANDOM).verdict == "held"
     with pytest.raises(InvalidInput, match="model_sha256"):

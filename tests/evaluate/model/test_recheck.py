@@ -9,7 +9,7 @@ import torch
 
 from evaluate import Settings, evaluate
 from evaluate.model import recheck
-from evaluate.model.fingerprint import code_of
+from evaluate.model.identity import identity_of
 from evaluate.model.recheck import Recheck
 from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.sparse import SparseAblation
@@ -140,9 +140,9 @@ def test_a_few_images_are_asked_and_no_more(tmp_path, monkeypatch):
 def test_what_a_model_does_leaves_it_the_same(tmp_path):
     """Scoring, certifying and the choice of a chunk change nothing of ours."""
     for model in (strip((4, 8)), sampled(Columns(2)), sampled(SparseAblation(3)), Plain(32).eval()):
-        before = code_of(model)
+        before = identity_of(model)
         run_on(model, tmp_path / str(id(model)))
-        assert code_of(model) == before
+        assert identity_of(model) == before
 
 
 def test_a_model_elsewhere_than_the_run_is_not_asked(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evaluate.model.configured import described
-from evaluate.runs.run_identity import model_fingerprint
+from evaluate.model.identity import weights_sha256
 from robustpatch import defenses
 from robustpatch.checkpoints import load_checkpoint, network_of
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -121,7 +121,7 @@ def test_a_fingerprint_tells_defenses_apart_and_what_they_are_around():
         *(Brighter(by=by).wrap(base, num_classes=toys.CLASSES) for by in (0.1, 0.2)),
         *(Brighter().wrap(inner, num_classes=toys.CLASSES) for inner in (smoothed, other)),
     ]
-    assert len({model_fingerprint(model) for model in models}) == len(models)
+    assert len({weights_sha256(model) for model in models}) == len(models)
 
 
 def test_training_mode_and_foreign_values_are_refused():

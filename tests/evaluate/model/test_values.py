@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate.model.fingerprint import code_of
-from evaluate.runs.run_identity import claim, model_identity
+from evaluate.model.identity import identity_of
+from evaluate.model.values import values_of
+from evaluate.runs.run_identity import claim
 from robustpatch import Columns, PatchThreat, SmoothedClassifier
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
@@ -42,6 +43,10 @@ PAIRS = {
 }
 
 
+def code_of(model):
+    return values_of([model])[0]
+
+
 class Holder(nn.Module):
     def __init__(self, value):
         super().__init__()
@@ -59,9 +64,9 @@ def test_values_of_libraries_are_told_apart(kind):
 def test_what_cannot_be_told_is_never_resumed(tmp_path):
     """A new run is made; going on with it is refused, and the message names the kind of object."""
     model = Holder(threading.Lock())
-    claim(tmp_path, model_identity(model))
-    with pytest.raises(InvalidInput, match=r"cannot be told apart: _thread\.lock.*name another output"):
-        claim(tmp_path, model_identity(model))
+    claim(tmp_path, identity_of(model))
+    with pytest.raises(InvalidInput, match=r"cannot pickle '_thread.lock' object.*; name a new output"):
+        claim(tmp_path, identity_of(model))
 
 
 def test_cycles_end():
