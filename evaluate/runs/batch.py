@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
+from attacks.base import Outcome, PatchAttack, Proposal, judge, judge_of
 from attacks.border import patches, propose
-from attacks.chance import errors, is_randomized
 from attacks.ensemble import counts_itself, is_control
 from attacks.occlusion import CONTROLS
+from attacks.surfaces.clean import known_votes
 from attacks.votes import worst_votes
 from evaluate.model.alone import check_alone, check_clean, twin
 from evaluate.results.vote_damage import damage
@@ -24,8 +24,10 @@ from evaluate.runs.gallery import Exhibit, Furthest, exhibit
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate, Evidence
 from robustpatch.classifiers import checks
-from robustpatch.classifiers.lending import certify
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import certify, predict
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, Threat
 from robustpatch.voting.votes import Votes
@@ -62,22 +64,20 @@ class Settings:
 
 
 @torch.no_grad()
-def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
+def _certify(classifier: Classifier, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
     """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier; None without one."""
-    if not hasattr(model, "certify"):
-        checks.evaluation_mode(model)
+    if not isinstance(classifier, CertifiedClassifier):
+        checks.evaluation_mode(classifier.given)
         checks.image_values(x)
         return None, None
-    certificate = certify(model, x, threat)
-    if not isinstance(model, SmoothedClassifier):
+    certificate = certify(classifier, x, threat)
+    paper = classifier.certify_paper(x, threat, certificate)
+    if paper is None:
         return certificate, None
-    if type(model).certify is SmoothedClassifier.certify:
-        return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    paper = certify(model, x, threat, "margin")
     apart = (certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
     for i in apart.tolist():
         raise InvalidInput(
-            f"certify of {type(model).__name__} certifies image {i} of a batch for class "
+            f"certify of {type(classifier).__name__} certifies image {i} of a batch for class "
             f'{int(certificate.prediction[i])} by the method "exact" and for class {int(paper.prediction[i])} by '
             '"margin"; one of the two is wrong: mend certify'
         )
@@ -108,9 +108,10 @@ def evaluate_batch(
     """Certify and attack the images `first`, `first` + 1, …, as `evaluate.evaluate` says. What was done before, or
     elsewhere, has no part in the result; a counterexample carries `configuration`.
     """
-    fresh = twin(model) if attacks and hasattr(model, "certify") and not is_randomized(model) else None
-    exact, paper = _certify(model, x, threat)
-    predicted = predict(model, x)
+    classifier = as_classifier(model)
+    fresh = twin(classifier) if attacks and classifier.certifies and not classifier.randomized else None
+    exact, paper = _certify(classifier, x, threat)
+    predicted = predict(classifier, x)
     prediction = predicted if exact is None else exact.prediction
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
@@ -120,11 +121,11 @@ def evaluate_batch(
         exact is not None and exact.confidence is not None
     ):  # neither abstaining nor the class of an image that it leaves
         prediction = torch.where(exact.certified, exact.prediction, predicted)
-        answers = torch.stack([predicted, predict(referee(model), x)])
-        forgiven = (answers < 0) & is_randomized(model)
+        answers = torch.stack([predicted, predict(judge_of(classifier), x)])
+        forgiven = (answers < 0) & classifier.randomized
         consistent = ((answers == prediction) | forgiven | ~exact.certified).all(dim=0)
         judged = sum(getattr(attack, "judged", 1) for attack in attacks)
-        error = _error(model, exact.confidence, judged * len(threat.threats))
+        error = _error(classifier, exact.confidence, judged * len(threat.threats))
     correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     counterexamples: list[Counterexample] = []
@@ -135,13 +136,13 @@ def evaluate_batch(
         claim = (first + i, int(prediction[i]), attack, one, configuration or {})
         found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
         if exact is None or exact.confidence is None:
-            check_stands(found, model, x.device)
+            check_stands(found, classifier, x.device)
         counterexamples.append(found)
 
     if exact is None or exact.confidence is not None:
         fresh = None  # nothing is proved that must hold for every question
-    if exact is not None and fresh is not None:
-        check_clean(model, x, threat, exact, first)
+    if exact is not None and fresh is not None and isinstance(classifier, CertifiedClassifier):
+        check_clean(classifier, x, threat, exact, first)
 
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         keep(i, x[i], [], "predict", threat.threats[0])
@@ -161,7 +162,11 @@ def evaluate_batch(
                 scored_whole = unpruned and not run.touched_only
                 proof = exact is not None and exact.confidence is None
                 asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, proof, asked)
+                known = None if exact is None or exact.evidence is None else exact.evidence.votes.of(rows)
+                with known_votes(classifier, x[rows], known):
+                    records = _attack(
+                        classifier, x[rows], prediction[rows], one, run, scored_whole, settings, proof, asked
+                    )
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     furthest.offer(i, record, x_adv)
@@ -196,26 +201,26 @@ def evaluate_batch(
         )
         for i in range(len(y))
     ]
-    return Batch(records, counterexamples, exhibit(model, x, records, exact, threat, furthest, settings.quota))
+    return Batch(records, counterexamples, exhibit(classifier, x, records, exact, threat, furthest, settings.quota))
 
 
-def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
+def _error(classifier: Classifier, confidence: float, judged: int) -> float:
     """At most the chance that an image is certified and found changed though all is right: that its certificate is
     wrong, or its `predict`, or that the referee's, asked about the clean image and `judged` attacked ones.
     """
-    own, referee = errors(model)
+    own, referee = classifier.errors()
     return min(1.0, 1 - confidence + own + referee * (1 + judged))
 
 
 class _Again(NamedTuple):
     """Who is asked once more about images that held, and their numbers."""
 
-    model: torch.nn.Module
+    model: Classifier
     first: list[int]
 
 
 def _attack(
-    model: torch.nn.Module,
+    classifier: Classifier,
     x: Tensor,
     prediction: Tensor,
     threat: PatchThreat,
@@ -232,20 +237,21 @@ def _attack(
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
-    proposal = propose(attack, model, x, prediction, threat, generator=generator)
-    outcome = judge(model, x, prediction, threat, proposal, proof=proof)
+    proposal = propose(attack, classifier, x, prediction, threat, generator=generator)
+    outcome = judge(classifier, x, prediction, threat, proposal, proof=proof)
     if again is not None:
         check_alone(again.model, proposal.x_adv, prediction, outcome, proposal.broken, again.first, attack.name)
     judged = patches(x, proposal, outcome)
     if counts_itself(attack) and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
     broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
-    sure = proof or not is_randomized(model) or not hasattr(model, "certify")
+    sure = proof or not classifier.randomized or not classifier.certifies
     broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
-    if isinstance(model, SmoothedClassifier):
-        done = [{} if i is None else i for i in _damage(model, x, prediction, threat, proposal, outcome)]
+    voting = voting_classifier(classifier)
+    if voting is not None and voting is classifier:
+        done = [{} if i is None else i for i in _damage(voting, x, prediction, threat, proposal, outcome)]
     return [
         (
             AttackRecord(

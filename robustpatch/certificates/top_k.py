@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
@@ -66,8 +66,8 @@ class TopKCertificate:
     unit: int = 1
 
 
-def ranks(counts: Int[Tensor, "B K"], y: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """How many classes come before y by votes, the lower index first among equals; 0 where y is the prediction."""
+def ranks(counts: Num[Tensor, "B K"], y: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """How many classes come before y by votes or scores, the lower index first among equals; 0 where y is predicted."""
     own, number = counts.gather(1, y[:, None]), torch.arange(counts.shape[1], device=counts.device)
     return ((counts > own) | ((counts == own) & (number < y[:, None]))).sum(dim=1)
 

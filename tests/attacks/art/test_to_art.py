@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from attacks import judge
-from attacks.art.from_art import to_art
 from attacks.art.models import seeded
+from attacks.art.to_art import to_art
 from attacks.base import Proposal
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
