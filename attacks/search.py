@@ -186,7 +186,7 @@ class Search:
         """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it.
 
         Of a classifier whose `predict` is more than its scores, hits are not only what the scores say: it is asked
-        about one in eight of the patches, and about whatever is better than the best so far (see `attacks.behind_scores`).
+        about one in eight of the patches, and whatever is better than the best so far (see `attacks.behind_scores`).
 
         Of what does not break the image, only patches that show are kept, and the first of them whatever its value:
         an attack whose best try were the clean image would have nothing to be judged by.
