@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from attacks.criterion import Criterion, as_criterion, counts_for, is_broken
@@ -45,12 +45,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The judge's finding on each image: `broken` iff `contained`, `in_range` and the criterion is met."""
+    """The judge's finding on each image: `broken` iff `contained`, `in_range` and the criterion is met. `counts` [B,K]:
+    votes or scores of the attacked images, where the criterion needs them.
+    """
 
     broken: Bool[Tensor, " B"]
     contained: Bool[Tensor, " B"]
     in_range: Bool[Tensor, " B"]
     prediction: Int[Tensor, " B"]
+    counts: Num[Tensor, "B K"] | None = None
 
 
 @runtime_checkable
@@ -133,8 +136,9 @@ def judge(
     shown = torch.where(valid[:, None, None, None], x_adv, x)
     answering = classifier if proof else judge_of(classifier)
     prediction = predict(answering, shown)
-    broken = is_broken(classifier, criterion, prediction, counts_for(answering, criterion, shown))
-    return Outcome(valid & broken, contained, in_range, prediction)
+    counts = counts_for(answering, criterion, shown)
+    broken = is_broken(classifier, criterion, prediction, counts)
+    return Outcome(valid & broken, contained, in_range, prediction, counts)
 
 
 def content_hash(tensor: Tensor) -> str:

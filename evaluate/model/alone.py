@@ -7,10 +7,11 @@ from itertools import chain, count
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attacks.base import Outcome
+from attacks.criterion import Criterion, counts_for
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.asking import certify
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
@@ -42,7 +43,7 @@ def twin(model: C) -> C:
 def check_alone(
     fresh: Classifier,
     x_adv: Float[Tensor, "B C H W"],
-    prediction: Int[Tensor, " B"],
+    criterion: Criterion,
     outcome: Outcome,
     seen: Bool[Tensor, " B"] | None,
     first: list[int],
@@ -53,7 +54,7 @@ def check_alone(
     Raises `InvalidInput` where the answer is another, or where the search itself had `seen` the prediction change: then
     it cannot be said that the image held. `first`: the images' numbers.
     """
-    held = outcome.contained & outcome.in_range & (outcome.prediction == prediction)
+    held = outcome.contained & outcome.in_range & ~criterion.broken(outcome.prediction, outcome.counts)
     if seen is not None and bool((seen.to(held.device) & held).any()):
         i = int((seen.to(held.device) & held).nonzero()[0, 0])
         raise InvalidInput(
@@ -64,21 +65,22 @@ def check_alone(
     kept = []  # as long as another is asked about, none is given the address of one that was
     for i in rows[:: max(1, -(-len(rows) // FEW))]:
         kept.append(_elsewhere(x_adv[i : i + 1]))
-        answered = _answered(fresh, kept[-1])
-        if answered != int(prediction[i]):
+        answered, own = _answered(fresh, kept[-1]), criterion.of(slice(i, i + 1))
+        counts = counts_for(fresh, own, kept[-1])
+        if bool(own.broken(torch.tensor([answered], device=x_adv.device), counts)[0]):
             raise InvalidInput(
                 f"image {first[i]} was certified and held under {attack} beside the other images, but alone and asked "
-                f"afresh the prediction is {answered} instead of {int(prediction[i])}: {_WHY}"
+                f"afresh the prediction is {answered} instead of {int(criterion.y[i])}: {_WHY}"
             )
 
 
-def check_clean(model: CertifiedClassifier, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
+def check_clean(model: Classifier, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
     """The first certified image of a batch alone: raises `InvalidInput` where it is certified or predicted otherwise.
 
     Of smoothed classifiers `certify` itself asks its base alone and in company.
     """
     rows = certificate.certified.nonzero()[:1, 0].tolist()
-    if len(x) == 1 or voting_classifier(model) is model:
+    if len(x) == 1 or voting_classifier(model) is model or not isinstance(model, CertifiedClassifier):
         return
     for i in rows:
         image, claimed = x[i : i + 1], int(certificate.prediction[i])

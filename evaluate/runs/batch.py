@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, judge, judge_of
 from attacks.border import patches, propose
+from attacks.criterion import Changed, Criterion, OutOfTopK, counts_for
 from attacks.ensemble import counts_itself, is_control
 from attacks.occlusion import CONTROLS
 from attacks.surfaces.clean import known_votes
@@ -39,6 +40,7 @@ class Settings:
 
     `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
     for no limit. `gallery`: images of each outcome kept to look at, about, spread over the batches; 0 for none.
+    `top_k` > 1: certified and attacked is whether the label stays among so many classes of most votes.
     """
 
     num_images: int
@@ -47,9 +49,10 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     gallery: int = 8
+    top_k: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size"):
+        for name in ("num_images", "batch_size", "top_k"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.gallery < 0:
@@ -84,6 +87,29 @@ def _certify(classifier: Classifier, x: Tensor, threat: Threat) -> tuple[Certifi
     return certificate, paper
 
 
+@torch.no_grad()
+def _certify_top_k(
+    classifier: Classifier, x: Tensor, y: Tensor, predicted: Tensor, threat: Threat, k: int
+) -> Certificate:
+    """Whether the labels are certified to stay among the k classes of most votes, as a certificate of them: where one
+    is not among them on the clean image, of the prediction, which is not certified.
+    """
+    if not isinstance(classifier, CertifiedClassifier):
+        raise InvalidInput(f"top_k is {k}, but a {type(classifier.given).__name__} certifies nothing; use top_k 1")
+    found = classifier.certify_top_k(x, y, threat, k)
+    return Certificate(
+        prediction=torch.where(found.clean, y, predicted),
+        certified=found.certified & found.clean,
+        margin=found.margin,
+        placement_margin=None,
+        threat=threat,
+        method="exact",
+        guard=found.guard,
+        close=torch.zeros_like(y),
+        unit=found.unit,
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """What was found of the images of one batch; `counterexamples` are to certificates, `exhibits` for a gallery."""
@@ -110,17 +136,22 @@ def evaluate_batch(
     """
     classifier = as_classifier(model)
     fresh = twin(classifier) if attacks and classifier.certifies and not classifier.randomized else None
-    exact, paper = _certify(classifier, x, threat)
     predicted = predict(classifier, x)
+    if settings.top_k == 1:
+        exact, paper = _certify(classifier, x, threat)
+    else:
+        exact, paper = _certify_top_k(classifier, x, y, predicted, threat, settings.top_k), None
     prediction = predicted if exact is None else exact.prediction
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
-    consistent = predicted == prediction
+    criterion = Changed(prediction) if settings.top_k == 1 else OutOfTopK(prediction, settings.top_k)
+    consistent = ~criterion.broken(predicted, counts_for(classifier, criterion, x))
     error, answers = None, None
     if (
         exact is not None and exact.confidence is not None
     ):  # neither abstaining nor the class of an image that it leaves
         prediction = torch.where(exact.certified, exact.prediction, predicted)
+        criterion = Changed(prediction)
         answers = torch.stack([predicted, predict(judge_of(classifier), x)])
         forgiven = (answers < 0) & classifier.randomized
         consistent = ((answers == prediction) | forgiven | ~exact.certified).all(dim=0)
@@ -133,7 +164,7 @@ def evaluate_batch(
 
     def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
-        claim = (first + i, int(prediction[i]), attack, one, configuration or {})
+        claim = (first + i, int(prediction[i]), attack, one, configuration or {}, settings.top_k)
         found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
         if exact is None or exact.confidence is None:
             check_stands(found, classifier, x.device)
@@ -141,7 +172,7 @@ def evaluate_batch(
 
     if exact is None or exact.confidence is not None:
         fresh = None  # nothing is proved that must hold for every question
-    if exact is not None and fresh is not None and isinstance(classifier, CertifiedClassifier):
+    if exact is not None and fresh is not None and settings.top_k == 1:
         check_clean(classifier, x, threat, exact, first)
 
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
@@ -162,10 +193,10 @@ def evaluate_batch(
                 scored_whole = unpruned and not run.touched_only
                 proof = exact is not None and exact.confidence is None
                 asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
-                known = None if exact is None or exact.evidence is None else exact.evidence.votes.of(rows)
-                with known_votes(classifier, x[rows], known):
+                votes = None if exact is None or exact.evidence is None or unpruned else exact.evidence.votes.of(rows)
+                with known_votes(classifier, x[rows], votes):
                     records = _attack(
-                        classifier, x[rows], prediction[rows], one, run, scored_whole, settings, proof, asked
+                        classifier, x[rows], criterion.of(rows), one, run, scored_whole, settings, proof, asked
                     )
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
@@ -201,7 +232,8 @@ def evaluate_batch(
         )
         for i in range(len(y))
     ]
-    return Batch(records, counterexamples, exhibit(classifier, x, records, exact, threat, furthest, settings.quota))
+    shown = exact if settings.top_k == 1 else None
+    return Batch(records, counterexamples, exhibit(classifier, x, records, shown, threat, furthest, settings.quota))
 
 
 def _error(classifier: Classifier, confidence: float, judged: int) -> float:
@@ -222,7 +254,7 @@ class _Again(NamedTuple):
 def _attack(
     classifier: Classifier,
     x: Tensor,
-    prediction: Tensor,
+    criterion: Criterion,
     threat: PatchThreat,
     attack: PatchAttack,
     unpruned: bool,
@@ -230,28 +262,29 @@ def _attack(
     proof: bool,
     again: _Again | None,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction. `proof`: the model
+    """Run and judge one attack on images of one batch, by one criterion for all. `proof`: the model
     certifies without a confidence, so that its own `predict` judges, and an abstention is no longer the prediction.
     `again`: of certified images, who is asked about some of those that held (see `alone.check_alone`).
     """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
-    proposal = propose(attack, classifier, x, prediction, threat, generator=generator)
-    outcome = judge(classifier, x, prediction, threat, proposal, proof=proof)
+    labels = criterion.y if isinstance(criterion, Changed) else criterion  # which attacks of others know too
+    proposal = propose(attack, classifier, x, labels, threat, generator=generator)
+    outcome = judge(classifier, x, criterion, threat, proposal, proof=proof)
     if again is not None:
-        check_alone(again.model, proposal.x_adv, prediction, outcome, proposal.broken, again.first, attack.name)
+        check_alone(again.model, proposal.x_adv, criterion, outcome, proposal.broken, again.first, attack.name)
     judged = patches(x, proposal, outcome)
     if counts_itself(attack) and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
-    broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
+    broken = outcome.contained & outcome.in_range & criterion.broken(outcome.prediction, outcome.counts)
     sure = proof or not classifier.randomized or not classifier.certifies
     broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
     voting = voting_classifier(classifier)
-    if voting is not None and voting is classifier:
-        done = [{} if i is None else i for i in _damage(voting, x, prediction, threat, proposal, outcome)]
+    if voting is not None and voting is classifier and criterion.rank == 1:
+        done = [{} if i is None else i for i in _damage(voting, x, criterion.y, threat, proposal, outcome)]
     return [
         (
             AttackRecord(

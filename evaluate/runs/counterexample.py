@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge, judge_of
+from attacks.criterion import OutOfTopK
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import certify, predict
 from robustpatch.classifiers.base import CertifiedClassifier
@@ -43,6 +44,7 @@ class Counterexample:
     attack: str
     threat: PatchThreat
     configuration: dict[str, Any]
+    top_k: int = 1
 
 
 def save_counterexample(output: str | Path | Store, model: torch.nn.Module, example: Counterexample) -> str:
@@ -63,6 +65,7 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
         "attack": example.attack,
         "configuration": example.configuration,
         "threat": [example.threat.height, example.threat.width, example.threat.count],
+        **({} if example.top_k == 1 else {"top_k": example.top_k}),
     }
     Store.of(output).write(name, save(tensors, metadata={"counterexample": json.dumps(claim)}))
     return name
@@ -96,6 +99,8 @@ def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexampl
         raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
     for name in ("index", "prediction"):
         _whole(name, claim[name])
+    if _whole("top_k", claim.get("top_k", 1)) < 1:
+        raise ValueError("its top_k is below 1")
     if not isinstance(claim["attack"], str) or not isinstance(claim["configuration"], dict):
         raise ValueError("its attack is no text, or its configuration no table")
     return Counterexample(x=x, x_adv=x_adv, corners=corners, threat=threat, **claim)
@@ -118,13 +123,16 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
     classifier = as_classifier(model)
     if not isinstance(classifier, CertifiedClassifier):
         raise InvalidInput(f"model is a {type(model).__name__} without certify; name the one it was found with")
+    claimed = torch.tensor([example.prediction], device=device)
+    if example.top_k > 1:
+        found = classifier.certify_top_k(x, claimed, example.threat, example.top_k)
+        outcome = judge(classifier, x, OutOfTopK(claimed, example.top_k), example.threat, proposal, proof=True)
+        return outcome, bool((found.certified & found.clean)[0])
     exact = certify(classifier, x, example.threat)
     paper = classifier.certify_paper(x, example.threat, exact)
     claims = [exact] if paper is None else [exact, paper]
     proof = exact.confidence is None
-    outcome = judge(
-        classifier, x, torch.tensor([example.prediction], device=device), example.threat, proposal, proof=proof
-    )
+    outcome = judge(classifier, x, claimed, example.threat, proposal, proof=proof)
     if proof:  # of a proof, an abstention is a change too
         changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
         outcome = replace(outcome, broken=changed)

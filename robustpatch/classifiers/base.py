@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.top_k import TopKCertificate
 from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
@@ -175,6 +176,14 @@ class CertifiedClassifier(Classifier):
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate | None:
         """The certificate of the paper's weaker method beside the `exact` one; None where there is only one method."""
         return None
+
+    def certify_top_k(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
+    ) -> TopKCertificate:
+        """Prove that no patch drives class y out of the k with the highest counts. Raises `InvalidInput` where the
+        classifier certifies its first class alone.
+        """
+        raise InvalidInput(f"k is {k}, but a {type(self.given).__name__} certifies its prediction alone; use k 1")
 
 
 def _ours(model: nn.Module, method: str) -> bool:
