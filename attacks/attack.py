@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attacks.base import Proposal
 from attacks.checks import require
+from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search
 from robustpatch.threats.rectangle import PatchThreat
@@ -56,12 +57,14 @@ class Attack(ABC):
         self,
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         generator: torch.Generator,
     ) -> Proposal:
-        """Search a patch for each image that moves the prediction away from y. Raises `InvalidInput`."""
+        """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. Raises
+        `InvalidInput`.
+        """
         self.check(threat)
         search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
         try:

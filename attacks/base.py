@@ -7,16 +7,15 @@ from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from attacks.chance import is_randomized
-from robustpatch.classifiers import checks
-from robustpatch.classifiers.lending import classes_of, lent
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from attacks.criterion import Criterion, as_criterion, counts_for, is_broken
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
-from robustpatch.voting.rules import first_argmax
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Proposal:
         by: of an ensemble, the name of the member that proposed each image.
         patches: of an `Ensemble`, the distinct patched images, by hash, that its judge was asked about for each image,
             those of controls left out. From any other attack it is ignored: what was judged is counted by the judge.
-        broken: the images of which a search saw the model's own `predict` change; None where that is not known. The
-            judge decides all the same, but where the two disagree neither is believed.
+        broken: the images of which a search saw the model's own answer break the criterion; None where that is not
+            known. The judge decides all the same, but where the two disagree neither is believed.
     """
 
     x_adv: Float[Tensor, "B C H W"]
@@ -46,17 +45,23 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The judge's finding on each image: `broken` iff `contained`, `in_range` and the prediction differs from y."""
+    """The judge's finding on each image: `broken` iff `contained`, `in_range` and the criterion is met. `counts` [B,K]:
+    votes or scores of the attacked images, where the criterion needs them.
+    """
 
     broken: Bool[Tensor, " B"]
     contained: Bool[Tensor, " B"]
     in_range: Bool[Tensor, " B"]
     prediction: Int[Tensor, " B"]
+    counts: Num[Tensor, "B K"] | None = None
 
 
 @runtime_checkable
 class PatchAttack(Protocol):
-    """Searches, for each image, a patch within the threat that moves the prediction away from y.
+    """Searches, for each image, a patch within the threat that breaks the criterion.
+
+    `y` are labels, from which the prediction is to move away, or an `attacks.criterion.Criterion`. `model` is whatever
+    the caller has; `as_classifier(model)` makes a `Classifier` of it.
 
     Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs (the evaluator gives it
     copies all the same). What it proposes is the best patch that it tried, never the clean image where it tried any:
@@ -85,103 +90,36 @@ class PatchAttack(Protocol):
         self,
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         generator: torch.Generator,
     ) -> Proposal: ...
 
 
-@torch.no_grad()
-def predict(model: torch.nn.Module, x: Tensor) -> Int[Tensor, " B"]:
-    """The model's own `predict`, or the argmax of its output in evaluation mode; -1 where it abstains. Without
-    gradients, as `lending.certify`: a model may compute something else where gradients are wanted.
-
-    Raises `InvalidInput` for outputs of which none is the largest number (see `votes.first_argmax`): an attack that
-    meets them stops, since they are neither the prediction nor another.
+def judge_of(classifier: Classifier) -> Classifier:
+    """The classifier whose `predict` decides whether an attack on this one succeeded: the `referee()` of a randomized
+    one, or itself.
     """
-    if hasattr(model, "predict"):
-        found = model.predict(lent(x))  # type: ignore[operator]
-        return classes_of(found, x, f"predict of {type(model).__name__}")
-    checks.evaluation_mode(model)
-    return first_argmax(outputs(model, x))
-
-
-@torch.no_grad()
-def answer(model: torch.nn.Module, x: Tensor) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-    """What `predict` returns, and the evaluations it took of each image: as the model's own `predict_counted(x)` says,
-    where it has one, or the most that they can be.
-    """
-    if hasattr(model, "predict_counted"):
-        prediction, spent = model.predict_counted(lent(x))  # type: ignore[operator]
-        return classes_of(prediction, x, f"predict_counted of {type(model).__name__}"), lent(spent)
-    prediction = predict(model, x)
-    return prediction, torch.full_like(prediction, evaluations(model, x)[1])
-
-
-def referee(model: torch.nn.Module) -> torch.nn.Module:
-    """Who says what the model predicts: its own `referee()`, where it declares to be randomized and has one (as
-    `RandomizedClassifier`), or itself.
-    """
-    return model.referee() if is_randomized(model) and hasattr(model, "referee") else model  # type: ignore[operator]
-
-
-def evaluations(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> tuple[int, int]:
-    """Evaluations of one image by a forward pass, and by `predict`: the ablations scored, or one without ablations; or
-    what the model's own `evaluations(height, width)` says, at most so many.
-    """
-    if hasattr(model, "evaluations"):
-        return model.evaluations(x.shape[2], x.shape[3])  # type: ignore[operator]
-    each = model.ablation.count(*x.shape[2:]) if isinstance(model, SmoothedClassifier) else 1
-    return each, each
-
-
-def outputs(model: torch.nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-    """What a classifier that is not smoothed returns for a copy of images, these in the precision of its weights.
-
-    Floats; of a model that returns whole numbers or booleans, these in float64. Raises `InvalidInput` for a model that
-    has no `forward` or returns anything but [B,K].
-    """
-    if getattr(model.forward, "__func__", None) is torch.nn.Module.forward:
-        raise InvalidInput(
-            f"{type(model).__name__} has no forward(x), and attacks read the scores [B,K] that it returns; add one "
-            "(one_hot(predict(x), K) where there are no scores)"
-        )
-    tensor = next(model.parameters(), None)
-    found = model(lent(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)))
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x):
-        what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise InvalidInput(
-            f"the model returned {what} for {len(x)} images; one score for each class, [{len(x)}, K], is needed"
-        )
-    found = found.clone() if found.is_inference() else found  # else nothing could be computed with it that is climbed
-    return found if found.is_floating_point() else found.to(torch.float64)
-
-
-def is_adversarial(
-    model: torch.nn.Module, prediction: Int[Tensor, "..."], y: Int[Tensor, "..."] | int
-) -> Bool[Tensor, "..."]:
-    """Where the model no longer answers y. An abstention (-1) is no longer y either, but of a model that declares that
-    it answers by chance (see `attacks.chance.is_randomized`): there it says nothing.
-    """
-    return (prediction != y) & ((prediction >= 0) | (not is_randomized(model)))
+    return as_classifier(classifier.referee()) if classifier.randomized else classifier
 
 
 def judge(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
-    y: Int[Tensor, " B"],
+    y: Int[Tensor, " B"] | Criterion,
     threat: PatchThreat,
     proposal: Proposal,
     *,
     proof: bool = False,
 ) -> Outcome:
     """Decide from the images alone: the changed pixels lie in those very rectangles, all values in [0, 1], and the
-    model's `predict` on the whole attacked image is no longer `y` (see `is_adversarial` for abstentions). Of a model
-    with a `referee`, it is that one's `predict`: an attack that fitted to the samples it saw must not be judged by
-    them. `proof`: a certificate without a confidence is at stake. It is about the model's own `predict`, and no
-    referee's.
+    answer to the whole attacked image breaks the criterion (labels `y`: the prediction is no longer y; see `is_broken`
+    for abstentions). Of a randomized classifier the answer is its `referee`'s: an attack that fitted to the samples it
+    saw must not be judged by them. `proof`: a certificate without a confidence is at stake. It is about the model's own
+    `predict`, and no referee's.
     """
+    classifier, criterion = as_classifier(model), as_criterion(y)
     height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
     if x_adv.shape != x.shape or corners.shape != (len(x), threat.count, 2):
@@ -195,8 +133,12 @@ def judge(
     contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
-    prediction = predict(model if proof else referee(model), torch.where(valid[:, None, None, None], x_adv, x))
-    return Outcome(valid & is_adversarial(model, prediction, y), contained, in_range, prediction)
+    shown = torch.where(valid[:, None, None, None], x_adv, x)
+    answering = classifier if proof else judge_of(classifier)
+    prediction = predict(answering, shown)
+    counts = counts_for(answering, criterion, shown)
+    broken = is_broken(classifier, criterion, prediction, counts)
+    return Outcome(valid & broken, contained, in_range, prediction, counts)
 
 
 def content_hash(tensor: Tensor) -> str:

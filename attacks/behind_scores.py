@@ -1,4 +1,4 @@
-"""Models whose `predict` is more than the largest of the scores that attacks read: it is asked about some patches too.
+"""Which patches are shown to a `predict` that is more than the largest score (`Classifier.predicts_apart`).
 
 A filter, an alert or a rule behind the scores may answer otherwise under a patch that moves no score.
 """
@@ -9,31 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.chance import is_randomized
 from attacks.pasting import crop
 
 SHARE = 8  # about one patch in so many is shown to `predict` whatever its scores are
 MOST = 10_000
-_OURS = ("robustpatch", "attacks", "evaluate")
-
-
-def has_own_predict(model: torch.nn.Module) -> bool:
-    """Whether `predict` may answer what the scores do not say: it, or `forward`, is of the user's own code. Not of a
-    model that declares to answer by chance: asked often enough, that one is changed by no patch.
-    """
-    return (
-        hasattr(model, "predict")
-        and not is_randomized(model)
-        and not all(_ours(model, n) for n in ("predict", "forward"))
-    )
-
-
-def _ours(model: torch.nn.Module, method: str) -> bool:
-    """Whether the method is defined by a class of this package's, and not replaced."""
-    if method in vars(model):
-        return False
-    kind = next(kind for kind in type(model).__mro__ if method in vars(kind))
-    return kind.__module__.partition(".")[0] in _OURS
 
 
 class Shares:

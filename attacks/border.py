@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.base import Outcome, PatchAttack, Proposal, content_hash
+from attacks.criterion import Criterion
 from attacks.unchanged import Unchanged
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent, own
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -21,7 +23,7 @@ def propose(
     attack: PatchAttack,
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
-    y: Int[Tensor, " B"],
+    y: Int[Tensor, " B"] | Criterion,
     threat: PatchThreat,
     *,
     generator: torch.Generator,
@@ -32,8 +34,10 @@ def propose(
     for `judge` to decide. Raises `InvalidInput` for what is no proposal for these images, in their type, and for an
     attack that changes the model.
     """
-    with Unchanged(attack.name, model, x):
-        found = attack(model, lent(x), lent(y), threat, generator=generator)
+    classifier = as_classifier(model)
+    asked = y.to(x.device) if isinstance(y, Criterion) else lent(y)
+    with Unchanged(attack.name, classifier, x):
+        found = attack(classifier.given, lent(x), asked, threat, generator=generator)
     if not isinstance(found, Proposal):
         raise InvalidInput(f"attack {attack.name} returned a {type(found).__name__}; return an attacks.Proposal")
     wanted = {"x_adv": tuple(x.shape), "corners": (len(x), threat.count, 2), "evaluations": (len(x),)}

@@ -17,7 +17,7 @@ from attacks.checks import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.search import Search
-from attacks.surfaces.base import Objective, Victim, check_objective
+from attacks.surfaces.base import Objective, View, check_objective
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Slots:
         rival = torch.tensor([task.rival for task in tasks], device=device)
         fresh = iter(search.noise([i for i, task in zip(image, tasks, strict=True) if task.start is None]))
         patch = torch.stack([next(fresh) if task.start is None else task.start.to(search.x) for task in tasks])
-        self.victim: Victim = search.victim(self.image, placement, rival, objective)
+        self.view: View = search.view(self.image, placement, rival, objective)
         self.corners = search.placements[placement]
         self.inside = search.threat.footprint(self.corners, *search.x.shape[2:])[:, None]
         self.adv = search.paste(self.image, placement, patch)
@@ -103,13 +103,13 @@ class _Slots:
         for name in self._ROWS:
             setattr(self, name, getattr(self, name)[rows])
         self.tasks = [task for task, kept in zip(self.tasks, rows.tolist(), strict=True) if kept]
-        self.victim = self.victim.keep(rows)
+        self.view = self.view.keep(rows)
 
     def join(self, other: _Slots) -> None:
         for name in self._ROWS:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.tasks += other.tasks
-        self.victim = self.victim.join(other.victim)
+        self.view = self.view.join(other.view)
 
 
 def climb(
@@ -156,15 +156,15 @@ def _step(search: Search, slots: _Slots, ascent: Ascent) -> None:
     prediction = torch.empty_like(slots.image)
     gradient = torch.zeros_like(slots.adv)
     if moving.any():
-        value[moving], prediction[moving], found = differentiate(slots.victim.keep(moving), slots.adv[moving])
+        value[moving], prediction[moving], found = differentiate(slots.view.keep(moving), slots.adv[moving])
         gradient[moving] = found.nan_to_num()  # as of √x at 0: no direction
     if last.any():
         with torch.no_grad():
-            value[last], prediction[last] = slots.victim.keep(last)(slots.adv[last])
-    search.spend(slots.image, slots.victim.cost * (1 + moving.long()))
+            value[last], prediction[last] = slots.view.keep(last)(slots.adv[last])
+    search.spend(slots.image, slots.view.cost * (1 + moving.long()))
     better = value < slots.value
     slots.best[better], slots.value[better] = slots.adv[better], value[better]
-    search.offer(slots.image, slots.corners, slots.adv, value, prediction != search.y[slots.image])
+    search.offer(slots.image, slots.corners, slots.adv, value, search.hits(slots.image, prediction))
     if ascent.momentum:
         scale = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         gradient = slots.drift = ascent.momentum * slots.drift + gradient / scale
@@ -179,7 +179,7 @@ class _Room:
 
     def __init__(self, search: Search, passes: int) -> None:
         self.search = search
-        self.cost = search.climb_cost * passes
+        self.cost = search.surface.climb_cost * passes
         self.running = [0] * len(search.y)
 
     def take(self, waiting: deque[tuple[int, Iterator[Task]]], places: int) -> tuple[list[int], list[Task]]:

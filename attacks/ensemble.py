@@ -12,10 +12,12 @@ from torch import Tensor
 from attacks.base import PatchAttack, Proposal
 from attacks.border import propose
 from attacks.checks import check_call, require
+from attacks.criterion import Criterion, as_criterion
 from attacks.furthest import Furthest
 from attacks.gradient import NotDifferentiable, check_differentiable, climbs
 from attacks.occlusion import Control
 from attacks.sparse_rs import SparseRS
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -85,17 +87,24 @@ class Ensemble:
         self,
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         generator: torch.Generator,
     ) -> Proposal:
         able = self._able(threat)
-        check_call(model, x, y, threat)  # each member sees only what of it stands
+        classifier, criterion = as_classifier(model), as_criterion(y)
+        check_call(classifier, x, criterion.y, threat)  # each member sees only what of it stands
+        criterion = criterion.to(x.device)
         state, last = generator.get_state(), generator
-        out, alone = Furthest(model, x, y, threat), is_control(self)
+        out, alone = Furthest(classifier, x, criterion, threat), is_control(self)
         waiting, total, room, given = deque(able), sum(share for _, share in able), self.budget, 0
         tested = False
+
+        def aims(rows: Tensor) -> Tensor | Criterion:
+            """In the caller's own form: a member may know labels alone."""
+            return criterion.of(rows) if isinstance(y, Criterion) else y[rows]
+
         while waiting and len(out.standing):
             member, share = waiting.popleft()
             own = member
@@ -103,9 +112,9 @@ class Ensemble:
                 own = replace(member, budget=max(1, int(room * share / total)))  # type: ignore[type-var]
             last = torch.Generator().set_state(state)
             try:
-                found = propose(own, model, x[out.standing], y[out.standing], threat, generator=last)
+                found = propose(own, classifier, x[out.standing], aims(out.standing), threat, generator=last)
             except NotDifferentiable as error:
-                self._check_has_none(model, x, member, error)
+                self._check_has_none(classifier, x, member, error)
                 spent = _spent(error, out.standing)
                 out.evaluations[out.standing] += spent
                 waiting = deque(one for one in waiting if not climbs(one[0]))

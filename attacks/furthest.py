@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from attacks.base import Proposal, is_adversarial, judge, predict, referee
+from attacks.base import Proposal, judge, judge_of
 from attacks.border import patches, visible
-from attacks.surfaces.base import WholeVictim
+from attacks.criterion import Criterion, asked
+from attacks.surfaces import whole_view
+from robustpatch.classifiers.base import Classifier
 from robustpatch.threats.rectangle import PatchThreat
 
 
@@ -21,9 +23,9 @@ class Furthest:
     """
 
     def __init__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat
+        self, classifier: Classifier, x: Float[Tensor, "B C H W"], criterion: Criterion, threat: PatchThreat
     ) -> None:
-        self._model, self._x, self._y, self._threat = model, x, y, threat
+        self._classifier, self._x, self._criterion, self._threat = classifier, x, criterion, threat
         self.standing = torch.arange(len(x), device=x.device)
         self.evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
         self._x_adv = x.clone()
@@ -40,9 +42,9 @@ class Furthest:
         not. `nested`: it says itself how many patches its judge was asked about, as only an ensemble is believed.
         """
         rows = self.standing
-        x, y = self._x[rows], self._y[rows]
+        x, criterion = self._x[rows], self._criterion.of(rows)
         self.evaluations[rows] += found.evaluations
-        outcome = judge(self._model, x, y, self._threat, found)
+        outcome = judge(self._classifier, x, criterion, self._threat, found)
         if found.broken is not None:
             self._seen[rows] |= found.broken.to(x.device)
         valid = outcome.contained & outcome.in_range
@@ -54,9 +56,11 @@ class Furthest:
                 self._patches[i] |= own if searched else frozenset()
         shown = torch.where(valid[:, None, None, None], found.x_adv, x)
         with torch.no_grad():
-            reached = WholeVictim.of(self._model, x, y)(shown)[0]
-        if referee(self._model) is not self._model:  # which says nothing of a proof: the model's own answer comes next
-            reached = reached.masked_fill(is_adversarial(self._model, predict(self._model, shown), y), -torch.inf)
+            aimed = criterion.rival if bool((criterion.rival >= 0).any()) else None
+            reached = whole_view(self._classifier, x, criterion.y, aimed, rank=criterion.rank)(shown)[0]
+        if judge_of(self._classifier) is not self._classifier:
+            # Which says nothing of a proof: the classifier's own answer comes next.
+            reached = reached.masked_fill(asked(self._classifier, criterion, shown)[0], -torch.inf)
         rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
         reached = torch.where(rank == 2, reached, torch.inf)
         nearer = (rank == self._rank[rows]) & (reached < self._value[rows])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from attacks.base import PatchAttack
-from attacks.surfaces.base import WholeVictim
+from attacks.surfaces import whole_view
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 
 REMEDY = "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs gradients"
@@ -68,9 +69,9 @@ def check_differentiable(model: torch.nn.Module, x: Tensor) -> None:
     """Ask for one gradient, in the first of the images [B,C,H,W]. Raises `NotDifferentiable`, and `InvalidInput` for a
     model in training mode.
     """
-    checks.evaluation_mode(model)
-    x = x[:1]
-    differentiate(WholeVictim.of(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device)), x)
+    classifier, x = as_classifier(model), x[:1]
+    checks.evaluation_mode(classifier.given)
+    differentiate(whole_view(classifier, x, torch.zeros(len(x), dtype=torch.long, device=x.device)), x)
 
 
 def climbs(attack: PatchAttack) -> bool:

@@ -10,12 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.base import outputs
 from attacks.checks import require
 from attacks.climb import Ascent
 from attacks.gradient import differentiate
 from attacks.search import Search
-from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -73,19 +71,19 @@ class LaVAN(Attack):
         inside = search.threat.footprint(corners, *search.x.shape[2:])[:, None]
         missed, other = torch.zeros_like(search.broken), search.x.clone()  # wrong, but not the target
         search.visit(image.tolist(), sites[image].tolist())
-        victim = search.victim(image, sites[image], goal[image])
+        view = search.view(image, sites[image], goal[image])
         adv = search.paste(image, sites[image], search.noise(image.tolist()))
         sizes = self.ascent.sizes(torch.arange(self.steps)).tolist()
         for size in [*sizes, None]:
             moved = adv
             if size is None:
                 with torch.no_grad():
-                    value, prediction = victim(adv)
+                    value, prediction = view(adv)
             else:
-                value, prediction, gradient = differentiate(victim, adv)
+                value, prediction, gradient = differentiate(view, adv)
                 moved = (adv - size * gradient.sign()).clamp(0, 1)
-            search.spend(image, victim.cost * (1 if size is None else 2))
-            wrong = prediction != search.y[image]
+            search.spend(image, view.cost * (1 if size is None else 2))
+            wrong = search.hits(image, prediction)
             hit = wrong & ((goal[image] < 0) | (prediction == goal[image]))
             search.offer(image, corners[image], adv, value, hit)
             astray = wrong & ~hit
@@ -94,7 +92,7 @@ class LaVAN(Attack):
             if size is None or not left.any():
                 break
             adv = torch.where(inside[image], moved, adv)[left]
-            image, victim = image[left], victim.keep(left)
+            image, view = image[left], view.keep(left)
         rest = (missed & ~search.broken).nonzero()[:, 0]
         nothing = torch.full_like(search.gap[rest], torch.inf)
         search.offer(rest, corners[rest], other[rest], nothing, missed[rest])
@@ -120,9 +118,5 @@ class LaVAN(Attack):
         """Before an index out of range brings a GPU down."""
         if self.target is None or len(search.x) == 0:
             return
-        if isinstance(search.model, SmoothedClassifier):
-            classes = search.model.num_classes
-        else:
-            with torch.no_grad():
-                classes = outputs(search.model, search.x[:1]).shape[1]
+        classes = search.classifier.count_outputs(search.x)
         require(self.target < classes, "target", self.target, f"below {classes}, the number of classes")

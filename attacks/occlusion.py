@@ -17,7 +17,7 @@ from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Search
-from attacks.surfaces.base import WholeVictim
+from attacks.surfaces import whole_view
 from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -105,9 +105,9 @@ def _squared_gradient(search: Search, batch: int) -> Float[Tensor, "B H W"]:
     image = search.going().nonzero()[:, 0]
     for some in image.split(batch) if len(image) else ():
         x = search.x[some]
-        victim = WholeVictim.of(search.model, x, search.y[some])
-        gradient = differentiate(victim, x)[2]
-        search.spend(some, 2 * victim.cost)
+        view = whole_view(search.classifier, x, search.y[some], rank=search.criterion.rank)
+        gradient = differentiate(view, x)[2]
+        search.spend(some, 2 * view.cost)
         power[some] = gradient.double().square().sum(dim=1)
     return power
 

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, evaluations, is_adversarial, predict
+from attacks.base import Proposal
 from attacks.border import visible
 from attacks.checks import check_call
+from attacks.criterion import Criterion, as_criterion, asked
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -43,12 +45,14 @@ class Oracle:
         self,
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         generator: torch.Generator,
     ) -> Proposal:
-        check_call(model, x, y, threat)
+        classifier, criterion = as_classifier(model), as_criterion(y)
+        check_call(classifier, x, criterion.y, threat)
+        criterion = criterion.to(x.device)
         placements = threat.placements(*x.shape[2:]).to(x.device)
         sites = list(combinations_with_replacement(range(len(placements)), threat.count))
         pixels = x.shape[1] * threat.height * threat.width * threat.count
@@ -61,8 +65,8 @@ class Oracle:
         contents = torch.tensor(list(product(self.levels, repeat=pixels)), dtype=x.dtype, device=x.device)
         contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
         x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()
-        spent = torch.zeros_like(y)
-        _, each = evaluations(model, x)
+        spent = torch.zeros_like(criterion.y)
+        _, each = classifier.cost(x.shape[2], x.shape[3])
         for i in range(len(x)):
             held = False
             for site in sites:
@@ -74,9 +78,12 @@ class Oracle:
                     seen = visible(x[i].expand_as(worlds), worlds).nonzero()[:, 0].tolist()
                     for first in seen[:1]:
                         held, x_adv[i], corners[i] = True, worlds[first], where
-                prediction = torch.cat([predict(model, some) for some in worlds.split(self.batch)])
+                same = torch.full((len(worlds),), i, device=x.device)
+                aims = [criterion.of(some) for some in same.split(self.batch)]
+                parts = zip(aims, worlds.split(self.batch), strict=True)
+                broken = torch.cat([asked(classifier, aim, some)[0] for aim, some in parts])
                 spent[i] += len(worlds) * each
-                hits = is_adversarial(model, prediction, y[i]).nonzero()
+                hits = broken.nonzero()
                 if len(hits):
                     x_adv[i], corners[i] = worlds[hits[0, 0]], where
                     break

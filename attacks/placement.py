@@ -2,143 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.search import Search
-from attacks.surfaces.patchcleanser import CleanMaskedPredictions
-from attacks.surfaces.patchguard import rival_margins as masked_margins
-from robustpatch.certificates.margins import rival_margins
-from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.defenses.patchguard import MaskedClassifier
+from attacks.surfaces.base import OpenPlacements
 from robustpatch.threats.rectangle import PatchThreat
 
 Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
 
-@dataclass(frozen=True)
-class OpenPlacements:
-    """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
-
-    `rivals` are the classes that the certificate leaves in reach there, cheapest first, padded with -1. Without a
-    certificate all placements are open, in random order, the rival always -1 (whichever is nearest).
-    """
-
-    placement: Int[Tensor, " L"]
-    rivals: Int[Tensor, "L R"]
-    touched_set: Int[Tensor, " L"]
-
-    def __len__(self) -> int:
-        return len(self.placement)
-
-    def tasks(self) -> list[tuple[int, int]]:
-        """Every placement in order, towards whichever rival is nearest; then towards the second cheapest, and so on."""
-        placement, rivals = self.placement.tolist(), self.rivals.tolist()
-        first = [(site, -1) for site in placement]
-        turns = range(1, self.rivals.shape[1])
-        rest = [(s, row[k]) for k in turns for s, row in zip(placement, rivals, strict=True) if row[k] >= 0]
-        return first + rest
-
-    def spread(self) -> Iterator[tuple[int, int]]:
-        """Placements and their cheapest rival, one of each touched set in turn, cheapest set first: for a few tries."""
-        seen: dict[int, int] = {}
-        turns = []
-        for position, s in enumerate(self.touched_set.tolist()):
-            turns.append((seen.get(s, 0), position))
-            seen[s] = seen.get(s, 0) + 1
-        for _, position in sorted(turns):
-            yield int(self.placement[position]), int(self.rivals[position, 0])
-
-
 def open_placements(search: Search, rivals: int = 3, *, batch: int | None = None) -> list[OpenPlacements]:
-    """What is open on each image, at most `rivals` rivals each; equal margins in random order, from the image's stream.
+    """The open placements of each image, at most `rivals` rivals each; equals in random order, from the image's stream.
 
-    With a `batch`, a classifier that is not smoothed is asked itself: one random patch is scored at each placement, and
-    where it brought success nearest comes first; but of PatchCleanser, its looks at the clean image say which are open.
-    Single placements also where the threat has several patches: there every placement is open, and the order tells
-    which of them alone does most.
+    With a `batch`, a classifier of which nothing is known is asked itself: one random patch is scored at each
+    placement, and where it brought success nearest comes first. Single placements also where the threat has several
+    patches: there every placement is open, and the order tells which of them alone does most.
     """
     images, sites = len(search.y), len(search.placements)
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
-    if search.looks is not None:
-        return _unsteady(search, search.looks, shuffled)
-    known = _rival_margins(search)
-    blind = search.voters is None and not isinstance(search.model, SmoothedClassifier)
-    if batch is not None and search.threat.count == 1 and blind:
+    if batch is not None and search.threat.count == 1 and search.surface.blind:
         sites_of = torch.stack(shuffled) if shuffled else search.placements.new_zeros(0, sites)
         values = try_everywhere(search, sites_of[..., None], lambda s, image, _: s.noise(image), batch)
         shuffled = [order[value.argsort(stable=True)] for order, value in zip(shuffled, values, strict=True)]
-    if known is None:
-        none = search.placements.new_zeros(sites)
-        closed = _placement_margin(search)
-        found = []
-        for i, order in enumerate(shuffled):
-            if closed is not None:
-                order = order[closed[i][order].argsort(stable=True)]
-                order = order[closed[i][order] < 0]
-            found.append(OpenPlacements(order, none[order, None] - 1, none[order]))
-        return found
-    of_placement, margins_of = known
-    found, reach = [], []
-    for i, order in enumerate(shuffled):
-        margins = margins_of(i)
-        reach.append(margins < 0)
-        least, cheapest = margins.topk(min(rivals, margins.shape[1] - 1), dim=1, largest=False, sorted=True)
-        if search.threat.count == 1:
-            cheapest = cheapest.masked_fill(least >= 0, -1)
-        margin = least[of_placement, 0]
-        order = order[margin[order].argsort(stable=True)]
-        if search.threat.count == 1:
-            order = order[margin[order] < 0]
-        sets = of_placement[order]
-        found.append(OpenPlacements(order, cheapest[sets], sets))
-    if reach and search.threat.count == 1:
-        search.reach = torch.stack(reach)
-    return found
-
-
-def _unsteady(search: Search, looks: CleanMaskedPredictions, shuffled: list[Tensor]) -> list[OpenPlacements]:
-    """Where no steady view hides the patch, those first that no view holds; one of each set of views that hide it in
-    turn. Of several patches, every placement.
-    """
-    sets = torch.unique(looks.share == 1, dim=0, return_inverse=True)[1]
-    found = []
-    for hold, open_, order in zip(looks.hold, looks.open, shuffled, strict=True):
-        order = order[hold[order].argsort(stable=True)]
-        if search.threat.count == 1:
-            order = order[open_[order]]
-        found.append(OpenPlacements(order, torch.full_like(order[:, None], -1), sets[order]))
-    return found
-
-
-def _rival_margins(search: Search) -> tuple[Int[Tensor, " L"], Callable[[int], Int[Tensor, "S K"]]] | None:
-    """The touched set of each placement of a single patch, and how far y stays ahead of each rival whatever happens at
-    each set, of an image: below zero where the attacker may raise it above y. None where the classifier proves nothing,
-    or in a way of its own.
-    """
-    model, single = search.model, PatchThreat(search.threat.height, search.threat.width)
-    if search.voters is None:
-        return None
-    touched = search.voters.ablation.touched(single, *search.image_size)
-    of_placement = touched.set_of_placement.to(search.x.device)
-    proof = getattr(type(model), "certify", None)
-    if isinstance(model, MaskedClassifier) and proof is MaskedClassifier.certify:
-        margins = masked_margins(model, search.votes, search.y, single, search.image_size)
-        return of_placement, lambda i: margins[i]
-    certificate = search.certificate if proof is SmoothedClassifier.certify else None
-    evidence = certificate.evidence if certificate is not None else None
-    if evidence is None:
-        return None
-    votes = evidence.votes
-    return of_placement, lambda i: rival_margins(votes.of(slice(i, i + 1)), search.y[i : i + 1], touched)[0]
-
-
-def _placement_margin(search: Search) -> Int[Tensor, "B L"] | None:
-    return search.certificate.placement_margin if search.certificate is not None else None
+    return search.surface.open_placements(shuffled, rivals)
 
 
 def try_everywhere(

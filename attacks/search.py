@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal, answer, evaluations, is_adversarial
-from attacks.behind_scores import Shares, has_own_predict
+from attacks.base import Proposal
+from attacks.behind_scores import Shares
 from attacks.border import visible
 from attacks.checks import check_call
+from attacks.criterion import Criterion, as_criterion, asked, counts_for, is_broken
 from attacks.pasting import paste
-from attacks.surfaces.base import Objective, TouchedVictim, Victim, WholeVictim
-from attacks.surfaces.patchcleanser import CleanMaskedPredictions
-from attacks.surfaces.patchguard import MaskedVictim, smoothed_inside
-from robustpatch.ablations.touched import Touched
-from robustpatch.certificates.exact import Certificate
-from robustpatch.classifiers.lending import certify, lent
-from robustpatch.defenses.patchcleanser import PatchCleanser
-from robustpatch.defenses.patchguard import MaskedClassifier
+from attacks.surfaces import Attacked, View, surface_of
+from attacks.surfaces.base import Objective
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.rectangle import PatchThreat
-from robustpatch.voting.rules import first_argmax
-from robustpatch.voting.silence import has_score
-
-_LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
 
 
 class Search:
@@ -37,77 +28,55 @@ class Search:
     tried on an image does not depend on the images beside it; how much of it is under way when a budget ends may.
 
     Attributes:
+        surface: how the classifier looks to this search (`attacks.surfaces`). criterion: when an image is broken.
+        y: Int[B], the classes to move away from.
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
         held: Bool[B], whether a patch was tried that shows (`border.visible`): then `best` is one of these.
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
-        voters: the smoothed classifier of which touched ablations alone are scored; None where the model is scored
-            whole. votes: what its ablations contribute on the clean images.
-        looks: of PatchCleanser, what it says of the clean images; None where the search leans on nothing.
-        reach: Bool[B,S,K], the classes that the certificate leaves in reach of one patch, by touched set; None where
-            nothing is known. Climbs towards the strongest class seek it among these.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         touched_only: bool,
         budget: int | None,
         generator: torch.Generator,
     ) -> None:
-        check_call(model, x, y, threat)
-        x = x.detach()
-        self.model, self.x, self.y, self.threat, self.budget = model, x, y.long(), threat, budget
-        self.voters = smoothed_inside(model) if touched_only else None
-        self.num_ablations, self._asked = evaluations(model, x)
-        self.looks: CleanMaskedPredictions | None = None
+        classifier, criterion = as_classifier(model), as_criterion(y)
+        check_call(classifier, x, criterion.y, threat)
+        x, criterion = x.detach(), criterion.to(x.device)
+        self.classifier, self.model, self.criterion = classifier, classifier.given, criterion
+        self.x, self.y, self.threat, self.budget = x, criterion.y, threat, budget
         self.placements = threat.placements(*x.shape[2:]).to(x.device)
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
-        if touched_only and isinstance(model, PatchCleanser):
-            self.looks = CleanMaskedPredictions.of(model, x, threat, None if budget is None else budget // _LOOKS)
-            clean, self.evaluations = self.looks.prediction, self.looks.evaluations
-        elif self.voters is not None:
-            self.votes = self.voters.votes(lent(x))
-            masked = isinstance(model, MaskedClassifier)
-            clean = first_argmax(model.left(self.votes, self.image_size) if masked else self.votes.counts)
-            self.evaluations = torch.full_like(self.y, self._asked)
-        else:
-            clean, self.evaluations = answer(model, x)
-        self.broken = is_adversarial(model, clean, self.y)
-        self._shares = Shares(len(x)) if has_own_predict(model) else None
+        attacked = Attacked(x, self.y, threat, budget, criterion.rank)
+        self.surface = surface_of(classifier, attacked, touched_only)
+        counts = counts_for(classifier, criterion, x)
+        if counts is not None:
+            self.evaluations += self.surface.forward_cost
+        self.broken = is_broken(classifier, criterion, self.surface.prediction, counts)
+        self._shares = Shares(len(x)) if classifier.predicts_apart else None
         self._seen = torch.zeros_like(self.broken)  # by `predict`, under a patch
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
         self.held = torch.zeros_like(self.broken)
         self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
         self.open = torch.full_like(self.y, len(self.placements))
-        self.reach: Bool[Tensor, "B S K"] | None = None
         self._tried: list[set[int]] = [set() for _ in range(len(x))]
 
-    @cached_property
-    def certificate(self) -> Certificate | None:
-        """What a smoothed classifier claims of each placement; None of others, and where nothing is leant on."""
-        if self.voters is None or self.voters is not self.model:
-            return None
-        self.evaluations += self.num_ablations  # it scores them all once more
-        return certify(self.model, self.x, self.threat)
+    @property
+    def evaluations(self) -> Int[Tensor, " B"]:
+        """The account, which the surface keeps: to be added to in place."""
+        return self.surface.evaluations
 
-    @cached_property
-    def _scores(self) -> Float[Tensor, "B N K"]:
-        assert self.voters is not None
-        self.evaluations += self.num_ablations
-        with torch.no_grad():
-            scores = self.voters.logits(lent(self.x)).softmax(dim=-1)  # of "mean-softmax", whatever votes are made of
-        return torch.where(has_score(scores), scores, 0)
-
-    @cached_property
-    def _touched(self) -> Touched:
-        assert self.voters is not None
-        return self.voters.ablation.touched(self.threat, *self.x.shape[2:])
+    @evaluations.setter
+    def evaluations(self, account: Int[Tensor, " B"]) -> None:
+        self.surface.evaluations = account
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -118,15 +87,6 @@ class Search:
     def patch_size(self) -> tuple[int, int]:
         """Height and width of one rectangle."""
         return self.threat.height, self.threat.width
-
-    @cached_property
-    def climb_cost(self) -> int:
-        """Evaluations of one forward pass at one placement, at the most."""
-        if self.looks is not None:
-            return self.looks.cost
-        if self.voters is None:
-            return self.num_ablations
-        return self.voters.ablation.affected(self.threat, *self.x.shape[2:])
 
     def going(self) -> Bool[Tensor, " B"]:
         """The images neither broken nor out of budget."""
@@ -147,27 +107,25 @@ class Search:
             return self.x.new_zeros(0, *shape)
         return torch.stack([torch.rand(shape, generator=self.stream(i)) for i in image]).to(self.x)
 
-    def victim(
+    def view(
         self,
         image: Int[Tensor, " P"],
         placement: Int[Tensor, "P count"],
         rival: Int[Tensor, " P"] | None = None,
         objective: Objective = "votes",
-    ) -> Victim:
-        """How attacked copies of these images look to the attack, patched at these placements (by number)."""
-        y = self.y[image]
-        if self.looks is not None:
-            return self.looks.victim(image, placement, y, rival)
-        masked = self.model if isinstance(self.model, MaskedClassifier) else None
-        if self.voters is None or (masked is not None and objective != "votes"):
-            return WholeVictim.of(self.model, self.x[image], y, rival, objective)
-        cast, reach = self.votes.cast[image], None
-        if self.reach is not None:
-            reach = self.reach[image, self._touched.set_of_placement.to(placement.device)[placement[:, 0]]]
-        if masked is not None:
-            return MaskedVictim.of(masked, y, cast, self._touched, placement, self.image_size, rival, reach)
-        scores = self._scores[image] if objective == "mean-softmax" else None
-        return TouchedVictim.of(self.voters, y, cast, self._touched, placement, rival, scores=scores, reach=reach)
+    ) -> View:
+        """How attacked copies of these images look to the attack, patched at these placements (by number): towards the
+        criterion's own class where it names one.
+        """
+        aimed = self.criterion.rival[image]
+        if bool((aimed >= 0).any()):
+            rival = torch.where(aimed >= 0, aimed, -1 if rival is None else rival)
+        return self.surface.view(image, placement, rival, objective)
+
+    def hits(self, image: Int[Tensor, " P"], prediction: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+        """Where a view's prediction of these images is worth asking the classifier itself."""
+        aimed = self.criterion.rival[image]
+        return torch.where(aimed >= 0, prediction == aimed, prediction != self.y[image])
 
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]
@@ -205,15 +163,15 @@ class Search:
             if len(rows) == 0:
                 continue
             i, where = image[rows], placement[rows]
-            victim = self.victim(i, where, rival[rows] if rival is not None else None, objective)
+            view = self.view(i, where, rival[rows] if rival is not None else None, objective)
             if self.budget is not None:
-                left = self.evaluations[i] + turn(i) * victim.cost < self.budget
-                rows, i, where, victim = rows[left], i[left], where[left], victim.keep(left)
+                left = self.evaluations[i] + turn(i) * view.cost < self.budget
+                rows, i, where, view = rows[left], i[left], where[left], view.keep(left)
             x_adv = self.paste(i, where, patch[rows])
-            value[rows], prediction = victim(x_adv)
-            self.spend(i, victim.cost)
+            value[rows], prediction = view(x_adv)
+            self.spend(i, view.cost)
             self.visit(i.tolist(), where.tolist())
-            self.offer(i, self.placements[where], x_adv, value[rows], prediction != self.y[i])
+            self.offer(i, self.placements[where], x_adv, value[rows], self.hits(i, prediction))
         return value
 
     @torch.no_grad()
@@ -227,8 +185,8 @@ class Search:
     ) -> None:
         """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it.
 
-        Of a model with a `predict` of its own, hits are not only what the scores say: it is asked about one in eight of
-        the patches, and about whatever is better than the best so far (see `attacks.behind_scores`).
+        Of a classifier whose `predict` is more than its scores, hits are not only what the scores say: it is asked
+        about one in eight of the patches, and whatever is better than the best so far (see `attacks.behind_scores`).
 
         Of what does not break the image, only patches that show are kept, and the first of them whatever its value:
         an attack whose best try were the clean image would have nothing to be judged by.
@@ -241,9 +199,9 @@ class Search:
             i = int(image[row])
             if self.broken[i]:
                 continue
-            said, spent = answer(self.model, x_adv[row : row + 1])
+            broken, _, spent = asked(self.classifier, self.criterion.of(slice(i, i + 1)), x_adv[row : row + 1])
             self.evaluations[i] += spent[0]
-            if is_adversarial(self.model, said, self.y[i])[0]:
+            if broken[0]:
                 self.best[i], self.corners[i] = x_adv[row], corners[row]
                 self.broken[i], self.gap[i], self.held[i], self._seen[i] = True, -torch.inf, True, True
         promising = ((value < self.gap[image]) | ~self.held[image]).nonzero()[:, 0]
@@ -255,16 +213,15 @@ class Search:
     def _behind_scores(
         self, image: Int[Tensor, " P"], x_adv: Float[Tensor, "P C H W"], due: Bool[Tensor, " P"]
     ) -> Bool[Tensor, " P"]:
-        """Where the model's own `predict` no longer answers y, of the rows that are due, within the budget."""
+        """Where the classifier's own answer meets the criterion, of the rows that are due, within the budget."""
         rows = (due & self.going()[image]).nonzero()[:, 0]
         if self.budget is not None and len(rows):
             i = image[rows]
-            rows = rows[self.evaluations[i] + turn(i) * self._asked < self.budget]
+            rows = rows[self.evaluations[i] + turn(i) * self.surface.predict_cost < self.budget]
         changed = torch.zeros_like(due)
         if len(rows):
-            said, spent = answer(self.model, x_adv[rows])
+            changed[rows], _, spent = asked(self.classifier, self.criterion.of(image[rows]), x_adv[rows])
             self.spend(image[rows], spent)
-            changed[rows] = is_adversarial(self.model, said, self.y[image[rows]])
         return changed
 
     def proposal(self) -> Proposal:

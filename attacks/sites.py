@@ -1,4 +1,4 @@
-"""Which placements an attack tries that goes to a few of them: those the certificate leaves open, or random ones."""
+"""Which placements an attack tries that goes to a few of them: those that are open, or random ones."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ from collections.abc import Iterator
 
 import torch
 
-from attacks.placement import OpenPlacements, open_placements
+from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.patchcleanser import CleanMaskedPredictions
-
-_DRAWN = 64  # choices of several placements that are ordered at once
-Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patch; the class to aim at, -1: whichever
+from attacks.surfaces.base import OpenPlacements, Site
 
 
 def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
     """For each image, placements for ever, from its own stream.
 
-    Where the search may heed the certificate and is to be `guided` by it: the open ones (none, if all are closed), one
-    of each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
-    cheapest there; of several patches the others go to random open placements. Of PatchCleanser, a touched set is one
-    of views that hide the patch, and several patches go where a view hides them all that can be shaken. Else uniformly
-    random ones.
+    Where the surface guides and the search is to be `guided` by it: the open ones (none, if all are closed), one of
+    each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
+    cheapest there; of several patches the others go to random open placements, unless the surface chooses them
+    together. Else uniformly random ones.
     """
-    images = range(len(search.y))
-    if not (guided and (search.voters is not None or search.looks is not None)):
+    images, surface = range(len(search.y)), search.surface
+    if not (guided and surface.guides):
         return [_random(search, _chance(search, i)) for i in images]
-    if search.looks is not None and search.threat.count > 1:
-        return [_together(search.looks, i, _chance(search, i)) for i in images]
+    if surface.groups and search.threat.count > 1:
+        return [surface.several(i, _chance(search, i)) for i in images]
     found = open_placements(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
     return [_open(search, each, _chance(search, i)) for i, each in zip(images, found, strict=True)]
@@ -44,12 +40,6 @@ def _open(search: Search, found: OpenPlacements, chance: torch.Generator) -> Ite
         for first, rival in found.spread():
             rest = torch.randint(len(found), (search.threat.count - 1,), generator=chance)
             yield (first, *found.placement[rest].tolist()), rival
-
-
-def _together(looks: CleanMaskedPredictions, image: int, chance: torch.Generator) -> Iterator[Site]:
-    while True:
-        for placement in looks.several(image, _DRAWN, chance).tolist():
-            yield tuple(placement), -1
 
 
 def _chance(search: Search, image: int) -> torch.Generator:

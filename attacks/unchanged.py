@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.base import referee
+from attacks.base import judge_of
 from attacks.gradient import NotDifferentiable
+from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.content import Same, content_of
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import Passed
@@ -29,8 +30,8 @@ class Unchanged:
     model's own code changes when it is asked, such as a counter.
     """
 
-    def __init__(self, who: str, model: nn.Module, x: Tensor) -> None:
-        self._who, self._model, self._x = who, model, x
+    def __init__(self, who: str, classifier: Classifier, x: Tensor) -> None:
+        self._who, self._classifier, self._model, self._x = who, classifier, classifier.given, x
 
     def __enter__(self) -> None:
         self._before = _told(self._model)
@@ -43,7 +44,7 @@ class Unchanged:
         if not changed:
             return
         with suppress(Exception):  # of a model that an attack left in pieces
-            _ask(self._model, self._x)
+            _ask(self._classifier, self._x)
         own = _differing(after, _told(self._model))
         left = [name for name in changed if name not in own]
         if left:
@@ -88,13 +89,12 @@ def _counts(module: nn.Module, name: str, value: Any) -> bool:
 _PLAIN = nn.Module()  # whose private attributes, hooks among them, every module has
 
 
-def _ask(model: nn.Module, x: Tensor) -> None:
-    """Ask the model as evaluations do, with and without gradients, of one image and of one more than there are."""
+def _ask(classifier: Classifier, x: Tensor) -> None:
+    """Ask the classifier as evaluations do, with and without gradients, of one image and of one more than there are."""
     for images in (x[:1], torch.cat([x, x[:1]])):
         with torch.enable_grad():
-            if getattr(model.forward, "__func__", None) is not nn.Module.forward:
-                model(lent(images))
+            if classifier.scores_images:
+                classifier(lent(images))
         with torch.no_grad():
-            for one in (model, referee(model)):
-                if hasattr(one, "predict"):
-                    one.predict(lent(images))  # type: ignore[operator]
+            for one in (classifier, judge_of(classifier)):
+                one.predict(lent(images))

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attacks.base import PatchAttack, Proposal, outputs
+from attacks.base import PatchAttack, Proposal
 from attacks.border import propose
+from attacks.criterion import Criterion
 from attacks.gradient import climbs
-from robustpatch.defenses import Defended
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -53,47 +55,26 @@ class Undefended:
 
     def check_model(self, model: nn.Module) -> None:
         """Raise `InvalidInput` for a classifier without a defense to ignore."""
-        if not isinstance(model, Defended):
+        self.bare(model)
+
+    def bare(self, model: nn.Module) -> Classifier:
+        """The network that is searched."""
+        found = as_classifier(model).undefended()
+        if found is None:
             raise InvalidInput(
                 f"attack {self.name} ignores the defense, but there is none around a {type(model).__name__}; put one "
                 f"there with --defense, or use {self.attack.name} itself"
             )
-
-    def bare(self, model: nn.Module) -> Bare:
-        """The network that is searched."""
-        self.check_model(model)
-        assert isinstance(model, Defended)
-        return Bare(model.network, model.defense, num_classes=model.num_classes).eval()
+        return found
 
     def __call__(
         self,
         model: nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"],
+        y: Int[Tensor, " B"] | Criterion,
         threat: PatchThreat,
         *,
         generator: torch.Generator,
     ) -> Proposal:
         found = propose(self.attack, self.bare(model), x, y, threat, generator=generator)
         return replace(found, visited=torch.zeros_like(found.visited))
-
-
-class Bare(Defended):
-    """The network without the defense, shown whole images, whose `predict` always abstains and says that this is chance
-    (see `attacks.base.is_adversarial`): no search learns whether it has succeeded.
-    """
-
-    randomized = True
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        encoding = self.defense.encoding
-        if encoding is not None:
-            x = encoding(x, torch.ones_like(x[:, 0], dtype=torch.bool))
-        return outputs(self.network, x)
-
-    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        return torch.full((len(x),), -1, device=x.device)
-
-    def evaluations(self, height: int, width: int) -> tuple[int, int]:
-        """A forward pass costs what the network does, `predict` nothing."""
-        return super().evaluations(height, width)[0], 0

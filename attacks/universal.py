@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -12,24 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.base import outputs
 from attacks.checks import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.search import Search, turn
 from attacks.sites import sites
-from attacks.surfaces.base import TouchedVictim, Victim, WholeVictim
-from attacks.surfaces.patchcleanser import CleansedVictim
-from attacks.surfaces.patchguard import MaskedVictim, smoothed_inside
+from attacks.surfaces import View
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
-from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
 __all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
 
 _POSES = Poses()
-_ENOUGH = 5.0  # logits
 
 
 @dataclass(frozen=True)
@@ -113,8 +108,9 @@ class Universal(Attack):
         """The budget less what the tries cost, or half of what is left of it where they cost more."""
         if self.budget is None:
             return None
-        room = self.budget - (search.num_ablations if search.voters is search.model else 0)  # without the certificate
-        return room - min(self.tries * search.climb_cost, (room - search.num_ablations) // 2)
+        surface = search.surface
+        room = self.budget - surface.asking_cost
+        return room - min(self.tries * surface.climb_cost, (room - surface.forward_cost) // 2)
 
 
 def train_patch(
@@ -177,22 +173,9 @@ def _check_training(steps: int, rows: int, step: float, target: int | None) -> N
 
 def _check_target(search: Search, target: int | None) -> None:
     """Before an index out of range brings a GPU down."""
-    if target is None:
-        return
-    if isinstance(search.model, SmoothedClassifier):
-        classes = search.model.num_classes
-    else:
-        with torch.no_grad():
-            classes = outputs(search.model, search.x[:1]).shape[1]
-    require(target < classes, "target", target, f"below {classes}, the number of classes")
-
-
-def _towards(victim: Victim, target: int | None) -> Victim:
-    """The victim whose objective is the lead of the target, not of the true class; of PatchCleanser, as it is."""
-    if target is None or isinstance(victim, CleansedVictim):  # whose views are about y: the target is its rival
-        return victim
-    assert isinstance(victim, WholeVictim | TouchedVictim | MaskedVictim)
-    return replace(victim, y=torch.full_like(victim.y, target))
+    if target is not None:
+        classes = search.classifier.count_outputs(search.x)
+        require(target < classes, "target", target, f"below {classes}, the number of classes")
 
 
 def _train(
@@ -211,8 +194,7 @@ def _train(
     shape = (search.x.shape[1], search.threat.height, search.threat.width)
     content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
     adam = torch.optim.Adam([content], lr=step, betas=(0.9, 0.99))
-    enough = _ENOUGH if smoothed_inside(search.model) is None else search.num_ablations / 5
-    each = 2 * search.climb_cost
+    each = 2 * search.surface.climb_cost
     for _ in range(steps):
         left = None if budget is None else (budget - search.evaluations) // each  # rows that each image can still pay
         usable = torch.ones_like(search.broken) if left is None else left > 0
@@ -224,22 +206,21 @@ def _train(
         if left is not None:
             image = image[turn(image) < left[image]]
         where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
-        rival = None if target is None or search.looks is None else torch.full_like(image, target)
-        victim = _towards(search.victim(image, where, rival), target)
+        view = search.view(image, where)
+        view = view if target is None else view.towards(target)
         pose = poses.draw(len(image), generator).to(search.x)
 
         def loss(
-            content: Tensor, victim: Victim = victim, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
+            content: Tensor, view: View = view, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
         ) -> tuple[Tensor, Tensor]:
-            value, prediction = victim(draw(content[0], search.x[image], search.placements[where], pose))
-            lead = value if target is None or search.looks is not None else -value
-            return lead.clamp(min=-enough).mean()[None], prediction
+            value, prediction = view(draw(content[0], search.x[image], search.placements[where], pose))
+            return value.clamp(min=-search.surface.enough).mean()[None], prediction
 
         found = differentiate(loss, content[None])[2][0]
         content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
         adam.step()
         with torch.no_grad():
             content.clamp_(0, 1)
-        search.spend(image, 2 * victim.cost)
+        search.spend(image, 2 * view.cost)
     rounded = (content.detach() * 255).round() / 255
     return UniversalPatch(rounded, target, poses, int(search.evaluations.sum()))

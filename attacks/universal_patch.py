@@ -14,10 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import content_hash, predict
-from attacks.chance import is_randomized
+from attacks.base import content_hash
 from attacks.checks import require
 from attacks.pasting import crop, paste
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
@@ -139,12 +140,13 @@ class UniversalPatch:
     ) -> Transfer:
         """What the patch does to these images at `tries` random placements and poses each, judged by `predict`."""
         placements = PatchThreat(self.content.shape[1], self.content.shape[2], count).placements(*x.shape[2:])
-        right = predict(model, x) == y
+        classifier = as_classifier(model)
+        right = predict(classifier, x) == y
         found = []
         for _ in range(tries):
             sites = torch.randint(len(placements), (len(x), count), generator=generator)
-            found.append(predict(model, self.apply(x, placements[sites].to(x.device), generator=generator)))
-        return Transfer(y, right, torch.stack(found, dim=1), self.target, is_randomized(model))
+            found.append(predict(classifier, self.apply(x, placements[sites].to(x.device), generator=generator)))
+        return Transfer(y, right, torch.stack(found, dim=1), self.target, classifier.randomized)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.surfaces.base import TouchedVictim, WholeVictim
+from attacks.surfaces import whole_view
+from attacks.surfaces.smoothed import TouchedView
 from robustpatch import Columns, PatchThreat, SmoothedClassifier, certify_votes
 from robustpatch.data.images import load_images
 from robustpatch.networks import MnistCNN
@@ -96,7 +97,7 @@ def test_incremental_against_full_scoring(against, strips, images) -> None:
     y, votes = strips.predict(images), strips.votes(images)
     placement = torch.arange(len(images))[:, None] * 2
     touched = strips.ablation.touched(THREAT, 28, 28)
-    some, whole = TouchedVictim.of(strips, y, votes.cast, touched, placement), WholeVictim.of(strips, images, y)
+    some, whole = TouchedView.of(strips, y, votes.cast, touched, placement), whole_view(strips, images, y)
 
     def step(victim) -> torch.Tensor:
         x = images.clone().requires_grad_()

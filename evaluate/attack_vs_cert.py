@@ -13,9 +13,8 @@ from rich.console import Console
 from attacks import parse_attacks
 from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
 from evaluate.cli.options import Options, write_configuration
-from evaluate.model.configured import measurable
 from evaluate.model.identity import identity_of
-from evaluate.model.load import kind, subject_of
+from evaluate.model.load import subject_of
 from evaluate.report import write_report
 from evaluate.results.metrics import summarise
 from evaluate.results.table import summary_table, verdict
@@ -26,7 +25,9 @@ from evaluate.runs.places import place_of
 from evaluate.runs.records import read_deviation, read_workers
 from evaluate.runs.replay import replay_command, show_again
 from evaluate.runs.runner import evaluate
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.calibration import calibrate_guard
+from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -71,7 +72,8 @@ def main(options: Options, errors: Console) -> int:
     )
     threat = parse_threat(options.patch, images.image_shape[1:])
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
-    model, configuration = subject.model, {**subject.note, "dtype": options.dtype, "budget": options.budget}
+    model, classifier = subject.model, as_classifier(subject.model)
+    configuration = {**subject.note, "dtype": options.dtype, "budget": options.budget}
     with showing(errors, count, plain=options.plain, quiet=options.quiet) as on_progress:
         if options.dry_run:
             settings = replace(settings, device=device)
@@ -84,7 +86,7 @@ def main(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
-        store, smoothed, deviation = place_of(output), measurable(model), None
+        store, smoothed, deviation = place_of(output), guarded_classifier(classifier), None
         if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
             deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
         redone: dict[str, str] = {}
@@ -128,8 +130,10 @@ def main(options: Options, errors: Console) -> int:
     if options.quiet:
         console.print(verdict(summary), soft_wrap=True)
     else:
-        title = f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({kind(model)})"
-        guard = getattr(model if smoothed is None else smoothed, "guard", None)
+        title = (
+            f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({classifier.in_words()})"
+        )
+        guard = classifier.guard
         measured = {"deviation": deviation, "float32_deviation": off}
         console.print(summary_table(summary, title=title, guard=guard, **measured, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")

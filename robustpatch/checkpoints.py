@@ -18,11 +18,12 @@ from torch import nn
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import SparseAblation
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.configuration import check_configuration
-from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses import parse_defense
 from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
@@ -49,22 +50,23 @@ class Checkpoint:
     @property
     def smoothed(self) -> SmoothedClassifier:
         """The model, where it is a smoothed classifier; any other is refused with `InvalidInput`."""
-        if isinstance(self.model, RandomizedClassifier):
+        about, found = as_classifier(self.model).describe(), voting_classifier(as_classifier(self.model))
+        if "sampling" in about:
             raise InvalidInput(
                 f"checkpoint {self.path.name} is of a sparse ablation, whose votes can only be sampled; name one of a "
                 "smoothed classifier, or take robustpatch.checkpoints.load_checkpoint(…).model, a RandomizedClassifier"
             )
-        if isinstance(self.model, Defended):
+        if "defense" in about:
             raise InvalidInput(
-                f"checkpoint {self.path.name} is of {self.model.defense}, no smoothed classifier; name one of those, "
+                f"checkpoint {self.path.name} is of {about['defense']}, no smoothed classifier; name one of those, "
                 "or take robustpatch.checkpoints.load_checkpoint(…).model"
             )
-        if not isinstance(self.model, SmoothedClassifier):
+        if found is None:
             raise InvalidInput(
                 f"checkpoint {self.path.name} is undefended: it hides nothing, casts no votes and certifies nothing; "
                 "name one of a smoothed classifier, or take robustpatch.checkpoints.load_checkpoint(…).model"
             )
-        return self.model
+        return found
 
 
 def names() -> list[str]:
@@ -112,9 +114,7 @@ def network_of(model: nn.Module) -> nn.Module:
     """What holds the weights: the base of a smoothed or randomized classifier, the network that a defense is around,
     an undefended one itself.
     """
-    if isinstance(model, Defended):
-        return network_of(model.network)
-    return model.base if isinstance(model, SmoothedClassifier | RandomizedClassifier) else model
+    return as_classifier(model).weights_module()
 
 
 def save_checkpoint(

@@ -18,7 +18,7 @@ from attacks.attack import Attack
 from attacks.checks import require
 from attacks.search import Search
 from attacks.sites import Site, sites
-from attacks.surfaces.base import WholeVictim
+from attacks.surfaces import whole_view
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -163,10 +163,10 @@ class FromART(Attack):
         going = search.going().nonzero()[:, 0].tolist()
         if not going:
             return
-        classes = getattr(search.model, "num_classes", None)
-        if classes is None:
+        classes = search.classifier.num_classes
+        if not classes:
             with torch.no_grad():
-                classes = Scores(search.model, search.x)(search.x[going[:1]]).shape[1]
+                classes = Scores(search.classifier, search.x)(search.x[going[:1]]).shape[1]
             search.evaluations[going[0]] += 1
         queues = sites(search)
         for i in going:
@@ -188,7 +188,7 @@ class FromART(Attack):
         other = (y.cpu() + torch.randint(1, classes, (len(some),), generator=search.stream(i))) % classes
         goals = [rival if rival >= 0 else int(any_) for (_, rival), any_ in zip(some, other, strict=True)]
         inside = search.threat.footprint(asked, *x.shape[2:])[:, None].expand_as(x)
-        scores = Scores(search.model, x, inside if self.kind == "content" else None)
+        scores = Scores(search.classifier, x, inside if self.kind == "content" else None)
         seed = int(torch.randint(2**31, (), generator=search.stream(i)))
         with seeded(seed):
             made = self._generate(estimator_of(scores, x, classes), x, y, goals, asked, inside, search.patch_size)
@@ -199,11 +199,11 @@ class FromART(Attack):
         claimed = search.threat.footprint(corners, *x.shape[2:])[:, None]
         valid = ((x_adv >= 0) & (x_adv <= 1) & ((x_adv == x) | claimed)).flatten(1).all(dim=1)
         if valid.any():
-            victim = WholeVictim.of(search.model, x[valid], y[valid])
+            view = whole_view(search.classifier, x[valid], y[valid], rank=search.criterion.rank)
             with torch.no_grad():
-                value, prediction = victim(x_adv[valid])
-            search.spend(rows[valid], victim.cost)
-            search.offer(rows[valid], corners[valid], x_adv[valid], value, prediction != y[valid])
+                value, prediction = view(x_adv[valid])
+            search.spend(rows[valid], view.cost)
+            search.offer(rows[valid], corners[valid], x_adv[valid], value, search.hits(rows[valid], prediction))
         elif not search.held[i]:
             search.best[i], search.corners[i] = x_adv[0], corners[0]
 

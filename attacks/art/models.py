@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attacks.base import evaluations, outputs
 from attacks.gradient import UNRELATED, not_differentiable
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.rules import first_argmax
 from robustpatch.voting.silence import has_score
@@ -34,12 +36,12 @@ class Scores(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, x: Float[Tensor, "P C H W"], inside: Bool[Tensor, "P C H W"] | None = None
+        self, classifier: Classifier, x: Float[Tensor, "P C H W"], inside: Bool[Tensor, "P C H W"] | None = None
     ) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple, so that it is no part of this module
+        self._classifier = (classifier,)  # in a tuple, so that it is no part of this module
         self._x, self._inside = x, inside
-        self._each, _ = evaluations(model, x)
+        self._each, _ = classifier.cost(x.shape[2], x.shape[3])
         self.evaluations = 0
 
     def shown(self, x: Float[Tensor, "P C H W"]) -> Float[Tensor, "P C H W"]:
@@ -53,9 +55,10 @@ class Scores(nn.Module):
         self.evaluations += rows * self._each
 
     def of(self, x: Float[Tensor, "P C H W"]) -> Float[Tensor, "P K"]:
-        (model,), x = self._model, self.shown(x.to(self._x))
-        if not isinstance(model, SmoothedClassifier):
-            return outputs(model, x).float()
+        (classifier,), x = self._classifier, self.shown(x.to(self._x))
+        model = voting_classifier(classifier)
+        if model is None or model is not classifier:
+            return classifier.outputs(x).float()
         logits = model.logits(lent(x))
         known = has_score(model.voting.scores(logits.detach()))
         margins = model.voting.margins(torch.where(known, logits, 0))
@@ -157,6 +160,19 @@ def as_module(classifier: PyTorchClassifier) -> nn.Module:
             f"postprocessing_defences are {classifier.postprocessing_defences}; these have no gradient: leave them out"
         )
     return _OfART(classifier)
+
+
+class _OfARTsKind(ABC):  # noqa: B024  a test of classes, not to be derived from
+    """Whatever derives from ART's `PyTorchClassifier`, told without importing ART, which takes seconds."""
+
+    @classmethod
+    def __subclasshook__(cls, kind: type) -> bool:
+        return any(one.__name__ == "PyTorchClassifier" and one.__module__.startswith("art.") for one in kind.__mro__)
+
+
+@as_classifier.register(_OfARTsKind)
+def _(given: Any) -> Classifier:
+    return as_classifier(as_module(given))
 
 
 class _OfART(nn.Module):

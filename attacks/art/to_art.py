@@ -11,7 +11,8 @@ import torch
 
 from attacks.art.models import Scores
 from robustpatch.certificates.exact import Certificate, Method
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, Threat
 
@@ -32,7 +33,7 @@ def to_art(model: torch.nn.Module, image_shape: tuple[int, int, int]) -> PyTorch
 
     Raises `InvalidInput` for a model that is no `SmoothedClassifier` or in training mode, or a shape that it refuses.
     """
-    if not isinstance(model, SmoothedClassifier):
+    if voting_classifier(as_classifier(model)) is not model:
         raise InvalidInput(f"model is a {type(model).__name__}; pass a SmoothedClassifier")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InvalidInput(f"image_shape is {image_shape}; give channels, height and width")

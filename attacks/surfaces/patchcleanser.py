@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attacks.surfaces.base import Attacked, Objective, OpenPlacements, Site, Surface, View, surface_of
 from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.masking import MaskSet
@@ -17,6 +19,8 @@ from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.silence import has_score
 
+_LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
+_DRAWN = 64  # choices of several placements that are ordered at once
 _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
 
 
@@ -97,7 +101,7 @@ class CleanMaskedPredictions:
 
     @property
     def cost(self) -> int:
-        """Evaluations of one forward pass of a victim, at the most."""
+        """Evaluations of one forward pass of a view, at the most."""
         return self._each * (2 * self._asked(_NEAR) + self._asked(_FAR))
 
     @property
@@ -107,13 +111,13 @@ class CleanMaskedPredictions:
     def _asked(self, views: int) -> int:
         return min(views * self.threat.count, len(self.masks.views))
 
-    def victim(
+    def view(
         self,
         image: Int[Tensor, " P"],
         placement: Int[Tensor, "P count"],
         y: Int[Tensor, " P"],
         rival: Int[Tensor, " P"] | None = None,
-    ) -> CleansedVictim:
+    ) -> CleansedView:
         """These images, by number, attacked at these placements."""
         share, pair = self.share[placement].mean(dim=1), self.masks.pair.to(y.device)
         lead, hides = self.lead[image], (self.share[placement] == 1).all(dim=1)
@@ -124,7 +128,7 @@ class CleanMaskedPredictions:
         held, shown = holding > 0, ~hides.gather(1, far)
         shown[:, 0] = True  # where no view shows any of the patch there is nothing to climb, but a step costs something
         valid = torch.cat([held, held & (second != first), shown], dim=1)
-        return CleansedVictim(
+        return CleansedView(
             self.model,
             y,
             torch.full_like(y, -1) if rival is None else rival,
@@ -145,7 +149,7 @@ def _spread(share: Float[Tensor, "P V"], most: int) -> Int[Tensor, "P M"]:
 
 
 @dataclass(frozen=True)
-class CleansedVictim:
+class CleansedView:
     """P attacked images of which a few views are asked: `near` that hide part of the patch, and some that show it all.
 
     A view is turned when it names the rival, or is shaken by its second view: the less of both leads of y says how far
@@ -175,11 +179,15 @@ class CleansedVictim:
     def cost(self) -> Int[Tensor, " P"]:
         return self.valid.sum(dim=1) * self.each
 
-    def keep(self, rows: Tensor) -> CleansedVictim:
+    def keep(self, rows: Tensor) -> CleansedView:
         return replace(self, **{name: getattr(self, name)[rows] for name in self._ROWS})
 
-    def join(self, other: CleansedVictim) -> CleansedVictim:
+    def join(self, other: CleansedView) -> CleansedView:
         return replace(self, **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self._ROWS})
+
+    def towards(self, target: int) -> View:
+        """Its views are about y: the target is its rival."""
+        return replace(self, rival=torch.full_like(self.y, target))
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         row, place = self.valid.nonzero(as_tuple=True)
@@ -207,3 +215,54 @@ def _others(scores: Float[Tensor, "P *N K"], y: Int[Tensor, " P"]) -> Float[Tens
     """The scores without those of y."""
     index = y.view(-1, *(1,) * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
     return scores.scatter(-1, index, -torch.inf)
+
+
+class CleansedLooks(Surface):
+    """PatchCleanser searched by a few views at each placement, chosen by its looks at the clean images."""
+
+    guides = True
+    blind = False
+    groups = True
+
+    def __init__(self, classifier: PatchCleanser, attacked: Attacked) -> None:
+        budget = attacked.budget
+        most = None if budget is None else budget // _LOOKS
+        self.looks = CleanMaskedPredictions.of(classifier, attacked.x, attacked.threat, most)
+        super().__init__(classifier, attacked)
+
+    def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        return self.looks.prediction, self.looks.evaluations
+
+    @property
+    def climb_cost(self) -> int:
+        return self.looks.cost
+
+    def view(
+        self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
+    ) -> View:
+        return self.looks.view(image, placement, self.attacked.y[image], rival)
+
+    def open_placements(self, shuffled: list[Tensor], rivals: int) -> list[OpenPlacements]:
+        """Where no steady view hides the patch, those first that no view holds; one of each set of views that hide it
+        in turn. Of several patches, every placement.
+        """
+        looks = self.looks
+        sets = torch.unique(looks.share == 1, dim=0, return_inverse=True)[1]
+        found = []
+        for hold, open_, order in zip(looks.hold, looks.open, shuffled, strict=True):
+            order = order[hold[order].argsort(stable=True)]
+            if self.attacked.threat.count == 1:
+                order = order[open_[order]]
+            found.append(OpenPlacements.in_order(order, sets[order]))
+        return found
+
+    def several(self, image: int, chance: torch.Generator) -> Iterator[Site]:
+        """Where a view hides them all that can be shaken."""
+        while True:
+            for placement in self.looks.several(image, _DRAWN, chance).tolist():
+                yield tuple(placement), -1
+
+
+@surface_of.register
+def _(classifier: PatchCleanser, attacked: Attacked, pruned: bool) -> Surface:
+    return CleansedLooks(classifier, attacked) if pruned else Surface(classifier, attacked)

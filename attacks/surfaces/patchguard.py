@@ -9,23 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import OfTouched, gap, soft_votes
+from attacks.surfaces.base import Attacked, Objective, Surface, View, answered, gap, surface_of
+from attacks.surfaces.smoothed import TouchedVotes
+from attacks.surfaces.touched import OfTouched, soft_votes
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes, first_argmax
-
-
-def smoothed_inside(model: torch.nn.Module) -> SmoothedClassifier | None:
-    """The smoothed classifier whose ablations decide, each on what it shows: the model, or the one that PatchGuard
-    masks.
-    """
-    inner = model.network if isinstance(model, MaskedClassifier) else model
-    return inner if isinstance(inner, SmoothedClassifier) else None
 
 
 def rival_margins(
@@ -38,7 +31,7 @@ def rival_margins(
 
 
 @dataclass(frozen=True)
-class MaskedVictim(OfTouched):
+class MaskedView(OfTouched):
     """Robust masking of which only the touched ablations are scored again; the rest contribute what they did.
 
     The objective is what masking leaves of y less what it leaves of the rival, in whole contributions; its gradient
@@ -46,7 +39,7 @@ class MaskedVictim(OfTouched):
     the objective at all.) `cast` [P,N,K]: the clean votes, or units.
     """
 
-    model: MaskedClassifier
+    classifier: MaskedClassifier
     masking: Masking
     cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"]
 
@@ -55,7 +48,7 @@ class MaskedVictim(OfTouched):
     @classmethod
     def of(
         cls,
-        model: MaskedClassifier,
+        classifier: MaskedClassifier,
         y: Tensor,
         cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"],
         touched: Touched,
@@ -63,13 +56,14 @@ class MaskedVictim(OfTouched):
         size: tuple[int, int],
         rival: Tensor | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
-    ) -> MaskedVictim:
-        """As `TouchedVictim.of`, of images of that size."""
+        rank: int = 1,
+    ) -> MaskedView:
+        """As `TouchedView.of`, of images of that size."""
         rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
-        return cls(**rows, model=model, masking=model.masking(*size), cast=cast)
+        return cls(**rows, rank=rank, classifier=classifier, masking=classifier.masking(*size), cast=cast)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        network = self.model.network
+        network = self.classifier.network
         logits = network.logits(lent(x_adv), lent(self.index))
         scores = network.voting.scores(logits.detach())
         votes, known = network.voting.votes(scores, network.guard_on(x_adv.device)), has_score(scores)
@@ -78,4 +72,51 @@ class MaskedVictim(OfTouched):
         heard, left = self.masking.remainder(self.cast.index_put(where, votes.cast[row, place]))
         soft = torch.where(known, soft_votes(network.voting, torch.where(known, logits, 0), votes), 0)
         said = (self.cast.float() / votes.unit).index_put(where, soft[row, place])
-        return gap((said * heard).sum(dim=1), self.y, self.rival, self.reach), first_argmax(left)
+        value = gap((said * heard).sum(dim=1), self.y, self.rival, self.reach, self.rank)
+        return value, answered(left, self.y, self.rank)
+
+
+class WholeMasked(Surface):
+    """Robust masking, scored whole."""
+
+    def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
+        super().__init__(classifier, attacked)
+        self.enough = self.forward_cost / 5  # votes
+
+
+class MaskedVotes(TouchedVotes):
+    """Robust masking of which the touched ablations alone are scored again."""
+
+    def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
+        self.masked = classifier
+        super().__init__(classifier, classifier.network, attacked)
+
+    def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        left = self.masked.left(self.votes, self.attacked.size)
+        return first_argmax(left), torch.full_like(self.attacked.y, self.predict_cost)
+
+    @property
+    def asking_cost(self) -> int:
+        return 0  # the votes that are known say what is open
+
+    def view(
+        self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
+    ) -> View:
+        if objective != "votes":
+            return Surface.view(self, image, placement, rival, objective)
+        y, cast, size = self.attacked.y[image], self.votes.cast[image], self.attacked.size
+        reach, rank = self._reached(image, placement), self.attacked.rank
+        return MaskedView.of(self.masked, y, cast, self.touched, placement, size, rival, reach, rank)
+
+    def _rival_margins(self, single: PatchThreat, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
+        if type(self.masked).certify is not MaskedClassifier.certify:
+            return None
+        return list(rival_margins(self.masked, self.votes, self.attacked.y, single, self.attacked.size))
+
+    def _placement_margin(self) -> None:
+        return None
+
+
+@surface_of.register
+def _(classifier: MaskedClassifier, attacked: Attacked, pruned: bool) -> Surface:
+    return MaskedVotes(classifier, attacked) if pruned else WholeMasked(classifier, attacked)

@@ -7,11 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attacks import Control, Oracle, PatchAttack, Proposal, SparseRS, judge, standard
-from attacks.base import evaluations
 from attacks.pasting import paste
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.rectangle import PatchThreat
 
 _TINY = 20_000  # patches of an image so small that the oracle tries them all
@@ -37,7 +36,7 @@ def attack_certified(
     """
     if not len(x):
         return 0
-    model = subject.target if isinstance(subject.target, SmoothedClassifier) else subject
+    model = as_classifier(subject if subject.voting is None else subject.voting)
     standing, spent = torch.arange(len(x)), 0
     for attack in attacks_for(subject, x, threat, budget):
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -48,7 +47,7 @@ def attack_certified(
         standing = standing[~broken]
         if not len(standing):
             return spent
-    _, each = evaluations(model, x)
+    _, each = model.cost(x.shape[2], x.shape[3])
     proposal = transplants(subject, x[standing], y[standing], donors, threat, max(1, budget // each), generator)
     broken = _broken(subject, subject, x[standing], y[standing], threat, proposal)
     found += _findings(subject, x[standing], y[standing], threat, proposal, broken, "transplants")

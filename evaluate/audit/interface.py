@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attacks.chance import is_randomized
 from evaluate.audit import limit
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier, declared_randomized
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
 from robustpatch.voting.rules import first_argmax
@@ -50,7 +49,7 @@ class Subject(nn.Module):
 
     `alerts`: whether the certifier may answer "attack" instead of a class, which then breaks no certificate. True: the
     answer is the certifier's own attribute `alert`, or -1 where it has none; a whole number: that is the answer. An
-    alert is given on as -1. A certifier that declares `randomized = True` (see `attacks.chance.is_randomized`) breaks
+    alert is given on as -1. A certifier that declares `randomized = True` (see `Classifier.randomized`) breaks
     nothing by answering -1 either.
 
     Raises `InvalidInput` where one of the two methods is missing.
@@ -64,13 +63,14 @@ class Subject(nn.Module):
                 f"certifier is a {type(target).__name__} without {' and '.join(missing)}; it needs predict(x) and "
                 "certify(x, threat), whose result has .prediction and .certified"
             )
-        if isinstance(target, RandomizedClassifier):
+        voting = voting_classifier(as_classifier(target))
+        if voting is not None and voting is not target:
             raise InvalidInput(
                 "certifier is a RandomizedClassifier, whose certificates may be wrong now and then; "
                 "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
             )
         self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
-        self.random = is_randomized(target)
+        self.random = declared_randomized(target)
         self.alert: int | None = None  # what else than -1 means "attack"
         if alerts is not False:
             named = getattr(target, "alert", -1) if alerts is True else alerts
@@ -82,7 +82,7 @@ class Subject(nn.Module):
             self.alert = named
         if self.forgiving:
             self.randomized = True  # by which attacks know that an answer of -1 is no success
-        self._target = (target,)
+        self._target, self._voting = (target,), (voting,)
         self.training = bool(getattr(target, "training", False))
         if isinstance(target, nn.Module):
             self.module = target  # registered: attacks refuse what is in training mode
@@ -90,6 +90,11 @@ class Subject(nn.Module):
     @property
     def target(self) -> Any:
         return self._target[0]
+
+    @property
+    def voting(self) -> SmoothedClassifier | None:
+        """The certifier, where it is a smoothed classifier."""
+        return self._voting[0]
 
     @classmethod
     def of(cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"], alerts: bool | int = False) -> Subject:
@@ -165,7 +170,7 @@ class Subject(nn.Module):
 
     def white_box(self, x: Float[Tensor, "B C H W"]) -> bool:
         """Tells whether the certifier is a module whose output, K scores, has a gradient in the image."""
-        if isinstance(self.target, SmoothedClassifier):
+        if self.voting is not None:
             return True
         if not hasattr(self, "module") or type(self.module).forward is nn.Module.forward:
             return False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks import parse_attacks
-from attacks.base import PatchAttack, predict
+from attacks.base import PatchAttack
 from attacks.undefended import Undefended
 from evaluate.leaderboard.config import Entry
 from evaluate.model.identity import identity_of
@@ -24,6 +24,9 @@ from evaluate.model.load import Subject, subject_of
 from evaluate.results.metrics import Share, Summary, summarise
 from evaluate.runs.batch import Settings
 from evaluate.runs.runner import evaluate
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -154,9 +157,10 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
 
 def _certify_one(model: torch.nn.Module, images: ImageSet, threat: Threat, device: str) -> None:
     """Let a defense that cannot certify this threat refuse it now, and not once the rows before it are done."""
-    if hasattr(model, "certify"):
+    classifier = as_classifier(model)
+    if isinstance(classifier, CertifiedClassifier):
         x, _ = images.batch([0])
-        model.certify(x.to(device), threat)  # type: ignore[operator]
+        classifier.certify(x.to(device), threat)
 
 
 def measure(
@@ -209,13 +213,14 @@ def _kept_speed(
     where = {"images": len(x), "batch": min(batch, len(x)), "machine": machine, "threads": torch.get_num_threads()}
     code = {name: value for name, value in identity.items() if name != "model_sha256"}
     key = {**where, "model": identity["model_sha256"], **code, "threat": str(threat)}
-    certify = getattr(model, "certify", None)
+    classifier = as_classifier(model)
+    certify = classifier.certify if isinstance(classifier, CertifiedClassifier) else None
     if store.exists("speed.json"):
         with suppress(ValueError, KeyError, TypeError):  # damaged: the times are taken again
             kept = read_object(store.read("speed.json"))
             if kept["of"] == key:
                 return Speed(float(kept["predict"]), None if certify is None else float(kept["certify"]), **where)
-    predicted = _rate(lambda some: predict(model, some), x, batch)
+    predicted = _rate(lambda some: predict(classifier, some), x, batch)
     certified = None if certify is None else _rate(lambda some: certify(some, threat), x, batch)
     store.write("speed.json", json.dumps({"of": key, "predict": predicted, "certify": certified}, indent=1).encode())
     return Speed(predicted, certified, **where)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 from itertools import chain, count
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attacks.base import Outcome, predict
+from attacks.base import Outcome
+from attacks.criterion import Criterion, counts_for
 from robustpatch.certificates.exact import Certificate
-from robustpatch.classifiers.lending import certify, classes_of
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.asking import certify
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
+from robustpatch.classifiers.lending import classes_of
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
 
+C = TypeVar("C", bound=nn.Module)
 FEW = 8  # images of a batch, for each attack
 _calls = count()
 _WHY = (
@@ -24,7 +29,7 @@ _WHY = (
 )
 
 
-def twin(model: nn.Module) -> nn.Module:
+def twin(model: C) -> C:
     """A copy of the model as it is now, which knows nothing of what is asked of the model hereafter. It shares the
     weights and buffers, so that it costs little; where a model cannot be copied, the model itself.
     """
@@ -36,9 +41,9 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def check_alone(
-    fresh: nn.Module,
+    fresh: Classifier,
     x_adv: Float[Tensor, "B C H W"],
-    prediction: Int[Tensor, " B"],
+    criterion: Criterion,
     outcome: Outcome,
     seen: Bool[Tensor, " B"] | None,
     first: list[int],
@@ -49,7 +54,7 @@ def check_alone(
     Raises `InvalidInput` where the answer is another, or where the search itself had `seen` the prediction change: then
     it cannot be said that the image held. `first`: the images' numbers.
     """
-    held = outcome.contained & outcome.in_range & (outcome.prediction == prediction)
+    held = outcome.contained & outcome.in_range & ~criterion.broken(outcome.prediction, outcome.counts)
     if seen is not None and bool((seen.to(held.device) & held).any()):
         i = int((seen.to(held.device) & held).nonzero()[0, 0])
         raise InvalidInput(
@@ -60,21 +65,22 @@ def check_alone(
     kept = []  # as long as another is asked about, none is given the address of one that was
     for i in rows[:: max(1, -(-len(rows) // FEW))]:
         kept.append(_elsewhere(x_adv[i : i + 1]))
-        answered = _answered(fresh, kept[-1])
-        if answered != int(prediction[i]):
+        answered, own = _answered(fresh, kept[-1]), criterion.of(slice(i, i + 1))
+        counts = counts_for(fresh, own, kept[-1])
+        if bool(own.broken(torch.tensor([answered], device=x_adv.device), counts)[0]):
             raise InvalidInput(
                 f"image {first[i]} was certified and held under {attack} beside the other images, but alone and asked "
-                f"afresh the prediction is {answered} instead of {int(prediction[i])}: {_WHY}"
+                f"afresh the prediction is {answered} instead of {int(criterion.y[i])}: {_WHY}"
             )
 
 
-def check_clean(model: nn.Module, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
+def check_clean(model: Classifier, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
     """The first certified image of a batch alone: raises `InvalidInput` where it is certified or predicted otherwise.
 
     Of smoothed classifiers `certify` itself asks its base alone and in company.
     """
     rows = certificate.certified.nonzero()[:1, 0].tolist()
-    if len(x) == 1 or isinstance(model, SmoothedClassifier):
+    if len(x) == 1 or voting_classifier(model) is model or not isinstance(model, CertifiedClassifier):
         return
     for i in rows:
         image, claimed = x[i : i + 1], int(certificate.prediction[i])
@@ -90,11 +96,9 @@ def check_clean(model: nn.Module, x: Tensor, threat: Threat, certificate: Certif
 
 
 @torch.no_grad()
-def _answered(model: nn.Module, image: Float[Tensor, "1 C H W"]) -> int:
-    """What the model predicts for this very tensor, of which `attacks.base.predict` would make a copy elsewhere."""
-    if not hasattr(model, "predict"):
-        return int(predict(model, image)[0])
-    return int(classes_of(model.predict(image), image, f"predict of {type(model).__name__}")[0])  # type: ignore[operator]
+def _answered(model: Classifier, image: Float[Tensor, "1 C H W"]) -> int:
+    """What the model predicts for this very tensor, of which `asking.predict` would make a copy elsewhere."""
+    return int(classes_of(model.predict(image), image, f"predict of {type(model.given).__name__}")[0])
 
 
 def _elsewhere(x: Tensor) -> Tensor:

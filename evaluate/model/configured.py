@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,28 +12,16 @@ from evaluate.model.objects import named_object
 from robustpatch.ablations.parse import parse_source
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.checkpoints import Checkpoint, load_checkpoint
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
-from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Threshold, Voting, first_argmax
 from robustpatch.voting.scored import SigmoidThreshold
-
-
-def voters(model: torch.nn.Module) -> SmoothedClassifier | None:
-    """What casts the votes of a smoothed or a randomized classifier; None for one without votes."""
-    if isinstance(model, RandomizedClassifier):
-        return model.enumerated()
-    return model if isinstance(model, SmoothedClassifier) else None
-
-
-def measurable(model: torch.nn.Module) -> SmoothedClassifier | None:
-    """Whose scores the guard of the certificates is about: of robust masking, those of the classifier inside."""
-    return voters(model.network if isinstance(model, MaskedClassifier) else model)
 
 
 def load_model(
@@ -58,14 +46,16 @@ def load_model(
     """
     precision = check_dtype(dtype)
     loaded = load_checkpoint(name, ablation=None if ablation is None else parse_source(ablation))
+    about = as_classifier(loaded.model).describe()
     asked = (("theta", theta), ("voting", voting), ("guard", guard), ("randomized", randomized or None))
     for option, value in asked:
-        if value is not None and voters(loaded.model) is None:
+        kind = f"of {about['defense']}" if "defense" in about else "undefended"
+        if value is not None and voting_classifier(as_classifier(loaded.model)) is None:
             raise InvalidInput(
-                f"{option} is {value}, but checkpoint {name} is {_kind(loaded.model)} and casts no votes; "
+                f"{option} is {value}, but checkpoint {name} is {kind} and casts no votes; "
                 f"drop --{option} or name another checkpoint"
             )
-    sampled = randomized or isinstance(loaded.model, RandomizedClassifier)
+    sampled = randomized or "sampling" in about
     for option, value in asked[:2] if sampled else ():
         if value is not None:
             raise InvalidInput(f"{option} is {value}, but randomized certificates are of top-1 votes; drop --{option}")
@@ -85,13 +75,13 @@ def load_model(
         options: dict[str, Any] = {"seed": seed}
         options |= {} if alpha is None else {"alpha": alpha}
         options |= {} if samples is None else {"estimation": samples, "selection": max(1, samples // 10)}
-        loaded = _sampled(loaded, Sampling(**options))
+        loaded = replace(loaded, model=_sampled(loaded, Sampling(**options)))
     model = loaded.model
-    if guard is not None and isinstance(model, SmoothedClassifier | RandomizedClassifier):
-        model.voting = model.voting.with_guard(guard)
+    if guard is not None:
+        as_classifier(model).set_guard(guard)
     if defense is not None:
         model = with_defense(model, defense, len(loaded.config["class_names"]), f"checkpoint {name}")
-        counted = measurable(model)
+        counted = guarded_classifier(as_classifier(model))
         for option, value in asked[:2]:
             if value is not None and counted is not None and counted.voting != loaded.smoothed.voting:
                 raise InvalidInput(f"{option} is {value}, but {defense} counts {counted.voting}; drop --{option}")
@@ -104,10 +94,10 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
     """The model with the defense of that text around it, in evaluation mode. Raises `InvalidInput` for one that has a
     defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
     """
-    defense = parse_defense(text)
-    if isinstance(model, Defended):
-        raise InvalidInput(f"defense is {text}, but {named} is of {model.defense} already; drop --defense")
-    if isinstance(model, RandomizedClassifier):
+    defense, about = parse_defense(text), as_classifier(model).describe()
+    if "defense" in about:
+        raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
+    if "sampling" in about:
         raise InvalidInput(
             f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"
         )
@@ -154,7 +144,7 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "bring a folder's images to the size it takes with --image-size and --channels"
-        if voters(model) is not None:
+        if voting_classifier(as_classifier(model)) is not None:
             remedy = "its base sees encoded images, by default of 2C channels, and returns num_classes scores"
         raise InvalidInput(
             f"model {name} fails on {images.name}'s images, {tuple(x.shape)} ({reason}); {remedy}"
@@ -174,31 +164,9 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
         raise InvalidInput(f"model {name}: {error}") from error
 
 
-def described(model: torch.nn.Module) -> dict[str, Any]:
-    """What a run notes of the model besides the checkpoint: enough for `as_in_run`."""
-    votes = voters(model)
-    if isinstance(model, Defended):
-        return {**described(model.network), "defense": str(model.defense)}
-    if votes is None:
-        return {"ablation": None}
-    note = {
-        "ablation": str(votes.ablation),
-        "voting": str(votes.voting),
-        "guard": votes.guard,
-        "encoding": votes.encoding.name,
-    }
-    if isinstance(model, RandomizedClassifier):
-        note |= {"ablation": str(model.ablation), "sampling": asdict(model.sampling)}
-    return note
-
-
-def _kind(model: torch.nn.Module) -> str:
-    return f"of {model.defense}" if isinstance(model, Defended) else "undefended"
-
-
 def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
     """The checkpoint's model with the votes, samples and defense that a run noted."""
-    if isinstance(loaded.model, Defended):
+    if "defense" in as_classifier(loaded.model).describe():
         return loaded.model
     if note.get("defense") is None:
         return _voting_as_in_run(loaded, note)
@@ -208,17 +176,14 @@ def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
 
 def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:
     if "sampling" in note:
-        model = _sampled(loaded, Sampling(**note["sampling"])).model
-        assert isinstance(model, RandomizedClassifier)
-        model.voting = model.voting.with_guard(note["guard"])
-        return model
+        sampled = _sampled(loaded, Sampling(**note["sampling"]))
+        sampled.set_guard(note["guard"])
+        return sampled
     model = loaded.smoothed
     model.voting = parse_voting(note["voting"], note["guard"])
     return model
 
 
-def _sampled(loaded: Checkpoint, sampling: Sampling) -> Checkpoint:
-    if isinstance(loaded.model, RandomizedClassifier):
-        loaded.model.sampling = sampling
-        return loaded
-    return replace(loaded, model=RandomizedClassifier.of(loaded.smoothed, sampling))
+def _sampled(loaded: Checkpoint, sampling: Sampling) -> RandomizedClassifier:
+    randomized = "sampling" in as_classifier(loaded.model).describe()
+    return RandomizedClassifier.of(as_classifier(loaded.model) if randomized else loaded.smoothed, sampling)

@@ -10,11 +10,10 @@ import torch
 
 from evaluate.cli.command import check_fit
 from evaluate.cli.options import Options
-from evaluate.model.configured import check_answers, described, load_model, own_model, voters, with_defense
+from evaluate.model.configured import check_answers, load_model, own_model, with_defense
 from evaluate.model.objects import module_of
-from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.data.images import ImageSet
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 
 
@@ -50,7 +49,8 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
             dtype=options.dtype,
         )
         check_fit(options.checkpoint, loaded, images, named=options.classes is not None)
-        note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **described(loaded.model)}
+        about = as_classifier(loaded.model).describe()
+        note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **about}
         seconds = loaded.config.get("train_seconds")
         return Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note, seconds)
     for name in ("ablation", "theta", "voting", "guard", "randomized", "alpha", "samples"):
@@ -65,18 +65,5 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
     if options.defense is not None:
         model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
     stem = options.model.rpartition(":")[2]
-    note = {"model": options.model, **described(model)}
+    note = {"model": options.model, **as_classifier(model).describe()}
     return Subject(model, options.model, stem, note, module=module_of(options.model, "model").__name__)
-
-
-def kind(model: torch.nn.Module) -> str:
-    """How the model defends itself, in a few words."""
-    if isinstance(model, Defended):
-        around = f" around {kind(model.network)}" if voters(model.network) is not None else ""
-        return f"{model.defense}{around}" + ("" if hasattr(model, "certify") else ", no certificates")
-    smoothed = voters(model)
-    if smoothed is None:
-        return f"{type(model).__name__}, its own certificates" if hasattr(model, "certify") else "undefended"
-    if isinstance(model, RandomizedClassifier):
-        return f"{model.ablation}, {smoothed.voting}, {model.sampling.estimation:,} samples"
-    return f"{smoothed.ablation}, {smoothed.voting}"

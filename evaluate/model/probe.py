@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attacks.base import predict
 from evaluate.runs.records import Record
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
 
@@ -40,8 +41,9 @@ def patched(
 @torch.no_grad()
 def answers(model: torch.nn.Module, images: Float[Tensor, "P C H W"], batch: int) -> Answers:
     """What the model predicts of the images, asked about `batch` at a time; all None where it refuses one of them."""
+    classifier = as_classifier(model)
     try:
-        return [found for some in images.split(batch) for found in predict(model, some).tolist()]
+        return [found for some in images.split(batch) for found in predict(classifier, some).tolist()]
     except InvalidInput:  # no class of outputs that are no numbers
         return [None] * len(images)
 

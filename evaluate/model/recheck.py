@@ -13,13 +13,13 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from attacks.chance import is_randomized
 from evaluate.model import probe
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.records import Record
-from robustpatch.ablations.sparse import SparseAblation
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.ablations.sparse import Draws
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import Classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
@@ -69,8 +69,7 @@ class Recheck:
         noted there, and not by rounding: certificates speak of what it answers under a patch, which clean images do
         not show. A foreign model that declares to answer by chance is not asked.
         """
-        chance = is_randomized(self.model) and not isinstance(self.model, RandomizedClassifier)
-        if chance or self._elsewhere():
+        if not self._classifier.repeats or self._elsewhere():
             return
         started = time.monotonic()
         for batch, records, before in islice(shards, IMAGES):
@@ -87,6 +86,10 @@ class Recheck:
                     )
             if time.monotonic() - started > _SECONDS:
                 return
+
+    @property
+    def _classifier(self) -> Classifier:
+        return as_classifier(self.model)
 
     def _elsewhere(self) -> bool:
         """Whether the model is on a device of another kind than the run's."""
@@ -123,7 +126,7 @@ class Recheck:
         return differing if differing and not self._rounding(before, again, differing) else []
 
     def _differing(self, before: Record, again: Record) -> list[str]:
-        voted = isinstance(self.model, SmoothedClassifier | RandomizedClassifier)
+        voted = voting_classifier(self._classifier) is not None
         names = [name for name in ("prediction", *_CERTIFIED) if getattr(before, name) != getattr(again, name)]
         for name in _CERTIFIED.values():
             one, other = getattr(before, name), getattr(again, name)
@@ -135,11 +138,12 @@ class Recheck:
 
     def _rounding(self, before: Record, again: Record, differing: list[str]) -> bool:
         """Whether rounding may be why these fields of the record differ."""
-        if isinstance(self.model, RandomizedClassifier):
-            return before.close_votes + again.close_votes + self._loose(self.model, before.index) > 0
-        if isinstance(self.model, SmoothedClassifier):
-            allowed = self._loose(self.model, before.index)
-            votes = self.model.votes(self._image(before.index))
+        smoothed = voting_classifier(self._classifier)
+        if smoothed is not None and smoothed is not self.model:  # sampled
+            return before.close_votes + again.close_votes + self._loose(smoothed, before.index) > 0
+        if smoothed is not None:
+            allowed = self._loose(smoothed, before.index)
+            votes = smoothed.votes(self._image(before.index))
             counts = votes.counts[0] / votes.unit
             tied, unsure = float(abs(counts[before.prediction] - counts[again.prediction])) <= allowed, False
         else:
@@ -159,10 +163,10 @@ class Recheck:
             forgiven[name] = unsure or (near and forgiven[margin])
         return all(forgiven[name] for name in differing)
 
-    def _loose(self, model: SmoothedClassifier | RandomizedClassifier, index: int) -> float:
+    def _loose(self, model: SmoothedClassifier, index: int) -> float:
         """By how many votes the margin of the image may be another, where no score is by more than the guard."""
-        if isinstance(model, RandomizedClassifier):
-            return 0.0 if isinstance(model.ablation, SparseAblation) else self._loose(model.enumerated(), index)
+        if isinstance(model.ablation, Draws):  # a sample of a sparse ablation's views, the same at every call
+            return 0.0
         scores = model.certifiable_scores(self._image(index))
         # Whether a vote is close is itself a matter of the guard.
         votes = model.voting.votes(scores, 2 * model.guard_on(scores.device))

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.base import Outcome, PatchAttack, Proposal, judge, predict, referee
+from attacks.base import Outcome, PatchAttack, Proposal, judge, judge_of
 from attacks.border import patches, propose
-from attacks.chance import errors, is_randomized
+from attacks.criterion import Changed, Criterion, OutOfTopK, counts_for
 from attacks.ensemble import counts_itself, is_control
 from attacks.occlusion import CONTROLS
+from attacks.surfaces.clean import known_votes
 from attacks.votes import worst_votes
 from evaluate.model.alone import check_alone, check_clean, twin
 from evaluate.results.vote_damage import damage
@@ -24,8 +25,10 @@ from evaluate.runs.gallery import Exhibit, Furthest, exhibit
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate, Evidence
 from robustpatch.classifiers import checks
-from robustpatch.classifiers.lending import certify
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import certify, predict
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, Threat
 from robustpatch.voting.votes import Votes
@@ -37,6 +40,7 @@ class Settings:
 
     `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
     for no limit. `gallery`: images of each outcome kept to look at, about, spread over the batches; 0 for none.
+    `top_k` > 1: certified and attacked is whether the label stays among so many classes of most votes.
     """
 
     num_images: int
@@ -45,9 +49,10 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     gallery: int = 8
+    top_k: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch_size"):
+        for name in ("num_images", "batch_size", "top_k"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.gallery < 0:
@@ -62,26 +67,47 @@ class Settings:
 
 
 @torch.no_grad()
-def _certify(model: torch.nn.Module, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
+def _certify(classifier: Classifier, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:
     """The classifier's certificate (exact for ours), and the paper's for a smoothed classifier; None without one."""
-    if not hasattr(model, "certify"):
-        checks.evaluation_mode(model)
+    if not isinstance(classifier, CertifiedClassifier):
+        checks.evaluation_mode(classifier.given)
         checks.image_values(x)
         return None, None
-    certificate = certify(model, x, threat)
-    if not isinstance(model, SmoothedClassifier):
+    certificate = certify(classifier, x, threat)
+    paper = classifier.certify_paper(x, threat, certificate)
+    if paper is None:
         return certificate, None
-    if type(model).certify is SmoothedClassifier.certify:
-        return certificate, certificate.by("margin")  # what certify would return, without scoring again
-    paper = certify(model, x, threat, "margin")
     apart = (certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
     for i in apart.tolist():
         raise InvalidInput(
-            f"certify of {type(model).__name__} certifies image {i} of a batch for class "
+            f"certify of {type(classifier).__name__} certifies image {i} of a batch for class "
             f'{int(certificate.prediction[i])} by the method "exact" and for class {int(paper.prediction[i])} by '
             '"margin"; one of the two is wrong: mend certify'
         )
     return certificate, paper
+
+
+@torch.no_grad()
+def _certify_top_k(
+    classifier: Classifier, x: Tensor, y: Tensor, predicted: Tensor, threat: Threat, k: int
+) -> Certificate:
+    """Whether the labels are certified to stay among the k classes of most votes, as a certificate of them: where one
+    is not among them on the clean image, of the prediction, which is not certified.
+    """
+    if not isinstance(classifier, CertifiedClassifier):
+        raise InvalidInput(f"top_k is {k}, but a {type(classifier.given).__name__} certifies nothing; use top_k 1")
+    found = classifier.certify_top_k(x, y, threat, k)
+    return Certificate(
+        prediction=torch.where(found.clean, y, predicted),
+        certified=found.certified & found.clean,
+        margin=found.margin,
+        placement_margin=None,
+        threat=threat,
+        method="exact",
+        guard=found.guard,
+        close=torch.zeros_like(y),
+        unit=found.unit,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,23 +134,29 @@ def evaluate_batch(
     """Certify and attack the images `first`, `first` + 1, …, as `evaluate.evaluate` says. What was done before, or
     elsewhere, has no part in the result; a counterexample carries `configuration`.
     """
-    fresh = twin(model) if attacks and hasattr(model, "certify") and not is_randomized(model) else None
-    exact, paper = _certify(model, x, threat)
-    predicted = predict(model, x)
+    classifier = as_classifier(model)
+    fresh = twin(classifier) if attacks and classifier.certifies and not classifier.randomized else None
+    predicted = predict(classifier, x)
+    if settings.top_k == 1:
+        exact, paper = _certify(classifier, x, threat)
+    else:
+        exact, paper = _certify_top_k(classifier, x, y, predicted, threat, settings.top_k), None
     prediction = predicted if exact is None else exact.prediction
     claims = [claim.certified for claim in (exact, paper) if claim is not None]
     certified = torch.stack([torch.zeros_like(y, dtype=torch.bool), *claims]).any(dim=0)
-    consistent = predicted == prediction
+    criterion = Changed(prediction) if settings.top_k == 1 else OutOfTopK(prediction, settings.top_k)
+    consistent = ~criterion.broken(predicted, counts_for(classifier, criterion, x))
     error, answers = None, None
     if (
         exact is not None and exact.confidence is not None
     ):  # neither abstaining nor the class of an image that it leaves
         prediction = torch.where(exact.certified, exact.prediction, predicted)
-        answers = torch.stack([predicted, predict(referee(model), x)])
-        forgiven = (answers < 0) & is_randomized(model)
+        criterion = Changed(prediction)
+        answers = torch.stack([predicted, predict(judge_of(classifier), x)])
+        forgiven = (answers < 0) & classifier.randomized
         consistent = ((answers == prediction) | forgiven | ~exact.certified).all(dim=0)
         judged = sum(getattr(attack, "judged", 1) for attack in attacks)
-        error = _error(model, exact.confidence, judged * len(threat.threats))
+        error = _error(classifier, exact.confidence, judged * len(threat.threats))
     correct = prediction == y
     found: list[list[AttackRecord]] = [[] for _ in y]
     counterexamples: list[Counterexample] = []
@@ -132,16 +164,16 @@ def evaluate_batch(
 
     def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
-        claim = (first + i, int(prediction[i]), attack, one, configuration or {})
+        claim = (first + i, int(prediction[i]), attack, one, configuration or {}, settings.top_k)
         found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
         if exact is None or exact.confidence is None:
-            check_stands(found, model, x.device)
+            check_stands(found, classifier, x.device)
         counterexamples.append(found)
 
     if exact is None or exact.confidence is not None:
         fresh = None  # nothing is proved that must hold for every question
-    if exact is not None and fresh is not None:
-        check_clean(model, x, threat, exact, first)
+    if exact is not None and fresh is not None and settings.top_k == 1:
+        check_clean(classifier, x, threat, exact, first)
 
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         keep(i, x[i], [], "predict", threat.threats[0])
@@ -161,7 +193,11 @@ def evaluate_batch(
                 scored_whole = unpruned and not run.touched_only
                 proof = exact is not None and exact.confidence is None
                 asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
-                records = _attack(model, x[rows], prediction[rows], one, run, scored_whole, settings, proof, asked)
+                votes = None if exact is None or exact.evidence is None or unpruned else exact.evidence.votes.of(rows)
+                with known_votes(classifier, x[rows], votes):
+                    records = _attack(
+                        classifier, x[rows], criterion.of(rows), one, run, scored_whole, settings, proof, asked
+                    )
                 for i, (record, x_adv) in zip(rows.tolist(), records, strict=True):
                     found[i].append(record)
                     furthest.offer(i, record, x_adv)
@@ -196,28 +232,29 @@ def evaluate_batch(
         )
         for i in range(len(y))
     ]
-    return Batch(records, counterexamples, exhibit(model, x, records, exact, threat, furthest, settings.quota))
+    shown = exact if settings.top_k == 1 else None
+    return Batch(records, counterexamples, exhibit(classifier, x, records, shown, threat, furthest, settings.quota))
 
 
-def _error(model: torch.nn.Module, confidence: float, judged: int) -> float:
+def _error(classifier: Classifier, confidence: float, judged: int) -> float:
     """At most the chance that an image is certified and found changed though all is right: that its certificate is
     wrong, or its `predict`, or that the referee's, asked about the clean image and `judged` attacked ones.
     """
-    own, referee = errors(model)
+    own, referee = classifier.errors()
     return min(1.0, 1 - confidence + own + referee * (1 + judged))
 
 
 class _Again(NamedTuple):
     """Who is asked once more about images that held, and their numbers."""
 
-    model: torch.nn.Module
+    model: Classifier
     first: list[int]
 
 
 def _attack(
-    model: torch.nn.Module,
+    classifier: Classifier,
     x: Tensor,
-    prediction: Tensor,
+    criterion: Criterion,
     threat: PatchThreat,
     attack: PatchAttack,
     unpruned: bool,
@@ -225,27 +262,29 @@ def _attack(
     proof: bool,
     again: _Again | None,
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run and judge one attack on images of one batch, all of them against the clean prediction. `proof`: the model
+    """Run and judge one attack on images of one batch, by one criterion for all. `proof`: the model
     certifies without a confidence, so that its own `predict` judges, and an abstention is no longer the prediction.
     `again`: of certified images, who is asked about some of those that held (see `alone.check_alone`).
     """
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     generator = torch.Generator().manual_seed(_seed(settings.seed, str(threat), unpruned))
     started = time.monotonic()
-    proposal = propose(attack, model, x, prediction, threat, generator=generator)
-    outcome = judge(model, x, prediction, threat, proposal, proof=proof)
+    labels = criterion.y if isinstance(criterion, Changed) else criterion  # which attacks of others know too
+    proposal = propose(attack, classifier, x, labels, threat, generator=generator)
+    outcome = judge(classifier, x, criterion, threat, proposal, proof=proof)
     if again is not None:
-        check_alone(again.model, proposal.x_adv, prediction, outcome, proposal.broken, again.first, attack.name)
+        check_alone(again.model, proposal.x_adv, criterion, outcome, proposal.broken, again.first, attack.name)
     judged = patches(x, proposal, outcome)
     if counts_itself(attack) and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
-    broken = outcome.contained & outcome.in_range & (outcome.prediction != prediction)
-    sure = proof or not is_randomized(model) or not hasattr(model, "certify")
+    broken = outcome.contained & outcome.in_range & criterion.broken(outcome.prediction, outcome.counts)
+    sure = proof or not classifier.randomized or not classifier.certifies
     broken &= sure | (outcome.prediction >= 0)
     seconds = (time.monotonic() - started) / len(x)
     done: list[dict[str, int]] = [{}] * len(x)
-    if isinstance(model, SmoothedClassifier):
-        done = [{} if i is None else i for i in _damage(model, x, prediction, threat, proposal, outcome)]
+    voting = voting_classifier(classifier)
+    if voting is not None and voting is classifier and criterion.rank == 1:
+        done = [{} if i is None else i for i in _damage(voting, x, criterion.y, threat, proposal, outcome)]
     return [
         (
             AttackRecord(

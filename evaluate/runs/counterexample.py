@@ -13,10 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from attacks.base import Outcome, Proposal, judge, predict, referee
-from attacks.chance import is_randomized
-from robustpatch.classifiers.lending import certify, lent
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from attacks.base import Outcome, Proposal, judge, judge_of
+from attacks.criterion import OutOfTopK
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import certify, predict
+from robustpatch.classifiers.base import CertifiedClassifier
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
@@ -41,6 +44,7 @@ class Counterexample:
     attack: str
     threat: PatchThreat
     configuration: dict[str, Any]
+    top_k: int = 1
 
 
 def save_counterexample(output: str | Path | Store, model: torch.nn.Module, example: Counterexample) -> str:
@@ -49,10 +53,11 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
     name = f"counterexamples/image-{example.index:08d}-{example.attack}-{patch}.safetensors"
     images = {"x": example.x, "x_adv": example.x_adv}
     tensors = {kept: image.cpu().contiguous().clone() for kept, image in images.items()} | {"corners": example.corners}
-    if isinstance(model, SmoothedClassifier):
+    voting = voting_classifier(as_classifier(model))
+    if voting is not None and voting is model:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
-            cast = model.votes(lent(image[None].to(device))).cast[0].cpu()
+            cast = voting.votes(lent(image[None].to(device))).cast[0].cpu()
             tensors[kept] = cast.to(torch.uint8) if cast.dtype == torch.bool else cast
     claim = {
         "index": example.index,
@@ -60,6 +65,7 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
         "attack": example.attack,
         "configuration": example.configuration,
         "threat": [example.threat.height, example.threat.width, example.threat.count],
+        **({} if example.top_k == 1 else {"top_k": example.top_k}),
     }
     Store.of(output).write(name, save(tensors, metadata={"counterexample": json.dumps(claim)}))
     return name
@@ -93,6 +99,8 @@ def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexampl
         raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
     for name in ("index", "prediction"):
         _whole(name, claim[name])
+    if _whole("top_k", claim.get("top_k", 1)) < 1:
+        raise ValueError("its top_k is below 1")
     if not isinstance(claim["attack"], str) or not isinstance(claim["configuration"], dict):
         raise ValueError("its attack is no text, or its configuration no table")
     return Counterexample(x=x, x_adv=x_adv, corners=corners, threat=threat, **claim)
@@ -112,19 +120,28 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
     none = torch.zeros(1, device=device)
     proposal = Proposal(x_adv, corners, none.long(), none)
-    methods: tuple[tuple[str, ...], ...] = ((),)
-    if isinstance(model, SmoothedClassifier):
-        methods = (("exact",), ("margin",))
-    claims = [certify(model, x, example.threat, *method) for method in methods]
-    proof = claims[0].confidence is None
-    outcome = judge(model, x, torch.tensor([example.prediction], device=device), example.threat, proposal, proof=proof)
+    classifier = as_classifier(model)
+    if not isinstance(classifier, CertifiedClassifier):
+        raise InvalidInput(f"model is a {type(model).__name__} without certify; name the one it was found with")
+    claimed = torch.tensor([example.prediction], device=device)
+    if example.top_k > 1:
+        found = classifier.certify_top_k(x, claimed, example.threat, example.top_k)
+        outcome = judge(classifier, x, OutOfTopK(claimed, example.top_k), example.threat, proposal, proof=True)
+        return outcome, bool((found.certified & found.clean)[0])
+    exact = certify(classifier, x, example.threat)
+    paper = classifier.certify_paper(x, example.threat, exact)
+    claims = [exact] if paper is None else [exact, paper]
+    proof = exact.confidence is None
+    outcome = judge(classifier, x, claimed, example.threat, proposal, proof=proof)
     if proof:  # of a proof, an abstention is a change too
         changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
         outcome = replace(outcome, broken=changed)
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
-        answers = torch.stack([predict(one, x) for one in ([model] if proof else [model, referee(model)])])
+        answers = torch.stack(
+            [predict(one, x) for one in ([classifier] if proof else [classifier, judge_of(classifier)])]
+        )
         wrong = answers != example.prediction
-        if not proof and is_randomized(model):  # it may abstain
+        if not proof and classifier.randomized:  # it may abstain
             wrong &= answers >= 0
         outcome = replace(outcome, broken=wrong.any(dim=0))
     return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import PatchAttack, predict
-from evaluate.model.configured import measurable
+from attacks.base import PatchAttack
 from evaluate.runs.batch import Settings, evaluate_batch
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.threats.rectangle import Threat
 
@@ -81,10 +84,11 @@ def estimate(
     """Certify some images, attack a few of them, and extrapolate: at most a tenth of the run, or a few seconds. `open`,
     like `certified`, is a share of images: classified correctly and not certified.
     """
+    classifier = as_classifier(model)
     total = min(settings.num_images, len(images))
     on_progress(0, "timing one image")
     x, y = (tensor.to(settings.device) for tensor in images.batch(range(min(settings.batch_size, total))))
-    cost = _cost(model, x[:1])
+    cost = _cost(classifier, x[:1])
     budgets = [getattr(attack, "budget", None) or settings.certified_budget or _BUDGET for attack in attacks]
     pilots, budget = PILOTS, sum(budgets)
     once = cost.certifying + _CHECKS * cost.seconds  # for the first image
@@ -132,9 +136,9 @@ def estimate(
 
 
 @torch.no_grad()
-def _cost(model: torch.nn.Module, x: Tensor) -> _Cost:
+def _cost(model: Classifier, x: Tensor) -> _Cost:
     """The faster of two measurements on one image: the first may pay for what is done once."""
-    smoothed = measurable(model)
+    smoothed = guarded_classifier(model)
     ablations = 1 if smoothed is None else smoothed.ablation.count(*x.shape[2:])
     few = torch.arange(min(_FEW, ablations), device=x.device)
     scored = ablations if smoothed is None or smoothed.one_pass else len(few)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
-from evaluate.model.configured import voters
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
@@ -133,11 +134,13 @@ def exhibit(
     rows = sorted(i for kind in SHOWN for i in [i for i, found in enumerate(outcomes) if found == kind][:quota])
     if not rows:
         return []
-    voting, views, counts, close, after = voters(model), None, {}, {}, {}
+    classifier = as_classifier(model)
+    voting, views, counts, close, after = voting_classifier(classifier), None, {}, {}, {}
     if voting is not None:
-        clean = voting.votes(lent(x[rows]))
         if certificate is not None and certificate.evidence is not None:  # those that the certificate is made of
             clean = certificate.evidence.votes.of(torch.tensor(rows))
+        else:
+            clean = voting.votes(lent(x[rows]))
         views = clean.cast.shape[1]
         counts = dict(zip(rows, _whole(clean), strict=True))
         close = dict(zip(rows, clean.close.sum(dim=1, dtype=torch.int32).cpu().numpy(), strict=True))
@@ -153,7 +156,7 @@ def exhibit(
             size=size,
             image=_picture(x[i]),
             views=views,
-            sampled=voting is not None and voting.ablation != getattr(model, "ablation", None),
+            sampled=voting is not None and str(voting.ablation) != classifier.describe()["ablation"],
             votes=counts.get(i),
             close=close.get(i),
             attacked=_attacked(*furthest.found[i], after.get(i)) if i in furthest.found else None,

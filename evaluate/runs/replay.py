@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from attacks.base import predict, referee
+from attacks.base import judge_of
 from evaluate.cli.command import BROKEN, HELD, check_dtype
 from evaluate.cli.options import Options
-from evaluate.model.configured import as_in_run, own_model, voters, with_defense
+from evaluate.model.configured import as_in_run, own_model, with_defense
 from evaluate.model.identity import identity_of
 from evaluate.model.objects import module_of
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
 from robustpatch.checkpoints import load_checkpoint, names
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 
@@ -80,7 +81,7 @@ def _model(path: str, example: Counterexample, options: Options, say: Any) -> to
             "run: name the model, if you trust it, with --model"
         )
     model = own_model(options.model, device=device, dtype=dtype)
-    if claim.get("defense") is not None and not isinstance(model, Defended):
+    if claim.get("defense") is not None and "defense" not in as_classifier(model).describe():
         model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {options.model}")
     identity = identity_of(model, module=module_of(options.model, "model").__name__)
     if identity["model_sha256"] != claim.get("model_sha256"):
@@ -113,23 +114,23 @@ def _checkpoint(path: str, claim: dict[str, Any], options: Options) -> str:
 
 
 def _judged(example: Counterexample, model: torch.nn.Module, device: str, console: Console) -> int:
-    votes = voters(model)
+    classifier = as_classifier(model)
+    votes = voting_classifier(classifier)
     outcome, certified = replay(example, model)
     _say(console, f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
         counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
-        _say(console, f"{name}: {counts}prediction {int(predict(referee(model), image))}")
+        _say(console, f"{name}: {counts}prediction {int(predict(judge_of(classifier), image))}")
     stands = certified and bool(outcome.broken[0])
     _say(
         console,
         f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
         f"prediction changed: {bool(outcome.broken[0])}",
     )
-    if isinstance(model, RandomizedClassifier):
-        _say(
-            console, f"a certificate may be wrong with a chance of {model.sampling.alpha:g}: the run counts such cases"
-        )
+    sampling = classifier.describe().get("sampling")
+    if sampling is not None:
+        _say(console, f"a certificate may be wrong with a chance of {sampling['alpha']:g}: the run counts such cases")
     _say(console, "the counterexample stands" if stands else "the counterexample does not stand here")
     return BROKEN if stands else HELD
 

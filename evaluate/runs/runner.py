@@ -165,7 +165,7 @@ def evaluate(
         raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
     total = min(settings.num_images, len(images))
     own = {
-        **vars(settings),
+        **{name: value for name, value in vars(settings).items() if (name, value) != ("top_k", 1)},
         "num_images": total,
         "threat": str(threat),
         "dataset": images.name,

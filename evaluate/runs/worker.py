@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.model.configured import measurable
 from evaluate.model.identity import package_code
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.runner import Job
 from robustpatch import precision
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.calibration import calibrate_guard
+from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.cli.status import ended_by
 from robustpatch.errors import InvalidInput
 
@@ -42,7 +43,7 @@ class Worker:
                 f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
             )
         model = job.model.to(device).requires_grad_(False)
-        smoothed = measurable(model)
+        smoothed = guarded_classifier(as_classifier(model))
         about = {
             "host": host,
             "device": torch.cuda.get_device_name() if takes_gpu(device) else torch.backends.cpu.get_cpu_capability(),

@@ -23,7 +23,6 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.certificate import Certificate
 from robustpatch.certificates.margins import check_votes
-from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
 from robustpatch.voting.rules import Votes, first_argmax
@@ -126,12 +125,6 @@ def lower_bound(hits: Int[Tensor, " B"], number: int, alpha: float) -> Float[Ten
     k = hits.cpu().numpy().astype(np.float64)
     low = np.where(k > 0, betaincinv(np.maximum(k, 1), number - k + 1, alpha), 0.0)
     return torch.from_numpy(low).to(hits.device)
-
-
-def image_keys(x: Float[Tensor, "B C H W"]) -> list[bytes]:
-    """What the samples of each image are drawn by: a digest of its values."""
-    checks.shape_and_type(x)
-    return [hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).digest() for image in x]
 
 
 def _numbers(count: int) -> list[bytes]:

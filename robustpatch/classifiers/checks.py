@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustpatch.ablations.base import Ablation
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import spread
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.silence import has_score
 
-if TYPE_CHECKING:
-    from robustpatch.classifiers.smoothed import SmoothedClassifier
-
 ABLATIONS = 256  # that a check of the base looks at, on four images together
 _EACH = ABLATIONS // 4
 _CALLS = 64  # after so many calls that certify, each has been looked at
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """The part of a `SmoothedClassifier` that is tested: the scores that it gives of each ablation."""
+
+    ablation: Ablation
+
+    @property
+    def one_pass(self) -> bool: ...
+
+    @property
+    def by_pairs(self) -> bool: ...
+
+    def guard_on(self, device: torch.device | str | None) -> float: ...
+
+    def scores(
+        self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B n K"]: ...
 
 
 def few(total: int) -> int:
@@ -72,7 +89,7 @@ def evaluation_mode(model: torch.nn.Module) -> None:
 
 
 def base_is_sound(
-    model: SmoothedClassifier,
+    model: Scoring,
     x: Float[Tensor, "B C H W"],
     *,
     first: int = 0,
@@ -93,7 +110,7 @@ def base_is_sound(
     return max(_base_is_sound(model, image[None], some) for image, some in zip(tested, samples, strict=True))
 
 
-def _still_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index: Tensor, scores: Tensor | None) -> float:
+def _still_sound(model: Scoring, x: Float[Tensor, "1 C H W"], index: Tensor, scores: Tensor | None) -> float:
     """Each ablation asked by itself: held against the scores of a pass over all of them, in which votes are cast."""
     whole = model.one_pass and not model.by_pairs
     if scores is None:
@@ -111,7 +128,7 @@ def _still_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index: 
     return _within_guard(model, known, list(seen), what)
 
 
-def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index: Tensor | None = None) -> float:
+def _base_is_sound(model: Scoring, x: Float[Tensor, "1 C H W"], index: Tensor | None = None) -> float:
     n = model.ablation.count(*x.shape[2:])
     index = spread(n, 0, _EACH, x.device) if index is None else index
 
@@ -150,7 +167,7 @@ def _base_is_sound(model: SmoothedClassifier, x: Float[Tensor, "1 C H W"], index
     return deviation
 
 
-def _within_guard(model: SmoothedClassifier, reference: Tensor, runs: list[Tensor], what: str) -> float:
+def _within_guard(model: Scoring, reference: Tensor, runs: list[Tensor], what: str) -> float:
     deviation = max((_difference(reference, run) for run in runs), default=0.0)
     guard = model.guard_on(reference.device)
     if not deviation <= guard:
@@ -173,7 +190,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def _scores(model: SmoothedClassifier, x: Tensor, index: Tensor | None = None) -> Tensor:
+def _scores(model: Scoring, x: Tensor, index: Tensor | None = None) -> Tensor:
     return model.scores(lent(x), index)
 
 

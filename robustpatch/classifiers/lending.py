@@ -11,12 +11,9 @@ from dataclasses import fields
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustpatch.certificates.exact import Certificate
-from robustpatch.classifiers.foreign import checked
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
 
 D = TypeVar("D")
 
@@ -52,27 +49,3 @@ def classes_of(found: object, images: Tensor, who: str) -> Tensor:
             f"each, whole numbers [{len(images)}]"
         )
     return found.detach().to(images.device, torch.int64, copy=True)
-
-
-@torch.no_grad()
-def certify(model: nn.Module, x: Tensor, threat: Threat, *method: str) -> Certificate:
-    """What the model's own `certify` says of a copy of the images [B,C,H,W]; the answer is a copy too.
-
-    Raises `InvalidInput`, naming the field, for what is no certificate of these images (see `foreign.checked`), and for
-    a certificate of another threat: what it says of that one is no claim about this one.
-    """
-    found = model.certify(lent(x), threat, *method)  # type: ignore[operator]
-    if not isinstance(found, Certificate):
-        raise InvalidInput(
-            f"certify of {type(model).__name__} returned a {type(found).__name__}; return a robustpatch.Certificate"
-        )
-    if found.threat != threat:
-        raise InvalidInput(
-            f"certify of {type(model).__name__} was asked about {threat} and returned a certificate of {found.threat}; "
-            "certify the threat that is passed, or certify no image for one that it was not built for"
-        )
-    classes = getattr(model, "num_classes", None)
-    known = classes if isinstance(classes, int) else None
-    return checked(
-        own(checked(found, len(x), known), Certificate), len(x), known
-    )  # as read once, for a class of theirs

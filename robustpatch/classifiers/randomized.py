@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,14 +19,14 @@ from robustpatch.certificates.randomized import (
     Tally,
     certify_draws,
     from_votes,
-    image_keys,
     predict_draws,
     stream_seed,
     touched_chance,
 )
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.passed import Passed
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
@@ -35,7 +37,7 @@ _CELLS = 2**22  # pixels of the masks drawn at once
 _PREDICTING = ("predict", "guard", "guard_on", "enumerated", "referee", "_over", "_draw")
 
 
-class RandomizedClassifier(nn.Module):
+class RandomizedClassifier(CertifiedClassifier):
     """Predicts what most of all possible ablations vote for, and certifies it with confidence 1 - α, from samples.
 
     For each image, with probability at least 1 - alpha over the samples: if it is certified, then no patch within the
@@ -90,8 +92,18 @@ class RandomizedClassifier(nn.Module):
         return self.enumerated().guard_on(device)
 
     @classmethod
-    def of(cls, model: SmoothedClassifier, sampling: Sampling = Sampling()) -> RandomizedClassifier:
-        """The same base and ablations under top-1 votes, sampled."""
+    def of(cls, classifier: Classifier, sampling: Sampling = Sampling()) -> RandomizedClassifier:
+        """The base and ablations of a smoothed classifier under top-1 votes, sampled; of a randomized one, itself with
+        these samples. Raises `InvalidInput` for a classifier without votes.
+        """
+        if isinstance(classifier, RandomizedClassifier):
+            classifier.sampling = sampling
+            return classifier
+        model = voting_classifier(classifier)
+        if model is None:
+            raise InvalidInput(
+                f"model is a {type(classifier).__name__}, which casts no votes; pass a SmoothedClassifier"
+            )
         voting, encoding = TopOne(model.voting.guard), model.encoding
         other = cls(
             model.base,
@@ -106,7 +118,7 @@ class RandomizedClassifier(nn.Module):
         other.training = model.training
         return other
 
-    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+    def cost(self, height: int, width: int) -> tuple[int, int]:
         """Ablations of one image that `forward` scores, and `predict`."""
         n = self.enumerated().ablation.count(height, width)
         return n, n if isinstance(self.ablation, Ablation) else self.sampling.prediction
@@ -120,6 +132,25 @@ class RandomizedClassifier(nn.Module):
     def judge_error(self) -> float:
         """The chance that a prediction of the `referee` is not the ideal classifier's: 0 where it enumerates."""
         return 0.0 if isinstance(self.ablation, Ablation) else self.sampling.alpha_prediction
+
+    @property
+    def repeats(self) -> bool:
+        """Always: the samples of an image are fixed by the seed and its values."""
+        return True
+
+    def weights_module(self) -> nn.Module:
+        return self.base
+
+    def set_guard(self, guard: float) -> None:
+        """As `SmoothedClassifier.set_guard`."""
+        self.voting = self.voting.with_guard(guard)
+
+    def describe(self) -> dict[str, Any]:
+        note = {"ablation": str(self.ablation), "sampling": asdict(self.sampling)}
+        return {**self.enumerated().describe(), **note}
+
+    def in_words(self) -> str:
+        return f"{self.ablation}, {self.voting}, {self.sampling.estimation:,} samples"
 
     def enumerated(self) -> SmoothedClassifier:
         """The vote over all ablations: the ideal smoothed classifier. Of a sparse one, over `views` that are sampled
@@ -243,6 +274,17 @@ class RandomizedClassifier(nn.Module):
             return Tally(cast, sure, close)
 
         return draw
+
+
+@voting_classifier.register
+def _(classifier: RandomizedClassifier) -> SmoothedClassifier:
+    return classifier.enumerated()
+
+
+def image_keys(x: Float[Tensor, "B C H W"]) -> list[bytes]:
+    """What the samples of each image are drawn by: a digest of its values."""
+    checks.shape_and_type(x)
+    return [hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).digest() for image in x]
 
 
 def _votes(model: SmoothedClassifier, x: Tensor, finite: bool) -> Votes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from robustpatch import memory, precision
 from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.exact import Certificate, Method, certify_votes, largest_certified
 from robustpatch.certificates.top_k import TopKCertificate, certify_top_k, check_asked
-from robustpatch.classifiers import checks
+from robustpatch.classifiers import asking, checks
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import Passed, check_when, told
 from robustpatch.encoding import ComplementChannels, Encoding
@@ -25,7 +27,7 @@ from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Scored, Thres
 from robustpatch.voting.silence import answered, has_score, numbers_backward
 
 
-class SmoothedClassifier(nn.Module):
+class SmoothedClassifier(CertifiedClassifier):
     """Predicts the class with the most votes among N ablated views of the image, and proves when no patch changes it.
 
     Each ablation hides all but a small part of the image, the base classifier scores what is left, and `voting` turns
@@ -84,6 +86,36 @@ class SmoothedClassifier(nn.Module):
         from robustpatch.checkpoints import load_checkpoint
 
         return load_checkpoint(name).smoothed
+
+    def count_outputs(self, x: Float[Tensor, "B C H W"]) -> int:
+        """K; outputs of another number are refused."""
+        return self.num_classes
+
+    def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
+        return self.votes(lent(x)).counts
+
+    def cost(self, height: int, width: int) -> tuple[int, int]:
+        """N for each: every ablation is scored."""
+        n = self.ablation.count(height, width)
+        return n, n
+
+    def weights_module(self) -> nn.Module:
+        return self.base
+
+    def set_guard(self, guard: float) -> None:
+        """Allow, from now on, for that change of a score."""
+        self.voting = self.voting.with_guard(guard)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "ablation": str(self.ablation),
+            "voting": str(self.voting),
+            "guard": self.guard,
+            "encoding": self.encoding.name,
+        }
+
+    def in_words(self) -> str:
+        return f"{self.ablation}, {self.voting}"
 
     @property
     def one_pass(self) -> bool:
@@ -256,6 +288,12 @@ class SmoothedClassifier(nn.Module):
         votes = self.voting.votes(self.certifiable_scores(x), guard)
         return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard)
 
+    def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate:
+        """The certificate by the method "margin": without scoring again, unless a subclass certifies in its own way."""
+        if type(self).certify is SmoothedClassifier.certify:
+            return exact.by("margin")
+        return asking.certify(self, x, threat, "margin")
+
     def certify_top_k(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
     ) -> TopKCertificate:
@@ -294,6 +332,25 @@ class SmoothedClassifier(nn.Module):
         checks.base_is_sound(self, images, first=first, again=again, scores=some)
         if not again:
             self.passed.note(now)
+
+
+@singledispatch
+def voting_classifier(classifier: Classifier) -> SmoothedClassifier | None:
+    """The smoothed classifier whose ablations' votes decide the prediction; None where there are no votes."""
+    return None
+
+
+@voting_classifier.register
+def _(classifier: SmoothedClassifier) -> SmoothedClassifier:
+    return classifier
+
+
+@singledispatch
+def guarded_classifier(classifier: Classifier) -> SmoothedClassifier | None:
+    """The smoothed classifier whose scores the guard of the certificates is about; None where the guard, if there is
+    one, is about something else.
+    """
+    return voting_classifier(classifier)
 
 
 def _shares(votes: Votes | Scored) -> Float[Tensor, "B K"]:

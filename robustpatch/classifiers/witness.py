@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustpatch import precision
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 
 ROUNDING = 0.25  # of the largest logit, and of 1 where all are smaller: 64 times the rounding of a bfloat16 number
@@ -47,7 +48,7 @@ class Deviation:
 
 @torch.no_grad()
 def deviation_from_float32(
-    model: nn.Module, x: Float[Tensor, "B C H W"], logits: Callable[[nn.Module, Tensor], Tensor] | None = None
+    model: nn.Module, x: Float[Tensor, "B C H W"], logits: Callable[[Any, Tensor], Tensor] | None = None
 ) -> Deviation | None:
     """How far a smoothed classifier's scores of all ablations of the images, or a network's outputs, are from those of
     a float32 copy, computed outside autocast and without TF32; None where they are computed in float32 themselves.
@@ -67,7 +68,8 @@ def deviation_from_float32(
         seen.append(asked(model, x).float())
     with precision.float32_only(device.type):
         right = asked(_in_float32(model), x.float()).float()
-    scores = model.voting.scores if isinstance(model, SmoothedClassifier) else _softmax
+    smoothed = _smoothed(model)
+    scores = _softmax if smoothed is None else smoothed.voting.scores
     difference = torch.stack([(scores(one) - scores(right)).abs().max() for one in seen]).max()
     return Deviation(float((torch.stack(seen) - right).abs().max()), float(difference), float(right.abs().max()))
 
@@ -93,13 +95,20 @@ def refuse_beyond(
         )
 
 
+def _smoothed(model: nn.Module) -> SmoothedClassifier | None:
+    """The model, where the logits of its ablations are what is measured."""
+    found = voting_classifier(as_classifier(model))
+    return found if found is model else None
+
+
 def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1)
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(model, SmoothedClassifier):
-        return model.logits(x)
+    smoothed = _smoothed(model)
+    if smoothed is not None:
+        return smoothed.logits(x)
     weight = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), x)
     return model(lent(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)))
 

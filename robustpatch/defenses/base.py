@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import Threat
@@ -43,10 +44,10 @@ class Defense(ABC):
         return ":".join([self.name, *([",".join(f"{name}={value}" for name, value in given)] if given else [])])
 
 
-class Defended(nn.Module):
+class Defended(Classifier):
     """A classifier with a defense around its `network`, which holds the weights: here one that changes nothing.
 
-    A defense that certifies adds `certify(x, threat) -> Certificate`, and predicts what that certifies. `forward` is
+    A defense that certifies is a `CertifiedClassifier` too, and predicts what that certifies. `forward` is
     what attacks climb: its gradient leads through the defense, and its argmax is `predict` wherever that is no argmax
     of something else.
     """
@@ -74,13 +75,23 @@ class Defended(nn.Module):
         tensor = next(self.parameters(), None)
         return first_argmax(self(lent(x if tensor is None else x.to(tensor.dtype))).float())
 
-    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+    def cost(self, height: int, width: int) -> tuple[int, int]:
         """Counts the evaluations of a forward pass and of `predict` on one image of that size: the network's own."""
-        network = self.network
-        if isinstance(network, Defended | RandomizedClassifier):
-            return network.evaluations(height, width)
-        each = network.ablation.count(height, width) if isinstance(network, SmoothedClassifier) else 1
-        return each, each
+        return as_classifier(self.network).cost(height, width)
+
+    def weights_module(self) -> nn.Module:
+        return as_classifier(self.network).weights_module()
+
+    def describe(self) -> dict[str, Any]:
+        return {**as_classifier(self.network).describe(), "defense": str(self.defense)}
+
+    def in_words(self) -> str:
+        inside = as_classifier(self.network)
+        around = f" around {inside.in_words()}" if voting_classifier(inside) is not None else ""
+        return f"{self.defense}{around}" + ("" if isinstance(self, CertifiedClassifier) else ", no certificates")
+
+    def undefended(self) -> Bare:
+        return Bare(self.network, self.defense, num_classes=self.num_classes).eval()
 
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
@@ -92,6 +103,27 @@ class Defended(nn.Module):
         Chance is drawn from `generator` (on the CPU) alone, so that a run resumes to the bit.
         """
         return nn.functional.cross_entropy(self(x).float(), y)
+
+
+class Bare(Defended):
+    """The network without the defense, shown whole images, whose `predict` always abstains and says that this is chance
+    (see `attacks.base.is_adversarial`): no search learns whether it has succeeded.
+    """
+
+    randomized = True
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        encoding = self.defense.encoding
+        if encoding is not None:
+            x = encoding(x, torch.ones_like(x[:, 0], dtype=torch.bool))
+        return as_classifier(self.network).outputs(x)
+
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        return torch.full((len(x),), -1, device=x.device)
+
+    def cost(self, height: int, width: int) -> tuple[int, int]:
+        """A forward pass costs what the network does, `predict` nothing."""
+        return super().cost(height, width)[0], 0
 
 
 def read_options(kind: type[Defense], text: str) -> Defense:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from robustpatch import precision
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, flushes_subnormal, margins, sums_of_products
 from robustpatch.defenses.bounds.head import first_of, tensor_of
@@ -55,7 +56,7 @@ class IBP(Defense):
         return BoundedClassifier(network, self, num_classes=num_classes)
 
 
-class BoundedClassifier(Defended):
+class BoundedClassifier(Defended, CertifiedClassifier):
     """For every image that it certifies, no content of a patch within the threat changes its prediction.
 
     `predict`, `forward` in evaluation mode and the certificate all run one graph: the operators that the network runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int
@@ -11,21 +11,36 @@ from torch.utils.checkpoint import checkpoint
 
 from robustpatch import memory, precision
 from robustpatch.classifiers import checks
+from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import Passed, check_when, told
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.double_masking import MaskedPredictions, Score
+from robustpatch.defenses.masking import MaskSet
+from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.silence import numbers_backward
-
-if TYPE_CHECKING:
-    from robustpatch.defenses.patchcleanser import DoubleMasking
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
 _CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
 _CELLS = 2**23  # predictions kept at once: images times unions
+
+
+class MaskingDefense(Defense):
+    """A defense that shows its network images under masks."""
+
+    guard: float
+    patch: str
+    worst: int
+
+    @property
+    @abstractmethod
+    def shown(self) -> Encoding:
+        """How an image under masks is shown to the network."""
+
+    @abstractmethod
+    def mask_set(self, height: int, width: int) -> MaskSet:
+        """The masks for images of that size. Raises `InvalidInput`."""
 
 
 class MaskedNetwork(Defended):
@@ -36,13 +51,19 @@ class MaskedNetwork(Defended):
     `check` other than "once" and "every call" (see `check_network`).
     """
 
-    defense: DoubleMasking
+    defense: MaskingDefense
 
     def __init__(
-        self, network: nn.Module, defense: Defense, *, num_classes: int, chunk: int | None = None, check: str = "once"
+        self,
+        network: nn.Module,
+        defense: MaskingDefense,
+        *,
+        num_classes: int,
+        chunk: int | None = None,
+        check: str = "once",
     ) -> None:
         super().__init__(network, defense, num_classes=num_classes)
-        if isinstance(network, SmoothedClassifier | RandomizedClassifier | Defended):
+        if isinstance(network, Classifier):
             raise InvalidInput(
                 f"network is a {type(network).__name__}, whose outputs jump where rounding turns a vote over; the "
                 "guard is of logits, so put PatchCleanser around a network without a defense"
@@ -67,7 +88,7 @@ class MaskedNetwork(Defended):
 
     def each(self, height: int, width: int) -> int:
         """The evaluations of one image under one union of masks."""
-        return super().evaluations(height, width)[1]
+        return super().cost(height, width)[1]
 
     def logits(
         self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " P"], union: Int[Tensor, " P"]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
-from robustpatch.defenses.base import Defense
+from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.defenses.double_masking import certify, infer, leads
-from robustpatch.defenses.masked_network import GUARD_REDUCED, MaskedNetwork
+from robustpatch.defenses.masked_network import GUARD_REDUCED, MaskedNetwork, MaskingDefense
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
@@ -26,7 +26,7 @@ __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 
 
 @dataclass(frozen=True)
-class DoubleMasking(Defense):
+class DoubleMasking(MaskingDefense):
     """Certified for every threat whose placements each lie inside one of the masks, which are made for `patch`.
 
     Args:
@@ -90,7 +90,7 @@ def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -
     return MaskSet.for_patch(PatchThreat.parse(patch, image_size), masks, image_size)
 
 
-class PatchCleanser(MaskedNetwork):
+class PatchCleanser(MaskedNetwork, CertifiedClassifier):
     """A classifier of images under masks, whose certified predictions no patch within the threat changes.
 
     `predict` is double masking: the class named under every mask; where they differ, that of a dissenting mask under
@@ -112,7 +112,6 @@ class PatchCleanser(MaskedNetwork):
         check: when the network is tested in full: "once", and again whenever it has changed, or at "every call".
     """
 
-    defense: DoubleMasking
     certified_in_training: ClassVar[int] = 100
     predicted_in_training: ClassVar[int | None] = 500
 
@@ -127,7 +126,7 @@ class PatchCleanser(MaskedNetwork):
     ) -> None:
         super().__init__(network, defense or DoubleMasking(), num_classes=num_classes, chunk=chunk, check=check)
 
-    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+    def cost(self, height: int, width: int) -> tuple[int, int]:
         """Masked images that the network scores of one image, at most: for `forward`, and for `predict`."""
         masks, each = self.defense.mask_set(height, width), self.each(height, width)
         return 2 * len(masks.views) * each, len(masks.unions) * each
@@ -136,10 +135,10 @@ class PatchCleanser(MaskedNetwork):
         """Double masking's answer (see `double_masking.infer`). A view whose logits name no class, as where a patch
         made the network overflow, is not heard; -1 where all are such, which no patch does to a certified image.
         """
-        return self.predict_counted(x)[0]
+        return self.predict_with_cost(x)[0]
 
     @torch.no_grad()
-    def predict_counted(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    def predict_with_cost(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """Returns `predict`'s answer, and the evaluations it took of each image: 36 of 36 masks where these agree."""
         checks.evaluation_mode(self)
         checks.image_values(x)

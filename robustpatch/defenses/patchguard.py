@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers import checks
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import CertifiedClassifier
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat, Threat, parse_threat
@@ -53,7 +56,7 @@ class PatchGuard(Defense):
         return MaskedClassifier(network, self, num_classes=num_classes)
 
 
-class MaskedClassifier(Defended):
+class MaskedClassifier(Defended, CertifiedClassifier):
     """`network`, a smoothed classifier, by robust masking; trained as that one is.
 
     `predict` and `certify` are of whole units (see `Masking`): exact, and sound as long as no score of an untouched
@@ -65,21 +68,26 @@ class MaskedClassifier(Defended):
 
     def __init__(self, network: nn.Module, defense: PatchGuard, *, num_classes: int) -> None:
         super().__init__(network, defense, num_classes=num_classes)
-        if not isinstance(network, SmoothedClassifier):
+        inside = voting_classifier(as_classifier(network))
+        if inside is None or inside is not network:
             raise InvalidInput(
                 f"network is a {type(network).__name__}, but PatchGuard masks what ablations say; put it around a "
                 "SmoothedClassifier (in a configuration: name an ablation too)"
             )
         if defense.voting != "own":
-            self.network = _around(
-                network.base, network, parse_voting(defense.voting, network.voting.guard), num_classes
-            )
+            voting = parse_voting(defense.voting, inside.voting.guard)
+            self.network = _around(inside.base, inside, voting, num_classes)
             self.network.train(network.training)
 
     def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> MaskedClassifier:
         """The same defense around another base, in evaluation mode."""
         inner = _around(base, self.network, self.network.voting, num_classes)
         return MaskedClassifier(inner, self.defense, num_classes=num_classes).eval()
+
+    @property
+    def guard(self) -> float:
+        """Of the smoothed classifier inside."""
+        return self.network.guard
 
     def masking(self, height: int, width: int) -> Masking:
         """The windows on images of this size."""
@@ -124,6 +132,9 @@ class MaskedClassifier(Defended):
         left = self.left(model.voting.votes(scores, model.guard_on(x.device)), (x.shape[2], x.shape[3]))
         return answered(first_argmax(left), scores)
 
+    def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
+        return self.left(self.network.votes(lent(x)), (x.shape[2], x.shape[3]))
+
     def left(self, votes: Votes | Scored, image_size: tuple[int, int]) -> Int[Tensor, "B K"]:
         """Returns what masking leaves of each class, of the contributions of the ablations of such images."""
         return self.masking(*image_size).remainder(votes.cast)[1]
@@ -153,6 +164,11 @@ class MaskedClassifier(Defended):
                 )
         votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
         return _certificate(votes, masking, sets, threat, model, size)
+
+
+@guarded_classifier.register
+def _(classifier: MaskedClassifier) -> SmoothedClassifier:
+    return classifier.network
 
 
 def _around(base: nn.Module, like: SmoothedClassifier, voting: Voting, num_classes: int) -> SmoothedClassifier:

@@ -60,9 +60,9 @@ class WatermarkRemoved(Filtered):
     def clean(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return inpaint(x, self.mask(x)).to(x.dtype)
 
-    def evaluations(self, height: int, width: int) -> tuple[int, int]:
+    def cost(self, height: int, width: int) -> tuple[int, int]:
         """Of the network, three: the saliency's forward and backward pass, and the answer."""
-        forward, answer = super().evaluations(height, width)
+        forward, answer = super().cost(height, width)
         return 3 * forward, 2 * forward + answer
 
     def mask(self, x: Float[Tensor, "B C H W"]) -> Bool[Tensor, "B H W"]:

@@ -8,8 +8,9 @@ from torch import nn
 
 from attacks import ExhaustivePGD, LaVAN, PatchPGD, SparseRS, standard
 from attacks.base import judge
-from attacks.behind_scores import Shares, has_own_predict
+from attacks.behind_scores import Shares
 from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import parse_defense
 from robustpatch.threats.rectangle import PatchThreat
@@ -134,11 +135,13 @@ def test_whose_predict_is_asked():
         randomized = True
 
     ours = smoothed(Level(2), Columns(1), 2)
-    assert not has_own_predict(ours)
-    assert not has_own_predict(parse_defense("ibp").wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), num_classes=2))
-    assert not has_own_predict(nn.Flatten())
-    assert not has_own_predict(Chance())
-    assert has_own_predict(Behind())
-    assert has_own_predict(Other(Level(2), Columns(1), num_classes=2))
+    assert not as_classifier(ours).predicts_apart
+    assert not as_classifier(
+        parse_defense("ibp").wrap(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), num_classes=2)
+    ).predicts_apart
+    assert not as_classifier(nn.Flatten()).predicts_apart
+    assert not as_classifier(Chance()).predicts_apart
+    assert as_classifier(Behind()).predicts_apart
+    assert as_classifier(Other(Level(2), Columns(1), num_classes=2)).predicts_apart
     ours.predict = lambda x: torch.zeros(len(x), dtype=torch.long)
-    assert has_own_predict(ours)
+    assert as_classifier(ours).predicts_apart

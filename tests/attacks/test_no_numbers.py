@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from attacks import UniversalPatch, judge
-from attacks.base import Proposal, predict
+from attacks.base import Proposal
 from attacks.climb import Ascent, Task, climb
 from attacks.search import Search
-from attacks.surfaces.base import WholeVictim
+from attacks.surfaces import whole_view
 from attacks.universal import train_patch
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
+from tests.asking import predict
 from tests.attacks.toys import Plain, images, registered, smoothed
 
 SIZE = (4, 5)
@@ -108,7 +109,7 @@ def test_a_gradient_that_is_none_disarms_no_climb():
     search = Search(model, x, y, THREAT, touched_only=False, budget=None, generator=chance)
     climb(search, [[Task((0,), start=start)]], Ascent(3, 0.1, momentum=0.9), batch=4)
     assert model.left == -2
-    assert (search.gap < WholeVictim.of(model, x, y)(x)[0]).all()
+    assert (search.gap < whole_view(model, x, y)(x)[0]).all()
 
 
 def test_a_gradient_that_is_none_is_nothing_to_train_a_patch_by():

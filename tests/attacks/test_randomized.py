@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from attacks import Proposal, judge, parse_attacks
-from attacks.base import evaluations, predict, referee
 from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.threats.rectangle import PatchThreat
+from tests.asking import evaluations, predict, referee
 from tests.attacks.toys import Level, flipped, images, strip
 
 SIZE, THREAT = (3, 6), PatchThreat(2, 2)

@@ -10,7 +10,8 @@ from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.pasting import crop, paste
 from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.base import TouchedVictim, WholeVictim
+from attacks.surfaces import whole_view
+from attacks.surfaces.smoothed import TouchedView
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificates.margins import rival_margins
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
@@ -46,8 +47,8 @@ def agree(model, threat):
     x, x_adv, placement = attacked(model, threat)
     y = model.predict(x)
     touched = model.ablation.touched(threat, *SIZE)
-    part = TouchedVictim.of(model, y, model.votes(x).cast, touched, placement)
-    whole = WholeVictim.of(model, x, y)
+    part = TouchedView.of(model, y, model.votes(x).cast, touched, placement)
+    whole = whole_view(model, x, y)
     (_, predicted), (_, truth) = part(x_adv), whole(x_adv)
     assert torch.equal(predicted, truth)
     assert torch.equal(predicted, model.predict(x_adv))
@@ -85,10 +86,10 @@ def test_the_cost_is_of_the_row_s_own_ablations():
     wide = model.ablation.touched(PatchThreat(1, 3), 4, 12)
     y, cast = model.predict(x), model.votes(x).cast
     assert set(touched.sizes.tolist()) == {0, 1}
-    assert TouchedVictim.of(model, y, cast, touched, torch.tensor([[0], [1], [2]])).cost.tolist() == [1, 1, 1]
-    part = TouchedVictim.of(model, y, cast, wide, torch.tensor([[0], [1], [2]]))
+    assert TouchedView.of(model, y, cast, touched, torch.tensor([[0], [1], [2]])).cost.tolist() == [1, 1, 1]
+    part = TouchedView.of(model, y, cast, wide, torch.tensor([[0], [1], [2]]))
     assert part.cost.tolist() == [1, 2, 1]
-    alone = [TouchedVictim.of(model, y[i], cast[i], wide, torch.tensor([[int(i)]])) for i in torch.arange(3).split(1)]
+    alone = [TouchedView.of(model, y[i], cast[i], wide, torch.tensor([[int(i)]])) for i in torch.arange(3).split(1)]
     assert torch.equal(torch.cat([row.cost for row in alone]), part.cost)
     assert torch.equal(alone[0].join(alone[1]).cost, part.cost[:2])
 
@@ -104,7 +105,7 @@ def test_sure_votes_have_a_gradient(sure, voting):
             return torch.stack([sure - kept, 0 * kept, 0 * kept - 200], dim=1)
 
     model, x = smoothed(Sure(), Columns(2), 3, voting), images(1, SIZE).requires_grad_()
-    victim = WholeVictim.of(model, x, torch.tensor([0]), torch.tensor([2]))
+    victim = whole_view(model, x, torch.tensor([0]), torch.tensor([2]))
     assert (torch.autograd.grad(victim(x)[0].sum(), x)[0] < 0).any()
 
 
@@ -117,7 +118,7 @@ def test_the_objective_points_the_same_way():
     inside = threat.footprint(corners, *SIZE)[:, None].expand_as(x)
     gradients = []
     touched = model.ablation.touched(threat, *SIZE)
-    for victim in (WholeVictim.of(model, x, y), TouchedVictim.of(model, y, model.votes(x).cast, touched, placement)):
+    for victim in (whole_view(model, x, y), TouchedView.of(model, y, model.votes(x).cast, touched, placement)):
         leaf = x_adv.clone().requires_grad_()
         rival = victim(leaf)[0].sum()
         gradients.append(torch.autograd.grad(rival, leaf)[0][inside])
@@ -385,12 +386,12 @@ def test_the_nearest_class_is_sought_among_those_in_reach():
     generator = torch.Generator()
     search = Search(model, x, y, threat, touched_only=True, budget=None, generator=generator)
     rows = torch.arange(len(x))
-    free = search.victim(rows, placement)(x_adv)[0]
+    free = search.view(rows, placement)(x_adv)[0]
     open_placements(search)
     reach = (rival_margins(model.votes(x), y, touched) < 0)[rows, touched.set_of_placement[placement[:, 0]]]
-    bound = search.victim(rows, placement)
+    bound = search.view(rows, placement)
     value, prediction = bound(x_adv)
-    each = torch.stack([search.victim(rows, placement, torch.full_like(y, j))(x_adv)[0] for j in range(4)], dim=1)
+    each = torch.stack([search.view(rows, placement, torch.full_like(y, j))(x_adv)[0] for j in range(4)], dim=1)
     each = each.masked_fill(torch.nn.functional.one_hot(y, 4).bool(), torch.inf)
     assert torch.allclose(free, each.amin(dim=1))
     allowed = reach | ~reach.any(dim=1, keepdim=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, Undefended, judge, parse_attacks
-from attacks.base import predict
 from attacks.search import Search
 from evaluate import Settings, evaluate
 from evaluate.report.note import budgets
@@ -17,6 +16,7 @@ from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
+from tests.asking import predict
 from tests.attacks.toys import Plain, images, registered
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from attacks import Ensemble, SparseRS
-from attacks.base import referee
 from evaluate import summarise
 from evaluate.results.metrics import LEVEL
 from evaluate.results.table import verdict
@@ -20,6 +19,7 @@ from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
+from tests.asking import referee
 from tests.attacks.toys import Level
 from tests.evaluate.planted import image_set
 from tests.evaluate.results.test_metrics import attack, record

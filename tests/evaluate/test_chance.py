@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from attacks import PatchPGD
-from attacks.base import judge, referee
+from attacks.base import judge
 from evaluate import Settings, evaluate, summarise
 from evaluate.results.table import verdict
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.foreign import checked
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
+from tests.asking import referee
 from tests.evaluate.planted import image_set
 
 THREAT = PatchThreat(1, 1)

@@ -9,13 +9,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from evaluate.model.configured import as_in_run, described, load_model
+from evaluate.model.configured import as_in_run, load_model
 from evaluate.model.identity import weights_sha256
 from evaluate.runs.completed_run import read_run
 from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended, Defense
 from robustpatch.encoding import Fill, MaskChannel
@@ -140,7 +141,7 @@ def test_a_smoothed_checkpoint_in_a_defense_is_built_again_from_its_note(defense
     assert isinstance(loaded.model, Dark)
     assert isinstance(loaded.model.network, SmoothedClassifier)
     assert not loaded.model.training
-    note = json.loads(json.dumps(described(loaded.model)))
+    note = json.loads(json.dumps(as_classifier(loaded.model).describe()))
     assert note["defense"] == defense
     assert note["voting"] == votes.get("voting", f"threshold:{votes.get('theta', 0.3)}")
     assert note["guard"] == votes.get("guard", 1e-4)
@@ -187,7 +188,7 @@ def test_a_checkpoint_with_a_defense_takes_no_second_one(undefended, tmp_path):
     for text in ("darker", "darker:by=0.25"):
         refused(call("--checkpoint", path, "--defense", text), f"defense is {text}, but checkpoint {path} is of darker")
     loaded = load_model(str(path))
-    again = as_in_run(load_checkpoint(path), described(loaded.model))
+    again = as_in_run(load_checkpoint(path), as_classifier(loaded.model).describe())
     assert weights_sha256(again) == weights_sha256(loaded.model)
 
 

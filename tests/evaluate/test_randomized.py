@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
-from attacks.base import predict
 from evaluate import Settings, evaluate, summarise
 from evaluate.results.metrics import LEVEL
 from evaluate.results.table import summary_table
@@ -21,10 +20,11 @@ from evaluate.runs.records import read_records
 from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates import randomized as sampling
-from robustpatch.certificates.randomized import Sampling, image_keys
+from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers import randomized
-from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.threats.rectangle import PatchThreat
+from tests.asking import predict
 from tests.attacks.toys import Level
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set, striped

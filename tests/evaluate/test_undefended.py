@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from attacks import ExhaustivePGD, PatchPGD
-from attacks.base import predict
 from attacks.oracle import Oracle
 from evaluate import Settings, evaluate, summarise
 from evaluate.runs.records import Record
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from tests.asking import predict
 from tests.attacks.toys import Plain, images, worlds
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

@@ -112,7 +112,7 @@ def test_placements_are_closed_and_open():
 def test_openings_are_what_is_open_the_least_held_first():
     model, x, threat = cleansed(4, "3", "2x2"), near_grey(12, 3), PatchThreat(2, 2)
     search = search_of(model, x, threat)
-    looks = search.looks
+    looks = search.surface.looks
     assert looks is not None
     found = open_placements(search)
     assert 0 < sum(len(each) for each in found) < looks.open.numel()
@@ -151,7 +151,7 @@ def test_looks_keep_to_their_part_of_the_budget():
     model, x, threat = cleansed(5, "4x2"), near_grey(6, 5), PatchThreat(1, 2)
     every = len(model.defense.mask_set(*SIZE).unions)
     assert every == 36
-    needed = model.predict_counted(x)[1]
+    needed = model.predict_with_cost(x)[1]
     for most in (0, 10, 20, every, None):
         looks = CleanMaskedPredictions.of(model, x, threat, most)
         assert (looks.evaluations >= needed).all()
@@ -167,7 +167,7 @@ def test_no_view_is_asked_that_hides_the_patch(masks):
     assert not hides.all(dim=1).any()
     site = torch.arange(len(hides)).repeat(2)
     image = torch.arange(2).repeat_interleave(len(hides))
-    victim = looks.victim(image, site[:, None], model.predict(x)[image])
+    victim = looks.view(image, site[:, None], model.predict(x)[image])
     members = looks.masks.unions
     for row, (asked, valid) in enumerate(zip(victim.union, victim.valid, strict=True)):
         views = asked[valid & (members[asked][:, 0] == members[asked][:, -1])]  # unions of one mask

@@ -13,8 +13,7 @@ from torch import Tensor
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.base import WholeVictim
-from attacks.surfaces.patchguard import MaskedVictim, rival_margins
+from attacks.surfaces.patchguard import MaskedView, rival_margins
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.certificates.robust_masking import incidence
@@ -73,8 +72,8 @@ def test_the_touched_ablations_say_what_all_of_them_say(seed, ablation, voting, 
     rest = torch.randint(len(search.placements), (len(first), count - 1), generator=chance)
     placement = torch.cat([first[:, None], rest], dim=1)
     x_adv = search.paste(image, placement, torch.rand(len(image), count, 1, 2, 2, generator=chance))
-    victim = search.victim(image, placement)
-    assert isinstance(victim, MaskedVictim)
+    victim = search.view(image, placement)
+    assert isinstance(victim, MaskedView)
     half = torch.arange(len(image)) % 2 == 0
     parts = victim.keep(half).join(victim.keep(~half))
     for seen, rows in (
@@ -124,8 +123,8 @@ def test_nothing_is_given_up_that_some_patch_reaches(seed, ablation, voting, thr
     for i, each in enumerate(found):
         lost = truth[i].any(dim=1).nonzero()[:, 0]
         assert set(lost.tolist()) <= set(each.placement.tolist())
-        assert search.reach is not None
-        assert not (truth[i] & ~search.reach[i, sets]).any()
+        assert search.surface.reach is not None
+        assert not (truth[i] & ~search.surface.reach[i, sets]).any()
     if model.masking(*SIZE).covers(incidence(ablation, threat, SIZE)):
         certified = model.certify(x, threat).certified
         assert torch.equal(certified, torch.tensor([len(each) == 0 for each in found]))
@@ -137,7 +136,7 @@ def test_openings_are_mixed_and_the_cheapest_come_first():
     for seed in range(12):
         model, x = masked(seed, Columns(1), SummedScores(1e-6)), images(6, SIZE, seed=seed)
         search = search_of(model, x, threat)
-        margins = rival_margins(model, search.votes, search.y, threat, SIZE)
+        margins = rival_margins(model, search.surface.votes, search.y, threat, SIZE)
         least = margins.amin(dim=2)[:, model.network.ablation.touched(threat, *SIZE).set_of_placement]
         truth = (changed(model, x, threat).sum(dim=2) > 1) | (model.predict(x)[:, None] < 0)
         for i, each in enumerate(open_placements(search)):

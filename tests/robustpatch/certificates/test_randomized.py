@@ -17,11 +17,11 @@ from robustpatch.certificates.randomized import (
     Sampling,
     certify_randomized,
     from_votes,
-    image_keys,
     lower_bound,
     predict_randomized,
     touched_chance,
 )
+from robustpatch.classifiers.randomized import image_keys
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
 from robustpatch.voting.rules import Votes

@@ -10,9 +10,9 @@ from torch import nn
 
 from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.sparse import SparseAblation
-from robustpatch.certificates.randomized import Sampling, certify_randomized, image_keys, predict_randomized
+from robustpatch.certificates.randomized import Sampling, certify_randomized, predict_randomized
 from robustpatch.classifiers import randomized
-from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import AnyOf, PatchThreat
@@ -107,8 +107,8 @@ def test_the_gradient_of_forward():
         assert torch.equal(shares, torch.cat([model(one) for one in x.detach().split(1)]))
         (gradient,) = torch.autograd.grad(shares[:, 1].sum(), x)
         assert gradient.abs().sum() > 0
-    assert model.evaluations(*toys.SIZE) == (40, 200)
-    assert classifier(ablation=Columns(2)).evaluations(*toys.SIZE) == (8, 8)
+    assert model.cost(*toys.SIZE) == (40, 200)
+    assert classifier(ablation=Columns(2)).cost(*toys.SIZE) == (8, 8)
 
 
 def test_the_referee_of_enumerable_ablations_enumerates_them():

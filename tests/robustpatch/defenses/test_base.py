@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from evaluate.model.configured import described
 from evaluate.model.identity import weights_sha256
 from robustpatch import defenses
 from robustpatch.checkpoints import load_checkpoint, network_of
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import Defended, Defense, parse_defense
@@ -103,7 +103,7 @@ def test_a_defended_network_is_trained_resumed_and_loaded_as_such(images, tmp_pa
     assert network_of(loaded.model) is loaded.model.network
     for model in (alone.eval(), loaded.model):
         assert torch.equal(model(x), resumed.eval()(x))
-    assert described(loaded.model) == {"ablation": None, "defense": "brighter:by=0.2"}
+    assert as_classifier(loaded.model).describe() == {"ablation": None, "defense": "brighter:by=0.2"}
     with pytest.raises(InvalidInput, match="brighter"):
         _ = loaded.smoothed
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attacks import PatchPGD, judge
-from attacks.base import evaluations
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import load_images
@@ -17,6 +16,7 @@ from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
+from tests.asking import evaluations
 
 NAMES = ("lgs", "watermarking")
 OPTIONS = ("lgs:window=5,overlap=2,factor=1.5", "lgs", "watermarking:threshold=0.4,erode=1,dilate=3", "watermarking")

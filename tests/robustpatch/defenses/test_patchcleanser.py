@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.base import evaluations, judge
+from attacks.base import judge
 from attacks.pgd import PatchPGD
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.data.images import ImageSet, load_images
@@ -23,6 +23,7 @@ from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.voting.rules import Threshold
 from tests import toys
+from tests.asking import evaluations
 
 SIZE = (4, 5)
 THREAT = PatchThreat(1, 2)

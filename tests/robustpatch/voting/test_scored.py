@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.surfaces.base import TouchedVictim, WholeVictim
+from attacks.surfaces import whole_view
+from attacks.surfaces.smoothed import TouchedView
 from attacks.votes import worst_votes
 from evaluate.results.vote_damage import damage
 from robustpatch.ablations.kinds import Blocks, Columns
@@ -215,7 +216,7 @@ def test_a_smoothed_classifier_agrees_with_itself(voting, base):
     for i, (row, column) in enumerate(threat.placements(*toys.SIZE)[:6].tolist()):
         patched[i, :, row : row + 2, column : column + 2] = 1 - patched[i, :, row : row + 2, column : column + 2]
     y = certificate.prediction
-    whole, some = WholeVictim.of(model, x, y), TouchedVictim.of(model, y, votes.cast, touched, placement)
+    whole, some = whole_view(model, x, y), TouchedView.of(model, y, votes.cast, touched, placement)
     (_, one), (value, other) = whole(patched), some(patched)
     assert torch.equal(one, other)
     assert torch.equal(one, model.predict(patched))
