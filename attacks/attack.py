@@ -14,7 +14,7 @@ from attacks.base import Proposal
 from attacks.checks import require
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 A = TypeVar("A", bound="Attack")
 
@@ -45,7 +45,7 @@ class Attack(ABC):
     @abstractmethod
     def name(self) -> str: ...
 
-    def check(self, threat: PatchThreat) -> None:  # noqa: B027  no duty to refuse any
+    def check(self, threat: Patches) -> None:  # noqa: B027  no duty to refuse any
         """Raise `InvalidInput` where the attack cannot search this threat; most search every one."""
 
     def unpruned(self: A, budget: int | None) -> A:
@@ -57,7 +57,7 @@ class Attack(ABC):
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"],
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

@@ -15,7 +15,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.lending import classes_of, lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.rules import first_argmax
 
 
@@ -77,7 +77,7 @@ class PatchAttack(Protocol):
 
     def unpruned(self, budget: int | None) -> PatchAttack: ...
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         """Raise `InvalidInput` where the attack cannot search this threat: before any work is done."""
         ...
 
@@ -86,7 +86,7 @@ class PatchAttack(Protocol):
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"],
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal: ...
@@ -171,7 +171,7 @@ def judge(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     proposal: Proposal,
     *,
     proof: bool = False,
@@ -182,17 +182,13 @@ def judge(
     them. `proof`: a certificate without a confidence is at stake. It is about the model's own `predict`, and no
     referee's.
     """
-    height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
     if x_adv.shape != x.shape or corners.shape != (len(x), threat.count, 2):
         raise InvalidInput(
             f"the proposal has images {tuple(x_adv.shape)} and corners {tuple(corners.shape)}; "
             f"{tuple(x.shape)} and {(len(x), threat.count, 2)} are needed"
         )
-    limit = torch.tensor([height - threat.height, width - threat.width], device=corners.device)
-    inside = ((corners >= 0) & (corners <= limit)).all(dim=2).all(dim=1)
-    changed = (x_adv != x).any(dim=1)  # NaN differs from everything, itself included
-    contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
+    contained = threat.contains((x_adv != x).any(dim=1), corners)  # NaN differs from everything, itself included
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
     prediction = predict(model if proof else referee(model), torch.where(valid[:, None, None, None], x_adv, x))

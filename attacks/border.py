@@ -12,7 +12,7 @@ from attacks.base import Outcome, PatchAttack, Proposal, content_hash
 from attacks.unchanged import Unchanged
 from robustpatch.classifiers.lending import lent, own
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
 
@@ -22,7 +22,7 @@ def propose(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     *,
     generator: torch.Generator,
 ) -> Proposal:

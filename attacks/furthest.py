@@ -9,7 +9,7 @@ from torch import Tensor
 from attacks.base import Proposal, is_adversarial, judge, predict, referee
 from attacks.border import patches, visible
 from attacks.surfaces.base import WholeVictim
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 class Furthest:
@@ -21,7 +21,7 @@ class Furthest:
     """
 
     def __init__(
-        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: PatchThreat
+        self, model: torch.nn.Module, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Patches
     ) -> None:
         self._model, self._x, self._y, self._threat = model, x, y, threat
         self.standing = torch.arange(len(x), device=x.device)

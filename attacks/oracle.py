@@ -13,7 +13,7 @@ from attacks.base import Proposal, evaluations, is_adversarial, predict
 from attacks.border import visible
 from attacks.checks import check_call
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _LIMIT = 2_000_000
 
@@ -33,7 +33,7 @@ class Oracle:
     def name(self) -> str:
         return "oracle"
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         """What it cannot enumerate depends on the image too, and is refused when it meets it."""
 
     def unpruned(self, budget: int | None) -> Oracle:
@@ -44,7 +44,7 @@ class Oracle:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"],
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

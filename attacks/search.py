@@ -22,7 +22,7 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.lending import certify, lent
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.rules import first_argmax
 from robustpatch.voting.silence import has_score
 
@@ -52,7 +52,7 @@ class Search:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"],
-        threat: PatchThreat,
+        threat: Patches,
         *,
         touched_only: bool,
         budget: int | None,

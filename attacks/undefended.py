@@ -13,7 +13,7 @@ from attacks.border import propose
 from attacks.gradient import climbs
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Undefended:
     def unpruned(self, budget: int | None) -> Undefended:
         return Undefended(self.attack.unpruned(budget))
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         self.attack.check(threat)
 
     def check_model(self, model: nn.Module) -> None:
@@ -70,7 +70,7 @@ class Undefended:
         model: nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"],
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

@@ -24,7 +24,7 @@ from attacks.surfaces.patchguard import MaskedVictim, smoothed_inside
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 __all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
 
@@ -78,7 +78,7 @@ class Universal(Attack):
         assert not isinstance(self.patch, str | Path)
         return self.patch
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if self._given is not None and tuple(self._given.content.shape[1:]) != (threat.height, threat.width):
             height, width = self._given.content.shape[1:]
             raise InvalidInput(f"patch is {threat}, but the trained one has {height}x{width}; train one of that size")
@@ -121,7 +121,7 @@ def train_patch(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     *,
     target: int | None = None,
     steps: int = 200,
@@ -150,7 +150,7 @@ def train_and_transfer(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     *,
     tries: int = 10,
     generator: torch.Generator,

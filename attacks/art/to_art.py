@@ -13,7 +13,8 @@ from attacks.art.models import Scores
 from robustpatch.certificates.exact import Certificate, Method
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.rectangle import PatchThreat
 
 if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier

@@ -15,7 +15,7 @@ from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.patchguard import MaskedClassifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
@@ -29,7 +29,7 @@ def smoothed_inside(model: torch.nn.Module) -> SmoothedClassifier | None:
 
 
 def rival_margins(
-    model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: PatchThreat, size: tuple[int, int]
+    model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: Patches, size: tuple[int, int]
 ) -> Int[Tensor, "B S K"]:
     """How far y stays ahead of each rival, at least, whatever a single `patch` does at each of the S distinct sets of
     ablations that it can touch; below zero where the attacker may have it in his power to raise the rival.

@@ -12,7 +12,7 @@ from attacks.pasting import paste
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _TINY = 20_000  # patches of an image so small that the oracle tries them all
 _BATCH = 512
@@ -23,7 +23,7 @@ def attack_certified(
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     generator: torch.Generator,
     found: list[Finding],
@@ -56,14 +56,14 @@ def attack_certified(
 
 
 def _broken(
-    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, proposal: Proposal
+    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
 ) -> Bool[Tensor, " B"]:
     """Where the judge says so, and the new prediction is not one that the certifier may give of any image."""
     outcome = judge(model, x, y, threat, proposal)
     return outcome.broken & subject.changed(outcome.prediction, y)
 
 
-def attacks_for(subject: Subject, x: Tensor, threat: PatchThreat, budget: int) -> list[PatchAttack]:
+def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
     """What can be run against this certifier, each unpruned."""
     attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
     attacks.append(Control(content="natural"))
@@ -81,7 +81,7 @@ def transplants(
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     generator: torch.Generator,
 ) -> Proposal:
@@ -113,13 +113,7 @@ def transplants(
 
 
 def _findings(
-    subject: Subject,
-    x: Tensor,
-    y: Tensor,
-    threat: PatchThreat,
-    proposal: Proposal,
-    broken: Bool[Tensor, " B"],
-    name: str,
+    subject: Subject, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal, broken: Bool[Tensor, " B"], name: str
 ) -> list[Finding]:
     found = []
     for i in broken.nonzero()[:, 0].tolist():

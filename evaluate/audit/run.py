@@ -25,6 +25,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 Progress = Callable[[str], None]
@@ -34,7 +35,7 @@ def audit(
     target: Any = None,
     *,
     factory: Factory | None = None,
-    threat: PatchThreat | None = None,
+    threat: Patches | None = None,
     x: Float[Tensor, "B C H W"] | None = None,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
@@ -172,7 +173,7 @@ class _Asked:
 def _try_target(
     subject: Subject,
     pool: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     images: int,
     budget: int,
     generator: torch.Generator,
@@ -206,7 +207,7 @@ def _try_target(
 def _try_attacks(
     subject: Subject,
     pool: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     images: int,
     budget: int,
     generator: torch.Generator,

@@ -14,7 +14,7 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.lending import certify, classes_of
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 FEW = 8  # images of a batch, for each attack
 _calls = count()

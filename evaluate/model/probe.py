@@ -12,7 +12,7 @@ from torch import Tensor
 from attacks.base import predict
 from evaluate.runs.records import Record
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 Answers = list[int | None]  # of each patched image; None where the model has no answer to it
 

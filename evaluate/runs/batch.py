@@ -27,7 +27,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.lending import certify
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Votes
 
 
@@ -130,7 +130,7 @@ def evaluate_batch(
     counterexamples: list[Counterexample] = []
     furthest = Furthest(none=settings.quota == 0)
 
-    def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
+    def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: Patches) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
         claim = (first + i, int(prediction[i]), attack, one, configuration or {})
         found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
@@ -218,7 +218,7 @@ def _attack(
     model: torch.nn.Module,
     x: Tensor,
     prediction: Tensor,
-    threat: PatchThreat,
+    threat: Patches,
     attack: PatchAttack,
     unpruned: bool,
     settings: Settings,
@@ -271,7 +271,7 @@ def _attack(
 
 
 def _damage(
-    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: PatchThreat, proposal: Proposal, outcome: Outcome
+    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: Patches, proposal: Proposal, outcome: Outcome
 ) -> list[dict[str, int] | None]:
     """What each patch within the threat did to the votes; None of the others."""
     valid = outcome.contained & outcome.in_range

@@ -21,6 +21,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 _MOST_BYTES = 2**28  # of a file: two images and the votes
@@ -39,7 +40,7 @@ class Counterexample:
     index: int
     prediction: int
     attack: str
-    threat: PatchThreat
+    threat: Patches
     configuration: dict[str, Any]
 
 

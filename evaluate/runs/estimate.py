@@ -14,7 +14,7 @@ from evaluate.model.configured import measurable
 from evaluate.runs.batch import Settings, evaluate_batch
 from robustpatch.classifiers.lending import lent
 from robustpatch.data.images import ImageSet
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 PILOTS = 2  # images of each kind that are attacked
 CHEAP = 10.0  # seconds that an estimate may take in any case

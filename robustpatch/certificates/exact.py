@@ -22,7 +22,8 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.touched import Touched
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 Method = Literal["exact", "margin"]
@@ -112,13 +113,21 @@ class Certificate:
             slack=votes.slack if isinstance(votes, Scored) else 0,
             ablation=str(evidence.ablation),
             image_size=evidence.image_size,
-            threats=[(t.height, t.width, t.count) for t in self.threat.threats],
+            threats=[_saved(one, evidence.image_size) for one in self.threat.threats],
             prediction=self.prediction.cpu().numpy(),
             certified=self.certified.cpu().numpy(),
             margin=self.margin.cpu().numpy(),
             method=self.method,
             guard=self.guard,
         )
+
+
+def _saved(threat: Patches, image_size: tuple[int, int]) -> tuple[int, int, int]:
+    """Height, width and count, the form of rectangles in a proof file. Raises `InvalidInput` for another shape."""
+    rectangle = threat.families(*image_size)[0].rectangle
+    if rectangle is None:
+        raise InvalidInput(f"threat is {threat}, and proof files hold rectangles only; certify a rectangle to save it")
+    return *rectangle, threat.count
 
 
 def certify_votes(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.foreign import checked
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 D = TypeVar("D")
 

@@ -17,7 +17,8 @@ from evaluate import Settings, evaluate, summarise
 from evaluate.runs.records import Record
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Plain, images, worlds
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

@@ -23,7 +23,8 @@ from robustpatch.certificates.randomized import (
     touched_chance,
 )
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Votes
 from tests import oracles
 
