@@ -121,6 +121,6 @@ def _findings(
         now = int(subject.predict(proposal.x_adv[i : i + 1]))
         sentence = f"an image certified for class {int(y[i])} against {threat} is predicted {now} with a patch at {at}"
         tensors = {"x": x[i], "x_adv": proposal.x_adv[i], "corners": proposal.corners[i]}
-        note = {"kind": "attack", "threat": [threat.height, threat.width, threat.count], "prediction": int(y[i])}
+        note = {"kind": "attack", "threat": threat.to_dict(), "prediction": int(y[i])}
         found.append(Finding("attack", "broken certificate", f"{sentence}, found by {name}", tensors, note))
     return found

@@ -221,7 +221,7 @@ def _saved(
     """The finding with all that was asked until then."""
     note: dict[str, Any] = {
         "kind": "batches",
-        "threat": [threat.height, threat.width, threat.count],
+        "threat": threat.to_dict(),
         "classes": stand.classes,
         "alerts": stand.alerts,
         "origin": origin,

@@ -154,7 +154,7 @@ def view_findings(stand: Stand, threat: Patches) -> list[Finding]:
     """Whether `predict` shows its base the same views every time, `certify` shows it those as well, and neither writes
     to the caller's image.
     """
-    note = {"kind": "views", "threat": [threat.height, threat.width, threat.count], "classes": stand.classes}
+    note = {"kind": "views", "threat": threat.to_dict(), "classes": stand.classes}
     tensors, findings = {"x": stand.x[0]}, []
     if stand.varies(threat) and not stand.subject.random:
         sentence = (

@@ -158,7 +158,7 @@ def finding(stand: Stand, threat: Patches, fall: Fall, check: str, cause: str = 
         text += "; asked again about the same image and answers, predict says something else"
     note = {
         "kind": "votes",
-        "threat": [threat.height, threat.width, threat.count],
+        "threat": threat.to_dict(),
         "classes": stand.classes,
         "alerts": stand.alerts,
         "prediction": claimed,
