@@ -15,7 +15,7 @@ from attacks.checks import require
 from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 A = TypeVar("A", bound="Attack")
 
@@ -46,7 +46,7 @@ class Attack(ABC):
     @abstractmethod
     def name(self) -> str: ...
 
-    def check(self, threat: PatchThreat) -> None:  # noqa: B027  no duty to refuse any
+    def check(self, threat: Patches) -> None:  # noqa: B027  no duty to refuse any
         """Raise `InvalidInput` where the attack cannot search this threat; most search every one."""
 
     def unpruned(self: A, budget: int | None) -> A:
@@ -58,7 +58,7 @@ class Attack(ABC):
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

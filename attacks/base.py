@@ -15,7 +15,7 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PatchAttack(Protocol):
 
     def unpruned(self, budget: int | None) -> PatchAttack: ...
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         """Raise `InvalidInput` where the attack cannot search this threat: before any work is done."""
         ...
 
@@ -91,7 +91,7 @@ class PatchAttack(Protocol):
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal: ...
@@ -108,7 +108,7 @@ def judge(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"] | Criterion,
-    threat: PatchThreat,
+    threat: Patches,
     proposal: Proposal,
     *,
     proof: bool = False,
@@ -120,17 +120,13 @@ def judge(
     `predict`, and no referee's.
     """
     classifier, criterion = as_classifier(model), as_criterion(y)
-    height, width = x.shape[2:]
     corners, x_adv = proposal.corners, proposal.x_adv
     if x_adv.shape != x.shape or corners.shape != (len(x), threat.count, 2):
         raise InvalidInput(
             f"the proposal has images {tuple(x_adv.shape)} and corners {tuple(corners.shape)}; "
             f"{tuple(x.shape)} and {(len(x), threat.count, 2)} are needed"
         )
-    limit = torch.tensor([height - threat.height, width - threat.width], device=corners.device)
-    inside = ((corners >= 0) & (corners <= limit)).all(dim=2).all(dim=1)
-    changed = (x_adv != x).any(dim=1)  # NaN differs from everything, itself included
-    contained = inside & ~(changed & ~threat.footprint(corners, height, width)).flatten(1).any(dim=1)
+    contained = threat.contains((x_adv != x).any(dim=1), corners)  # NaN differs from everything, itself included
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
     shown = torch.where(valid[:, None, None, None], x_adv, x)

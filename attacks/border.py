@@ -14,7 +14,7 @@ from attacks.unchanged import Unchanged
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent, own
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
 
@@ -24,7 +24,7 @@ def propose(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"] | Criterion,
-    threat: PatchThreat,
+    threat: Patches,
     *,
     generator: torch.Generator,
 ) -> Proposal:

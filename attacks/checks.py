@@ -8,7 +8,7 @@ from torch import Tensor
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 def require(holds: bool, name: str, value: object, remedy: str) -> None:
@@ -17,7 +17,7 @@ def require(holds: bool, name: str, value: object, remedy: str) -> None:
         raise InvalidInput(f"attack {name} is {value}; it must be {remedy}")
 
 
-def check_call(classifier: Classifier, x: Tensor, y: Tensor, threat: PatchThreat) -> None:
+def check_call(classifier: Classifier, x: Tensor, y: Tensor, threat: Patches) -> None:
     """Raise `InvalidInput` for what no attack can be asked, before any work is done."""
     checks.evaluation_mode(classifier.given)
     checks.image_values(x)

@@ -19,7 +19,7 @@ from attacks.occlusion import Control
 from attacks.sparse_rs import SparseRS
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Ensemble:
     def unpruned(self, budget: int | None) -> Ensemble:
         return replace(self, members=tuple(member.unpruned(None) for member in self.members), budget=budget)
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         self._able(threat)
 
-    def _able(self, threat: PatchThreat) -> list[tuple[PatchAttack, float]]:
+    def _able(self, threat: Patches) -> list[tuple[PatchAttack, float]]:
         """The members that can search this threat, and their shares of the budget."""
         able, refusals = [], []
         for member, share in zip(self.members, self.shares or (1.0,) * len(self.members), strict=True):
@@ -88,7 +88,7 @@ class Ensemble:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

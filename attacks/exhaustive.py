@@ -14,7 +14,7 @@ from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.placement import OpenPlacements, grid, open_placements
 from attacks.search import Search
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ExhaustivePGD(Attack):
     def name(self) -> str:
         return "exhaustive" if self.stride == 1 else f"exhaustive-stride{self.stride}"
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if threat.count != 1:
             raise InvalidInput(
                 f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"

@@ -11,7 +11,7 @@ from attacks.border import patches, visible
 from attacks.criterion import Criterion, asked
 from attacks.surfaces import whole_view
 from robustpatch.classifiers.base import Classifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 class Furthest:
@@ -23,7 +23,7 @@ class Furthest:
     """
 
     def __init__(
-        self, classifier: Classifier, x: Float[Tensor, "B C H W"], criterion: Criterion, threat: PatchThreat
+        self, classifier: Classifier, x: Float[Tensor, "B C H W"], criterion: Criterion, threat: Patches
     ) -> None:
         self._classifier, self._x, self._criterion, self._threat = classifier, x, criterion, threat
         self.standing = torch.arange(len(x), device=x.device)

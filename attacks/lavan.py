@@ -15,7 +15,7 @@ from attacks.climb import Ascent
 from attacks.gradient import differentiate
 from attacks.search import Search
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class LaVAN(Attack):
     def name(self) -> str:
         return "lavan" if self.target is None else f"lavan-{self.target}"
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if self.corner is not None and threat.count != 1:
             raise InvalidInput(f"patch is {threat}, but corner places a single one; leave corner None for several")
 

@@ -20,6 +20,7 @@ from attacks.search import Search
 from attacks.surfaces import whole_view
 from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 Content = Literal["grey", "noise", "natural"]
@@ -148,7 +149,7 @@ class Control(Attack):
     def name(self) -> str:
         return self.content
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if self.source is not None:
             threat.check_fits(self.source.shape[2], self.source.shape[3])
 

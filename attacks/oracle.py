@@ -15,7 +15,7 @@ from attacks.checks import check_call
 from attacks.criterion import Criterion, as_criterion, asked
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _LIMIT = 2_000_000
 
@@ -35,7 +35,7 @@ class Oracle:
     def name(self) -> str:
         return "oracle"
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         """What it cannot enumerate depends on the image too, and is refused when it meets it."""
 
     def unpruned(self, budget: int | None) -> Oracle:
@@ -46,7 +46,7 @@ class Oracle:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

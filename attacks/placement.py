@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.search import Search
 from attacks.surfaces.base import OpenPlacements
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
@@ -50,7 +50,7 @@ def try_everywhere(
     return value
 
 
-def grid(threat: PatchThreat, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:
+def grid(threat: Patches, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:
     """Which placements lie on rows and columns that are multiples of `stride`, or are the last ones."""
     marks = []
     for length, patch in zip(image_size, (threat.height, threat.width), strict=True):
@@ -59,7 +59,7 @@ def grid(threat: PatchThreat, image_size: tuple[int, int], stride: int) -> Bool[
     return (marks[0][:, None] & marks[1]).flatten()
 
 
-def window_sums(values: Float[Tensor, "B H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+def window_sums(values: Float[Tensor, "B H W"], threat: Patches) -> Float[Tensor, "B L"]:
     """Σ of a map over the rectangle at every placement in row-major order, the last row and column included."""
     total = torch.nn.functional.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
     h, w = threat.height, threat.width

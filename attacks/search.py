@@ -17,7 +17,7 @@ from attacks.pasting import paste
 from attacks.surfaces import Attacked, View, surface_of
 from attacks.surfaces.base import Objective
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 class Search:
@@ -40,7 +40,7 @@ class Search:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         touched_only: bool,
         budget: int | None,

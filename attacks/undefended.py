@@ -15,7 +15,7 @@ from attacks.gradient import climbs
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Undefended:
     def unpruned(self, budget: int | None) -> Undefended:
         return Undefended(self.attack.unpruned(budget))
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         self.attack.check(threat)
 
     def check_model(self, model: nn.Module) -> None:
@@ -72,7 +72,7 @@ class Undefended:
         model: nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: PatchThreat,
+        threat: Patches,
         *,
         generator: torch.Generator,
     ) -> Proposal:

@@ -20,7 +20,7 @@ from attacks.sites import sites
 from attacks.surfaces import View
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 __all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
 
@@ -73,7 +73,7 @@ class Universal(Attack):
         assert not isinstance(self.patch, str | Path)
         return self.patch
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if self._given is not None and tuple(self._given.content.shape[1:]) != (threat.height, threat.width):
             height, width = self._given.content.shape[1:]
             raise InvalidInput(f"patch is {threat}, but the trained one has {height}x{width}; train one of that size")
@@ -117,7 +117,7 @@ def train_patch(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     *,
     target: int | None = None,
     steps: int = 200,
@@ -146,7 +146,7 @@ def train_and_transfer(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     *,
     tries: int = 10,
     generator: torch.Generator,

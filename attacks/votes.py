@@ -15,7 +15,7 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.lead import lead, least_lead
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 _UNIONS = 20_000
@@ -40,10 +40,7 @@ class WorstVotes:
 
 
 def worst_votes(
-    cast: Bool[Tensor, "B N K"] | Int[Tensor, "B N K"],
-    ablation: Ablation,
-    threat: PatchThreat,
-    image_size: tuple[int, int],
+    cast: Bool[Tensor, "B N K"] | Int[Tensor, "B N K"], ablation: Ablation, threat: Patches, image_size: tuple[int, int]
 ) -> WorstVotes:
     """Turn every ablation that the cheapest placement touches from the prediction to the cheapest rival. `cast`: votes,
     or the units of scores (`Scored.cast`), of which the rival gets all and every other class none.

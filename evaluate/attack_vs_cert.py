@@ -31,7 +31,7 @@ from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.threats.rectangle import parse_threat
+from robustpatch.threats.parse import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

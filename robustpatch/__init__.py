@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robustpatch.classifiers.wrap import wrap
     from robustpatch.encoding import ComplementChannels, MaskChannel
     from robustpatch.errors import InvalidInput
-    from robustpatch.threats.rectangle import AnyOf, PatchThreat, parse_threat
+    from robustpatch.threats import AnyOf, PatchThreat, parse_threat
     from robustpatch.voting.rules import Threshold, TopOne
     from robustpatch.voting.votes import Votes
 
@@ -43,7 +43,7 @@ _HOME = {
     "classifiers.wrap": ("wrap",),
     "encoding": ("ComplementChannels", "MaskChannel"),
     "errors": ("InvalidInput",),
-    "threats.rectangle": ("AnyOf", "PatchThreat", "parse_threat"),
+    "threats": ("AnyOf", "PatchThreat", "parse_threat"),
     "voting.rules": ("Threshold", "TopOne"),
     "voting.votes": ("Votes",),
 }

@@ -20,7 +20,7 @@ from attacks.search import Search
 from attacks.sites import Site, sites
 from attacks.surfaces import whole_view
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier
@@ -146,7 +146,7 @@ class FromART(Attack):
         made = getattr(self.build, "func", self.build)  # of a partial, what it is a partial of
         return f"art-{made.attack if isinstance(made, Named) else made.__name__}"
 
-    def check(self, threat: PatchThreat) -> None:
+    def check(self, threat: Patches) -> None:
         if self.kind == "patch" and threat.count != 1:
             raise InvalidInput(
                 f"patch is {threat}; ART's {self.name[4:]} puts down one, use a masked attack for several"
@@ -236,7 +236,7 @@ class FromART(Attack):
 
 
 def _claim(
-    x: Float[Tensor, "P C H W"], x_adv: Float[Tensor, "P C H W"], asked: Int[Tensor, "P count 2"], threat: PatchThreat
+    x: Float[Tensor, "P C H W"], x_adv: Float[Tensor, "P C H W"], asked: Int[Tensor, "P count 2"], threat: Patches
 ) -> Int[Tensor, "P count 2"]:
     """The rectangles asked for; a single one moved as little as needed to cover all that changed, where it can."""
     claimed = asked.clone()

@@ -14,7 +14,8 @@ from robustpatch.certificates.exact import Certificate, Method
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.rectangle import PatchThreat
 
 if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier

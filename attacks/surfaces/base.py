@@ -26,7 +26,7 @@ from robustpatch.certificates.top_k import ranks
 from robustpatch.classifiers import asking
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import first_argmax
 
 Objective = Literal["votes", "mean-softmax"]
@@ -236,7 +236,7 @@ class Attacked:
 
     x: Float[Tensor, "B C H W"]
     y: Int[Tensor, " B"]
-    threat: PatchThreat
+    threat: Patches
     budget: int | None = None
     rank: int = 1
 

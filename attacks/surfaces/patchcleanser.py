@@ -16,7 +16,7 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.patchcleanser import PatchCleanser
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.silence import has_score
 
 _LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
@@ -41,7 +41,7 @@ class CleanMaskedPredictions:
 
     model: PatchCleanser
     masks: MaskSet
-    threat: PatchThreat
+    threat: Patches
     prediction: Int[Tensor, " B"]
     evaluations: Int[Tensor, " B"]
     lead: Float[Tensor, "B V"]
@@ -51,7 +51,7 @@ class CleanMaskedPredictions:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, model: PatchCleanser, x: Float[Tensor, "B C H W"], threat: PatchThreat, most: int | None = None
+        cls, model: PatchCleanser, x: Float[Tensor, "B C H W"], threat: Patches, most: int | None = None
     ) -> CleanMaskedPredictions:
         """All looks, or `predict`'s and so many others as make `most` evaluations, the least sure first."""
         masks, each = model.defense.mask_set(*x.shape[2:]), model.each(*x.shape[2:])

@@ -16,13 +16,13 @@ from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.patchguard import MaskedClassifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 
 def rival_margins(
-    model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: PatchThreat, size: tuple[int, int]
+    model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: Patches, size: tuple[int, int]
 ) -> Int[Tensor, "B S K"]:
     """How far y stays ahead of each rival, at least, whatever a single `patch` does at each of the S distinct sets of
     ablations that it can touch; below zero where the attacker may have it in his power to raise the rival.
@@ -108,7 +108,7 @@ class MaskedVotes(TouchedVotes):
         reach, rank = self._reached(image, placement), self.attacked.rank
         return MaskedView.of(self.masked, y, cast, self.touched, placement, size, rival, reach, rank)
 
-    def _rival_margins(self, single: PatchThreat, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
+    def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
         if type(self.masked).certify is not MaskedClassifier.certify:
             return None
         return list(rival_margins(self.masked, self.votes, self.attacked.y, single, self.attacked.size))

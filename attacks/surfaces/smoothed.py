@@ -35,6 +35,7 @@ from robustpatch.classifiers.asking import certify
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import UNITS, first_argmax
@@ -187,7 +188,7 @@ class TouchedVotes(Surface):
         more = {"scores": scores, "reach": self._reached(image, placement), "rank": self.attacked.rank}
         return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, **more)
 
-    def _rival_margins(self, single: PatchThreat, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
+    def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
         """How far y stays ahead of each rival whatever a single patch does at each touched set, of each image: below
         zero where the attacker may raise it above y. None where the classifier proves nothing, or in a way of its own.
         """

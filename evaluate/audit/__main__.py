@@ -22,7 +22,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder, replace_file
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.parse import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -121,7 +121,7 @@ def _run(
     measured = (
         size or (data.image_shape if data is not None else None) or (1, 28 if target else 40, 28 if target else 40)
     )
-    threat = PatchThreat.parse(patch, measured[1:])
+    threat = parse_threat(patch, measured[1:])
     if images < 1:
         raise InvalidInput(f"images is {images}; it must be at least 1")
     x = None if data is None else data.batch(range(min(images, len(data))))[0]

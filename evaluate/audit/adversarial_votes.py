@@ -16,7 +16,7 @@ from evaluate.audit.interface import Refused
 from evaluate.audit.limit import Stopped
 from evaluate.audit.trial import Tally, finding
 from evaluate.audit.vote_patterns import KINDS, Ballot, ballots, overflow
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _LOUD = 1000.0  # how much louder patched views speak, to those who add up scores
 Brief = Literal["sizes", "counters"]
@@ -25,7 +25,7 @@ _PLACES: dict[Brief, int] = {"sizes": 8, "counters": 4}
 
 def try_votes(
     stand: Stand,
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     generator: torch.Generator,
     brief: Brief | None = None,
@@ -68,7 +68,7 @@ def try_votes(
     return tally
 
 
-def _shouted(stand: Stand, threat: PatchThreat, cases: list[tuple[Ballot, Site]], tally: Tally) -> list[Finding]:
+def _shouted(stand: Stand, threat: Patches, cases: list[tuple[Ballot, Site]], tally: Tally) -> list[Finding]:
     """A certificate of votes all alike that falls when the patched views speak louder, and not otherwise."""
     for ballot, site in cases:
         found = cast(stand, threat, ballot, site, tally, _LOUD)

@@ -11,7 +11,7 @@ from attacks.pasting import paste
 from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Subject
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _TINY = 20_000  # patches of an image so small that the oracle tries them all
 _BATCH = 512
@@ -22,7 +22,7 @@ def attack_certified(
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     generator: torch.Generator,
     found: list[Finding],
@@ -55,14 +55,14 @@ def attack_certified(
 
 
 def _broken(
-    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: PatchThreat, proposal: Proposal
+    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
 ) -> Bool[Tensor, " B"]:
     """Marks images that the judge calls broken, unless the certifier may give the new prediction of any image."""
     outcome = judge(model, x, y, threat, proposal)
     return outcome.broken & subject.changed(outcome.prediction, y)
 
 
-def attacks_for(subject: Subject, x: Tensor, threat: PatchThreat, budget: int) -> list[PatchAttack]:
+def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
     """Returns the attacks that can be run against this certifier, each unpruned."""
     attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
     attacks.append(Control(content="natural"))
@@ -80,7 +80,7 @@ def transplants(
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     generator: torch.Generator,
 ) -> Proposal:
@@ -112,13 +112,7 @@ def transplants(
 
 
 def _findings(
-    subject: Subject,
-    x: Tensor,
-    y: Tensor,
-    threat: PatchThreat,
-    proposal: Proposal,
-    broken: Bool[Tensor, " B"],
-    name: str,
+    subject: Subject, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal, broken: Bool[Tensor, " B"], name: str
 ) -> list[Finding]:
     found = []
     for i in broken.nonzero()[:, 0].tolist():
@@ -126,6 +120,6 @@ def _findings(
         now = int(subject.predict(proposal.x_adv[i : i + 1]))
         sentence = f"an image certified for class {int(y[i])} against {threat} is predicted {now} with a patch at {at}"
         tensors = {"x": x[i], "x_adv": proposal.x_adv[i], "corners": proposal.corners[i]}
-        note = {"kind": "attack", "threat": [threat.height, threat.width, threat.count], "prediction": int(y[i])}
+        note = {"kind": "attack", "threat": threat.to_dict(), "prediction": int(y[i])}
         found.append(Finding("attack", "broken certificate", f"{sentence}, found by {name}", tensors, note))
     return found

@@ -15,7 +15,7 @@ from evaluate.audit.harness import Stand
 from evaluate.audit.interface import Misshapen, Refused
 from evaluate.audit.tables import Key, Row, vote
 from evaluate.audit.trial import Table, Tally, packed, unpacked
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 SIZES = (
     1,
@@ -51,7 +51,7 @@ class Said:
     certified: Tensor
 
 
-def try_batches(stand: Stand, threat: PatchThreat, budget: int, seed: int, tally: Tally) -> None:
+def try_batches(stand: Stand, threat: Patches, budget: int, seed: int, tally: Tally) -> None:
     """Ask about images alone, then about batches of many sizes in which they come with others, clean and patched.
 
     Every image is dictated its own votes: clear ones and close ones, for different classes. About `budget` views are
@@ -66,7 +66,7 @@ def try_batches(stand: Stand, threat: PatchThreat, budget: int, seed: int, tally
         _try(stand, threat, budget // 2, random.Random(seed), rival, tally)
 
 
-def _try(stand: Stand, threat: PatchThreat, budget: int, rng: random.Random, rival: int, tally: Tally) -> None:
+def _try(stand: Stand, threat: Patches, budget: int, rng: random.Random, rival: int, tally: Tally) -> None:
     """Batches in which every patched view votes for `rival`."""
     images, origin = _images(stand, threat, rng)
     table = _table(stand, threat, images[: len(images) // 2], rival, rng)
@@ -112,7 +112,7 @@ def _new(stand: Stand, table: Table) -> None:
     stand.base.say(table.said, table.others)
 
 
-def _images(stand: Stand, threat: PatchThreat, rng: random.Random) -> tuple[Float[Tensor, "M C H W"], list[int]]:
+def _images(stand: Stand, threat: Patches, rng: random.Random) -> tuple[Float[Tensor, "M C H W"], list[int]]:
     """Images of noise, then each with a patch at a random place; and which image each was before it was patched."""
     generator = torch.Generator().manual_seed(rng.randrange(2**62))
     clean = torch.randint(9, 56, (_PAIRS, *stand.shape), generator=generator).float() / 64
@@ -123,7 +123,7 @@ def _images(stand: Stand, threat: PatchThreat, rng: random.Random) -> tuple[Floa
     return torch.cat([clean, patched]), [*range(_PAIRS), *range(_PAIRS)]
 
 
-def _table(stand: Stand, threat: PatchThreat, clean: Tensor, rival: int, rng: random.Random) -> Table:
+def _table(stand: Stand, threat: Patches, clean: Tensor, rival: int, rng: random.Random) -> Table:
     """Image i votes for class i mod K: with all views, or all but up to half, which vote for the rival, as the patched
     views do. Every class has clear votes and close ones.
     """
@@ -140,7 +140,7 @@ def _table(stand: Stand, threat: PatchThreat, clean: Tensor, rival: int, rng: ra
     return Table(said, vote(k, (rival,)))
 
 
-def _alone(stand: Stand, threat: PatchThreat, images: Tensor, table: Table) -> Said:
+def _alone(stand: Stand, threat: Patches, images: Tensor, table: Table) -> Said:
     """Asks a new certifier about each image."""
     said = []
     for i in range(len(images)):
@@ -149,7 +149,7 @@ def _alone(stand: Stand, threat: PatchThreat, images: Tensor, table: Table) -> S
     return _joined(said)
 
 
-def _asked(stand: Stand, threat: PatchThreat, x: Tensor, between: Tensor) -> Said:
+def _asked(stand: Stand, threat: Patches, x: Tensor, between: Tensor) -> Said:
     """Asks `predict` about x, then about other images, then `certify` about x."""
     prediction = stand.subject.predict(x)
     stand.subject.predict(between)
@@ -174,7 +174,7 @@ def _drawn(number: int, size: int, rng: random.Random) -> list[int]:
 
 
 def _compare(
-    stand: Stand, threat: PatchThreat, images: Tensor, origin: list[int], rows: list[int], alone: Said
+    stand: Stand, threat: Patches, images: Tensor, origin: list[int], rows: list[int], alone: Said
 ) -> Finding | None:
     """Compares the answers for a batch with those for its images alone; returns a finding, or None where they agree."""
     together = _asked(stand, threat, images[rows], images[rows[::-1]])
@@ -211,7 +211,7 @@ def _compare(
 
 def _saved(
     stand: Stand,
-    threat: PatchThreat,
+    threat: Patches,
     found: Finding,
     images: Tensor,
     origin: list[int],
@@ -221,7 +221,7 @@ def _saved(
     """The finding with all that was asked until then."""
     note: dict[str, Any] = {
         "kind": "batches",
-        "threat": [threat.height, threat.width, threat.count],
+        "threat": threat.to_dict(),
         "classes": stand.classes,
         "alerts": stand.alerts,
         "origin": origin,
@@ -236,7 +236,7 @@ def _text(said: Said, n: int, what: str) -> str:
     return f"{int(said.claimed[n])} ({'certified' if bool(said.certified[n]) else 'not certified'})"
 
 
-def batch_shows_again(stand: Stand, threat: PatchThreat, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
+def batch_shows_again(stand: Stand, threat: Patches, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
     """Tells whether the saved batch still gets other answers than its images alone."""
     images, table = tensors["x"], unpacked(tensors)
     alone = _alone(stand, threat, images, table)

@@ -15,13 +15,14 @@ from evaluate.audit.loud import quiet
 from evaluate.audit.tables import vote
 from evaluate.audit.trial import Fall, Table, Tally, finding, tried
 from evaluate.audit.vote_patterns import KINDS, Ballot, ballot, overflow
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 PLAIN = ("two classes", "unanimous")
 VARIES = "the views that it asks its base about differ from call to call, so no other cause was looked for"
 
 
-def explained(stand: Stand, threat: PatchThreat, broken: list[Break], sites: list[Site], tally: Tally) -> list[Finding]:
+def explained(stand: Stand, threat: Patches, broken: list[Break], sites: list[Site], tally: Tally) -> list[Finding]:
     """A finding for what fell without a patch, one for what fell by chance, and one for the rest, of its plainest case.
 
     Of a certifier that asks about different views from call to call no cause is named.
@@ -52,7 +53,7 @@ def _plainest(broken: list[Break]) -> Break:
     return min(broken, key=lambda one: order.get(one.ballot.kind, len(KINDS)))
 
 
-def _varies(stand: Stand, threat: PatchThreat) -> bool:
+def _varies(stand: Stand, threat: Patches) -> bool:
     """Tells whether the views differ from call to call; once the audit is stopped, it answers no without a test."""
     try:
         return stand.varies(threat)
@@ -60,7 +61,7 @@ def _varies(stand: Stand, threat: PatchThreat) -> bool:
         return False
 
 
-def _simplest(stand: Stand, threat: PatchThreat, broken: list[Break], tally: Tally) -> list[Break]:
+def _simplest(stand: Stand, threat: Patches, broken: list[Break], tally: Tally) -> list[Break]:
     """Ballots of two classes that fall where the broken ones fell, of the same winners and rivals."""
     found: list[Break] = []
     for one in [one for one in broken if one.ballot.kind in KINDS][:3]:
@@ -72,7 +73,7 @@ def _simplest(stand: Stand, threat: PatchThreat, broken: list[Break], tally: Tal
 
 
 def _cause(
-    stand: Stand, threat: PatchThreat, first: Break, rest: list[Break], plain: bool, sites: list[Site], tally: Tally
+    stand: Stand, threat: Patches, first: Break, rest: list[Break], plain: bool, sites: list[Site], tally: Tally
 ) -> tuple[str, str]:
     """The name of the check, and what an experiment showed."""
     total, one = sum(stand.shown.values()), first.ballot
@@ -112,7 +113,7 @@ def _cause(
     return _counted(stand, threat, first, tally)
 
 
-def searched(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: Tally) -> Finding:
+def searched(stand: Stand, threat: Patches, fall: Fall, check: str, tally: Tally) -> Finding:
     """The finding of a fall that was searched for, named after what plain votes for a rival would not have done."""
     if _varies(stand, threat):
         return finding(stand, threat, fall, "votes", VARIES)
@@ -124,7 +125,7 @@ def searched(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: T
         return finding(stand, threat, fall, "votes")
 
 
-def _compared(stand: Stand, threat: PatchThreat, fall: Fall, check: str, tally: Tally) -> Finding:
+def _compared(stand: Stand, threat: Patches, fall: Fall, check: str, tally: Tally) -> Finding:
     """The same, of a fall that is seen every time."""
     rival = vote(stand.classes, (fall.prediction,)) if fall.prediction >= 0 else fall.table.others
     clean = {key: row for key, row in fall.table.said.items() if key in {*stand.shown, *stand.extra(threat)}}
@@ -142,7 +143,7 @@ def _differs(one: Table, other: Table) -> bool:
     return (one.said, one.others) != (other.said, other.others)
 
 
-def _counted(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> tuple[str, str]:
+def _counted(stand: Stand, threat: Patches, first: Break, tally: Tally) -> tuple[str, str]:
     """Measures the lead that the winner needs for a certificate, and the votes that a patch can take, and for swapped
     sides.
     """
@@ -166,7 +167,7 @@ def _counted(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> t
     return "counts", cause
 
 
-def _least(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> int | None:
+def _least(stand: Stand, threat: Patches, first: Break, tally: Tally) -> int | None:
     """The least lead of the winner over one rival that is certified, all touched views voting for the winner."""
     weight = first.site.weight
     total = sum(stand.shown.values())
@@ -185,7 +186,7 @@ def _least(stand: Stand, threat: PatchThreat, first: Break, tally: Tally) -> int
     return found
 
 
-def _certified(stand: Stand, threat: PatchThreat, some: Ballot, site: Site, tally: Tally) -> bool:
+def _certified(stand: Stand, threat: Patches, some: Ballot, site: Site, tally: Tally) -> bool:
     return tried(stand, threat, table_of(stand, threat, some), site, tally)[0]
 
 

@@ -12,7 +12,7 @@ from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Refused
 from evaluate.audit.tables import SCALE, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, tried
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _GRID = (
     -8.0,
@@ -69,7 +69,7 @@ class Edge:
         return self.family.row(classes, winner, rival, self.t)
 
 
-def edges(stand: Stand, threat: PatchThreat, site: Site, tally: Tally) -> list[Edge]:
+def edges(stand: Stand, threat: Patches, site: Site, tally: Tally) -> list[Edge]:
     """Both floats at each edge: where all views of the clean image say t, and where only the patched views do.
 
     Found by bisection between the numbers of a grid, and those that the certifier has among its attributes.
@@ -129,7 +129,7 @@ def _declared(stand: Stand) -> list[float]:
 
 
 def try_edges(
-    stand: Stand, threat: PatchThreat, sites: list[Site], found: list[Edge], calls: int, tally: Tally
+    stand: Stand, threat: Patches, sites: list[Site], found: list[Edge], calls: int, tally: Tally
 ) -> Fall | None:
     """Dictate scores at the edges: of all clean views, of those that a patch reaches, of the others; the patched views
     shout for a rival, or speak for it at an edge too. The first fall is returned.

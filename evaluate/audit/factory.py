@@ -21,7 +21,7 @@ from evaluate.audit.search import Search
 from evaluate.audit.sizes import Plan, Shape, plans
 from evaluate.audit.trial import Tally
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _LONG = 560  # views enough for a counter of eight bits to overflow, or one in bfloat16 to lose votes, in two classes
 
@@ -54,7 +54,7 @@ def try_factory(
     factory: Factory,
     classes: int,
     shape: Shape,
-    threat: PatchThreat,
+    threat: Patches,
     budget: int,
     seed: int,
     on_progress: Callable[[str], None],
@@ -93,7 +93,7 @@ def try_factory(
     return tested
 
 
-def steps(shape: Shape, threat: PatchThreat) -> list[str]:
+def steps(shape: Shape, threat: Patches) -> list[str]:
     """Lists the steps that `try_factory` reports to `on_progress`, in order, where nothing is left out."""
     found: list[str] = []
     for plan in plans(shape, threat, _LONG):
@@ -104,7 +104,7 @@ def steps(shape: Shape, threat: PatchThreat) -> list[str]:
     return found
 
 
-def _step(what: str, size: Shape, threat: PatchThreat) -> str:
+def _step(what: str, size: Shape, threat: Patches) -> str:
     return f"{what}: {_text(size)}, {threat} patch"
 
 
@@ -137,9 +137,7 @@ def _try_plan(
     tested.views.append(f"{_text(stand.shape)}: {total} views; touched by " + "; ".join(said))
 
 
-def _search(
-    stand: Stand, threat: PatchThreat, budget: int, seed: int, generator: torch.Generator, tally: Tally
-) -> None:
+def _search(stand: Stand, threat: Patches, budget: int, seed: int, generator: torch.Generator, tally: Tally) -> None:
     """Scores at thresholds, loud ones, and searched answers: each until it breaks a certificate."""
     sites, rng = telling(stand.sites(threat, 40, generator), generator), random.Random(seed)
     calls = max(60, min(1_000, budget // sum(stand.shown.values())))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.parse import threat_from_dict
 
 Severity = Literal["broken certificate", "inconsistent", "warning"]
 Verdict = Literal["broken", "held", "not tested"]
@@ -39,7 +39,7 @@ class Finding:
         """The patch and the shape of the images that show it, "5x5" and "1x28x28", where it has both."""
         if "threat" not in self.note or "x" not in self.tensors:
             return None
-        return str(PatchThreat(*self.note["threat"])), "x".join(map(str, self.tensors["x"].shape[-3:]))
+        return str(threat_from_dict(self.note["threat"])), "x".join(map(str, self.tensors["x"].shape[-3:]))
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,18 @@ def bare(finding: Finding) -> Finding:
     return replace(finding, tensors={}, note={})
 
 
-def gather(findings: list[Finding], threat: str, shapes: set[str]) -> list[Finding]:
+def is_named(finding: Finding, threats: set[str], shapes: set[str]) -> bool:
+    """Whether the finding is of a patch and of images that the audit was asked about."""
+    return finding.where is not None and finding.where[0] in threats and finding.where[1] in shapes
+
+
+def gather(findings: list[Finding], threats: set[str], shapes: set[str]) -> list[Finding]:
     """One finding for each check and severity, the first of its kind, counting the others: broken ones before others,
-    and those of the patch and the images that were named before those of others.
+    and those of the patches and the images that were named before those of others.
     """
 
     def named(finding: Finding) -> bool:
-        return finding.where is not None and finding.where[0] == threat and finding.where[1] in shapes
+        return is_named(finding, threats, shapes)
 
     first: dict[tuple[str, str], Finding] = {}
     for finding in sorted(findings, key=lambda finding: not named(finding)):

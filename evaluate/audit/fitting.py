@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluate.audit.consistency import CHECKS
 from robustpatch.cli.text import one_line
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.parse import threat_from_dict
 
 _KINDS = ("attack", "batches", "consistency", "views", "votes")
 _TEXTS = ("check", "severity", "sentence")
@@ -21,14 +21,14 @@ def check_finding(tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
         _need(isinstance(note[name], str), name, note[name])
     kind, x = note["kind"], tensors["x"]
     _need(kind in _KINDS, "kind", kind)
-    _need(isinstance(note["threat"], list) and all(map(_whole, note["threat"])), "threat", note["threat"])
     _need(_whole(note["classes"]) and 2 <= note["classes"] <= _CLASSES, "classes", note["classes"])
     _need(isinstance(note.get("alerts", False), bool) or _whole(note["alerts"]), "alerts", note.get("alerts"))
     for name in ("target", "factory", "folder"):
         _need(isinstance(note.get(name), str | None), name, note.get(name))
     several = kind in ("batches", "consistency")
     _need(x.is_floating_point() and x.ndim == 3 + several and x.numel() > 0, "x", tuple(x.shape))
-    threat = PatchThreat(*note["threat"])
+    (threat, *others) = threat_from_dict(note["threat"]).threats
+    _need(not others, "threat", note["threat"])
     threat.check_fits(*x.shape[-2:])
     if kind == "consistency":
         by = note.get("by", note["check"])

@@ -17,6 +17,7 @@ from evaluate.audit.finding import Finding
 from evaluate.audit.interface import Raised, Refused, Subject, told
 from evaluate.audit.tables import Key, Row, TableBase
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 Factory = Callable[[nn.Module, int, tuple[int, int, int]], Any]  # base, classes, (C,H,W) -> certifier
@@ -53,8 +54,8 @@ class Stand:
         self.x = levels.float() / 64 if x is None else x
         self.remembers = False  # whether the certifier keeps answers, so that other votes need a new one
         self.subject, self.base = self.made()
-        self._extra: dict[PatchThreat, list[Key]] = {}
-        self._varies: dict[PatchThreat, bool] = {}
+        self._extra: dict[Patches, list[Key]] = {}
+        self._varies: dict[Patches, bool] = {}
         self.chance = False  # whether the views are known to differ from call to call
         self.shown = self.views(self.x)
         if not self.shown:
@@ -80,7 +81,7 @@ class Stand:
             self.subject, self.base = self.made()
         self.base.say(answers, others)
 
-    def views(self, x: Float[Tensor, "1 C H W"], threat: PatchThreat | None = None) -> Counter[Key]:
+    def views(self, x: Float[Tensor, "1 C H W"], threat: Patches | None = None) -> Counter[Key]:
         """The views that the base is shown by `predict`, or by `certify` against a threat."""
         with self.base.recording() as shown:
             if threat is None:
@@ -89,7 +90,7 @@ class Stand:
                 self.subject.certify(x, threat)
         return shown
 
-    def extra(self, threat: PatchThreat) -> list[Key]:
+    def extra(self, threat: Patches) -> list[Key]:
         """The views that `certify` shows its base and `predict` does not."""
         if threat not in self._extra:
             first = self.views(self.x, threat)
@@ -98,7 +99,7 @@ class Stand:
                 self.remembers = True
         return self._extra[threat]
 
-    def varies(self, threat: PatchThreat, calls: int = 3) -> bool:
+    def varies(self, threat: Patches, calls: int = 3) -> bool:
         """Tells whether the views of one image, answered alike, differ from call to call: a later call shows one that
         no earlier one did. Of what `certify` shows, only views that `predict` shows too count: it may look at others.
         Once seen, it is believed of all patches: lots with few outcomes may fall alike for a while.
@@ -126,7 +127,7 @@ class Stand:
         middle = torch.tensor([[self.shape[1] // 2, self.shape[2] // 2]])
         return self.site(PatchThreat(1, 1), middle).weight
 
-    def site(self, threat: PatchThreat, corners: Int[Tensor, "count 2"]) -> Site:
+    def site(self, threat: Patches, corners: Int[Tensor, "count 2"]) -> Site:
         """The image with every pixel there moved by 1/2 (up or down, as there is room), and what that changes."""
         inside = threat.footprint(corners[None], *self.shape[1:])[:, None]
         x_adv = torch.where(inside, self.x + torch.where(self.x < 0.5, 0.5, -0.5) * 0.75, self.x)
@@ -134,7 +135,7 @@ class Stand:
         touched = {key for key in self.shown if key not in left}
         return Site(corners, x_adv, touched, sum(self.shown[key] for key in touched))
 
-    def sites(self, threat: PatchThreat, most: int, generator: torch.Generator) -> list[Site]:
+    def sites(self, threat: Patches, most: int, generator: torch.Generator) -> list[Site]:
         """All places of the patch, or `most` of them: the corners of the image, its middle, and random others."""
         places = threat.placements(*self.shape[1:])
         columns, last = self.shape[2] - threat.width + 1, len(places) - 1
@@ -149,11 +150,11 @@ class Stand:
         ]
 
 
-def view_findings(stand: Stand, threat: PatchThreat) -> list[Finding]:
+def view_findings(stand: Stand, threat: Patches) -> list[Finding]:
     """Checks that `predict` shows its base the same views every time, that `certify` shows it those too, and that
     neither writes to the caller's image.
     """
-    note = {"kind": "views", "threat": [threat.height, threat.width, threat.count], "classes": stand.classes}
+    note = {"kind": "views", "threat": threat.to_dict(), "classes": stand.classes}
     tensors, findings = {"x": stand.x[0]}, []
     if stand.varies(threat) and not stand.subject.random:
         sentence = (

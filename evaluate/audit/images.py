@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluate.audit.interface import Subject
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 def structured(shape: tuple[int, int, int], number: int, generator: torch.Generator) -> Float[Tensor, "B C H W"]:
@@ -27,12 +27,7 @@ def structured(shape: tuple[int, int, int], number: int, generator: torch.Genera
 
 
 def seams(
-    subject: Subject,
-    pool: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
-    pairs: int,
-    most: int,
-    generator: torch.Generator,
+    subject: Subject, pool: Float[Tensor, "M C H W"], threat: Patches, pairs: int, most: int, generator: torch.Generator
 ) -> Float[Tensor, "B C H W"]:
     """Composites that are certified, with a neighbour that is not: votes about to turn.
 

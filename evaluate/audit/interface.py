@@ -16,7 +16,7 @@ from evaluate.audit import limit
 from robustpatch.classifiers.as_classifier import as_classifier, declared_randomized
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
 
 

@@ -7,14 +7,14 @@ import random
 from evaluate.audit.harness import Site, Stand
 from evaluate.audit.tables import Key, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, tried
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 # Where sums of ones stop growing: eight bits, bfloat16, float16, float32; and far beyond.
 POWERS = (127, 128, 255, 256, 257, 512, 2048, 4096, 65504, 2**24, 2**25, 2**26, 2**27, 2**30, 1e10, 1e20)
 
 
 def try_loud(
-    stand: Stand, threat: PatchThreat, sites: list[Site], calls: int, rng: random.Random, tally: Tally
+    stand: Stand, threat: Patches, sites: list[Site], calls: int, rng: random.Random, tally: Tally
 ) -> Fall | None:
     """Let some views speak very loudly for the winner, for the rival or for both, and the rest decide by small leads.
 

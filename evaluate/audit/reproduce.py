@@ -25,7 +25,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import replace_file
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.parse import threat_from_dict
 
 WRITTEN = ("report.md", "audit.json")  # beside the findings, by the command line
 _NUMBERED = re.compile(r"\d\d-.*\.safetensors")
@@ -88,7 +88,7 @@ def load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def replay(path: str | Path, target: Any = None, factory: Factory | None = None) -> bool:
     """Tells whether the saved finding shows again, with the certifier (or the factory) that it was found with."""
     tensors, note = load(path)
-    threat, kind = PatchThreat(*note["threat"]), note["kind"]
+    threat, kind = threat_from_dict(note["threat"]).threats[0], note["kind"]
     alerts = note.get("alerts", False)
     if kind in ("votes", "views", "batches"):
         if factory is None:

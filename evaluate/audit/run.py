@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evaluate.audit.attack import attack_certified
 from evaluate.audit.consistency import CHECKS
 from evaluate.audit.factory import Tested, steps, try_factory
-from evaluate.audit.finding import Audit, Finding, gather
+from evaluate.audit.finding import Audit, Finding, gather, is_named
 from evaluate.audit.harness import Factory
 from evaluate.audit.images import seams, structured
 from evaluate.audit.interface import Refused, Subject
@@ -25,6 +25,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.threats.rectangle import PatchThreat
 
 Progress = Callable[[str], None]
@@ -34,7 +35,7 @@ def audit(
     target: Any = None,
     *,
     factory: Factory | None = None,
-    threat: PatchThreat | None = None,
+    threat: Threat | None = None,
     x: Float[Tensor, "B C H W"] | None = None,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
@@ -58,7 +59,7 @@ def audit(
         factory: `factory(base, num_classes, image_shape)` makes such a certifier around a base that the audit chooses:
             counts, ties, strides and sides are tested through it. A target's own `with_base`, if it has one, and a
             `SmoothedClassifier`'s ablation and voting are used where none is given.
-        threat: one patch size; 5x5 if not given.
+        threat: what the attacker may do; 5x5 if not given. Of an `AnyOf` each alternative is tried.
         x: images to ask about; else the packaged MNIST sample where it has the target's `image_shape`, (1, 28, 28) if
             not given, and structured images of that shape, which are always added. `images`: how many of either kind.
             The factory is tried on `image_shape`, (1, 40, 40) if not given, and on images that are not square.
@@ -90,20 +91,26 @@ def audit(
     shape = image_shape or (1, 40, 40)
     if output is not None:
         clear(Path(output))
-    step = Steps((_STEPS if target is not None else []) + (steps(shape, threat) if factory else []), on_progress)
+    names = []
+    for one in threat.threats:
+        names += (_STEPS if target is not None else []) + (steps(shape, one) if factory else [])
+    step = Steps(names, on_progress)
     limit = limit if isinstance(limit, Limit) else Limit(limit)
     asked_of, tested, stopped = _Asked(), Tested(), None
     with limit.running():
         try:
+            pool = torch.zeros(0)
             if target is not None:
                 pool = _pool(x, image_shape, images, generator)
                 threat.check_fits(*pool.shape[2:])
-                subject = Subject.of(target, made, pool[:1], alerts)
-                _evaluating(target)
-                _try_target(subject, pool, threat, images, budget, generator, untested, step, asked_of)
-            if factory is not None:
-                classes = num_classes or getattr(target, "num_classes", 4)
-                try_factory(factory, classes, shape, threat, 50 * budget, seed, step, alerts, tested)
+            for one in threat.threats:
+                if target is not None:
+                    subject = Subject.of(target, made, pool[:1], alerts)
+                    _evaluating(target)
+                    _try_target(subject, pool, one, images, budget, generator, untested, step, asked_of)
+                if factory is not None:
+                    classes = num_classes or getattr(target, "num_classes", 4)
+                    try_factory(factory, classes, shape, one, 50 * budget, seed, step, alerts, tested)
             if limit.why is not None:  # what was asked last noticed it, and had something to report
                 raise Stopped(limit.why)
         except Stopped as stop:
@@ -119,16 +126,13 @@ def audit(
         why = "no factory: the base cannot be replaced by one whose votes are dictated"
         untested.append(("affected counts, ties, wraps, strides, swapped sides, views", why))
     untested.append(("other devices, other precisions", "outside of this audit"))
-    note = {"threat": [threat.height, threat.width, threat.count], **(asked or {})}
+    note = {"threat": threat.threats[0].to_dict(), **(asked or {})}
     note = {key: value for key, value in note.items() if value is not None}
     findings = [replace(one, note={**note, **one.note}) for one in findings]
     shapes = {"x".join(map(str, own)) for own in (asked_of.shape, shape) if own is not None}
-    named = any(
-        one.where and one.where[0] == str(threat) and one.where[1] in shapes
-        for one in findings
-        if one.severity == "broken certificate"
-    )
-    found = gather(findings, str(threat), shapes)
+    threats = set(map(str, threat.threats))
+    named = any(is_named(one, threats, shapes) for one in findings if one.severity == "broken certificate")
+    found = gather(findings, threats, shapes)
     if output is not None:
         found = [save(one, Path(output), n, {}) for n, one in enumerate(found)]
     name = (
@@ -172,7 +176,7 @@ class _Asked:
 def _try_target(
     subject: Subject,
     pool: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     images: int,
     budget: int,
     generator: torch.Generator,
@@ -181,7 +185,7 @@ def _try_target(
     asked: _Asked,
 ) -> None:
     """Adds what it finds to `asked` at once, so that nothing is lost when the audit is stopped."""
-    asked.shape, asked.images = tuple(pool.shape[1:]), len(pool)
+    asked.shape, asked.images = tuple(pool.shape[1:]), max(asked.images, len(pool))
     try:
         claim = subject.certify(pool, threat)
     except Refused as refusal:
@@ -192,7 +196,7 @@ def _try_target(
         on_progress(f"consistency: {name}")
         try:
             for one in check(subject, pool, threat, claim):
-                asked.findings.append(one)
+                asked.findings.append(replace(one, note={"threat": threat.to_dict(), **one.note}))
         except Refused as refusal:
             untested.append((name, str(refusal)))
     if not isinstance(subject.target, nn.Module):
@@ -206,7 +210,7 @@ def _try_target(
 def _try_attacks(
     subject: Subject,
     pool: Float[Tensor, "M C H W"],
-    threat: PatchThreat,
+    threat: Patches,
     images: int,
     budget: int,
     generator: torch.Generator,
@@ -228,11 +232,12 @@ def _try_attacks(
     elif not subject.white_box(every):
         untested.append(("gradients", "the certifier has no scores with a gradient: attacked as a black box"))
     on_progress(_STEPS[-1])
-    asked.images, asked.certified = len(every), len(chosen)
-    asked.spent = attack_certified(
+    asked.images = max(asked.images, len(every))
+    asked.certified += len(chosen)
+    asked.spent += attack_certified(
         subject, every[chosen], claim.prediction[chosen], pool, threat, budget, generator, asked.findings
     )
-    asked.attacked = len(chosen)
+    asked.attacked += len(chosen)
 
 
 def _pool(

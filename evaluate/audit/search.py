@@ -18,7 +18,7 @@ from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Refused
 from evaluate.audit.tables import SCALE, Key, Row, vote
 from evaluate.audit.trial import Fall, Table, Tally, confirmed
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _MOVES = 24  # of each climb
 _SHARES = 4  # numbers of patched views for the rival tried for each certified state, and
@@ -32,7 +32,7 @@ class Search:
     def __init__(
         self,
         stand: Stand,
-        threat: PatchThreat,
+        threat: Patches,
         sites: Sequence[Site],
         edges: Sequence[Edge],
         calls: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
 Shape = tuple[int, int, int]
@@ -19,7 +20,7 @@ class Plan:
     """
 
     shape: Shape
-    threats: tuple[PatchThreat, ...]
+    threats: tuple[Patches, ...]
     share: int = 1
     brief: bool = False
     deep: bool = False
@@ -27,13 +28,13 @@ class Plan:
     only_long: bool = False
 
     @property
-    def fitting(self) -> list[PatchThreat]:
+    def fitting(self) -> list[Patches]:
         """The patches that fit on the images, each once."""
         _, height, width = self.shape
         return [one for one in dict.fromkeys(self.threats) if one.height <= height and one.width <= width]
 
 
-def plans(shape: Shape, threat: PatchThreat, long: int) -> list[Plan]:
+def plans(shape: Shape, threat: Patches, long: int) -> list[Plan]:
     """The image asked about; small ones, searched in depth; low and narrow ones, of which some are as low or narrow as
     the patch and searched in depth too, as a patch reaches few of their many views; patches of every size; long ones.
 

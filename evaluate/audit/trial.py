@@ -16,7 +16,7 @@ from evaluate.audit.harness import Site, Stand
 from evaluate.audit.interface import Claim, Refused
 from evaluate.audit.limit import Stopped
 from evaluate.audit.tables import SCALE, Key, Row
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _AGAIN = 4  # times that a tie is asked about before the certifier is believed to break it always alike
 
@@ -64,7 +64,7 @@ class Fall:
 
 
 def tried(
-    stand: Stand, threat: PatchThreat, table: Table, site: Site, tally: Tally, asks: int = 1
+    stand: Stand, threat: Patches, table: Table, site: Site, tally: Tally, asks: int = 1
 ) -> tuple[bool, Fall | None]:
     """Returns whether the clean image was certified, and the fall that broke the certificate; a break must be seen
     twice.
@@ -86,7 +86,7 @@ def tried(
         return False, None
 
 
-def confirmed(stand: Stand, threat: PatchThreat, table: Table, site: Site, asks: int = 1) -> Fall | None:
+def confirmed(stand: Stand, threat: Patches, table: Table, site: Site, asks: int = 1) -> Fall | None:
     """The same with a new certifier, which keeps nothing of other votes. Raises `Refused`."""
     subject, stand.base = stand.made()
     stand.subject = subject
@@ -136,7 +136,7 @@ def _text(row: Row) -> str:
     return f"{name} at {best:g} against {sorted(row)[-1 - len(classes)]:g}"
 
 
-def finding(stand: Stand, threat: PatchThreat, fall: Fall, check: str, cause: str = "", times: int = 1) -> Finding:
+def finding(stand: Stand, threat: Patches, fall: Fall, check: str, cause: str = "", times: int = 1) -> Finding:
     """The fall as a finding that says what was seen, then the `cause`, where one was shown."""
     claimed, table = int(fall.claim.prediction[0]), fall.table
     shape = "x".join(map(str, stand.shape))
@@ -159,7 +159,7 @@ def finding(stand: Stand, threat: PatchThreat, fall: Fall, check: str, cause: st
         text += "; asked again about the same image and answers, predict says something else"
     note = {
         "kind": "votes",
-        "threat": [threat.height, threat.width, threat.count],
+        "threat": threat.to_dict(),
         "classes": stand.classes,
         "alerts": stand.alerts,
         "prediction": claimed,
@@ -181,7 +181,7 @@ def differing(stand: Stand, fall: Fall) -> dict[Key, int]:
     return {key: number for key, number in shown.items() if key not in stand.shown}
 
 
-def tensors(stand: Stand, threat: PatchThreat, fall: Fall) -> dict[str, Tensor]:
+def tensors(stand: Stand, threat: Patches, fall: Fall) -> dict[str, Tensor]:
     """The images and the table; `shows_again` asks about them again."""
     corners = fall.site.corners.reshape(threat.count, 2)
     return {"x": stand.x[0], "x_adv": fall.site.x_adv[0], "corners": corners, **packed(fall.table)}
@@ -199,7 +199,7 @@ def unpacked(tensors: dict[str, Tensor]) -> Table:
     return Table(dict(zip([bytes(row) for row in tensors["keys"].tolist()], rest, strict=True)), others)
 
 
-def shows_again(stand: Stand, threat: PatchThreat, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
+def shows_again(stand: Stand, threat: Patches, tensors: dict[str, Tensor], note: dict[str, Any]) -> bool:
     """Tells whether a certificate of these answers is broken by that patch, or contradicted without any."""
     table, x_adv, corners = unpacked(tensors), tensors["x_adv"][None], tensors["corners"]
     outside = ~threat.footprint(corners[None], *stand.shape[1:])[0]

@@ -32,7 +32,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
-from robustpatch.threats.rectangle import Threat, parse_threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import parse_threat
 
 _REPEATS = 3
 _SECONDS = 10.0  # after so long no further repetition is begun

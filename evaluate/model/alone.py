@@ -18,7 +18,7 @@ from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.lending import classes_of
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 C = TypeVar("C", bound=nn.Module)
 FEW = 8  # images of a batch, for each attack

@@ -13,7 +13,7 @@ from evaluate.runs.records import Record
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import predict
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 Answers = list[int | None]  # of each patched image; None where the model has no answer to it
 

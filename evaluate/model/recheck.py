@@ -22,7 +22,7 @@ from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored
 
 IMAGES = 8

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustpatch.certificates.lead import least_lead
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ def damage(
     model: SmoothedClassifier,
     x_adv: Float[Tensor, "B C H W"],
     prediction: Int[Tensor, " B"],
-    threat: PatchThreat,
+    threat: Patches,
     corners: Int[Tensor, "B count 2"],
 ) -> Damage:
     """Count on the attacked images themselves, all ablations scored; which are touched is the ablation's geometry."""
     height, width = x_adv.shape[2:]
     votes = model.votes(lent(x_adv))
     cast = votes.cast
-    placement = corners[..., 0] * (width - threat.width + 1) + corners[..., 1]
-    touched = model.ablation.touched(threat, height, width)
-    member = touched.member(touched.set_of_placement.to(corners.device)[placement]).any(dim=1)
+    member = torch.zeros_like(cast[:, :, 0], dtype=torch.bool)
+    for patch, family in enumerate(threat.families(height, width)):
+        touched = model.ablation.touched_by(family)
+        member |= touched.member(touched.set_of_placement.to(corners.device)[family.find(corners[:, patch])])
     counts = votes.counts
     own = torch.nn.functional.one_hot(prediction, counts.shape[1]).bool()
     rival = counts.masked_fill(own, -1).argmax(dim=1)

@@ -30,7 +30,7 @@ from robustpatch.classifiers.asking import certify, predict
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Votes
 
 
@@ -162,7 +162,7 @@ def evaluate_batch(
     counterexamples: list[Counterexample] = []
     furthest = Furthest(none=settings.quota == 0)
 
-    def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: PatchThreat) -> None:
+    def keep(i: int, x_adv: Tensor, corners: list[int], attack: str, one: Patches) -> None:
         where = torch.tensor(corners or [0, 0] * one.count).reshape(one.count, 2)
         claim = (first + i, int(prediction[i]), attack, one, configuration or {}, settings.top_k)
         found = Counterexample(x[i].cpu(), x_adv.cpu(), where, *claim)
@@ -255,7 +255,7 @@ def _attack(
     classifier: Classifier,
     x: Tensor,
     criterion: Criterion,
-    threat: PatchThreat,
+    threat: Patches,
     attack: PatchAttack,
     unpruned: bool,
     settings: Settings,
@@ -310,7 +310,7 @@ def _attack(
 
 
 def _damage(
-    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: PatchThreat, proposal: Proposal, outcome: Outcome
+    model: SmoothedClassifier, x: Tensor, prediction: Tensor, threat: Patches, proposal: Proposal, outcome: Outcome
 ) -> list[dict[str, int] | None]:
     """What each patch within the threat did to the votes; None of the others."""
     valid = outcome.contained & outcome.in_range

@@ -24,7 +24,8 @@ from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import threat_from_dict
 
 _MOST_BYTES = 2**28  # of a file: two images and the votes
 
@@ -42,7 +43,7 @@ class Counterexample:
     index: int
     prediction: int
     attack: str
-    threat: PatchThreat
+    threat: Patches
     configuration: dict[str, Any]
     top_k: int = 1
 
@@ -64,7 +65,7 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
         "prediction": example.prediction,
         "attack": example.attack,
         "configuration": example.configuration,
-        "threat": [example.threat.height, example.threat.width, example.threat.count],
+        "threat": example.threat.to_dict(),
         **({} if example.top_k == 1 else {"top_k": example.top_k}),
     }
     Store.of(output).write(name, save(tensors, metadata={"counterexample": json.dumps(claim)}))
@@ -92,10 +93,11 @@ def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexampl
     x, x_adv, corners = (tensors[name] for name in ("x", "x_adv", "corners"))
     if x.ndim != 3 or x_adv.shape != x.shape or not x.is_floating_point() or not x_adv.is_floating_point():
         raise ValueError(f"its images are {x.dtype} {tuple(x.shape)} and {x_adv.dtype} {tuple(x_adv.shape)}")
-    height, width, count = (_whole("threat", side) for side in claim.pop("threat"))
-    threat = PatchThreat(height, width, count)
+    (threat, *others) = threat_from_dict(claim.pop("threat")).threats
+    if others:
+        raise ValueError("its threat is one of several, and a patch is of one")
     threat.check_fits(*x.shape[1:])
-    if corners.dtype != torch.long or corners.shape != (count, 2):
+    if corners.dtype != torch.long or corners.shape != (threat.count, 2):
         raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
     for name in ("index", "prediction"):
         _whole(name, claim[name])

@@ -17,7 +17,7 @@ from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import ImageSet
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 PILOTS = 2  # images of each kind that are attacked
 CHEAP = 10.0  # seconds that an estimate may take in any case

@@ -24,7 +24,7 @@ from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes
 
 Outcome = Literal["violated", "certified", "broken", "standing", "wrong"]

@@ -30,7 +30,7 @@ from evaluate.runs.whole import IncompleteRun, check_whole
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from attacks.base import PatchAttack
 from evaluate.runs.records import Record
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 
 class IncompleteRun(RuntimeError):

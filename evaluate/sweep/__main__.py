@@ -29,7 +29,7 @@ from robustpatch.cli.command_line import Command
 from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.parse import FORMS, parse_threat
 from robustpatch.train import Channels, Classes, ImageSize, SkipBroken
 from robustpatch.voting.rules import Threshold, TopOne, Voting
 
@@ -54,7 +54,9 @@ def main(
         str, typer.Option(help="Also whether the label is among the k most voted: 1,3,5; or none.")
     ] = "none",
     guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
-    patch: Annotated[str, typer.Option(help="Patch sizes, separated by commas: 5x5, 2x10, 2%, 2*5x5 (two).")] = "5x5",
+    patch: Annotated[
+        list[str] | None, typer.Option(help=f"What the attacker may change: {FORMS}; give it again for another one.")
+    ] = None,
     num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images scored and certified together.")] = 500,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
@@ -89,7 +91,7 @@ def main(
                 top1,
                 top_k,
                 guard,
-                patch,
+                patch or ["5x5"],
                 num_images,
                 batch_size,
                 device,
@@ -112,7 +114,7 @@ def _run(
     top1: bool,
     top_k: str,
     guard: float | None,
-    patch: str,
+    patch: list[str],
     num_images: int | None,
     batch_size: int,
     device: str,
@@ -130,7 +132,7 @@ def _run(
         errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     settings = SweepSettings(
         votings=_votings(theta, top1),
-        patches=tuple(PatchThreat.parse(part, images.image_shape[1:]) for part in patch.split(",")),
+        patches=tuple(parse_threat(one, images.image_shape[1:]) for one in patch),
         num_images=len(images) if num_images is None else num_images,
         batch_size=batch_size,
         device=device,

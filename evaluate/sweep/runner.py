@@ -35,7 +35,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import Voting, first_argmax
 
 METHODS: tuple[Method, ...] = ("exact", "margin")
@@ -49,7 +49,7 @@ class SweepSettings:
     """
 
     votings: tuple[Voting, ...]
-    patches: tuple[PatchThreat, ...]
+    patches: tuple[Threat, ...]
     num_images: int
     batch_size: int = 500
     device: str = "cpu"
@@ -73,7 +73,7 @@ def certify_scores(
     scores: Float[Tensor, "B N K"],
     image_size: tuple[int, int],
     voting: Voting,
-    patches: Sequence[PatchThreat],
+    patches: Sequence[Threat],
     *,
     labels: Int[Tensor, " B"] | None = None,
     top_k: Sequence[int] = (),

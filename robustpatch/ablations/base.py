@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustpatch.ablations.touched import Axis, DenseTouched, Touched, WindowsTouched
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches, Placements
 
 _MOST_CHOICES = 2**20  # ablations of a grid: more of them nobody would score for one image
 
@@ -23,7 +23,7 @@ class Ablation(ABC):
     """A fixed, finite list of N pixel sets; ablation n keeps the n-th set and hides everything else.
 
     Subclasses are frozen dataclasses: hashable, comparable, and free of any network. Only `count` and `masks` have to
-    be written for a new kind; `touched` and `affected` then follow from the masks.
+    be written for a new kind; `touched_by` and `affected` then follow from the masks.
     """
 
     @abstractmethod
@@ -34,16 +34,20 @@ class Ablation(ABC):
     def masks(self, height: int, width: int, index: Int[Tensor, "..."] | None = None) -> Bool[Tensor, "... H W"]:
         """True at the kept pixels: of all N ablations, or of those in `index`, on the device of `index`."""
 
-    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
-        """The sets of ablations that one rectangle of `threat` shares a pixel with, read off the masks."""
-        threat.check_fits(height, width)
-        size, rows = (threat.height, threat.width), []
-        for index in torch.arange(self.count(height, width)).split(max(1, 2**24 // (height * width))):
-            kept = self.masks(height, width, index).to(torch.float32)[:, None]
-            rows.append(torch.nn.functional.max_pool2d(kept, size, stride=1).flatten(1) > 0)
-        return DenseTouched(torch.cat(rows).T)
+    def touched(self, threat: Patches, height: int, width: int) -> Touched:
+        """The sets of ablations that one patch of `threat` shares a pixel with, at each of its placements."""
+        return self.touched_by(threat.families(height, width)[0])
 
-    def affected(self, threat: PatchThreat, height: int, width: int) -> int:
+    def touched_by(self, placements: Placements) -> Touched:
+        """The sets of ablations that a patch shares a pixel with, read off the masks.
+
+        A closed form may replace this where `placements.rectangle` says that the patch is a rectangle.
+        """
+        height, width = placements.size
+        parts = torch.arange(self.count(height, width)).split(max(1, 2**24 // (height * width)))
+        return DenseTouched(torch.cat([placements.hits(self.masks(height, width, part)) for part in parts], dim=1))
+
+    def affected(self, threat: Patches, height: int, width: int) -> int:
         """Δ: the most ablations that one placement of `threat` touches; min(N, count · Δ) for several patches."""
         most = int(self.touched(threat, height, width).sizes.max())
         return min(self.count(height, width), threat.count * most)
@@ -67,9 +71,10 @@ class Windows(Ablation):
         row = rows.masks(torch.div(index, columns.count, rounding_mode="floor"))
         return row[..., :, None] & columns.masks(index % columns.count)[..., None, :]
 
-    def touched(self, threat: PatchThreat, height: int, width: int) -> WindowsTouched:
-        threat.check_fits(height, width)
-        return WindowsTouched(*self.axes(height, width), threat.height, threat.width)
+    def touched_by(self, placements: Placements) -> Touched:
+        if placements.rectangle is None:
+            return super().touched_by(placements)
+        return WindowsTouched(*self.axes(*placements.size), *placements.rectangle)
 
 
 def check_window(kind: str, name: str, size: int, stride: int) -> None:
@@ -144,23 +149,23 @@ class Grid(Ablation):
         chosen = choices if index is None else choices.to(index.device)[index]
         return cells.to(chosen.device)[chosen].any(dim=-3)
 
-    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
-        threat.check_fits(height, width)
-        cells, size = self.cells(height, width).to(torch.float32)[:, None], (threat.height, threat.width)
-        hit = torch.nn.functional.max_pool2d(cells, size, stride=1).flatten(1).T > 0
+    def touched_by(self, placements: Placements) -> Touched:
         # Placements that touch the same cells touch the same choices: few sets are left to be listed.
+        hit = placements.hits(self.cells(*placements.size))
         sets, of_placement = torch.unique(hit, dim=0, return_inverse=True)
-        return DenseTouched(sets[:, self.choices(height, width)].any(dim=-1), of_placement)
+        return DenseTouched(sets[:, self.choices(*placements.size)].any(dim=-1), of_placement)
 
-    def affected_closed_form(self, threat: PatchThreat, height: int, width: int) -> int:
-        """The paper's Δ, of one patch C(N, k) - C(N - a, k): N cells, of which it touches a, along an axis at most
-        ceil((m-1)/s) + 1 and never more than there are. Of several, so much of each, and no more than there are.
+    def affected_closed_form(self, threat: Patches, height: int, width: int) -> int:
+        """The paper's Δ of rectangles: of one, C(N, k) - C(N - a, k), where it touches a of N cells, along an axis at
+        most ceil((m-1)/s) + 1 and never more than there are. Of several, so much of each, and no more than there are.
 
         Equal to `affected` where the size divides the image, and never below it elsewhere: the certificates count
         what is touched and do not need it. Raises `InvalidInput`. (Levine & Feizi 2020, Section 3.)
         """
-        threat.check_fits(height, width)
-        cell, grid, patch = self.cell(height, width), self.grid(height, width), (threat.height, threat.width)
+        patch = threat.families(height, width)[0].rectangle
+        if patch is None:
+            raise InvalidInput(f"patch is {threat}, and the closed form is of rectangles; ask `affected`")
+        cell, grid = self.cell(height, width), self.grid(height, width)
         rows, columns = (min(n, -(-(m - 1) // s) + 1) for m, s, n in zip(patch, cell, grid, strict=True))
         choices = self.count(height, width)
         most = choices - comb(grid[0] * grid[1] - rows * columns, self.keep)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 _CELLS = 2**22  # random numbers drawn at once: 32 MiB
 
@@ -71,12 +71,11 @@ class SparseAblation:
     def touched_chance(self, threat: Threat, height: int, width: int) -> float:
         """The largest chance, over placements and members of the threat, that a kept pixel lies under the patch.
 
-        1 - C(d-ρ,k)/C(d,k), with ρ = min(d, count·h·w) pixels under the patches: as many where they do not overlap, and
-        no more where they do. Accurate where it is small, too.
+        1 - C(d-ρ,k)/C(d,k), with ρ pixels under the patches, the largest of each added up and at most d: as many where
+        they do not overlap, and no more where they do. Accurate where it is small, too.
         """
-        threat.check_fits(height, width)
-        sizes = [min(height * width, one.count * one.height * one.width) for one in threat.threats]
-        return -expm1(self.log_untouched(max(sizes), height, width))
+        most = max(sum(family.pixels for family in one.families(height, width)) for one in threat.threats)
+        return -expm1(self.log_untouched(min(most, height * width), height, width))
 
 
 @dataclass(frozen=True)

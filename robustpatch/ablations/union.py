@@ -13,7 +13,7 @@ from torch import Tensor
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.touched import Touched
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Placements
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Union(Ablation):
             found.append((part, own, index[own] - begin))
         return found
 
-    def touched(self, threat: PatchThreat, height: int, width: int) -> Touched:
-        return UnionTouched([part.touched(threat, height, width) for part in self.parts])
+    def touched_by(self, placements: Placements) -> Touched:
+        return UnionTouched([part.touched_by(placements) for part in self.parts])
 
     def __str__(self) -> str:
         return "+".join(map(str, self.parts))

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustpatch.ablations.base import Ablation
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
 Method = Literal["exact", "margin"]
@@ -97,7 +97,7 @@ class Certificate:
             slack=votes.slack,
             ablation=str(evidence.ablation),
             image_size=evidence.image_size,
-            threats=[(t.height, t.width, t.count) for t in self.threat.threats],
+            threats=[_saved(one, evidence.image_size) for one in self.threat.threats],
             prediction=self.prediction.cpu().numpy(),
             certified=self.certified.cpu().numpy(),
             margin=self.margin.cpu().numpy(),
@@ -112,3 +112,11 @@ class Certificate:
                 remedy = "a randomized one is of samples that nobody keeps, so repeat it with the same seed"
             raise InvalidInput(f"this certificate carries no votes (evidence is None); {remedy}")
         return self.evidence
+
+
+def _saved(threat: Patches, image_size: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns a rectangle as a proof file holds it. Raises `InvalidInput` for other shapes."""
+    rectangle = threat.families(*image_size)[0].rectangle
+    if rectangle is None:
+        raise InvalidInput(f"threat is {threat}, and proof files hold rectangles only; certify a rectangle to save it")
+    return *rectangle, threat.count

@@ -12,7 +12,7 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.certificate import Certificate, Evidence, Method
 from robustpatch.certificates.largest import check_method, largest_certified
 from robustpatch.certificates.margins import check_votes, exact_margins, paper_margins
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 

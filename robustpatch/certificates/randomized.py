@@ -24,7 +24,7 @@ from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.certificate import Certificate
 from robustpatch.certificates.margins import check_votes
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import Votes, first_argmax
 
 _ROUNDING = 1e-9  # by which p_low must clear 1/2 + τ: both are computed to about 1e-13

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.lead import lead
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import Scored, Votes
 
 _LARGEST = 2**27  # cells of the matrix of windows and ablations
@@ -25,7 +25,7 @@ _CELLS = 2**22  # of windows times sets that are worked on at once
 
 
 @lru_cache(maxsize=16)
-def incidence(ablation: Ablation, threat: PatchThreat, image_size: tuple[int, int]) -> Bool[Tensor, "S N"]:
+def incidence(ablation: Ablation, threat: Patches, image_size: tuple[int, int]) -> Bool[Tensor, "S N"]:
     """Which ablations each distinct set holds that one patch of the threat can touch. Not to be written to."""
     touched = ablation.touched(threat, *image_size)
     if len(touched.sizes) * touched.num_ablations > _LARGEST:

@@ -34,7 +34,7 @@ from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.lead import FAR, ranks
 from robustpatch.certificates.margins import check_votes, leads
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
 
@@ -141,7 +141,7 @@ def _margins(
     y: Tensor,
     k: int,
     ablation: Ablation,
-    threat: PatchThreat,
+    threat: Patches,
     image_size: tuple[int, int],
     capacity: int,
 ) -> Int[Tensor, " B"]:

@@ -11,7 +11,7 @@ from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.foreign import checked
 from robustpatch.classifiers.lending import classes_of, lent, own
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.top_k import TopKCertificate
 from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 _OURS = ("robustpatch", "attacks", "evaluate")
 _RENAMED = {"evaluations": "cost", "predict_counted": "predict_with_cost"}

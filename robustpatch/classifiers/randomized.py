@@ -29,7 +29,7 @@ from robustpatch.classifiers.passed import Passed
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import TopOne, Voting
 from robustpatch.voting.votes import Votes
 

@@ -22,7 +22,7 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import Passed, check_when, told
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
 from robustpatch.voting.silence import answered, has_score, numbers_backward
 

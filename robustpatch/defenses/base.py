@@ -17,7 +17,7 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Threat
 
 
 class Guide(nn.Module):
@@ -52,7 +52,8 @@ def every_placement(x: Float[Tensor, "B C H W"], threat: Threat) -> Candidates:
     for one in threat.threats:
         if one.count > 1:
             raise InvalidInput(f"patch is {one}, and placements 0 are all of one patch; draw some of several patches")
-        masks.append(one.footprint(one.placements(height, width)[:, None], height, width))
+        places = one.families(height, width)[0]
+        masks.append(places.footprint(torch.arange(len(places))))
     return Candidates(torch.cat(masks).to(x.device).expand(len(x), -1, -1, -1), None)
 
 
@@ -73,20 +74,20 @@ def _drawn(x: Tensor, threat: Threat, count: int, generator: torch.Generator, va
     free, guess = [], []
     for number in range(count):
         one = threat.threats[(first + number) % len(threat.threats)]
-        scores = None if value is None else F.avg_pool2d(value, (one.height, one.width), 1).flatten(1)
-        placement = _draw(x, one, scores if number % 2 else None, generator)
+        places = one.families(x.shape[2], x.shape[3])[0]
+        scores = None if value is None else places.means(value[:, 0])
+        placement = _draw(len(x), one.count, len(places), scores if number % 2 else None, generator).to(x.device)
         if scores is not None:
-            guess.append(scores.gather(1, placement.to(x.device)).mean(dim=1))
-        columns = x.shape[3] - one.width + 1
-        corners = torch.stack([placement // columns, placement % columns], dim=2).to(x.device)
-        free.append(one.footprint(corners, x.shape[2], x.shape[3]))
+            guess.append(scores.gather(1, placement).mean(dim=1))
+        free.append(one.footprint(places.anchors.to(x.device)[placement], x.shape[2], x.shape[3]))
     return Candidates(torch.stack(free, dim=1), torch.stack(guess, dim=1) if guess else None)
 
 
-def _draw(x: Tensor, one: PatchThreat, scores: Tensor | None, generator: torch.Generator) -> Int[Tensor, "B count"]:
-    """The number of each rectangle's placement, in row-major order."""
+def _draw(
+    images: int, count: int, places: int, scores: Tensor | None, generator: torch.Generator
+) -> Int[Tensor, "B count"]:
+    """The number of each patch's place."""
     if scores is not None:
         chance = scores.detach().float().cpu().softmax(dim=1)
-        return torch.multinomial(chance, one.count, replacement=True, generator=generator)
-    placements = (x.shape[2] - one.height + 1) * (x.shape[3] - one.width + 1)
-    return torch.randint(placements, (len(x), one.count), generator=generator)
+        return torch.multinomial(chance, count, replacement=True, generator=generator)
+    return torch.randint(places, (images, count), generator=generator)

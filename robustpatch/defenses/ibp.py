@@ -21,7 +21,7 @@ from robustpatch.defenses.candidates import Guide, drawn_placements, every_place
 from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.rules import first_argmax
 
 
@@ -170,15 +170,16 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         )
 
     @torch.no_grad()
-    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: Patches) -> Float[Tensor, "B L"]:
         """The margin of each placement on its own, in row-major order: the vulnerability map, and what `certify` gives
         without trying placements together or leaving any out. Raises `InvalidInput`, for several patches too.
         """
         x = self._check(x, threat)
         if threat.count > 1:
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
-        graph, prediction, (height, width) = self._graph(x), first_argmax(self._outputs(x)), x.shape[2:]
-        masks = threat.footprint(threat.placements(height, width)[:, None], height, width).to(x.device)
+        graph, prediction = self._graph(x), first_argmax(self._outputs(x))
+        places = threat.families(x.shape[2], x.shape[3])[0]
+        masks = places.footprint(torch.arange(len(places), device=x.device))
         each = [
             torch.cat(
                 [

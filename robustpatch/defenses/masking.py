@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Placements, Threat
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class MaskSet:
     count: int = 1
 
     @classmethod
-    def for_patch(cls, patch: PatchThreat, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
+    def for_patch(cls, patch: Patches, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
         """`masks` (down, across): how many along each axis, at most; fewer where that many would repeat themselves.
 
         Raises `InvalidInput`.
         """
-        patch.check_fits(*image_size)
+        rectangle = patch.families(*image_size)[0].extent
         if min(masks) < 1:
             raise InvalidInput(f"masks is {masks[0]}x{masks[1]}; at least one is needed along each axis")
-        rows, height = _axis(image_size[0], patch.height, masks[0])
-        columns, width = _axis(image_size[1], patch.width, masks[1])
+        rows, height = _axis(image_size[0], rectangle[0], masks[0])
+        columns, width = _axis(image_size[1], rectangle[1], masks[1])
         return cls(rows, columns, height, width, image_size, patch.count)
 
     def __len__(self) -> int:
@@ -60,17 +60,21 @@ class MaskSet:
         """Tells whether each placement of each patch lies inside some mask, and there are masks for all patches."""
         return all(
             one.count <= self.count
-            and _covered(self.rows, self.height, one.height, self.image_size[0])
-            and _covered(self.columns, self.width, one.width, self.image_size[1])
+            and all(bool(self._holding(family).any(dim=1).all()) for family in set(one.families(*self.image_size)))
             for one in threat.threats
         )
 
-    def hiding_at(self, patch: PatchThreat) -> Bool[Tensor, "L V"]:
-        """Marks the views that hide one rectangle of the patch wholly, at each of its placements in row-major order."""
-        down = _holding(self.rows, self.height, patch.height, self.image_size[0])
-        across = _holding(self.columns, self.width, patch.width, self.image_size[1])
-        masks = (down[:, None, :, None] & across[None, :, None, :]).flatten(2).flatten(0, 1)
-        return masks[:, self.views].any(dim=2)
+    def hiding_at(self, patch: Patches) -> Bool[Tensor, "L V"]:
+        """Marks the views that hide one of the patches wholly, at each of its placements."""
+        return self._holding(patch.families(*self.image_size)[0])[:, self.views].any(dim=2)
+
+    def _holding(self, placements: Placements) -> Bool[Tensor, "L n"]:
+        """Marks the masks that hold all of the patch, at each of its placements."""
+        if placements.rectangle is None:
+            return placements.inside(self.hidden())
+        down = _holding(self.rows, self.height, placements.rectangle[0], self.image_size[0])
+        across = _holding(self.columns, self.width, placements.rectangle[1], self.image_size[1])
+        return (down[:, None, :, None] & across[None, :, None, :]).flatten(2).flatten(0, 1)
 
     def hiding(self, threat: Threat) -> Bool[Tensor, "S V"]:
         """The sets of views that hide all patches of the threat at once, of all choices of placements."""
@@ -115,11 +119,6 @@ def _within(starts: tuple[int, ...], side: int, length: int) -> Bool[Tensor, "k 
 def _holding(starts: tuple[int, ...], side: int, patch: int, length: int) -> Bool[Tensor, "l k"]:
     place, first = torch.arange(length - patch + 1)[:, None], torch.tensor(starts)
     return (first <= place) & (place + patch <= first + side)
-
-
-def _covered(starts: tuple[int, ...], side: int, patch: int, length: int) -> bool:
-    places = range(length - patch + 1)
-    return all(any(start <= place and place + patch <= start + side for start in starts) for place in places)
 
 
 @lru_cache(maxsize=8)

@@ -20,7 +20,8 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.parse import parse_threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 
@@ -87,7 +88,10 @@ class DoubleMasking(MaskingDefense):
 
 @lru_cache(maxsize=32)
 def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
-    return MaskSet.for_patch(PatchThreat.parse(patch, image_size), masks, image_size)
+    one, *others = parse_threat(patch).threats
+    if others:
+        raise InvalidInput(f"patch is {patch!r}, which are several; the masks are made for one, the largest of them")
+    return MaskSet.for_patch(one, masks, image_size)
 
 
 class PatchCleanser(MaskedNetwork, CertifiedClassifier):
@@ -183,7 +187,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         )
 
     @torch.no_grad()
-    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: PatchThreat) -> Float[Tensor, "B L"]:
+    def placement_margins(self, x: Float[Tensor, "B C H W"], threat: Patches) -> Float[Tensor, "B L"]:
         """The vulnerability map of one patch: above 0 at each placement, in row-major order, where no content of it
         changes `predict`.
 

@@ -19,7 +19,9 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, Threat, parse_threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Voting
 from robustpatch.voting.silence import answered, has_score
@@ -91,8 +93,8 @@ class MaskedClassifier(Defended, CertifiedClassifier):
 
     def masking(self, height: int, width: int) -> Masking:
         """The windows on images of this size."""
-        window = parse_threat(self.defense.window, (height, width))
-        if not isinstance(window, PatchThreat) or window.count > 1:
+        (window, *others) = parse_threat(self.defense.window, (height, width)).threats
+        if others or window.count > 1:
             raise InvalidInput(f"window is {self.defense.window}; the detector looks for one rectangle, such as 5x5")
         windows = incidence(self.network.ablation, window, (height, width))
         return Masking(windows, Fraction(self.defense.threshold).limit_denominator(2**16))
@@ -157,7 +159,8 @@ class MaskedClassifier(Defended, CertifiedClassifier):
                 raise InvalidInput(f"threat is {one}, but robust masking masks one window; certify single patches")
             sets.append(incidence(model.ablation, one, size))
             if not masking.covers(sets[-1]):
-                large = PatchThreat(max(t.height for t in threat.threats), max(t.width for t in threat.threats))
+                heights, widths = zip(*(each.families(*size)[0].extent for each in threat.threats), strict=True)
+                large = PatchThreat(max(heights), max(widths))
                 raise InvalidInput(
                     f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "
                     f"patchguard:window={large}, or certify smaller patches"

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.base import Patches
 
 _SIDE = 3  # corners along either axis that are first tried together
 _MOST = 10_000  # choices of regions for several patches
@@ -24,21 +24,25 @@ class Regions:
     Taken from the end, so that the halves of what failed, joined there, come next.
     """
 
-    threat: PatchThreat
+    rectangle: tuple[int, int]
     size: tuple[int, int]
     image: Int[Tensor, " M"]
     corners: Int[Tensor, "M count 4"]
 
     @classmethod
     def of(
-        cls, threat: PatchThreat, size: tuple[int, int], images: int, device: torch.device | str, side: int = _SIDE
+        cls, threat: Patches, size: tuple[int, int], images: int, device: torch.device | str, side: int = _SIDE
     ) -> Regions:
         """All placements of the threat on so many images of `size`, `side`² corners together; of several patches, every
-        choice of their regions. The middle of the image is at the end. Raises `InvalidInput` for too many choices.
+        choice of their regions. The middle of the image is at the end. Raises `InvalidInput` for too many choices, and
+        for shapes other than rectangles.
         """
+        rectangle = threat.families(*size)[0].rectangle
+        if rectangle is None:
+            raise InvalidInput(f"patch is {threat}, and bounds are found for rectangles only; certify a rectangle")
         along = [
             [(first, min(first + side, count) - 1) for first in range(0, count, side)]
-            for count in (size[0] - threat.height + 1, size[1] - threat.width + 1)
+            for count in (size[0] - rectangle[0] + 1, size[1] - rectangle[1] + 1)
         ]
         tiles = torch.tensor([(*rows, *columns) for rows in along[0] for columns in along[1]])
         choices = comb(len(tiles) + threat.count - 1, threat.count)
@@ -49,10 +53,10 @@ class Regions:
             )
         groups = torch.combinations(torch.arange(len(tiles)), threat.count, with_replacement=True)
         corners = tiles[groups.view(len(groups), threat.count)]
-        middle = torch.tensor([size[0] - threat.height] * 2 + [size[1] - threat.width] * 2) / 2
+        middle = torch.tensor([size[0] - rectangle[0]] * 2 + [size[1] - rectangle[1]] * 2) / 2
         corners = corners[(corners - middle).square().sum(dim=(1, 2)).argsort(descending=True, stable=True)].to(device)
         image = torch.arange(images, device=device).repeat(len(corners))
-        return cls(threat, size, image, corners.repeat_interleave(images, dim=0))
+        return cls(rectangle, size, image, corners.repeat_interleave(images, dim=0))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -66,8 +70,8 @@ class Regions:
         """The pixels that the rectangles cover at any of their placements."""
         top, bottom, left, right = self.corners[..., None].unbind(dim=2)
         row, column = (torch.arange(length, device=self.image.device) for length in self.size)
-        in_rows = (row >= top) & (row < bottom + self.threat.height)
-        in_columns = (column >= left) & (column < right + self.threat.width)
+        in_rows = (row >= top) & (row < bottom + self.rectangle[0])
+        in_columns = (column >= left) & (column < right + self.rectangle[1])
         return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
 
     def split(self, last: int) -> tuple[Regions, Regions]:
@@ -88,7 +92,7 @@ class Regions:
     def halves(self) -> Regions:
         """The same placements in smaller regions: each range of more than one corner in two."""
         parts = self
-        for patch in range(self.threat.count):
+        for patch in range(self.corners.shape[1]):
             for axis in (0, 2):
                 first, last = parts.corners[:, patch, axis], parts.corners[:, patch, axis + 1]
                 wide, middle = first < last, (first + last) // 2

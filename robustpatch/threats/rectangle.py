@@ -1,26 +1,75 @@
-"""What the attacker may change: rectangles of one size, anywhere inside the image."""
+"""Rectangles of one size, anywhere inside the image; or squares of a share of its area."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
-from typing import TypeAlias
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Patches, Placements
 
-_GRAMMAR = re.compile(r"(?:(\d{1,9})\s*\*\s*)?(?:(\d{1,9})(?:\s*x\s*(\d{1,9}))?|(\d{1,9}(?:\.\d{1,30})?)\s*%)")
-_FORMS = 'use "5x5" or "5" (height x width in pixels), "2%" (of the area), "2*5x5" (two patches)'
+_SIZE = re.compile(r"(?:(\d{1,9})\*)?(\d{1,9})(?:x(\d{1,9}))?")
+_SHARE = re.compile(r"(?:(\d{1,9})\*)?(\d{1,9}(?:\.\d{1,30})?)%")
 
 
 @dataclass(frozen=True)
-class PatchThreat:
+class Rectangles(Placements):
+    """All places of a rectangle of `height` × `width` on images of `size`: L = (H-h+1)·(W-w+1), row-major."""
+
+    height: int
+    width: int
+    size: tuple[int, int]
+
+    @property
+    def anchors(self) -> Int[Tensor, "L 2"]:
+        rows = torch.arange(self.size[0] - self.height + 1)
+        columns = torch.arange(self.size[1] - self.width + 1)
+        return torch.cartesian_prod(rows, columns).reshape(-1, 2)
+
+    @property
+    def rectangle(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def __len__(self) -> int:
+        return (self.size[0] - self.height + 1) * (self.size[1] - self.width + 1)
+
+    def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
+        columns = self.size[1] - self.width + 1
+        corners = torch.stack([torch.div(index, columns, rounding_mode="floor"), index % columns], dim=1)
+        return _covered(corners[:, None], self.height, self.width, self.size)
+
+    def find(self, anchors: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
+        row, column = anchors.unbind(dim=1)
+        rows, columns = self.size[0] - self.height + 1, self.size[1] - self.width + 1
+        known = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        return torch.where(known, row * columns + column, -1)
+
+    def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
+        marked = masks.to(torch.float32)[:, None]
+        return (F.max_pool2d(marked, (self.height, self.width), stride=1).flatten(1) > 0).T
+
+    def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
+        return F.avg_pool2d(values, (self.height, self.width), 1).flatten(1)
+
+
+@dataclass(frozen=True)
+class PatchThreat(Patches):
     """The attacker overwrites all channels of up to `count` axis-aligned rectangles of `height` × `width` pixels.
 
     Each rectangle lies wholly inside the image (a patch does not wrap around the border, though ablations do); the
@@ -29,44 +78,26 @@ class PatchThreat:
     Raises `InvalidInput` for sizes or counts below one.
     """
 
+    shape: ClassVar[str] = "rectangle"
+
     height: int
     width: int
     count: int = 1
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "count"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInput(f"patch {name} is {value!r}; it must be a whole number of at least 1")
+            _check_whole(name, getattr(self, name))
 
     @classmethod
-    def parse(cls, text: str, image_size: tuple[int, int]) -> PatchThreat:
-        """Read "5x5", "5", "2x10" (height × width), "2%" (the smallest square of at least that share of the area),
-        "2*5x5" (two patches), and check that it fits an image of `image_size` = (height, width).
-
-        On 224×224, 1%, 2% and 3% are the squares of side 23, 32 and 39. Raises `InvalidInput`.
-        """
-        match = _GRAMMAR.fullmatch(text.strip().lower())
+    def read(cls, text: str) -> PatchThreat | None:
+        """Read "5x5", "5", "2x10" (height × width) and "2*5x5" (two patches)."""
+        match = _SIZE.fullmatch(text)
         if match is None:
-            raise InvalidInput(f"patch is {text!r}, which is no patch size; {_FORMS}")
-        count, first, second, percent = match.groups()
-        if percent is not None:
-            area = Fraction(percent) / 100 * image_size[0] * image_size[1]
-            height = width = isqrt(-(-area.numerator // area.denominator) - 1) + 1 if area > 0 else 0
-        else:
-            height = int(first)
-            width = int(second) if second is not None else height
-        threat = cls(height, width, int(count) if count is not None else 1)
-        threat.check_fits(*image_size)
-        return threat
+            return None
+        count, height, width = match.groups()
+        return cls(int(height), int(width or height), int(count or 1))
 
-    @property
-    def threats(self) -> tuple[PatchThreat, ...]:
-        """The rectangles this threat is made of: itself alone (see `AnyOf`)."""
-        return (self,)
-
-    def check_fits(self, height: int, width: int) -> None:
-        """Raise `InvalidInput` when the patch is larger than an image of `height` × `width`, or there are too many."""
+    def on(self, height: int, width: int) -> PatchThreat:
         if self.height > height or self.width > width:
             raise InvalidInput(
                 f"patch {self} (height x width) is larger than the image, {height}x{width}; "
@@ -76,22 +107,15 @@ class PatchThreat:
             raise InvalidInput(
                 f"patch count is {self.count}, more than the {height * width} pixels of the image; take fewer patches"
             )
+        return self
 
-    def placements(self, height: int, width: int) -> Int[Tensor, "L 2"]:
-        """Top-left corners `(row, column)` of one rectangle in row-major order; L = (H-h+1)·(W-w+1)."""
+    def families(self, height: int, width: int) -> tuple[Rectangles, ...]:
         self.check_fits(height, width)
-        rows = torch.arange(height - self.height + 1)
-        columns = torch.arange(width - self.width + 1)
-        return torch.cartesian_prod(rows, columns).reshape(-1, 2)
+        return (Rectangles(self.height, self.width, (height, width)),) * self.count
 
-    def footprint(self, corners: Int[Tensor, "P count 2"], height: int, width: int) -> Bool[Tensor, "P H W"]:
+    def footprint(self, at: Int[Tensor, "P count 2"], height: int, width: int) -> Bool[Tensor, "P H W"]:
         """The pixels that rectangles with these corners `(row, column)` cover, one mask for each of P choices."""
-        row = torch.arange(height, device=corners.device)
-        column = torch.arange(width, device=corners.device)
-        top, left = corners[..., 0, None], corners[..., 1, None]
-        in_rows = (row >= top) & (row < top + self.height)
-        in_columns = (column >= left) & (column < left + self.width)
-        return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
+        return _covered(at, self.height, self.width, (height, width))
 
     def __str__(self) -> str:
         size = f"{self.height}x{self.width}"
@@ -99,42 +123,62 @@ class PatchThreat:
 
 
 @dataclass(frozen=True)
-class AnyOf:
-    """The attacker picks one of several threats after seeing the image; what is certified holds for each of them.
+class AreaShare(Patches):
+    """Up to `count` squares, the smallest that cover at least `percent` of the image; "2%", "2*0.5%".
 
-    `AnyOf([PatchThreat(2, 10), PatchThreat(10, 2)])`: a 2×10 or a 10×2 rectangle. Nested `AnyOf` are flattened and
-    repeated threats dropped. Raises `InvalidInput` when empty.
+    On 224×224, 1%, 2% and 3% are the squares of side 23, 32 and 39. `percent` is a decimal number as text, so that the
+    share is exact. Raises `InvalidInput` for what is no share.
     """
 
-    threats: tuple[PatchThreat, ...]
+    shape: ClassVar[str] = "share"
 
-    def __init__(self, threats: Iterable[Threat]) -> None:
-        flat = dict.fromkeys(one for threat in threats for one in threat.threats)
-        if not flat:
-            raise InvalidInput("threats is empty; name at least one PatchThreat")
-        object.__setattr__(self, "threats", tuple(flat))
+    percent: str
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        _check_whole("count", self.count)
+        if not isinstance(self.percent, str) or _SHARE.fullmatch(f"{self.percent}%") is None:
+            raise InvalidInput(
+                f"patch percent is {self.percent!r}; give a decimal number as text, such as '2' or '0.5'"
+            )
+        if Fraction(self.percent) == 0:
+            raise InvalidInput(f"patch {self} covers nothing; take more than 0%")
 
     @classmethod
-    def rectangles(cls, area: int, image_size: tuple[int, int]) -> AnyOf:
-        """All rectangles of at most `area` pixels that fit the image, given by the maximal ones."""
-        height, width = image_size
-        widest = [(h, min(area // h, width)) for h in range(1, min(area, height) + 1)]
-        maximal = [(h, w) for i, (h, w) in enumerate(widest) if i + 1 == len(widest) or widest[i + 1][1] < w]
-        return cls(PatchThreat(h, w) for h, w in maximal)
+    def read(cls, text: str) -> AreaShare | None:
+        match = _SHARE.fullmatch(text)
+        return None if match is None else cls(match[2], int(match[1] or 1))
 
-    def check_fits(self, height: int, width: int) -> None:
-        """Raise `InvalidInput` when any of the patches is larger than an image of `height` × `width`."""
-        for threat in self.threats:
-            threat.check_fits(height, width)
+    @property
+    def height(self) -> int:  # type: ignore[override]  no pixels are known yet
+        raise InvalidInput(
+            f"patch {self} has no size in pixels before it is on an image; take threat.on(height, width)"
+        )
+
+    width = height  # type: ignore[assignment]
+
+    def on(self, height: int, width: int) -> PatchThreat:
+        area = Fraction(self.percent) / 100 * height * width
+        side = isqrt(-(-area.numerator // area.denominator) - 1) + 1  # the least whose square is no smaller
+        return PatchThreat(side, side, self.count).on(height, width)
+
+    def families(self, height: int, width: int) -> tuple[Rectangles, ...]:
+        return self.on(height, width).families(height, width)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.threats))
+        return f"{self.percent}%" if self.count == 1 else f"{self.count}*{self.percent}%"
 
 
-Threat: TypeAlias = PatchThreat | AnyOf
+def _covered(
+    corners: Int[Tensor, "P count 2"], height: int, width: int, size: tuple[int, int]
+) -> Bool[Tensor, "P H W"]:
+    row, column = (torch.arange(length, device=corners.device) for length in size)
+    top, left = corners[..., 0, None], corners[..., 1, None]
+    in_rows = (row >= top) & (row < top + height)
+    in_columns = (column >= left) & (column < left + width)
+    return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
 
 
-def parse_threat(text: str, image_size: tuple[int, int]) -> Threat:
-    """Read one patch size, or several separated by commas ("2x10,10x2": one or the other). See `PatchThreat.parse`."""
-    threats = [PatchThreat.parse(part, image_size) for part in text.split(",")]
-    return threats[0] if len(threats) == 1 else AnyOf(threats)
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInput(f"patch {name} is {value!r}; it must be a whole number of at least 1")

@@ -25,7 +25,8 @@ from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import UnionNet
 from robustpatch.storage.store import Store, local_folder
-from robustpatch.threats.rectangle import Threat, parse_threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import parse_threat
 from robustpatch.training import distributed, state
 from robustpatch.training.augmentation import augmented
 from robustpatch.training.config import TrainingConfig

@@ -12,7 +12,7 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.randomized import touched_chance
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import Voting
 
 

@@ -12,7 +12,7 @@ from robustpatch.certificates.randomized import touched_chance
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
 
 _SAMPLE = 500  # images whose votes are sampled

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 
 METHODS = ("forward", "predict", "certify", "votes", "logits", "score_all", "score_pairs")
 When = Callable[[Tensor], bool]

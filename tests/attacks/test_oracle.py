@@ -7,7 +7,8 @@ import torch
 
 from attacks import ExhaustivePGD, Oracle, PatchPGD, judge
 from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Lookup, flipped, images, smoothed
 

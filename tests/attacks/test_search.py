@@ -14,7 +14,8 @@ from attacks.surfaces import whole_view
 from attacks.surfaces.smoothed import TouchedView
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
 from tests.toys import Fixed

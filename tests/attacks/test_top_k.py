@@ -9,7 +9,8 @@ from torch import Tensor
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificates.lead import ranks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import SummedScores
 from tests.attacks.toys import Level, Lookup, images, smoothed, strip, worlds

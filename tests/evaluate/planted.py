@@ -15,7 +15,8 @@ from robustpatch.ablations.touched import DenseTouched
 from robustpatch.certificates.exact import Certificate, certify_votes
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet
-from robustpatch.threats.rectangle import PatchThreat, Threat
+from robustpatch.threats.base import Threat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne
 from tests.attacks.toys import Level, flipped
 

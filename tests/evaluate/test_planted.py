@@ -15,7 +15,8 @@ from evaluate.runs.counterexample import load_counterexample, replay
 from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import PLANTS, Noisy, exposing, image_set, wide

@@ -22,7 +22,8 @@ from evaluate.runs.gallery import Attacked, Exhibit, PlacementMap, exhibits_name
 from evaluate.runs.records import read_records, shard_name, write_shard
 from evaluate.runs.run_identity import claim
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Plain, images
 from tests.evaluate.calls import call, refused
 from tests.evaluate.cli.test_command import QUICK, planted

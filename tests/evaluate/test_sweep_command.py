@@ -40,7 +40,18 @@ def place(tmp_path_factory):
 
 def given(place, *checkpoints):
     named = checkpoints or (place / "runs" / "*" / "checkpoint.safetensors",)
-    return [*named, "--dataset", "folder", "--data-root", place / "images", "--patch", "2x2,1x3", "--top1"]
+    return [
+        *named,
+        "--dataset",
+        "folder",
+        "--data-root",
+        place / "images",
+        "--patch",
+        "2x2",
+        "--patch",
+        "1x3",
+        "--top1",
+    ]
 
 
 @pytest.fixture
@@ -130,7 +141,7 @@ WRONG = {
     "top all": (["--top-k", "1,10"], "k is 10; among 10 classes take 1 to 9: every class is in the top 10"),
     "top 0": (["--top-k", "0"], "k is 0; among 10 classes take 1 to 9"),
     "top twice": (["--top-k", "3,03"], "top_k is 3, 3: one of them twice; drop one"),
-    "patch": (["--patch", "5x5,29x5"], "patch 29x5 (height x width) is larger than the image"),
+    "patch": (["--patch", "5x5", "--patch", "29x5"], "patch 29x5 (height x width) is larger than the image"),
     "too many": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take at most"),
     "none": (["--num-images", "0"], "num_images is 0; it must be at least 1"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),

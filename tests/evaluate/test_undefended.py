@@ -16,7 +16,8 @@ from evaluate import Settings, evaluate, summarise
 from evaluate.runs.records import Record
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.asking import predict
 from tests.attacks.toys import Plain, images, worlds
 from tests.evaluate.calls import call, refused

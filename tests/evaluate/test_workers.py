@@ -14,7 +14,8 @@ from evaluate.runs.records import read_records, read_shard, shard_name, write_sh
 from evaluate.runs.whole import IncompleteRun, check_whole
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import image_set
 

@@ -14,7 +14,7 @@ from tests.evaluate.calls import call, refused
 WRONG = {
     "dataset": (["--dataset", "mnits"], "dataset is 'mnits'; known are mnist-sample"),
     "patch larger": (["--patch", "29x5"], "patch 29x5 (height x width) is larger than the image, 28x28; take at most"),
-    "patch text": (["--patch", "5by5"], "patch is '5by5', which is no patch size; use"),
+    "patch text": (["--patch", "5by5"], "patch is '5by5', which is no patch; use"),
     "patch of nothing": (["--patch", "0x5"], "patch height is 0; it must be"),
     "missing file": (["--checkpoint", "nowhere.safetensors"], "checkpoint is 'nowhere.safetensors', neither a file"),
     "other ablation": (["--ablation", "columns:3"], "ablation is columns:3, but checkpoint toy.safetensors was"),

@@ -15,7 +15,7 @@ from robustpatch.checkpoints import load_checkpoint, model_from, save_checkpoint
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.recipe import app, follow, load_recipe
-from robustpatch.threats.rectangle import parse_threat
+from robustpatch.threats.parse import parse_threat
 from robustpatch.training.augmentation import augmented
 from robustpatch.training.loop import _optimizer
 from robustpatch.training.losses import objective, touched_sets

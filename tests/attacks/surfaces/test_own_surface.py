@@ -1,4 +1,4 @@
-"""A defense with an adaptive attack of its own, both defined here, through the evaluator: the package is not touched."""
+"""A defense with an adaptive attack of its own, both defined here, through the evaluator, nothing else."""
 
 from __future__ import annotations
 

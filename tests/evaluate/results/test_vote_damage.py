@@ -16,7 +16,8 @@ from evaluate.results.metrics import summarise
 from evaluate.results.table import _counts, summary_table
 from evaluate.results.vote_damage import damage
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
 from tests import oracles
 from tests.attacks.toys import Lookup, images, smoothed

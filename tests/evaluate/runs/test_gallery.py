@@ -21,7 +21,8 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, Plain, images, smoothed
 from tests.evaluate.planted import PLANTS, exposing
 from tests.evaluate.results.test_metrics import attack, record

@@ -17,7 +17,8 @@ from robustpatch.classifiers.checks import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, images, smoothed, strip
 from tests.evaluate.planted import image_set
 

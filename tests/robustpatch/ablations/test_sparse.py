@@ -15,7 +15,8 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import Draws, SparseAblation
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from tests import oracles
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import certify_votes, largest_certified
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne, Votes
 from tests import oracles
 

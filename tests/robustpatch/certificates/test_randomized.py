@@ -23,7 +23,8 @@ from robustpatch.certificates.randomized import (
 )
 from robustpatch.classifiers.randomized import image_keys
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Votes
 from tests import oracles
 

@@ -16,7 +16,8 @@ from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.lead import ranks
 from robustpatch.certificates.top_k import certify_top_k
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import PatchThreat, parse_threat
+from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import ClippedTanh, SigmoidThreshold, SummedScores
 from robustpatch.voting.votes import UNITS, Scored, Votes

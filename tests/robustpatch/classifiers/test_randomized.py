@@ -15,7 +15,8 @@ from robustpatch.classifiers import randomized
 from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
 from tests import toys
 

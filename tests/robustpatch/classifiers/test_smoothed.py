@@ -9,7 +9,8 @@ import torch
 
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.encoding import ComplementChannels, MaskChannel
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne, first_argmax
 from robustpatch.voting.scored import SummedScores
 from tests import toys

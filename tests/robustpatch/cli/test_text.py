@@ -21,7 +21,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.recipe import load_recipe
 from robustpatch.storage.bounded_json import read_json, read_object
 from robustpatch.storage.toml import read_toml
-from robustpatch.threats.rectangle import parse_threat
+from robustpatch.threats.parse import parse_threat
 from tests import toys
 
 ANY = st.text(st.characters(), max_size=300)  # halves of characters, too

@@ -9,6 +9,7 @@ import torch
 
 from robustpatch.defenses.double_masking import MaskedPredictions, certify, closed, infer, leads, steady
 from robustpatch.defenses.masking import MaskSet
+from robustpatch.threats.parse import parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 
 GAP = 4.0
@@ -96,7 +97,7 @@ def test_no_adversary_changes_a_closed_placement_and_one_changes_every_other(mad
 
     And the certificate says that all placements are closed, no less and no more.
     """
-    sets, threat = MaskSet.for_patch(PatchThreat.parse(made_for, size), masks, size), PatchThreat(1, 1)
+    sets, threat = MaskSet.for_patch(parse_threat(made_for, size), masks, size), PatchThreat(1, 1)
     tables, hides = all_tables(len(sets.unions), classes), sets.hiding_at(threat)
     looks = looks_at(sets, tables, classes)
     looks.ask(*torch.broadcast_tensors(torch.arange(len(tables))[:, None], torch.arange(len(sets.unions))))

@@ -11,7 +11,7 @@ from torch import nn
 from robustpatch import PatchThreat
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf
+from robustpatch.threats.any_of import AnyOf
 from tests import oracles, toys
 from tests.robustpatch.defenses.bounds.nets import ends_of
 

@@ -15,7 +15,7 @@ from robustpatch.defenses import parse_defense
 from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, SmallCNN
-from robustpatch.threats.rectangle import AnyOf
+from robustpatch.threats.any_of import AnyOf
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from tests import toys

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 
 SIDES = st.tuples(st.integers(1, 13), st.integers(1, 13))
 PER_AXIS = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -60,7 +62,7 @@ def test_masks_are_inside_the_image_distinct_and_of_one_size(size, share, per_ax
 )
 def test_masks_of_the_paper(size, patch, masks, rows, side):
     """Section 3.1: stride ceil((n - m + 1) / k), side m + stride - 1."""
-    found = MaskSet.for_patch(PatchThreat.parse(patch, size), masks, size)
+    found = MaskSet.for_patch(parse_threat(patch, size), masks, size)
     assert (found.rows, found.height) == (rows, side)
 
 

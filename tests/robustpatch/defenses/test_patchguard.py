@@ -20,7 +20,8 @@ from robustpatch.defenses import parse_defense
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import BlockNet
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.voting.scored import ClippedLogits, SummedScores

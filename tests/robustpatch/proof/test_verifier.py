@@ -16,7 +16,8 @@ from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import Certificate, certify_votes
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.rectangle import AnyOf, PatchThreat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import UNITS, Scored, Votes
 from tests import oracles
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.rectangle import AnyOf, PatchThreat, parse_threat
+from robustpatch.threats.any_of import AnyOf
+from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 from tests import oracles
 
 
@@ -32,7 +34,7 @@ from tests import oracles
 )
 def test_parse(text, height, width, count):
     """Every form, height before width, on 224×224."""
-    assert PatchThreat.parse(text, (224, 224)) == PatchThreat(height, width, count)
+    assert parse_threat(text, (224, 224)) == PatchThreat(height, width, count)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300), st.integers(1, 300))
@@ -42,10 +44,10 @@ def test_percent_is_the_smallest_square_of_at_least_that_area(hundredths, height
     side = next(side for side in range(301) if side * side * 10_000 >= wanted)
     text = f"{hundredths // 100}.{hundredths % 100:02d}%"
     if 0 < side <= min(height, width):
-        assert PatchThreat.parse(text, (height, width)) == PatchThreat(side, side)
+        assert parse_threat(text, (height, width)) == PatchThreat(side, side)
     else:
         with pytest.raises(InvalidInput):
-            PatchThreat.parse(text, (height, width))
+            parse_threat(text, (height, width))
 
 
 @pytest.mark.parametrize(
@@ -76,14 +78,14 @@ def test_percent_is_the_smallest_square_of_at_least_that_area(hundredths, height
 def test_parse_refuses_what_is_no_patch(text):
     """Nothing is guessed: the text or the wrong number is in the message."""
     with pytest.raises(InvalidInput, match="patch"):
-        PatchThreat.parse(text, (28, 28))
+        parse_threat(text, (28, 28))
 
 
 def test_parse_refuses_a_patch_that_does_not_fit():
     """PITFALLS 7: 2×6 fits an image of 2×6, 6×2 does not; the message says what fits."""
-    assert PatchThreat.parse("2x6", (2, 6)) == PatchThreat(2, 6)
+    assert parse_threat("2x6", (2, 6)) == PatchThreat(2, 6)
     with pytest.raises(InvalidInput, match=r"patch 6x2 .* larger than the image, 2x6; take at most 2x6"):
-        PatchThreat.parse("6x2", (2, 6))
+        parse_threat("6x2", (2, 6))
 
 
 @pytest.mark.parametrize("values", [(0, 3), (3, 0), (-1, 3), (3, 3, 0), (True, 3)])

@@ -21,7 +21,8 @@ from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.smoothed import _shares
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.rectangle import PatchThreat, parse_threat
+from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import ClippedLogits, ClippedTanh, SigmoidThreshold, Summed, SummedScores

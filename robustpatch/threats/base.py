@@ -1,0 +1,181 @@
+"""The interface of a threat: a value that says which pixels an attacker may overwrite, on images of any size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robustpatch.errors import InvalidInput
+
+
+class Placements(ABC):
+    """The L places that one patch can take on images of `size` = (height, width), and the pixels it covers there.
+
+    Certificates, attacks and the judge ask this and nothing else about a shape. A new shape has to say `anchors` and
+    `footprint`; everything else follows from these, and a closed form that replaces it is an optimisation.
+    """
+
+    size: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def anchors(self) -> Int[Tensor, "L 2"]:
+        """A pair (row, column) that names each place, no two the same: of a rectangle its top-left corner."""
+
+    @abstractmethod
+    def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
+        """The pixels that the patch covers at the places of these numbers, on the device of `index`."""
+
+    @property
+    def rectangle(self) -> tuple[int, int] | None:
+        """Height and width where the places are all those of one rectangle, in row-major order; else None.
+
+        Closed forms for rectangles ask this; without it they take the footprints.
+        """
+        return None
+
+    @property
+    def pixels(self) -> int:
+        """The most pixels that the patch covers at any place."""
+        numbers = torch.arange(len(self)).split(self._chunk())
+        return max(int(self.footprint(some).flatten(1).sum(dim=1).max()) for some in numbers)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the smallest rectangle that holds what the patch covers, wherever it is."""
+        sizes = []
+        for some in torch.arange(len(self)).split(self._chunk()):
+            covered = self.footprint(some)
+            for dim in (2, 1):  # the rows that hold a pixel, then the columns
+                held = covered.any(dim=dim).long()
+                last = held.shape[1] - held.flip(1).argmax(dim=1)
+                sizes.append(int((last - held.argmax(dim=1)).max()))
+        return max(sizes[::2]), max(sizes[1::2])
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def find(self, anchors: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
+        """The number of the place that each anchor names; -1 where it names none."""
+        same = (anchors[:, None] == self.anchors.to(anchors.device)).all(dim=2)
+        return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
+
+    def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
+        """Whether the patch shares a pixel with each of the masks, at each place."""
+        marked = masks.flatten(1).to(torch.float32)
+        numbers = torch.arange(len(self), device=masks.device)
+        shared = [self.footprint(some).flatten(1).to(torch.float32) @ marked.T for some in numbers.split(self._chunk())]
+        return torch.cat(shared) > 0
+
+    def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
+        """The mean of the values over the pixels that the patch covers, at each place."""
+        numbers, flat = torch.arange(len(self), device=values.device), values.flatten(1)
+        parts = []
+        for some in numbers.split(self._chunk()):
+            covered = self.footprint(some).flatten(1).to(values.dtype)
+            parts.append(flat @ covered.T / covered.sum(dim=1))
+        return torch.cat(parts, dim=1)
+
+    def inside(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
+        """Whether each of the masks holds all of the patch, at each place."""
+        return ~self.hits(~masks)
+
+    def _chunk(self) -> int:
+        return max(1, 2**24 // (self.size[0] * self.size[1]))  # footprints held at once: 64 MiB of floats
+
+
+class Threat(ABC):
+    """One or several alternatives, of which the attacker picks one after seeing the image.
+
+    Threats are values: hashable, comparable, and of no image size. `str` and `parse_threat` are inverse, and so are
+    `to_dict` and `threat_from_dict`: one text and one dict form, in options, records, proofs and pages.
+    """
+
+    @property
+    @abstractmethod
+    def threats(self) -> tuple[Patches, ...]:
+        """The alternatives; of a threat that is none of several, itself."""
+
+    @abstractmethod
+    def on(self, height: int, width: int) -> Threat:
+        """The threat on images of that size: sizes given as a share of the area become pixels. Raises `InvalidInput`
+        where a patch does not fit such an image.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of the threat; `threat_from_dict` reads it."""
+
+    def check_fits(self, height: int, width: int) -> None:
+        """Raise `InvalidInput` when a patch is larger than an image of `height` × `width`, or there are too many."""
+        self.on(height, width)
+
+
+class Patches(Threat):
+    """The attacker overwrites all channels of the pixels under up to `count` patches, each at one of its placements.
+
+    The patches may overlap, and their content is any value in [0, 1]. `height` and `width` are those of the smallest
+    rectangle that holds a patch: attacks keep contents in such ones. Subclasses are frozen dataclasses; their fields
+    are what `to_dict` holds, under the name `shape`.
+    """
+
+    shape: ClassVar[str]
+    count: int
+    height: int
+    width: int
+
+    @property
+    def threats(self) -> tuple[Patches, ...]:
+        return (self,)
+
+    @abstractmethod
+    def families(self, height: int, width: int) -> tuple[Placements, ...]:
+        """Where each of the `count` patches can be, on images of that size. Raises `InvalidInput` where none fits."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, text: str) -> Patches | None:
+        """The threat that a text in lower case describes; None for a text of another shape."""
+
+    def placements(self, height: int, width: int) -> Int[Tensor, "L 2"]:
+        """The anchors of the first patch's places: of a rectangle all top-left corners (row, column), row-major."""
+        return self.families(height, width)[0].anchors
+
+    def footprint(self, at: Int[Tensor, "P count 2"], height: int, width: int) -> Bool[Tensor, "P H W"]:
+        """The pixels under the patches anchored at `at`, together; an anchor of no place covers nothing."""
+        covered = torch.zeros(len(at), height, width, dtype=torch.bool, device=at.device)
+        for patch, family in enumerate(self.families(height, width)):
+            number = family.find(at[:, patch])
+            known = (number >= 0).nonzero()[:, 0]
+            covered[known] |= family.footprint(number[known])
+        return covered
+
+    def contains(self, changed: Bool[Tensor, "B H W"], at: Int[Tensor, "B count 2"]) -> Bool[Tensor, " B"]:
+        """Whether every changed pixel lies under patches anchored at `at`, and these are places of the threat."""
+        height, width = changed.shape[1:]
+        placed = torch.ones(len(at), dtype=torch.bool, device=at.device)
+        for patch, family in enumerate(self.families(height, width)):
+            placed &= family.find(at[:, patch]) >= 0
+        return placed & ~(changed & ~self.footprint(at, height, width)).flatten(1).any(dim=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"shape": self.shape, **{name: getattr(self, name) for name in self.__dataclass_fields__}}  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Patches:
+        """The inverse of `to_dict`, of everything but the shape's name. Raises `InvalidInput`."""
+        names = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        if set(fields) != names:
+            raise InvalidInput(
+                f"threat has the fields {', '.join(map(repr, sorted(map(str, fields)))) or 'none'}; a {cls.shape} has "
+                f"{', '.join(sorted(names))}"
+            )
+        return cls(**fields)
