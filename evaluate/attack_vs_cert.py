@@ -28,6 +28,7 @@ from evaluate.runs.runner import evaluate
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.calibration import calibrate_guard
 from robustpatch.classifiers.smoothed import guarded_classifier
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -46,7 +47,7 @@ def main(options: Options, errors: Console) -> int:
     2: wrong call. 3: internal error.
     """
     started = time.monotonic()
-    console = Console(no_color=True) if options.plain else Console()
+    console = TextConsole(no_color=True) if options.plain else TextConsole()
     if options.replay is not None:
         return show_again(options.replay, options, console)
     if options.certified_budget < 0:
@@ -62,8 +63,7 @@ def main(options: Options, errors: Console) -> int:
         classes=options.classes,
         skip_broken=options.skip_broken,
     )
-    if images.left_out is not None:
-        _say(errors, f"left out: {images.left_out}")
+    notes = list(images.notes)
     subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
@@ -74,11 +74,11 @@ def main(options: Options, errors: Console) -> int:
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
     model, classifier = subject.model, as_classifier(subject.model)
     configuration = {**subject.note, "dtype": options.dtype, "budget": options.budget}
-    with showing(errors, count, plain=options.plain, quiet=options.quiet) as on_progress:
+    with showing(errors, count, plain=options.plain, quiet=options.quiet, notes=notes) as on_progress:
         if options.dry_run:
             settings = replace(settings, device=device)
             found = estimate(model, images, threat, chosen, settings, on_progress=on_progress)
-            console.print(_expected(found), highlight=False, soft_wrap=True)
+            console.print(_expected(found), soft_wrap=True)
             return HELD
         if options.output is None:
             identity = identity_of(model, chosen, module=subject.module)
@@ -106,7 +106,7 @@ def main(options: Options, errors: Console) -> int:
             module=subject.module,
             on_progress=on_progress,
             on_damaged=on_damaged,
-            on_note=lambda text: _say(errors, text),
+            on_note=notes.append,
             workers=cluster,
         )
     summary = summarise(records)
@@ -166,7 +166,7 @@ def _expected(found: Estimate) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)
 
 
 if __name__ == "__main__":

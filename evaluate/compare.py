@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
@@ -18,9 +18,11 @@ from evaluate.cli.command import HELD, status_of
 from evaluate.report.page import render
 from evaluate.results.metrics import Share
 from evaluate.runs.completed_run import Run, read_run
-from evaluate.runs.places import place_of
+from evaluate.runs.places import writing
 from evaluate.runs.records import Record
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
+from robustpatch.cli.text import markdown as literal
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -133,7 +135,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def markdown(found: Comparison) -> str:
     """The comparison as Markdown: shares with 95% intervals, then the paired tests."""
-    lines = [f"# {found.title}", "", "| | " + " | ".join(found.runs) + " |", "| --- " * (1 + len(found.runs)) + "|"]
+    lines = [
+        f"# {literal(found.title)}",
+        "",
+        "| | " + " | ".join(map(literal, found.runs)) + " |",
+        "| --- " * (1 + len(found.runs)) + "|",
+    ]
     for measure, row in found.shares.items():
         lines.append(f"| {measure} | " + " | ".join(_text(share) for share in row) + " |")
     lines += [
@@ -144,7 +151,7 @@ def markdown(found: Comparison) -> str:
     lines += ["| | against | only first | only second | p | adjusted |", "| --- | --- | --- | --- | --- | --- |"]
     for pair in found.pairs:
         counts = f"{pair.only_first} | {pair.only_second} | {pair.p:.2g} | {pair.adjusted:.2g}"
-        lines.append(f"| {pair.measure} | {pair.first} / {pair.second} | {counts} |")
+        lines.append(f"| {pair.measure} | {literal(pair.first)} / {literal(pair.second)} | {counts} |")
     return "\n".join(lines) + "\n"
 
 
@@ -173,8 +180,13 @@ def main(
 
 
 def _run(runs: list[str], output: str | None) -> int:
-    found = compare([read_run(run) for run in runs])
-    console = Console(markup=False, emoji=False)  # names are text
+    with nullcontext() if output is None else writing(output, alone=True) as store:
+        found = compare([read_run(run) for run in runs])
+        if store is not None:
+            content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(found.as_dict(), indent=1)}
+            for ending, text in content.items():
+                store.write(f"compare.{ending}", text.encode())
+    console = TextConsole()
     table = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in found.runs:
@@ -190,10 +202,7 @@ def _run(runs: list[str], output: str | None) -> int:
         tests.add_row(pair.measure, f"{pair.first} / {pair.second}", *counts)
     console.print(tests)
     if output is not None:
-        content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(found.as_dict(), indent=1)}
-        for ending, text in content.items():
-            place_of(output).write(f"compare.{ending}", text.encode())
-        console.print(f"compare.html, .md and .json in {output}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"compare.html, .md and .json in {output}", soft_wrap=True)
     return HELD
 
 

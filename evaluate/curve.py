@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.model.identity import NOT_RESUMED
-from evaluate.results.drawing import load_matplotlib, write_picture
+from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
 from evaluate.runs.completed_run import read_run
+from evaluate.runs.places import writing
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -80,7 +81,9 @@ def draw_curve(curve: Curve, path: str | Path) -> None:
     for attack, marker in markers.items():
         own = [point for point in curve.points if point.attack == attack]
         spent = [max(1.0, point.evaluations) for point in own]
-        axes.plot(spent, [100 * point.accuracy.value for point in own], marker=marker, markersize=5, label=attack)
+        axes.plot(
+            spent, [100 * point.accuracy.value for point in own], marker=marker, markersize=5, label=in_legend(attack)
+        )
     ends = ((curve.clean, "clean", ":"), (curve.certified, "certified (exact)", "--"))
     for share, name, style in ends:
         if share is not None:
@@ -112,17 +115,18 @@ def main(
 def _run(runs: list[Path], output: str) -> int:
     if not output.endswith((".png", ".svg", ".pdf")):
         raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-    curve = read_curve(runs)
-    draw_curve(curve, output)
+    with writing(folder_of(output)):
+        curve = read_curve(runs)
+        draw_curve(curve, output)
     table = Table(title=curve.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("attack", "budget", "evaluations per image", "accuracy"):
         table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
     for point in curve.points:
         budget = "own" if point.budget is None else f"{point.budget:,}"
         table.add_row(point.attack, budget, f"{point.evaluations:,.0f}", f"{point.accuracy.value:.1%}")
-    console = Console(markup=False, emoji=False)  # names are text
+    console = TextConsole()
     console.print(table)
-    console.print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"drawn to {output}", soft_wrap=True)
     return HELD
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from evaluate.cli.command import HELD, status_of
-from evaluate.results.drawing import load_matplotlib, write_picture
+from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
+from evaluate.runs.places import writing
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,7 +64,7 @@ def draw(trainings: Sequence[Learning], path: str | Path) -> None:
             measured = [(epoch, row[key]) for epoch, row in enumerate(training.rows, 1) if row.get(key) is not None]
             if measured:
                 epochs, shares = [epoch for epoch, _ in measured], [100 * float(value) for _, value in measured]
-                name = f"{training.name}, " * (len(trainings) > 1)
+                name = in_legend(f"{training.name}, ") * (len(trainings) > 1)
                 label = name + (what if what == "clean" else f"certified ({what})")
                 axes.plot(epochs, shares, style, color=f"C{number}", marker=".", linewidth=1.2, label=label)
         for done in training.stages:
@@ -93,8 +94,9 @@ def main(
 def _run(checkpoints: list[str], output: str) -> int:
     if not output.endswith((".png", ".svg", ".pdf")):
         raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-    draw([read_learning(name) for name in checkpoints], output)
-    Console().print(f"drawn to {output}", highlight=False, soft_wrap=True, markup=False)
+    with writing(folder_of(output)):
+        draw([read_learning(name) for name in checkpoints], output)
+    TextConsole().print(f"drawn to {output}", soft_wrap=True)
     return HELD
 
 

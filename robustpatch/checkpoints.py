@@ -29,7 +29,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
 from robustpatch.networks.allowance import at_most
 from robustpatch.storage.sealing import BLANK_SEAL, read_tensors, seal_holds, sealed
-from robustpatch.storage.store import replace_file
+from robustpatch.storage.store import MOST_BYTES, replace_file
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Voting
 
@@ -162,6 +162,8 @@ def load_checkpoint(
     """
     path = _find(name)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         content = path.read_bytes()
         tensors, config = read_tensors(content, "robustpatch")
         if isinstance(config, dict) and SEAL in config and not seal_holds(content):  # older ones have none

@@ -24,6 +24,7 @@ from rich.console import Console
 from robustpatch.ablations.parse import parse_source
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.status import HELD, status_of
 from robustpatch.cli.text import LONGEST_SLUG, one_line, slug
 from robustpatch.data.images import ImageSet
@@ -33,9 +34,8 @@ from robustpatch.precision import check_device
 from robustpatch.storage.store import local_folder
 from robustpatch.storage.toml import read_toml
 from robustpatch.train import Channels, Classes, ImageSize, MeasureEvery, MeasureImages, SkipBroken, read_images, shown
-from robustpatch.training import distributed
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.loop import about, state, train
+from robustpatch.training.loop import about, distributed, state, train
 from robustpatch.voting.parse import parse_voting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -232,14 +232,14 @@ def main(
             dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
         with distributed.joined(device) as own:
-            shown_on = Console(stderr=True, quiet=distributed.rank() > 0)
+            shown_on = TextConsole(stderr=True, quiet=distributed.rank() > 0)
             for run in [run for run in runs if wanted is None or run.name in wanted]:
 
                 def progress(
                     number: int, config: TrainingConfig, run: Run = run
                 ) -> AbstractContextManager[dict[str, Any]]:
                     title = f"{run.name}, stage {number} of {len(run.stages)}"
-                    return shown(shown_on, len(images) // config.batch_size, title)
+                    return shown(shown_on, len(images) // config.batch_size, title, images.notes)
 
                 path = follow(
                     run,

@@ -5,7 +5,7 @@ By several processes that share each batch: torchrun --nproc-per-node=2 -m robus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from robustpatch.ablations.parse import parse_source
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.status import HELD, status_of
 from robustpatch.data.images import ImageSet, named_images
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device
-from robustpatch.training import distributed
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.loop import train
+from robustpatch.training.loop import distributed, train
 
 ImageSize = Annotated[
     str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")
@@ -168,8 +168,8 @@ def main(
             dataset, data_root, image_size=image_size, channels=channels, classes=classes, skip_broken=skip_broken
         )
         with distributed.joined(device) as own:
-            shown_on = Console(stderr=True, quiet=distributed.rank() > 0)
-            with shown(shown_on, len(images) // batch_size) as callbacks:
+            shown_on = TextConsole(stderr=True, quiet=distributed.rank() > 0)
+            with shown(shown_on, len(images) // batch_size, notes=images.notes) as callbacks:
                 train(
                     config,
                     images,
@@ -188,17 +188,17 @@ def main(
 
 
 def read_images(dataset: str, data_root: Path | None, **options: Any) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images, by the options of `named_images`; what was left out of a folder is said."""
+    """Training and validation images, by the options of `named_images`."""
     images, validation = (named_images(dataset, data_root, split, **options) for split in ("train", "validation"))
-    if images.left_out is not None:
-        Console(stderr=True).print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     return images, validation
 
 
 @contextmanager
-def shown(console: Console, steps: int, title: str | None = None) -> Iterator[dict[str, Any]]:
-    """Callbacks for `train` that show its progress through epochs of so many steps, under a `title`, from the first one
-    on: a call that is refused is refused in one line.
+def shown(
+    console: Console, steps: int, title: str | None = None, notes: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Callbacks for `train` that show its progress through epochs of so many steps, under a `title` and after
+    `notes` on the images, from the first one on: a call that is refused is refused in one line.
     """
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
@@ -224,6 +224,8 @@ def shown(console: Console, steps: int, title: str | None = None) -> Iterator[di
 
         def on_step(epoch: int, step: int, loss: float) -> None:
             if not progress.live.is_started:
+                for note in notes:
+                    console.print(note, soft_wrap=True)
                 if title is not None:
                     console.rule(title)
                 started.enter_context(progress)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from evaluate.audit.calling import CTRL_C, asked_for, explaining, interruptible, named
 from evaluate.audit.finding import Audit
@@ -18,11 +20,13 @@ from evaluate.audit.reproduce import again, load, replay
 from evaluate.audit.run import audit
 from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import one_line
-from robustpatch.data.images import load_images
+from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.store import Store, local_folder, replace_file
+from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
+from robustpatch.train import Channels, ImageSize, SkipBroken
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,6 +49,9 @@ def main(
         str | None, typer.Option(help="mnist, cifar10 or folder instead of the packaged sample.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
+    image_size: ImageSize = None,
+    channels: Channels = 3,
+    skip_broken: SkipBroken = False,
     shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None,
     alerts: Annotated[
@@ -73,6 +80,11 @@ def main(
     """
     if replay_file is not None:
         raise typer.Exit(status_of(lambda errors: explaining(errors, lambda: _replay(replay_file, target, factory))))
+
+    def load() -> ImageSet | None:
+        given = {"image_size": image_size, "channels": channels, "skip_broken": skip_broken}
+        return None if dataset is None else named_images(dataset, data_root, **given)
+
     raise typer.Exit(
         status_of(
             lambda errors: explaining(
@@ -82,15 +94,14 @@ def main(
                     factory,
                     patch,
                     images,
-                    dataset,
-                    data_root,
+                    load,
                     shape,
                     classes,
                     alerts,
                     budget,
                     seed,
                     time_limit,
-                    local_folder(output),
+                    Store(local_folder(output)),
                     as_json,
                     errors,
                 ),
@@ -104,32 +115,38 @@ def _run(
     factory: str | None,
     patch: str,
     images: int,
-    dataset: str | None,
-    data_root: Path | None,
+    load: Callable[[], ImageSet | None],
     shape: str | None,
     classes: int | None,
     alerts: bool,
     budget: int,
     seed: int,
     time_limit: float | None,
-    output: Path,
+    output: Store,
     as_json: bool,
     errors: Console,
 ) -> int:
     size = None if shape is None else _shape(shape)
-    data = None if dataset is None else load_images(dataset, data_root)
+    data = load()
     measured = (
         size or (data.image_shape if data is not None else None) or (1, 28 if target else 40, 28 if target else 40)
     )
     threat = parse_threat(patch, measured[1:])
     if images < 1:
         raise InvalidInput(f"images is {images}; it must be at least 1")
+    notes = [] if data is None else list(data.notes)
     x = None if data is None else data.batch(range(min(images, len(data))))[0]
     certifier, make = named(target, "target"), named(factory, "factory")
     asked = asked_for(target, factory)
     with ExitStack() as shown:
-        shown.enter_context(Store(output).held(alone=True))
+        shown.enter_context(output.held(alone=True))  # until the report is there, too
         status = shown.enter_context(errors.status("audit"))
+
+        def on_progress(what: str) -> None:
+            while notes:  # not before the call is found right: an error stands alone
+                errors.print(notes.pop(0), soft_wrap=True)
+            status.update(Text(what))
+
         limit = shown.enter_context(interruptible(Limit(time_limit), errors))
         done = audit(
             certifier,
@@ -145,19 +162,19 @@ def _run(
             output=output,
             asked=asked,
             limit=limit,
-            on_progress=lambda what: status.update(what),
+            on_progress=on_progress,
         )
         _write(done, output, asked)
-    console = Console()
+    console = TextConsole()
     if as_json:
-        console.print(json.dumps(done.as_dict()), highlight=False, soft_wrap=True, markup=False)
+        console.print(json.dumps(done.as_dict()), soft_wrap=True)
         return _status(done)
     console.print(table(done))
-    console.print(f"report.md and audit.json in {output.resolve()}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"report.md and audit.json in {Path(output.root).resolve()}", soft_wrap=True)
     for finding in done.findings:
         if finding.path is not None:
             command = f"see it again: {again(finding.path, asked)}"
-            console.print(command, highlight=False, soft_wrap=True, markup=False)
+            console.print(command, soft_wrap=True)
     return _status(done)
 
 
@@ -167,14 +184,10 @@ def _status(done: Audit) -> int:
     return INTERRUPTED if done.stopped == CTRL_C else HELD
 
 
-def _write(done: Audit, output: Path, asked: dict[str, Any]) -> None:
+def _write(done: Audit, output: Store, asked: dict[str, Any]) -> None:
     commands = [again(one.path, asked) for one in done.findings if one.path is not None]
-    try:
-        replace_file(output / "report.md", markdown(done, commands).encode())
-        content = json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1)
-        replace_file(output / "audit.json", content.encode())
-    except OSError as error:
-        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
+    output.write("report.md", markdown(done, commands).encode())
+    output.write("audit.json", json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1).encode())
 
 
 def _replay(path: Path, target: str | None, factory: str | None) -> int:
@@ -185,9 +198,9 @@ def _replay(path: Path, target: str | None, factory: str | None) -> int:
             f"replay is {path}, but no target and no factory are named, and a file names no code to run; if you trust "
             f"what it says that it was found with: {again(path.resolve(), note)}"
         )
-    console = Console()
+    console = TextConsole()
     said = one_line(f"{note['check']}, {note['severity']}: {note['sentence']}", 10_000)
-    console.print(said, highlight=False, markup=False)
+    console.print(said)
     certifier, make = named(target, "target"), named(factory, "factory")
     if make is None and certifier is not None:
         from evaluate.audit.run import own_factory

@@ -51,7 +51,7 @@ def explaining(errors: Console, run: Callable[[], int]) -> int:
         cause = _raised(error)
         if cause is not None:
             text = "".join(traceback.format_exception(cause, chain=False))
-            errors.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+            errors.print(text.rstrip(), soft_wrap=True)
         raise
 
 

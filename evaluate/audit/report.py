@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluate.audit.finding import Audit
+from robustpatch.cli.text import code_block
+from robustpatch.cli.text import markdown as literal
 
 _STYLES = {"broken": "bold red", "held": "bold green", "not tested": "bold yellow"}
 
@@ -43,11 +45,11 @@ def _others(audit: Audit) -> str:
 
 def table(audit: Audit) -> Group:
     """Findings, what the base was shown, what could not be tested, and the verdict."""
-    found = Table(title=Text(f"{audit.name}, {audit.threat} patch"), title_justify="left", box=SIMPLE_HEAD)
+    found = Table(title=f"{audit.name}, {audit.threat} patch", title_justify="left", box=SIMPLE_HEAD)
     for name in ("check", "severity", "times", "what"):
         found.add_column(name, no_wrap=name == "times", justify="right" if name == "times" else "left")
     for finding in audit.findings:
-        found.add_row(finding.check, finding.severity, str(finding.times), Text(finding.sentence))
+        found.add_row(finding.check, finding.severity, str(finding.times), finding.sentence)
     parts: list[Table | Text] = [found] if audit.findings else [Text("no findings")]
     parts += [Text(line) for line in audit.views]
     parts += [Text(f"not tested: {what}: {why}", style="yellow") for what, why in audit.untested]
@@ -56,23 +58,19 @@ def table(audit: Audit) -> Group:
 
 def markdown(audit: Audit, commands: Sequence[str] = ()) -> str:
     """The same as a file, with the commands that show the findings again."""
-    lines = [f"# {audit.name}, {audit.threat} patch", "", verdict(audit), ""]
+    lines = [f"# {literal(audit.name)}, {audit.threat} patch", "", literal(verdict(audit)), ""]
     if audit.findings:
         lines += ["| check | severity | times | what | file |", "| --- | --- | ---: | --- | --- |"]
         for one in audit.findings:
             file = "" if one.path is None else f"`{one.path.name}`"
-            lines.append(f"| {one.check} | {one.severity} | {one.times} | {_cell(one.sentence)} | {file} |")
+            lines.append(f"| {one.check} | {one.severity} | {one.times} | {literal(one.sentence)} | {file} |")
         lines.append("")
     if commands:
-        lines += ["## To see them again", "", "```", *commands, "```", ""]
+        lines += ["## To see them again", "", code_block(commands), ""]
     for title, items in (
         ("What the base was shown", list(audit.views)),
         ("What could not be tested", [f"{what}: {why}" for what, why in audit.untested]),
     ):
         if items:
-            lines += [f"## {title}", "", *(f"- {_cell(item)}" for item in items), ""]
+            lines += [f"## {title}", "", *(f"- {literal(item)}" for item in items), ""]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

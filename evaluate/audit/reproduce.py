@@ -24,23 +24,18 @@ from evaluate.audit.trial import shows_again
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
-from robustpatch.storage.store import replace_file
+from robustpatch.storage.store import Store
 from robustpatch.threats.parse import threat_from_dict
 
 WRITTEN = ("report.md", "audit.json")  # beside the findings, by the command line
 _NUMBERED = re.compile(r"\d\d-.*\.safetensors")
 
 
-def clear(output: Path) -> None:
-    """Make the folder, and remove the findings and the report that an earlier audit wrote there: none is to be taken
-    for one of the new audit. Raises `InvalidInput` where that cannot be done.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for path in _written(output):
-            path.unlink()
-    except OSError as error:
-        raise InvalidInput(f"output is {output}, which cannot be written to ({error}); name another folder") from error
+def clear(output: Store) -> None:
+    """Remove the findings and the report that an earlier audit wrote there: none is to be taken for one of the new."""
+    assert output.local is not None
+    for path in _written(output.local):
+        output.remove(path.name)
 
 
 def _written(output: Path) -> list[Path]:
@@ -56,13 +51,14 @@ def _is_finding(path: Path) -> bool:
         return False
 
 
-def save(finding: Finding, output: Path, number: int, asked: dict[str, Any]) -> Finding:
+def save(finding: Finding, output: Store, number: int, asked: dict[str, Any]) -> Finding:
     """Write `output`/NUMBER-CHECK.safetensors; `asked` names the certifier. The finding with its absolute path."""
-    path = output.resolve() / f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
+    name = f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
     about = {"check": finding.check, "severity": finding.severity, "sentence": finding.sentence}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in finding.tensors.items()}
-    replace_file(path, as_bytes(tensors, {"finding": json.dumps({**about, **finding.note, **asked})}))
-    return replace(finding, path=path)
+    output.write(name, as_bytes(tensors, {"finding": json.dumps({**about, **finding.note, **asked})}))
+    assert output.local is not None
+    return replace(finding, path=output.local.resolve() / name)
 
 
 def again(path: Path, asked: dict[str, Any]) -> str:

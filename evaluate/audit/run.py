@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
+from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.base import Patches, Threat
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -43,7 +45,7 @@ def audit(
     images: int = 32,
     budget: int = 2_000,
     seed: int = 0,
-    output: str | Path | None = None,
+    output: str | Path | Store | None = None,
     asked: dict[str, Any] | None = None,
     limit: int | float | Limit | None = None,
     on_progress: Progress = lambda _: None,
@@ -68,8 +70,9 @@ def audit(
             that declares `randomized = True` breaks none by -1 either, and may show its base other views at each call.
         budget: evaluations of each attack on a certified image; a factory's bases see some 50 times as many views, a
             shape and threat.
-        output: folder of the reproducers; None writes none, and what an earlier audit wrote there is removed. `asked`:
-            how the command line was told of the certifier.
+        output: folder of the reproducers, held for this audit alone; None writes none. What an earlier audit wrote
+            there is replaced at the end, so that one that is refused loses nothing. `asked`: how the command line was
+            told of the certifier.
         limit: seconds after which it ends with what it has found by then, or a `Limit`, which can also be told to
             `stop`. Then nothing is "held", and `untested` lists the steps that were not finished.
         on_progress: is told of each step: its name, its number, and an estimate of how long the rest takes.
@@ -83,14 +86,62 @@ def audit(
             raise InvalidInput(f"{name} is {value}; it must be at least 1")
     if target is None and factory is None:
         raise InvalidInput("target and factory are both None; give a certifier, or a factory that makes one, or both")
+    with _held(output) as store:
+        return _audit(
+            target,
+            factory,
+            threat,
+            x,
+            image_shape,
+            num_classes,
+            alerts,
+            images,
+            budget,
+            seed,
+            store,
+            asked,
+            limit,
+            on_progress,
+            started,
+        )
+
+
+@contextmanager
+def _held(output: str | Path | Store | None) -> Iterator[Store | None]:
+    """The output for this audit alone, found to be writable before any work; None for none."""
+    if output is None:
+        yield None
+        return
+    store = output if isinstance(output, Store) else Store(local_folder(output))
+    with store.held(alone=True):
+        store.check_writable()
+        yield store
+
+
+def _audit(
+    target: Any,
+    factory: Factory | None,
+    threat: Threat,
+    x: Float[Tensor, "B C H W"] | None,
+    image_shape: tuple[int, int, int] | None,
+    num_classes: int | None,
+    alerts: bool | int,
+    images: int,
+    budget: int,
+    seed: int,
+    store: Store | None,
+    asked: dict[str, Any] | None,
+    limit: int | float | Limit | None,
+    on_progress: Progress,
+    started: float,
+) -> Audit:
+    """`audit` in an output that is held, or in none."""
     generator = torch.Generator().manual_seed(seed)
     findings: list[Finding] = []
     untested: list[tuple[str, str]] = []
     made = _classes(target, num_classes)
     factory = factory or own_factory(target)
     shape = image_shape or (1, 40, 40)
-    if output is not None:
-        clear(Path(output))
     names = []
     for one in threat.threats:
         names += (_STEPS if target is not None else []) + (steps(shape, one) if factory else [])
@@ -133,8 +184,9 @@ def audit(
     threats = set(map(str, threat.threats))
     named = any(is_named(one, threats, shapes) for one in findings if one.severity == "broken certificate")
     found = gather(findings, threats, shapes)
-    if output is not None:
-        found = [save(one, Path(output), n, {}) for n, one in enumerate(found)]
+    if store is not None:
+        clear(store)
+        found = [save(one, store, n, {}) for n, one in enumerate(found)]
     name = (
         (asked or {}).get("target")
         or (asked or {}).get("factory")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import wraps
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.cli.command_line import WRONG_CALL, Command, refused
 from robustpatch.cli.status import BROKEN, HELD, INTERNAL, INTERRUPTED, status_of
+from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 
@@ -127,28 +128,44 @@ def circumstances(device: str) -> dict[str, Any]:
 def progress_bar(console: Console) -> Progress:
     """What is being done, how far it is, and for how long it has been."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
     )
 
 
 @contextmanager
-def showing(console: Console, total: int, *, plain: bool = False, quiet: bool = False) -> Iterator[Shown]:
+def showing(
+    console: Console, total: int, *, plain: bool = False, quiet: bool = False, notes: Sequence[str] = ()
+) -> Iterator[Shown]:
     """A callback for how far work is and what is done: a bar on a terminal, lines elsewhere or if `plain`.
 
-    Nothing is shown before the first call: an error stands alone. Lines come when a number changes, and every half
+    Nothing is shown before the first call: an error stands alone. Then the `notes` that there are by then come first,
+    a line each, also if `quiet`. Lines come when a number changes, and every half
     minute.
     """
+    noted = 0
+
+    def note() -> None:
+        nonlocal noted
+        while noted < len(notes):
+            noted += 1
+            console.print(notes[noted - 1], soft_wrap=True)
+
     if quiet:
-        yield lambda *_: None
+        yield lambda *_: note()
         return
     if plain or not console.is_terminal:
         last = (-1, 0.0)
 
         def line(finished: int, what: str) -> None:
             nonlocal last
+            note()
             if finished != last[0] or time.monotonic() - last[1] > LINE_EVERY:
                 last = (finished, time.monotonic())
-                console.print(f"{finished}/{total} {what}", style=None, highlight=False, markup=False, soft_wrap=True)
+                console.print(f"{finished}/{total} {what}", style=None, soft_wrap=True)
 
         yield line
         return
@@ -157,8 +174,9 @@ def showing(console: Console, total: int, *, plain: bool = False, quiet: bool = 
         task = progress.add_task("", total=total)
 
         def move(finished: int, what: str) -> None:
+            note()
             if not progress.live.is_started:
                 started.enter_context(progress)
-            progress.update(task, completed=finished, description=what)
+            progress.update(task, completed=finished, description=one_line(what))
 
         yield move

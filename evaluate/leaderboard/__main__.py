@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,9 @@ from evaluate.leaderboard.rows import Row, measure, plan
 from evaluate.leaderboard.table import cells, markdown, parquet
 from evaluate.leaderboard.table import ordered as ranking
 from evaluate.results.drawing import write_figure
-from evaluate.runs.places import place_of
+from evaluate.runs.places import room_of_run, writing
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -68,22 +70,22 @@ def _run(
     entries = [entry for entry in board.entries if wanted is None or entry.name in wanted]
     around = circumstances(check_device(entries[0].options.device))
     images = _images(board)
-    if images.left_out is not None:
-        errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
-    store = place_of(f"runs/{path.stem}" if output is None else output)
-    store.check_writable()
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
     rows: list[Row] = []
-    with showing(errors, total) as on_progress:
-        done = 0
-        for one in planned:
-            rows.append(measure(one, images, store, lambda more, what, at=done: on_progress(at + more, what)))
-            done += one.settings.num_images + one.entry.attacked_images
-    _write(board, rows, store, around)
-    console = Console(markup=False, emoji=False)  # names are text
+    with ExitStack() as open_until_written:
+        place = f"runs/{path.stem}" if output is None else output
+        room = room_of_run(total, 8, images.image_shape, 0)  # of up to eight attacks
+        store = open_until_written.enter_context(writing(place, alone=True, room=room))
+        with showing(errors, total, notes=images.notes) as on_progress:
+            done = 0
+            for one in planned:
+                rows.append(measure(one, images, store, lambda more, what, at=done: on_progress(at + more, what)))
+                done += one.settings.num_images + one.entry.attacked_images
+        _write(board, rows, store, around)
+    console = TextConsole()
     _show(console, board.title, rows)
-    console.print(f"leaderboard.md, .parquet, .png and .json in {store}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"leaderboard.md, .parquet, .png and .json in {store}", soft_wrap=True)
     return BROKEN if any(row.broken for row in rows) else HELD
 
 

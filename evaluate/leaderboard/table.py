@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -11,15 +10,8 @@ import pyarrow.parquet as pq
 from evaluate.cli.options import Options
 from evaluate.leaderboard.rows import Row
 from evaluate.results.metrics import Share
+from robustpatch.cli.text import markdown as literal
 from robustpatch.cli.text import one_line
-
-_MARKS = re.compile(r"([\\`*_\[\]<>|])")
-
-
-def plain(text: str) -> str:
-    """Text that means itself: neither Markdown nor HTML, and on one line."""
-    return _MARKS.sub(r"\\\1", one_line(text))
-
 
 _HEAD = (
     "defense",
@@ -47,20 +39,20 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """The board: a line for each row, what the columns mean, and how each row is trained again."""
     ranked = ordered(rows)
-    lines = [f"# {plain(title)}", "", *table(ranked), "", *(f"- {plain(note)}" for note in _notes(ranked))]
+    lines = [f"# {literal(title)}", "", *table(ranked), "", *(f"- {literal(note)}" for note in _notes(ranked))]
     commands = [(row.entry.name, row.entry.retrain) for row in ranked if row.entry.retrain is not None]
     if commands:
         lines += ["", "Trained by (each with `--data-root DIR`):", ""]
-        lines += [f"- {plain(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands]
+        lines += [f"- {literal(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands]
     sources = list(dict.fromkeys(row.entry.source for row in ranked if row.entry.source is not None))
     if sources:
-        lines += ["", "Published numbers:", "", *(f"- {plain(source)}" for source in sources)]
+        lines += ["", "Published numbers:", "", *(f"- {literal(source)}" for source in sources)]
     return "\n".join(lines) + "\n"
 
 
 def table(ranked: Sequence[Row]) -> list[str]:
     """The Markdown table alone."""
-    head, *lines = (f"| {' | '.join(map(plain, line))} |" for line in cells(ranked))
+    head, *lines = (f"| {' | '.join(map(literal, line))} |" for line in cells(ranked))
     return [head, f"| --- {'| ---: ' * (len(_HEAD) - 1)}|", *lines]
 
 

@@ -86,7 +86,7 @@ def load_model(
             if value is not None and counted is not None and counted.voting != loaded.smoothed.voting:
                 raise InvalidInput(f"{option} is {value}, but {defense} counts {counted.voting}; drop --{option}")
     model.to(device, precision)
-    model.requires_grad_(False)
+    without_gradients(model)
     return replace(loaded, model=model)
 
 
@@ -130,7 +130,7 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
             f"model is {name}, a {type(found).__name__}; name a torch.nn.Module or a function without arguments that "
             "returns one (any other certifier: python -m evaluate.audit)"
         )
-    return found.eval().requires_grad_(False).to(device, precision)
+    return without_gradients(found.eval()).to(device, precision)
 
 
 @torch.no_grad()
@@ -187,3 +187,10 @@ def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClass
 def _sampled(loaded: Checkpoint, sampling: Sampling) -> RandomizedClassifier:
     randomized = "sampling" in as_classifier(loaded.model).describe()
     return RandomizedClassifier.of(as_classifier(loaded.model) if randomized else loaded.smoothed, sampling)
+
+
+def without_gradients(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, whose weights want no gradients from now on: also TorchScript's, which knows no `requires_grad_`."""
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    return model

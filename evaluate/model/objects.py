@@ -10,6 +10,8 @@ from typing import Any
 
 from robustpatch.errors import InvalidInput
 
+_WEIGHTS = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors", ".onnx")
+
 
 def named_object(text: str, option: str) -> Any:
     """The object NAME of "FILE.py:NAME" or "PACKAGE.MODULE:NAME"; NAME may have dots.
@@ -18,6 +20,11 @@ def named_object(text: str, option: str) -> Any:
     Raises `InvalidInput`, naming `option`, where there is no such file, module or object.
     """
     where, _, name = text.rpartition(":")
+    if text.partition(":")[0].endswith(_WEIGHTS):
+        raise InvalidInput(
+            f"{option} is {text!r}, a file of weights, which names no network to run; write a function that makes the "
+            "network and loads them (torch.jit.load, load_state_dict), and name it as FILE.py:NAME"
+        )
     if not where or not name:
         raise InvalidInput(f"{option} is {text!r}; use FILE.py:NAME or PACKAGE.MODULE:NAME")
     found: Any = module_of(text, option)
@@ -41,6 +48,8 @@ def module_of(text: str, option: str) -> Any:
         known = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(path)), None)
         if known is not None:
             return known
+        if (path.parent / "__init__.py").is_file():
+            return _of_package(path)
         sys.path.insert(0, str(path.parent))  # for what it imports from beside itself
         spec = importlib.util.spec_from_file_location(
             path.stem if path.stem not in sys.modules else f"_{path.stem}", path
@@ -63,3 +72,18 @@ def module_of(text: str, option: str) -> Any:
         if error.name is None or not where.startswith(error.name):  # one that the module itself wants
             raise
         raise InvalidInput(f"{option} is {text!r}, but there is no module {error.name}; run from its folder") from error
+
+
+def _of_package(path: Path) -> Any:
+    """The module of a file inside a package, under its full name, by which it can import its neighbours."""
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        parts, folder = [folder.name, *parts], folder.parent
+    sys.path.insert(0, str(folder))
+    found = importlib.import_module(".".join(parts))
+    if getattr(found, "__file__", None) != str(path):
+        raise InvalidInput(
+            f"{path} is {'.'.join(parts)} of its package, but another module of that name, "
+            f"{getattr(found, '__file__', None)}, comes first; rename the package"
+        )
+    return found

@@ -9,7 +9,9 @@ from rich.console import Console
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.report.write import write_report
+from evaluate.runs.places import place_of, writing
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,7 +27,9 @@ def main(
     """
 
     def work(_: Console) -> int:
-        Console().print(f"report in {write_report(run, output)}", highlight=False, soft_wrap=True, markup=False)
+        place_of(run)  # refused before anything is made
+        with writing(run if output is None else output) as store:
+            TextConsole().print(f"report in {write_report(run, store)}", soft_wrap=True)
         return HELD
 
     raise typer.Exit(status_of(work))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from evaluate.report.data import Report
 from evaluate.report.page import certified_name, facts, headline, interval, notes, outcome_names, parts, percent
 from evaluate.results.metrics import Share
+from robustpatch.cli.text import code_block
+from robustpatch.cli.text import markdown as literal
 
 
 def markdown(report: Report) -> str:
     """The same as the page, its pictures as tables; what comes from names is escaped."""
-    lines = [f"# {_text(report.title)}"]
+    lines = [f"# {literal(report.title)}"]
     if not report.finished:
         lines.append(f"**UNFINISHED**: {report.images:,} of {report.planned:,} images; all that follows is of those.")
     word, _, sentence = report.verdict.partition(": ")
-    lines += [f"**{word}**: {_text(sentence)}.", _headline(report)]
+    lines += [f"**{word}**: {literal(sentence)}.", _headline(report)]
     rows = [(part["name"], part["count"], percent(part["share"])) for part in parts(report)]
-    lines += [_table(("of all images", "images", "share"), rows), _text(report.assumption)]
-    lines += [_text(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
+    lines += [_table(("of all images", "images", "share"), rows), literal(report.assumption)]
+    lines += [literal(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
     certifies = report.summary["certified_exact"] is not None
     lines += ["## Certified accuracy against patch size"] if certifies else []
     if report.sides:
@@ -36,7 +37,7 @@ def markdown(report: Report) -> str:
     lines.append("## How to repeat the run")
     commands = ([report.command] if report.command else []) + report.replays
     if commands:
-        lines.append("\n".join(["```", *(command.replace("```", "'''") for command in commands), "```"]))
+        lines.append(code_block(commands))
     lines.append(_table(("name", "value"), notes(report)))
     return "\n\n".join(lines) + "\n"
 
@@ -76,9 +77,4 @@ def _short(share: Share | None) -> str:
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(_text(str(cell)) for cell in line) + " |" for line in lines)
-
-
-def _text(text: str) -> str:
-    """Text that means itself: neither Markdown nor HTML, and on one line."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return "\n".join("| " + " | ".join(literal(str(cell)) for cell in line) + " |" for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluate.runs.places import place_of
+from robustpatch.cli.text import visible
 from robustpatch.storage.store import Store
 
 if TYPE_CHECKING:
@@ -27,13 +28,30 @@ def load_matplotlib() -> None:
 
 
 def write_figure(store: Store, name: str, figure: Figure, **options: Any) -> None:
-    """Write it in the format that the name ends in."""
+    """Write it in the format that the name ends in; what it says is text, and no formula between dollar signs."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(visible(text.get_text()))
     content = BytesIO()
     figure.savefig(content, format=name.rpartition(".")[2], **options)
     store.write(name, content.getvalue())
 
 
+def in_legend(name: str) -> str:
+    """A label that says `name`: matplotlib leaves out those that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def write_picture(path: str | Path, figure: Figure) -> None:
     """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
-    folder, _, name = str(path).rpartition("/")
-    write_figure(place_of(folder or "."), name, figure, dpi=150)
+    name = str(path).rpartition("/")[2]
+    write_figure(place_of(folder_of(path)), name, figure, dpi=150)
+
+
+def folder_of(path: str | Path) -> str:
+    """The folder of a picture, or the place that fsspec knows."""
+    folder, slash, _ = str(path).rpartition("/")
+    return folder or slash or "."

@@ -29,7 +29,7 @@ def summary_table(
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
     time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
     """
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("clean", *_share(summary.clean), end_section=summary.certified_exact is None)

@@ -21,8 +21,10 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
+from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes
@@ -30,6 +32,9 @@ from robustpatch.voting.votes import Scored, Votes
 Outcome = Literal["violated", "certified", "broken", "standing", "wrong"]
 SHOWN: tuple[Outcome, ...] = ("violated", "certified", "broken", "standing")
 _SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
+_MOST_BYTES = 2**30  # of all arrays of a file: a thousand images of three channels have a third of that
+_KINDS = {"|u1": ANY, "<i2": ANY, "<i4": ANY}
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error, EOFError)
 _MAPS = 4  # of an `AnyOf`, those of the worst members
 
 
@@ -219,19 +224,22 @@ def write_exhibits(output: str | Path | Store, name: str, exhibits: Sequence[Exh
     arrays: dict[str, np.ndarray] = {}
     notes = [_pack(exhibit, arrays) for exhibit in exhibits]
     content = BytesIO()
-    np.savez_compressed(content, allow_pickle=False, notes=np.array(json.dumps(notes)), **arrays)
+    text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+    np.savez_compressed(content, allow_pickle=False, notes=text, **arrays)
     Store.of(output).write(name, content.getvalue())
     return True
 
 
 def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
-    """The exhibits of one file, which messages call `name`. Raises `InvalidInput` where it holds none."""
+    """The exhibits of one file, which messages call `name`. Raises `InvalidInput` where it holds none, or so much that
+    it would take more than `_MOST_BYTES` of memory.
+    """
     try:
-        with np.load(BytesIO(content), allow_pickle=False) as arrays:
-            return [_exhibit(note, arrays) for note in read_json(str(arrays["notes"]))]
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error, EOFError) as error:
+        arrays = read_all_arrays(content, _KINDS, _MOST_BYTES)
+        return [_exhibit(note, arrays) for note in read_json(arrays["notes"].tobytes())]
+    except _DAMAGED as error:
         raise InvalidInput(
-            f"exhibits {name} are damaged ({error}); repeat the run's command, which makes them again"
+            f"exhibits {name} are damaged ({one_line(error, 200)}); repeat the run's command, which makes them again"
         ) from error
 
 

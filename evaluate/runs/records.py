@@ -16,6 +16,7 @@ from attacks.occlusion import CONTROLS
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.shards import DamagedShard, check_files, files_of, read_file, read_table, write_table
 from robustpatch.errors import InvalidInput
+from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
 
 TIMES = ("seconds",)  # the only fields in which two equal runs may differ
@@ -200,7 +201,7 @@ def write_shard(
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
     about: dict[str, str] = {}
     if float32_deviation is not None:
-        about[_DEVIATION.decode()] = repr(float32_deviation)
+        about[_DEVIATION.decode()] = json.dumps(float32_deviation)
     if probe is not None:
         about[_PROBE.decode()] = json.dumps(probe)
     if worker is not None:
@@ -226,28 +227,37 @@ def read_shard(output: str | Path | Store, name: str, run: str | None = None, *,
 
 def read_deviation(output: str | Path | Store) -> float | None:
     """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
-    return max((float(one[_DEVIATION]) for one in _notes(output) if _DEVIATION in one), default=None)
+    return max((float(one) for one in _all_about(output, _DEVIATION) if isinstance(one, int | float)), default=None)
 
 
 def read_workers(output: str | Path | Store) -> list[dict[str, Any]]:
     """What the workers of a cluster that made the run's records said of themselves, in the order of the images, each
     once; nothing of records that were made in the driver's own process.
     """
-    found = [json.loads(one[_WORKER]) for one in _notes(output) if _WORKER in one]
+    found = [one for one in _all_about(output, _WORKER) if isinstance(one, dict)]
     return [one for number, one in enumerate(found) if one not in found[:number]]
 
 
-def _notes(output: str | Path | Store) -> list[dict[bytes, bytes]]:
-    """What the shards say beside their records."""
+def _all_about(output: str | Path | Store, key: bytes) -> list[Any]:
+    """What each shard's metadata say under `key`, in the order of the images."""
     store = Store.of(output)
     run = run_of(store)
-    return [read_table(store, name, SCHEMA, run).schema.metadata for name in store.names("records", ".parquet")]
+    shards = store.names("records", ".parquet")
+    return [_about(store, name, read_table(store, name, SCHEMA, run), key) for name in shards]
 
 
 def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:
     """What the model answered the patched images of a shard; None where they were not asked."""
-    about = read_table(output, name, SCHEMA, run_of(output)).schema.metadata
-    return json.loads(about[_PROBE]) if _PROBE in about else None
+    store = Store.of(output)
+    return _about(store, name, read_table(store, name, SCHEMA, run_of(store)), _PROBE)
+
+
+def _about(store: Store, name: str, table: pa.Table, key: bytes) -> Any:
+    """What a shard's metadata say under `key`; None where they say nothing."""
+    try:
+        return read_json(table.schema.metadata.get(key, b"null"))
+    except ValueError as error:
+        raise DamagedShard(store.path(name), f"its {key.decode()} is no JSON") from error
 
 
 def read_file_of(output: str | Path | Store, name: str, file: str) -> bytes | None:

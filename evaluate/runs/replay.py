@@ -136,4 +136,4 @@ def _judged(example: Counterexample, model: torch.nn.Module, device: str, consol
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(one_line(text, 10_000), highlight=False, soft_wrap=True, markup=False)
+    console.print(one_line(text, 10_000), soft_wrap=True)

@@ -22,7 +22,8 @@ from evaluate.model.identity import NOT_RESUMED, identity_of, package_code, pack
 from evaluate.model.recheck import Recheck
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.counterexample import save_counterexample
-from evaluate.runs.gallery import exhibits_name, write_exhibits
+from evaluate.runs.gallery import SHOWN, exhibits_name, write_exhibits
+from evaluate.runs.places import room_of_run
 from evaluate.runs.records import Record, read_probe, read_records, read_shard, shard_name, write_shard
 from evaluate.runs.run_identity import claim, images_sha256, release
 from evaluate.runs.shards import DamagedShard
@@ -210,7 +211,7 @@ def _all(
         ((one, read_shard(store, name, job.run), read_probe(store, name)) for one, name in names.items()), str(store)
     )
     if missing:
-        store.check_writable()
+        store.check_writable(_room(job, images, sum(map(len, missing))))
         work(job, images, missing, lambda more, what: on_progress(finished + more, what))
     left = _missing(job, batches, lambda *_: None)
     if left:
@@ -223,6 +224,13 @@ def _all(
     check_whole(records, total, job.attacks, job.threat)
     on_progress(total, "done")
     return records
+
+
+def _room(job: Job, images: ImageSet, number: int) -> int:
+    """Bytes that so many images still need."""
+    settings = job.settings
+    shown = len(SHOWN) * (2 * settings.gallery + -(-number // settings.batch_size)) if settings.gallery else 0
+    return room_of_run(number, len(job.attacks) * len(job.threat.threats), images.image_shape, shown)
 
 
 def _with_note(own: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evaluate.runs.bounded_parquet import read_parquet
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
+from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.sealing import BLANK_SEAL, seal_holds, sealed
 from robustpatch.storage.store import Store
 
@@ -45,21 +48,33 @@ def read_table(output: str | Path | Store, name: str, schema: pa.Schema, run: st
     content = store.read(name)
     if not seal_holds(content):
         raise DamagedShard(store.path(name), "its checksum is wrong or missing")
-    table = pq.read_table(pa.BufferReader(content))
+    try:
+        table = read_parquet(content)
+        about = table.schema.metadata or {}
+        files_of(table)
+    except ValueError as error:  # sealed, but not by what seals here
+        raise DamagedShard(store.path(name), one_line(error, 200)) from error
     if not table.schema.equals(schema):
         missing = sorted(set(_columns(schema)) - set(_columns(table.schema)))
         older = f": without {', '.join(missing)}, {_OLD}" if missing else ""
         raise DamagedShard(store.path(name), f"it has other columns{older}")
-    if _FILES not in table.schema.metadata:
+    if _FILES not in about:
         raise DamagedShard(store.path(name), _OLD)
-    if table.schema.metadata[_RUN] != run.encode():
+    if about.get(_RUN) != run.encode():
         raise DamagedShard(store.path(name), "it is of another run")
     return table
 
 
 def files_of(table: pa.Table) -> dict[str, str]:
-    """The files that belong to a table, and the SHA-256 of each."""
-    return json.loads(table.schema.metadata[_FILES])
+    """The files that belong to a table, and the SHA-256 of each. Raises `ValueError` for what is no such list."""
+    found = read_object((table.schema.metadata or {}).get(_FILES, b"{}"))
+    if not all(isinstance(digest, str) and _is_inside(file) for file, digest in found.items()):
+        raise ValueError("its list of files names none under it")
+    return found
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
 
 def check_files(output: str | Path | Store, name: str, table: pa.Table) -> None:
@@ -86,8 +101,11 @@ def whose(output: str | Path | Store, name: str) -> str | None:
     content = Store.of(output).read(name)
     if not seal_holds(content):
         return None
-    about = pq.read_schema(pa.BufferReader(content)).metadata
-    return about[_RUN].decode() if _RUN in about else ""
+    try:
+        about = pq.read_schema(pa.BufferReader(content)).metadata or {}
+        return about.get(_RUN, b"").decode()
+    except (pa.ArrowException, OSError, ValueError):
+        return None
 
 
 def _columns(schema: pa.Schema) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluate.model.configured import without_gradients
 from evaluate.model.identity import package_code
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.runner import Job
@@ -42,7 +43,7 @@ class Worker:
             raise InvalidInput(
                 f"output is {job.store}, which the worker on {host} does not see; name one that all machines share"
             )
-        model = job.model.to(device).requires_grad_(False)
+        model = without_gradients(job.model.to(device))
         smoothed = guarded_classifier(as_classifier(model))
         about = {
             "host": host,

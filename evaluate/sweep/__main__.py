@@ -26,6 +26,8 @@ from evaluate.sweep.runner import SweepSettings, sweep
 from evaluate.sweep.table import markdown
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, names
 from robustpatch.cli.command_line import Command
+from robustpatch.cli.consoles import TextConsole
+from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -128,8 +130,6 @@ def _run(
     if split not in ("test", "validation"):
         raise InvalidInput(f"split is {split!r}; use test or validation")
     images = load()
-    if images.left_out is not None:
-        errors.print(f"left out: {images.left_out}", highlight=False, soft_wrap=True, markup=False)
     settings = SweepSettings(
         votings=_votings(theta, top1),
         patches=tuple(parse_threat(one, images.image_shape[1:]) for one in patch),
@@ -152,8 +152,10 @@ def _run(
 
         def on_progress(finished: int, what: str) -> None:
             if not progress.live.is_started:  # not before the call is found right: an error stands alone
+                for note in images.notes:
+                    errors.print(note, soft_wrap=True)
                 shown.enter_context(progress)
-            progress.update(task, completed=finished, description=what)
+            progress.update(task, completed=finished, description=one_line(what))
 
         run = sweep(loaded, images, settings, store, configuration=configuration, on_progress=on_progress)
     found = settings_of(run)
@@ -178,15 +180,10 @@ def _run(
         indent=1,
     )
     store.write("summary.json", content.encode())
-    console = Console()
-    console.print(text, highlight=False, soft_wrap=True, markup=False, end="")
+    console = TextConsole()
+    console.print(text, soft_wrap=True, end="")
     drawn = ", ".join(pictures)
-    console.print(
-        f"\nrows, table.md, summary.json and pictures ({drawn}; and SVG) in {output}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    console.print(f"\nrows, table.md, summary.json and pictures ({drawn}; and SVG) in {output}", soft_wrap=True)
     return HELD
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.results.drawing import load_matplotlib, write_figure
+from evaluate.results.drawing import in_legend, load_matplotlib, write_figure
 from evaluate.results.published import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
@@ -130,7 +130,7 @@ def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
             marker=marker,
             markersize=4,
             linewidth=1,
-            label=name,
+            label=in_legend(name),
         )
         for setting in own:
             at = (100 * setting.clean.value, 100 * setting.exact[patch].value)
@@ -160,7 +160,7 @@ def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) 
         own = [setting for setting in some if setting.voting == voting]
         colors = colormaps["viridis"].resampled(max(2, len(own) + 1))
         for number, setting in enumerate(own):
-            label = f"{setting.checkpoint}, median {setting.median_side:g}"
+            label = in_legend(f"{setting.checkpoint}, median {setting.median_side:g}")
             _curve(axes, sides, setting.exact_by_side, setting.clean.total, color=colors(number), label=label)
         axes.set_title(f"{family}, {voting}", fontsize=10)
     axes = panels[-1]

@@ -17,7 +17,7 @@ from evaluate.runs.run_identity import run_of
 from evaluate.runs.shards import DamagedShard, read_table, write_table
 from robustpatch.certificates.exact import Method
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.bounded_json import read_json, read_object
 from robustpatch.storage.store import Store
 
 _SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
@@ -131,4 +131,8 @@ def _read(
     """The rows, seconds, and the distance from float32."""
     table = read_table(output, name, whole, run)
     about = table.schema.metadata
-    return table.replace_schema_metadata(None), json.loads(about[_SECONDS]), json.loads(about.get(_DEVIATION, b"null"))
+    try:
+        seconds, deviation = read_object(about[_SECONDS]), read_json(about.get(_DEVIATION, b"null"))
+    except (KeyError, ValueError) as error:
+        raise DamagedShard(Store.of(output).path(name), "what it says of its making is no JSON") from error
+    return table.replace_schema_metadata(None), seconds, deviation

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evaluate.model.float32 import off_float32
 from evaluate.model.identity import package_code
+from evaluate.runs.places import room_of_sweep
 from evaluate.runs.run_identity import claim, images_sha256, release
 from evaluate.runs.runner import Progress
 from evaluate.sweep.records import (
@@ -191,7 +192,7 @@ def _sweep(
             if found is None:
                 continue
             if not writable:
-                store.check_writable()
+                store.check_writable(room_of_sweep(len(checkpoints) * total, len(settings.votings), len(whole)))
                 writable = True
             again = f" (once more: its shard is damaged, {found})" if found else ""
             on_progress(number * total + first, name + again)

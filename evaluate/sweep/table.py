@@ -8,6 +8,7 @@ from evaluate.results.metrics import Share
 from evaluate.results.published import LEVINE_FEIZI, published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import Run
+from robustpatch.cli.text import markdown as literal
 
 _WORDS = ("ablation", "voting", "checkpoint", "setting")  # columns that hold no numbers
 _NOT_NOTED = "† the paper's best threshold; which of 0.2, 0.3 and 0.4 it is was not noted"
@@ -64,7 +65,7 @@ def _by_setting(dataset: str, settings: Sequence[Setting], choice: Choice | None
             cells = (
                 f"{mark}{setting.ablation}{mark}",
                 setting.voting,
-                setting.checkpoint,
+                literal(setting.checkpoint),
                 _share(setting.clean),
                 _share(setting.margin[patch]),
                 f"{mark}{_share(setting.exact[patch])}{mark}",
@@ -89,14 +90,15 @@ def _unknown_side(settings: Sequence[Setting], choice: Choice | None) -> list[st
         return lines + [_row((str(m), _percent(envelope(settings)[m - 1], settings))) for m in sides]
     fixed = choice.for_all_sides(settings)
     lines = [
-        f"One setting fixed for all sides, {fixed} (median {fixed.median_side:g}), against the best for each side;"
+        f"One setting fixed for all sides, {literal(fixed)} (median {fixed.median_side:g}), against the best for each "
+        "side;"
     ]
     lines += [f"both chosen on {choice.images}.", ""]
     lines += _header(("side", "fixed (exact)", "best for the side (exact)", "setting"))
     for m in sides:
         best = choice.at_side(settings, m)
         accuracies = (_percent(s.exact_by_side[m - 1], settings) for s in (fixed, best))
-        lines.append(_row((str(m), *accuracies, str(best))))
+        lines.append(_row((str(m), *accuracies, literal(best))))
     return lines
 
 

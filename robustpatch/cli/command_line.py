@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 
@@ -23,9 +23,9 @@ _Usage: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if ki
 
 def refused(error: Exception) -> None:
     """Say why in one line, whatever the message holds: names and files of others are in it."""
-    console = Console(stderr=True)
+    console = TextConsole(stderr=True)
     text = f"error: {one_line(error, 4_000)}"
-    console.print(text, style="red", highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(text, style="red", soft_wrap=True)
 
 
 def check_value(name: str, value: Any) -> None:

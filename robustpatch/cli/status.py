@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from robustpatch.cli.command_line import WRONG_CALL, refused
+from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
 
 HELD, BROKEN, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143
@@ -35,7 +36,7 @@ def status_of(
     line `interrupted`. 3: a defect, shown with its traceback, or code of others, such as a model's, that asked for the
     end of the program (`sys.exit`) or raised KeyboardInterrupt: it is named.
     """
-    errors = Console(stderr=True)
+    errors = TextConsole(stderr=True)
     try:
         with signals():
             return run(errors)
@@ -54,7 +55,7 @@ def status_of(
         return INTERNAL
     except BaseException as error:
         errors.print_exception()
-        errors.print(f"internal error: {ended_by(error)}", highlight=False, soft_wrap=True, markup=False)
+        errors.print(f"internal error: {ended_by(error)}", soft_wrap=True)
         return INTERNAL
 
 

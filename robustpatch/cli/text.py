@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _MOST = 2_000  # characters of one message
+_MARKS = re.compile(r"([\\`*_\[\]<>|~$]|&(?=[#A-Za-z]))")  # what Markdown or HTML inside it would obey
 LONGEST_SLUG = 100
 
 
@@ -12,9 +14,27 @@ def one_line(text: object, most: int = _MOST) -> str:
     """The text on one line, at most `most` characters: white space becomes single spaces, and each character that a
     terminal or a page would obey and not show (escapes, changes of direction, halves of a character) its code.
     """
-    line = " ".join(str(text).split())
-    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in line)
+    line = visible(" ".join(str(text).split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def visible(text: str) -> str:
+    """The text with the code of each character that would be obeyed and not shown, but for ends of lines."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def markdown(text: object) -> str:
+    """The text as Markdown that means itself: no mark-up, HTML or formula, and on one line."""
+    return _MARKS.sub(r"\\\1", one_line(text))
+
+
+def code_block(lines: Iterable[str]) -> str:
+    """The lines as a block of code in Markdown that none of them ends."""
+    return "\n".join(["```", *(visible(line).replace("```", "'''") for line in lines), "```"])
 
 
 def slug(text: str) -> str:

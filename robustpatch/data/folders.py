@@ -10,7 +10,7 @@ from pathlib import Path
 from robustpatch.cli.text import one_line
 from robustpatch.data.pictures import EXTENSIONS, Unreadable, look, picture
 
-_DECODED = 2**25  # pixels of all pictures together, up to which each is decoded too, not only its header read
+_DECODED = 2**25  # pixels that are decoded, of so many files, spread evenly, as have them; it takes about a second
 _NAMED = 10  # files that a refusal names
 
 
@@ -24,6 +24,17 @@ class Folder:
     files: list[tuple[Path, int]]
     size: tuple[int, int] | None
     broken: dict[Path, str] = field(default_factory=dict)
+    undecoded: int = 0  # files of which the header was read, and the end of PNG and JPEG, but not what is between
+
+    @property
+    def what_was_not_decoded(self) -> str | None:
+        """How many files were not, and what that means; None where all were."""
+        if not self.undecoded:
+            return None
+        return (
+            f"{self.undecoded:,} of {len(self.broken) + len(self.files):,} pictures were not decoded beforehand, only "
+            "their headers and ends were read; one that cannot be decoded ends the run when its turn comes"
+        )
 
     def what_is_broken(self, root: Path) -> str:
         """How many of all files cannot be used, and why, by their names within `root`; the first ten of them."""
@@ -49,18 +60,20 @@ def look_into(root: Path, *, resized: bool) -> Folder:
             sizes[path] = look(path)
         except Unreadable as error:
             broken[path] = str(error)
-    if sum(height * width for height, width in sizes.values()) <= _DECODED:
-        for path in list(sizes):
-            try:
-                picture(path, 3)
-            except Unreadable as error:
-                broken[path] = str(error)
-                del sizes[path]
+    looked_at = len(sizes)
+    some = list(sizes)[:: max(1, -(-sum(height * width for height, width in sizes.values()) // _DECODED))]
+    for path in some:
+        try:
+            picture(path, 3)
+        except Unreadable as error:
+            broken[path] = str(error)
+            del sizes[path]
     size = None if resized else next(iter(sizes.values()), None)
     for path, own in sizes.items():
         if size is not None and own != size:
             broken[path] = f"{own[0]}x{own[1]} pixels, the first has {size[0]}x{size[1]}"
-    return Folder(classes, [one for one in found if one[0] not in broken], size, dict(sorted(broken.items())))
+    files = [one for one in found if one[0] not in broken]
+    return Folder(classes, files, size, dict(sorted(broken.items())), looked_at - len(some))
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:

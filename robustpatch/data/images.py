@@ -22,6 +22,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.data.folders import look_into
 from robustpatch.data.pictures import EXTENSIONS, Unreadable, content, picture
 from robustpatch.errors import InvalidInput
+from robustpatch.memory import free
 
 DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
 SPLITS = ("train", "validation", "test")
@@ -37,7 +38,8 @@ class ImageSet:
     """Labelled images of one size, read in batches. Index i is image i of the split, in the dataset's own order. A
     folder's images are read when first asked for, and kept as bytes where all of them take at most a gigabyte. A file
     that is another when it is read again is refused with `InvalidInput`: what was read of it before may be in use.
-    `left_out` says which files of a folder are not among them, in words, where some are not.
+    `left_out` says which files of a folder are not among them, in words, where some are not; `notes` are lines that a
+    command says of them when its work begins.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ImageSet:
     _files: tuple[Path, ...] | None = None
     _resized: bool = False
     left_out: str | None = None
+    notes: tuple[str, ...] = ()
     _held: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
     _seen: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -58,6 +61,12 @@ class ImageSet:
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images float32 [B,C,H,W] in [0, 1] and labels [B]."""
         index = torch.as_tensor(index, dtype=torch.long)
+        size, memory = 4 * len(index) * math.prod(self.image_shape), free(torch.device("cpu"))
+        if size > memory:
+            raise InvalidInput(
+                f"{len(index)} images of {self.image_shape} together take {size / 1e9:,.1f} GB of memory, of which "
+                f"{memory / 1e9:,.1f} are free; take fewer with --batch-size, or smaller ones with --image-size"
+            )
         return self._pixels(index).to(torch.float32) / 255, self.labels[index]
 
     def stored(self, i: int) -> bytes:
@@ -345,6 +354,9 @@ def _folder(
         order = order[held] if split == "validation" else order[~held]
     size = image_size or folder.size
     assert size is not None
+    left_out = folder.what_is_broken(path) if folder.broken else None
+    notes = [] if left_out is None else [f"left out: {left_out}"]
+    notes += [] if folder.what_was_not_decoded is None else [folder.what_was_not_decoded]
     return ImageSet(
         "folder",
         split,
@@ -353,7 +365,8 @@ def _folder(
         labels[order],
         _files=tuple(folder.files[int(i)][0] for i in order),
         _resized=image_size is not None,
-        left_out=folder.what_is_broken(path) if folder.broken else None,
+        left_out=left_out,
+        notes=tuple(notes),
     )
 
 

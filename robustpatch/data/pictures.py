@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
@@ -19,8 +20,10 @@ from robustpatch.cli.text import one_line
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # whatever a file is called: none starts a program
 MOST_PIXELS, MOST_BYTES = 2**26, 2**28
+_ENDS, _TAIL = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}, 2**16  # what comes last, but for what cameras put behind it
 _GREY = ("1", "L", "LA", "La")
 _KNOWN = (*_GREY, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose width is shown as a height
 _opening = threading.Lock()  # while a filter of warnings, which all threads share, is another
 
@@ -45,9 +48,16 @@ def content(path: Path) -> bytes:
 
 
 def look(path: Path) -> tuple[int, int]:
-    """Height and width as shown, from the header alone. Raises `Unreadable`, as `picture` would for the same header."""
-    with _opened(content(path)) as image:
+    """Height and width as shown, without decoding. Raises `Unreadable`, as `picture` would for the same header, for a
+    PNG of which a checksum is wrong, and for a PNG or JPEG whose end is missing, as of a download that was cut short.
+    """
+    data = content(path)
+    with _opened(data) as image:
         width, height = image.size
+        if image.format in _ENDS and _ENDS[image.format] not in data[-_TAIL:]:
+            raise Unreadable("its end is missing")
+        if image.format == "PNG":
+            _check_sums(data)
         turned = _orientation(image) in _SIDEWAYS and image.format != "TIFF"  # whose size is told as it is shown
         return (width, height) if turned else (height, width)
 
@@ -96,6 +106,17 @@ def _opened(data: bytes) -> Image.Image:
         image.close()
         raise Unreadable(reason)
     return image
+
+
+def _check_sums(data: bytes) -> None:
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise Unreadable("a checksum of it is wrong")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from stat import S_ISREG
@@ -18,13 +19,15 @@ from typing import BinaryIO
 import numpy as np
 
 MOST_BYTES = 2**29  # of one array
-_MOST_DIRECTORY = 2**16  # of the archive's table of contents: eight members need 600
+_MOST_DIRECTORY = 2**16  # of the table of contents of an archive whose names are known: eight members need 600
+_MOST_MEMBERS = 2**17  # of one whose names are not known; a byte of a table of contents is some 1/60 of a member
 _HEADER = re.compile(
-    rb"\{'descr': '(\|b1|\|u1|<i4|<i8)', 'fortran_order': (False|True), "
+    rb"\{'descr': '(\|b1|\|u1|<i2|<i4|<i8)', 'fortran_order': (False|True), "
     rb"'shape': \(((?:[0-9]{1,18},|[0-9]{1,18}(?:, [0-9]{1,18})+)?)\), \} *\n"
 )
 _START, _MAGIC, _END, _END_64 = b"PK\3\4", b"\x93NUMPY\x01\x00", b"PK\5\6", b"PK\6\7"
 
+ANY = -1  # number of dimensions
 Spec = Mapping[str, int]  # the types that an array may have, as numpy writes them ("<i8"), and its dimensions if so
 
 
@@ -37,7 +40,7 @@ def read_arrays(path: str | Path, wanted: Mapping[str, Spec]) -> dict[str, np.nd
     with open(path, "rb") as raw:
         if not S_ISREG(os.fstat(raw.fileno()).st_mode):
             raise ValueError("it is no regular file")
-        _check_directory(raw)
+        _check_directory(raw, os.fstat(raw.fileno()).st_size, _MOST_DIRECTORY)
         with zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
             names = sorted(member.filename for member in members)
@@ -49,16 +52,33 @@ def read_arrays(path: str | Path, wanted: Mapping[str, Spec]) -> dict[str, np.nd
             return {name: _array(archive, by_name[name], spec) for name, spec in wanted.items()}
 
 
-def _check_directory(raw: BinaryIO) -> None:
+def read_all_arrays(content: bytes, spec: Spec, most: int) -> dict[str, np.ndarray]:
+    """All arrays of an archive by name, each of a type and a number of dimensions that `spec` allows; all together have
+    at most `most` bytes. Raises as `read_arrays`.
+    """
+    raw = BytesIO(content)
+    _check_directory(raw, len(content), 64 * _MOST_MEMBERS)
+    with zipfile.ZipFile(raw) as archive:
+        members, found, left = archive.infolist(), dict[str, np.ndarray](), most
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("it holds two members of one name")
+        for member in members:
+            left -= member.file_size
+            if left < 0:
+                raise ValueError(f"its arrays are said to have more than {most:,} bytes")
+            found[member.filename.removesuffix(".npy")] = _array(archive, member, spec)
+        return found
+
+
+def _check_directory(raw: BinaryIO, size: int, most: int) -> None:
     """Refuse an archive whose table of contents `zipfile` would have to read at length, before it does."""
-    size = os.fstat(raw.fileno()).st_size
     start = raw.read(4)
     raw.seek(max(0, size - 42))
     tail = raw.read(42)
     if start != _START or len(tail) < 42 or tail[20:24] != _END or tail[40:] != b"\0\0":
         raise ValueError("it is no whole numpy archive")
-    if tail[:4] == _END_64 or int.from_bytes(tail[32:36], "little") > _MOST_DIRECTORY:
-        raise ValueError("its table of contents is larger than any proof's")
+    if tail[:4] == _END_64 or int.from_bytes(tail[32:36], "little") > most:
+        raise ValueError("its table of contents is larger than any that is written here")
     raw.seek(0)
 
 
@@ -76,8 +96,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, spec: Spec) -> np.
             )
         kind, order, sides = (part.decode() for part in known.groups())
         shape = tuple(int(side) for side in sides.split(",") if side)
-        if order != "False" or spec.get(kind) != len(shape):
-            needed = " or ".join(f"{one} with {number}" for one, number in spec.items())
+        if order != "False" or spec.get(kind) not in (len(shape), ANY):
+            needed = " or ".join(f"{one} with {'any' if number == ANY else number}" for one, number in spec.items())
             raise ValueError(
                 f"{name} has type {kind} and shape {list(shape)}, Fortran order {order}; type {needed} dimensions, in "
                 "C order, is needed"

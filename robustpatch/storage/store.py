@@ -11,9 +11,13 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.holding import held, held_by_none_else
 from robustpatch.storage.leftovers import being_written, part_name, remove_leftovers
+
+LEAST_ROOM = 2**22  # bytes that every command needs, for tables, pages and pictures
+MOST_BYTES = 2**33  # of a file that is read: the state of a training holds its weights thrice
 
 
 class Store:
@@ -31,6 +35,10 @@ class Store:
             self._files, self._base = url_to_fs(self.root)
         except (ValueError, ImportError) as error:
             raise InvalidInput(f"output is {root}, which cannot be opened ({error}); name a folder") from error
+        if self.local is not None and any(len(os.fsencode(part)) > 255 for part in self.local.parts):
+            raise InvalidInput(
+                f"output is {one_line(self.root, 60)}, longer than any file's name; give parts of at most 255 bytes"
+            )
 
     @classmethod
     def of(cls, root: str | Path | Store) -> Store:
@@ -75,8 +83,13 @@ class Store:
         return bool(self._files.exists(self._at(name)))
 
     def read(self, name: str) -> bytes:
-        """The content. Raises `FileNotFoundError` where there is no such file, `InvalidInput` if it cannot be read."""
+        """The content. Raises `FileNotFoundError` where there is no such file, `InvalidInput` if it cannot be read or
+        is larger than any that is written here.
+        """
         try:
+            size = self._files.info(self._at(name))["size"]
+            if size is not None and size > MOST_BYTES:
+                raise OSError(f"it has {size:,} bytes; at most {MOST_BYTES:,} are read")
             content = self._files.cat_file(self._at(name))
         except FileNotFoundError:
             raise
@@ -105,9 +118,10 @@ class Store:
         return True
 
     def check_writable(self, room: int = 0) -> None:
-        """Raises `InvalidInput` where nothing can be written, or on this machine fewer bytes than `room`, before there
-        is anything to lose.
+        """Raises `InvalidInput` where nothing can be written, or on this machine fewer bytes than `room` and
+        `LEAST_ROOM`, before there is anything to lose.
         """
+        room += LEAST_ROOM
         name = part_name()
         self.write(name, b"A file that was written to see whether it can be; delete it.")
         self.remove(name)
@@ -120,9 +134,12 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Delete the file, if it is there."""
-        if self.exists(name):
-            with suppress(FileNotFoundError):  # somebody else has just done it
-                self._files.rm_file(self._at(name))
+        try:
+            if self.exists(name):
+                with suppress(FileNotFoundError):  # somebody else has just done it
+                    self._files.rm_file(self._at(name))
+        except OSError as error:
+            raise self._cannot(name, error) from error
 
     def names(self, folder: str, ending: str) -> list[str]:
         """The files right inside `folder` whose names end so, in order; none where there is no such folder."""

@@ -262,7 +262,7 @@ def test_the_command(tmp_path):
         ((NAME + "sound", "--images", 0), "images is 0"),
         (("--replay", "nowhere.safetensors"), "no finding of an audit"),
         ((NAME + "sound", "--time-limit", "0"), "time limit is 0"),
-        ((NAME + "sound", "--output", "/dev/null/x"), "cannot be written to"),
+        ((NAME + "sound", "--output", "/dev/null/x"), "cannot be written"),
     ],
 )
 def test_wrong_calls_of_the_command(arguments, message):

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks import parse_attacks
-from evaluate.leaderboard.table import plain
 from robustpatch.ablations.parse import parse_source
 from robustpatch.cli.command_line import check_value, show_what_can_be_shown
-from robustpatch.cli.text import LONGEST_SLUG, one_line, slug
+from robustpatch.cli.text import LONGEST_SLUG, markdown, one_line, slug
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.recipe import load_recipe
@@ -87,7 +86,7 @@ def test_toml_of_no_file(tmp_path):
 
 
 def test_markdown_shows_names_as_they_are():
-    assert plain("<img src=x> | `a` _b_ [c](d)\n# e") == r"\<img src=x\> \| \`a\` \_b\_ \[c\](d) # e"
+    assert markdown("<img src=x> | `a` _b_ [c](d)\n# e") == r"\<img src=x\> \| \`a\` \_b\_ \[c\](d) # e"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "1" * 5_000, "{", b"\xff", "[" + "0," * 50 + "0]"])
