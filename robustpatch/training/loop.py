@@ -20,7 +20,7 @@ from robustpatch.checkpoints import load_checkpoint, model_from, network_of
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.classifiers.witness import deviation_from_float32
-from robustpatch.data.images import ImageSet, read_ahead
+from robustpatch.data.image_set import ImageSet, read_ahead
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import UnionNet
