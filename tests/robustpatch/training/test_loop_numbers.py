@@ -13,8 +13,8 @@ from rich.console import Console
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.train import shown
+from robustpatch.training import loop as training
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.loop import loop as training
 from robustpatch.training.loop import train
 from tests import lying
 
