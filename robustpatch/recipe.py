@@ -27,7 +27,7 @@ from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.status import HELD, status_of
 from robustpatch.cli.text import LONGEST_SLUG, one_line, slug
-from robustpatch.data.images import ImageSet
+from robustpatch.data.image_set import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
 from robustpatch.precision import check_device

@@ -10,7 +10,7 @@ from torch import nn
 from robustpatch.certificates.certificate import Certificate
 from robustpatch.certificates.randomized import touched_chance
 from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.data.images import ImageSet
+from robustpatch.data.image_set import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax

@@ -83,7 +83,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path):
 
 def test_a_batch_larger_than_memory(folder, monkeypatch):
     """Is refused with what can be done, and not ended by the system."""
-    monkeypatch.setattr("robustpatch.data.images.free", lambda _: 4 * 3 * 16 * 16 * 5)
+    monkeypatch.setattr("robustpatch.data.image_set.free", lambda _: 4 * 3 * 16 * 16 * 5)
     images = load_images("folder", folder)
     assert images.batch(range(5))[0].shape == (5, 3, 16, 16)
     with pytest.raises(InvalidInput, match=r"^6 images of \(3, 16, 16\) together take .* --batch-size, or smaller"):

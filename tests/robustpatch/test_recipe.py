@@ -17,8 +17,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.recipe import app, follow, load_recipe
 from robustpatch.threats.parse import parse_threat
 from robustpatch.training.augmentation import augmented
-from robustpatch.training.loop import _optimizer
 from robustpatch.training.losses import objective, touched_sets
+from robustpatch.training.optimizer import optimizer_of
 from tests import toys
 
 TEXT = """
@@ -219,7 +219,7 @@ def test_the_recipes_of_colour_images_take_steps(name, side):
             }
             model = toys.seeded(lambda config=config, about=about: model_from({**config.for_checkpoint(), **about}))
             sets = touched_sets(model.ablation, parse_threat(config.patch, (side, side)), side, side)  # type: ignore[attr-defined]
-            optimizer = _optimizer(model.train(), replace(config, lr=min(config.lr, 0.005), momentum=0.0))
+            optimizer = optimizer_of(model.train(), replace(config, lr=min(config.lr, 0.005), momentum=0.0))
             losses = []
             for _ in range(3):
                 generator = torch.Generator().manual_seed(0)  # the same views and ablations again

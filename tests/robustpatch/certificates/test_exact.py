@@ -81,7 +81,7 @@ def test_margins_by_rival_are_leads_towards_each(election):
             if j != c:
                 own = sum(v[c] for n, v in enumerate(sure) if n not in some)
                 assert row[j] == own - sum(v[j] or n in some for n, v in enumerate(possible)) - (j < c)
-    assert (margins[:, c] == torch.iinfo(torch.int64).max).all()
+    assert (margins[:, c] > 2**29).all()  # no rival of itself
     exact = certify_votes(votes, ablation, threat, size).placement_margin
     assert exact is not None
     assert torch.equal(margins.amin(dim=1), exact[0])

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
-from robustpatch.data.images import default_root, load_images, read_ahead
+from robustpatch.data.image_set import read_ahead
+from robustpatch.data.images import default_root, load_images
 from robustpatch.errors import InvalidInput
 
 
@@ -111,7 +112,7 @@ def test_a_folder_is_read_once(tmp_path, monkeypatch):
         with pytest.raises(InvalidInput, match=r"000\.png cannot be read"):
             other()
     images.batch([1])
-    monkeypatch.setattr("robustpatch.data.images._HELD", 6 * 6 * 8 * 3 - 1)
+    monkeypatch.setattr("robustpatch.data.image_set._HELD", 6 * 6 * 8 * 3 - 1)
     assert torch.equal(images.batch([4])[0], first[2:])
     large = replace(images)
     large.batch([3])

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from robustpatch.data.images import load_images, named_classes, parse_image_size
+from robustpatch.data.images import load_images
+from robustpatch.data.options import named_classes, parse_image_size
 from robustpatch.data.pictures import MOST_PIXELS, Unreadable, content, look, picture
 from robustpatch.errors import InvalidInput
 from tests.forbidding import forbidden

@@ -10,7 +10,8 @@ import torch
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig, check_type
-from robustpatch.training.loop import momenta, train
+from robustpatch.training.loop import train
+from robustpatch.training.optimizer import momenta
 
 NETWORK = {"name": "strip", "widths": [2, 2], "hidden": 4}
 OPTIONS = {"network": NETWORK, "epochs": 1, "batch_size": 4, "patch": "2x2", "bfloat16": False}

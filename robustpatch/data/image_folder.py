@@ -1,0 +1,107 @@
+"""The images of a folder that has a folder for each class, as one split of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from robustpatch.cli.text import one_line
+from robustpatch.data.folders import look_into
+from robustpatch.data.image_set import ImageSet
+from robustpatch.data.options import LARGEST_SIDE
+from robustpatch.data.pictures import EXTENSIONS
+from robustpatch.errors import InvalidInput
+
+VALIDATION = 5_000  # the most images that every choice is made on, taken from the training images
+_PARTS = ("train", "training", "val", "validation", "valid", "test", "testing")  # folders that are no classes
+
+
+def folder_images(
+    root: Path,
+    split: str,
+    image_size: tuple[int, int] | None,
+    channels: int,
+    class_names: Sequence[str] | None,
+    skip_broken: bool,
+) -> ImageSet:
+    """One split of the images in `root`; see `load_images`. Raises `InvalidInput`."""
+    if channels not in (1, 3):
+        raise InvalidInput(f"channels is {channels}; images are read in colour (3) or in grey (1)")
+    if image_size is not None and not 1 <= min(image_size) <= max(image_size) <= LARGEST_SIDE:
+        raise InvalidInput(f"image_size is {image_size}; give a height and a width of 1 to {LARGEST_SIDE}")
+    path = _part_of_folder(root, split)
+    try:
+        folder = look_into(path, resized=image_size is not None)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"data-root is {root}, but there are no images in {path}/CLASS/ ({one_line(error, 200)}); make one folder "
+            "for each class"
+        ) from error
+    if folder.broken and not skip_broken:
+        several = any("the first has" in reason for reason in folder.broken.values())
+        remedy = "bring all to one size with --image-size, mend" if several else "mend"
+        raise InvalidInput(
+            f"data-root is {root}, where {folder.what_is_broken(path)}; {remedy} or remove them, or leave them out "
+            "with --skip-broken"
+        )
+    empty = [name for number, name in enumerate(folder.classes) if all(own != number for _, own in folder.files)]
+    if not folder.files or (empty and not folder.broken):
+        which = f"none in {one_line(', '.join(empty[:5]), 200)}" if empty else "no folder in it"
+        raise InvalidInput(
+            f"data-root is {root}, but there are no images in {path}/CLASS/ ({which}); make one folder for each class, "
+            f"with files that end in {', '.join(EXTENSIONS)}"
+        )
+    names = tuple(folder.classes if class_names is None else class_names)
+    unknown = sorted(set(folder.classes) - set(names))
+    if unknown or len(set(names)) < len(names):
+        what = f"not {', '.join(unknown[:5])}, folders of {path}" if unknown else "one of them twice"
+        raise InvalidInput(
+            f"class_names is {one_line(', '.join(names[:5]), 200)}, … ({len(names)}), {one_line(what, 400)}; name each "
+            "class once"
+        )
+    labels = torch.tensor([names.index(folder.classes[number]) for _, number in folder.files])
+    # A folder is sorted by class: so its validation images are an even sample and not the last ones, and its test
+    # images are of every class in turn, so that the first of them speak for all.
+    order = torch.arange(len(labels))
+    if split == "test":
+        counts = torch.unique_consecutive(labels, return_counts=True)[1]
+        order = torch.cat([torch.arange(int(count)) for count in counts]).argsort(stable=True)
+    else:
+        held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
+        order = order[held] if split == "validation" else order[~held]
+    size = image_size or folder.size
+    assert size is not None
+    left_out = folder.what_is_broken(path) if folder.broken else None
+    notes = [] if left_out is None else [f"left out: {left_out}"]
+    notes += [] if folder.what_was_not_decoded is None else [folder.what_was_not_decoded]
+    return ImageSet(
+        "folder",
+        split,
+        names,
+        (channels, size[0], size[1]),
+        labels[order],
+        _files=tuple(folder.files[int(i)][0] for i in order),
+        _resized=image_size is not None,
+        left_out=left_out,
+        notes=tuple(notes),
+    )
+
+
+def _part_of_folder(root: Path, split: str) -> Path:
+    """Where the images of a split lie. A root whose folders are called like splits is not taken for one of classes."""
+    path = root / ("test" if split == "test" else "train")
+    try:
+        if split != "test" or path.is_dir():
+            return path
+        inside = sorted(one.name for one in root.iterdir()) if root.is_dir() else []
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"data-root is {one_line(root, 200)}, which cannot be read ({one_line(error)})") from error
+    parts = [name for name in inside if name.lower() in _PARTS]
+    if parts:
+        raise InvalidInput(
+            f"data-root is {root}, which holds {', '.join(parts)} but no test; name the one to test, as in "
+            f"{root / parts[-1]}"
+        )
+    return root
