@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.base import judge_of
 from attacks.gradient import NotDifferentiable
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.content import Same, content_of
+from robustpatch.classifiers.content import content_of
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.passed import Passed
 from robustpatch.errors import InvalidInput
@@ -68,7 +68,7 @@ def _told(model: nn.Module) -> dict[str, object]:
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
             told[name] = content_of(tensor)
         for path, module in model.named_modules():
-            told[f"{path or 'model'} (a {type(module).__name__})"] = Same(module)
+            told[f"{path or 'model'} (a {type(module).__name__})"] = id(module), module
             prefix = f"{path}." if path else ""
             told |= {
                 prefix + key: content_of(value) for key, value in vars(module).items() if _counts(module, key, value)

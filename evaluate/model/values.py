@@ -1,16 +1,12 @@
-"""What objects hold, as a hash that is equal in every process, and which modules of the user's their code is in.
-
-Python's own pickler goes through the objects; what it writes is hashed, and never read.
-"""
+"""What objects hold, as a hash that is equal in every process, and which modules of the user's their code is in."""
 
 from __future__ import annotations
 
 import functools
 import io
-import pickle
+import itertools
 import sys
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from types import (
@@ -18,7 +14,6 @@ from types import (
     CodeType,
     FunctionType,
     GetSetDescriptorType,
-    MappingProxyType,
     MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
@@ -27,19 +22,19 @@ from types import (
 )
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from evaluate.model.source_files import OURS, is_own
 from evaluate.model.torchscript import archive
-from robustpatch.classifiers import bits
+from robustpatch.classifiers.content import BY_TEXT, READ, Parts, filled
 
-_OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl"}  # what every module has; hooks are told apart from the rest
+_OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "_graph"}  # what every module has, and what is told as code
 _NOT_OF_OURS = {"chunk", "passed", "_traced"}  # decide speed alone, or record what was tested before
 _WRAPPERS = (FunctionType, MethodType, staticmethod, classmethod, property, functools.partial)
-_BY_TEXT = (torch.dtype, torch.layout, torch.memory_format, torch.device)
-_BY_NAME = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
+_DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
 
 
 class NoFile(Exception):
@@ -59,11 +54,10 @@ def values_of(held: Iterable[object], *, caches: bool = False) -> tuple[str, set
     `exec`), and for objects of which no copy can be made: locks, open files.
     """
     sink = io.BytesIO()
-    told = _Pickler(sink, caches)
+    told = _Values(sink, caches)
     try:
-        for one in held:
-            told.dump(one)
-        told.rest()
+        with torch.no_grad():
+            told.write(list(held))
     except NoFile:
         raise
     except Exception as error:  # whatever classes raise that cannot be copied
@@ -71,105 +65,99 @@ def values_of(held: Iterable[object], *, caches: bool = False) -> tuple[str, set
     return sha256(sink.getvalue()).hexdigest(), told.modules
 
 
-def _holds(*_: object) -> None:
-    """Stands in the pickle before the parts of an object."""
-
-
-class _Pickler(pickle.Pickler):
-    """Writes functions and classes as their names, and what these hold afterwards, by `rest`."""
+class _Values(Parts):
+    """Tells functions and classes by their names, and nothing by its address."""
 
     def __init__(self, sink: io.BytesIO, caches: bool) -> None:
-        super().__init__(sink, protocol=5)
+        super().__init__(sink)
         self._caches = caches
-        self._named: dict[int, tuple[int, Any]] = {}  # the objects too, so that none of their addresses is used again
-        self._waiting: list[Any] = []
+        self._number = itertools.count()
         self.modules: set[str] = set()
 
     def persistent_id(self, value: Any) -> bytes | None:  # type: ignore[override]
-        kind = type(value)
-        if kind is str:  # equal ones may be one object or two
+        if type(value) is str:  # equal ones may be one object or two
             return value.encode("utf-8", "surrogatepass")
-        if kind in (set, frozenset):
-            return b" ".join(sorted(self._alone(one) for one in value))
-        if isinstance(value, FunctionType | type):
-            return self._name(value)
-        if isinstance(value, _BY_TEXT):
-            return repr(value).encode()
-        if isinstance(value, _BY_NAME):
-            return f"{value.__objclass__.__qualname__}.{value.__name__}".encode()
-        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type | None):
-            return f"{value.__module__}.{value.__qualname__}".encode()
-        if isinstance(value, ModuleType):
-            return self._module_name(value)
+        if type(value) in (set, frozenset):
+            return " ".join(sorted(self._alone(one) for one in value)).encode()
         return None
 
-    def reducer_override(self, value: Any) -> Any:
-        parts = self._parts(value)
-        return NotImplemented if parts is None else (_holds, parts)
+    def name(self, value: FunctionType | type) -> object:
+        return next(self._number), f"{value.__module__}.{value.__qualname__}"
 
-    def rest(self) -> None:
-        """Write what functions and classes hold that were named, and those named by these."""
-        for value in self._waiting:  # which grows
-            self.dump(self._of_class(value) if isinstance(value, type) else self._of_function(value))
+    def same(self, value: object) -> object:
+        return getattr(value, "__name__", None)
 
-    def _alone(self, value: object) -> bytes:
-        digest, modules = values_of([value], caches=self._caches)
-        self.modules |= modules
-        return digest.encode()
+    def unseen(self, value: object) -> object:
+        try:
+            made = value.__reduce_ex__(4)  # what a copy is made of
+        except Exception as error:  # whatever it raises that cannot be copied
+            if getattr(value, "__dict__", None):
+                return vars(value)
+            raise NoFile((str(error).splitlines() or [repr(type(value))])[0]) from error
+        return made if isinstance(made, str) else [list(one) if isinstance(one, Iterator) else one for one in made]
 
-    def _parts(self, value: Any) -> tuple[Any, ...] | None:
-        """What an object is told by; None for one that Python copies well."""
+    def parts(self, value: Any) -> tuple[Any, ...]:
+        kind = type(value)
         if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            return (archive(value.save_to_buffer(_extra_files={})), _hooks(value))
+            return archive(value.save_to_buffer(_extra_files={})), _hooks(value)
         if isinstance(value, nn.Module):
             return self._of_module(value)
-        if isinstance(value, Tensor):
-            return type(value), *_numbers(value), vars(value)
-        if isinstance(value, torch.Generator):
-            return (value.get_state(),)
-        if isinstance(value, Enum):
-            return type(value), vars(value)
-        if isinstance(value, property):
-            return value.fget, value.fset
-        if isinstance(value, staticmethod | classmethod):
-            return type(value), value.__func__
+        if isinstance(value, ModuleType):
+            return value.__name__, is_own(value.__name__) and self._note(value.__name__, f"module {value.__name__}")
+        if isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, ModuleType | type | None):
+            return value.__module__, value.__qualname__
+        if kind.__module__.startswith("_cython"):  # a function of a library's
+            return value.__module__, value.__qualname__
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            return kind, value.shape, value.ravel().tolist()
+        if isinstance(value, _DESCRIPTORS):
+            return value.__objclass__.__qualname__, value.__name__
         if isinstance(value, functools.cached_property):
             return (value.func,)
-        if isinstance(value, functools._lru_cache_wrapper):
-            return (value.__wrapped__,)
-        if isinstance(value, MappingProxyType):
-            return (dict(value),)
-        if type(value).__module__.partition(".")[0] in OURS and hasattr(value, "__dict__"):
-            cached = {
-                name for name in vars(value) if isinstance(getattr(type(value), name, None), functools.cached_property)
-            }
-            return type(value), {key: one for key, one in vars(value).items() if key[0] != "_" and key not in cached}
-        return None
+        if isinstance(value, torch.Generator):
+            return (value.get_state(),)
+        if isinstance(value, Tensor) and value.is_meta:
+            return value.dtype, tuple(value.shape)
+        if kind.__module__.partition(".")[0] in OURS and hasattr(value, "__dict__"):
+            public = {name: one for name, one in vars(value).items() if not name.startswith("_")}
+            return kind, [(name, one) for name, one in public.items() if not _is_cached_property(kind, name)]
+        if is_own(kind.__module__) or isinstance(value, (*READ, *BY_TEXT, Tensor)):
+            return super().parts(value)
+        return kind, self.unseen(value)
+
+    def of_function(self, value: FunctionType) -> Any:
+        cells = [cell.cell_contents for cell in value.__closure__ or () if filled(cell)]
+        module, space, code = str(value.__globals__.get("__name__")), value.__globals__, value.__code__
+        if not is_own(module):  # a decorator's, around one of the user's, or a library's own
+            return [one for one in cells if isinstance(one, _WRAPPERS)], sorted(
+                (name, one) for name, one in vars(value).items() if not name.startswith("_")
+            )
+        what = f"function {value.__qualname__} of {module}"
+        file = self._note(module, what)
+        if space is not vars(sys.modules[module]) or not (_is_in(code, file) or _is_generated(value)):
+            raise NoFile(f"{what} is in no file")
+        named = self._read(_names(code), space, set())
+        return code.co_firstlineno, value.__defaults__, value.__kwdefaults__, cells, vars(value), named
+
+    def of_class(self, kind: type) -> Any:
+        if not is_own(kind.__module__):
+            return {name: one for name, one in sorted(vars(kind).items()) if _is_of_user(one)}, kind.__bases__
+        self._note(kind.__module__, f"class {kind.__qualname__} of {kind.__module__}")
+        held = self._without_caches({name: one for name, one in vars(kind).items() if name != "_abc_impl"})
+        told = {name: one for name, one in held.items() if isinstance(one, _WRAPPERS) or not name.startswith("__")}
+        return kind.__bases__, type(kind), told
 
     def _of_module(self, value: nn.Module) -> tuple[Any, ...]:
         ours = any(kind.__module__.startswith("robustpatch.") for kind in type(value).__mro__)
-        left_out = _OF_MODULES | (_NOT_OF_OURS if ours else set()) | {"_graph"}
+        left_out = _OF_MODULES | (_NOT_OF_OURS if ours else set())
         told = self._without_caches({name: one for name, one in vars(value).items() if name not in left_out})
         code = value.code if isinstance(value, GraphModule) else None
         return type(value), told, value._parameters, value._buffers, value._modules, _hooks(value), code
 
-    def _without_caches(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        def may_be_one(name: str, value: Any) -> bool:
-            private = name.startswith("_") and not name.isupper()
-            return private and isinstance(value, list | Mapping | set) and not self._caches
-
-        return {name: one for name, one in sorted(table.items()) if not may_be_one(name, one)}
-
-    def _name(self, value: FunctionType | type) -> bytes:
-        if id(value) not in self._named:
-            self._named[id(value)] = len(self._named), value
-            self._waiting.append(value)
-        return f"{self._named[id(value)][0]} {value.__module__}.{value.__qualname__}".encode()
-
-    def _module_name(self, value: ModuleType) -> bytes:
-        if is_own(value.__name__):
-            self._note(value.__name__, f"module {value.__name__}")
-        return value.__name__.encode()
+    def _alone(self, value: object) -> str:
+        digest, modules = values_of([value], caches=self._caches)
+        self.modules |= modules
+        return digest
 
     def _note(self, module: str, what: str) -> str:
         """The file of the user's module, which is noted."""
@@ -179,17 +167,12 @@ class _Pickler(pickle.Pickler):
         self.modules.add(module)
         return file
 
-    def _of_function(self, value: FunctionType) -> Any:
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        module, space = str(value.__globals__.get("__name__")), value.__globals__
-        if not is_own(module):  # a decorator's, around one of the user's, or a library's own
-            return [one for one in cells if isinstance(one, _WRAPPERS)], _public(vars(value))
-        code, what = value.__code__, f"function {value.__qualname__} of {module}"
-        file = self._note(module, what)
-        if space is not vars(sys.modules[module]) or not (_is_in(code, file) or _is_generated(value)):
-            raise NoFile(f"{what} is in no file")
-        named = self._read(_names(code), space, set())
-        return code.co_firstlineno, value.__defaults__, value.__kwdefaults__, cells, vars(value), named
+    def _without_caches(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        def may_be_one(name: str, value: Any) -> bool:
+            private = name.startswith("_") and not name.isupper()
+            return private and isinstance(value, list | Mapping | set) and not self._caches
+
+        return {name: one for name, one in sorted(table.items()) if not may_be_one(name, one)}
 
     def _read(self, names: set[str], space: Mapping[str, Any], seen: set[int]) -> dict[str, Any]:
         """What code that uses these names finds by them: in its module, and in others of the user's that it names."""
@@ -200,14 +183,6 @@ class _Pickler(pickle.Pickler):
                 found[name] = one, self._read(names, vars(one), seen)
         return found
 
-    def _of_class(self, value: type) -> Any:
-        if not is_own(value.__module__):
-            return {name: one for name, one in sorted(vars(value).items()) if _is_of_user(one)}  # put there
-        self._note(value.__module__, f"class {value.__qualname__} of {value.__module__}")
-        held = self._without_caches({name: one for name, one in vars(value).items() if name != "_abc_impl"})
-        told = {name: one for name, one in held.items() if isinstance(one, _WRAPPERS) or not name.startswith("__")}
-        return value.__mro__, type(value), told
-
 
 def _hooks(value: Any) -> list[list[Any]]:
     """The hooks of a module, without the numbers that count how many the process has made."""
@@ -215,14 +190,8 @@ def _hooks(value: Any) -> list[list[Any]]:
     return [list(held[name].values()) for name in sorted(held) if name.endswith("_hooks") and held[name]]
 
 
-def _numbers(value: Tensor) -> tuple[Any, ...]:
-    if value.is_meta:
-        return value.dtype, tuple(value.shape)
-    return value.dtype, tuple(value.shape), value.layout, bits.of_tensor(value)
-
-
-def _public(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in sorted(table.items()) if not name.startswith("_")}
+def _is_cached_property(kind: type, name: str) -> bool:
+    return isinstance(getattr(kind, name, None), functools.cached_property)
 
 
 def _is_of_user(value: Any) -> bool:
@@ -248,10 +217,3 @@ def _names(code: CodeType) -> set[str]:
     """All names that the code, or code inside it, may look up."""
     inner = [one for one in code.co_consts if isinstance(one, CodeType)]
     return {*code.co_names, *(name for one in inner for name in _names(one))}
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False

@@ -7,7 +7,7 @@ from torch import nn
 
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended
-from robustpatch.threats.rectangle import Threat
+from robustpatch.threats.base import Threat
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.losses import objective
 
