@@ -34,18 +34,19 @@ def to_art(model: torch.nn.Module, image_shape: tuple[int, int, int]) -> PyTorch
 
     Raises `InvalidInput` for a model that is no `SmoothedClassifier` or in training mode, or a shape that it refuses.
     """
-    if voting_classifier(as_classifier(model)) is not model:
+    smoothed = voting_classifier(as_classifier(model))
+    if smoothed is None or smoothed is not model:
         raise InvalidInput(f"model is a {type(model).__name__}; pass a SmoothedClassifier")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InvalidInput(f"image_shape is {image_shape}; give channels, height and width")
     tensor = next(model.parameters(), torch.zeros(()))
     example = torch.zeros(1, *image_shape, device=tensor.device)
-    model.predict(example)  # refuses training mode and wrong shapes, before ART is told of anything
+    smoothed.predict(example)  # refuses training mode and wrong shapes, before ART is told of anything
     return _kind()(
-        model=Scores(model, example),
+        model=Scores(smoothed, example),
         loss=torch.nn.CrossEntropyLoss(),
         input_shape=tuple(image_shape),
-        nb_classes=model.num_classes,
+        nb_classes=smoothed.num_classes,
         clip_values=(0.0, 1.0),
         preprocessing=None,
         device_type="cpu",

@@ -32,6 +32,8 @@ from robustpatch.voting.votes import first_argmax
 Objective = Literal["votes", "mean-softmax"]
 Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patch; the class to aim at, -1: whichever
 V = TypeVar("V", bound="View")
+T = TypeVar("T", bound="Towards")
+W = TypeVar("W", bound="WholeView")
 
 
 def check_objective(objective: str) -> None:
@@ -76,11 +78,11 @@ class Towards:
     def cost(self) -> Int[Tensor, " P"]:
         return self.view.cost
 
-    def keep(self, rows: Tensor) -> Towards:
-        return Towards(self.view.keep(rows))
+    def keep(self: T, rows: Tensor) -> T:
+        return replace(self, view=self.view.keep(rows))
 
-    def join(self, other: Towards) -> Towards:
-        return Towards(self.view.join(other.view))
+    def join(self: T, other: T) -> T:
+        return replace(self, view=self.view.join(other.view))
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         value, prediction = self.view(x_adv)
@@ -109,10 +111,10 @@ class WholeView:
     objective: Objective = "votes"
     rank: int = 1
 
-    def keep(self, rows: Tensor) -> WholeView:
+    def keep(self: W, rows: Tensor) -> W:
         return replace(self, y=self.y[rows], rival=self.rival[rows], cost=self.cost[rows])
 
-    def join(self, other: WholeView) -> WholeView:
+    def join(self: W, other: W) -> W:
         parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in ("y", "rival", "cost")}
         return replace(self, **parts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.threats.base import Patches
 from robustpatch.voting.silence import has_score
 
+V = TypeVar("V", bound="CleansedView")
 _LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
 _DRAWN = 64  # choices of several placements that are ordered at once
 _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
@@ -179,10 +180,10 @@ class CleansedView:
     def cost(self) -> Int[Tensor, " P"]:
         return self.valid.sum(dim=1) * self.each
 
-    def keep(self, rows: Tensor) -> CleansedView:
+    def keep(self: V, rows: Tensor) -> V:
         return replace(self, **{name: getattr(self, name)[rows] for name in self._ROWS})
 
-    def join(self, other: CleansedView) -> CleansedView:
+    def join(self: V, other: V) -> V:
         return replace(self, **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self._ROWS})
 
     def towards(self, target: int) -> View:

@@ -16,8 +16,8 @@ from evaluate.audit.interface import Raised, Refused, told
 from evaluate.audit.limit import Limit
 from evaluate.model.objects import named_object
 from robustpatch.checkpoints import load_checkpoint
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.cli.status import Interrupted
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 
 CTRL_C = "Ctrl-C"
@@ -29,7 +29,7 @@ def named(text: str | None, what: str) -> Any:
         return None
     if ":" not in text and what == "target":
         loaded = load_checkpoint(text)
-        return loaded.model if isinstance(loaded.model, Defended) else loaded.smoothed
+        return loaded.model if "defense" in as_classifier(loaded.model).describe() else loaded.smoothed
     try:
         found = named_object(text, what)
         if what == "target" and (isinstance(found, type) or not hasattr(found, "predict")):

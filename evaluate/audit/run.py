@@ -23,7 +23,8 @@ from evaluate.audit.interface import Refused, Subject
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.reproduce import clear, save
 from robustpatch.classifiers import checks
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder
@@ -329,7 +330,7 @@ def own_factory(target: Any) -> Factory | None:
     """The target's `with_base`; a smoothed classifier's ablation and voting around another base."""
     if callable(getattr(target, "with_base", None)):
         return target.with_base
-    if not isinstance(target, SmoothedClassifier):
+    if target is None or voting_classifier(as_classifier(target)) is not target:
         return None
 
     def make(base: nn.Module, classes: int, shape: tuple[int, int, int]) -> SmoothedClassifier:

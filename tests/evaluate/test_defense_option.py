@@ -17,6 +17,7 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended, Defense
 from robustpatch.encoding import Fill, MaskChannel
@@ -49,7 +50,7 @@ class Dark(Defended):
         return self.network(x * (1 - self.defense.by))
 
 
-class Sure(Dark):
+class Sure(Dark, CertifiedClassifier):
     def certify(self, x, threat):
         none = torch.zeros(len(x), dtype=torch.long)
         return Certificate(self.predict(x), none == 0, None, None, threat, "exact", 0.0, none)
