@@ -33,7 +33,7 @@ _ROUNDING = 1e-9  # by which p_low must clear 1/2 + τ: both are computed to abo
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many random ablations are asked, and how often the answer may be wrong. Raises `InvalidInput`.
+    """The numbers of random ablations that are asked, and the chances of a wrong answer. Raises `InvalidInput`.
 
     Args:
         selection: ablations of an image that choose the class. estimation: others, that bound its share from below.
@@ -65,7 +65,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the ablations drawn for each image: the votes cast, those of them that are not close, and how many are."""
+    """Counts over the ablations drawn for each image: votes cast, votes cast that are not close, and close votes."""
 
     cast: Int[Tensor, "B K"]
     sure: Int[Tensor, "B K"]
@@ -129,7 +129,7 @@ def lower_bound(hits: Int[Tensor, " B"], number: int, alpha: float) -> Float[Ten
 
 
 def image_keys(x: Float[Tensor, "B C H W"]) -> list[bytes]:
-    """What the samples of each image are drawn by: a digest of its values."""
+    """A digest of each image's values, by which its samples are drawn."""
     checks.shape_and_type(x)
     return [hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).digest() for image in x]
 
