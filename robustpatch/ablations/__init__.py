@@ -1,1 +1,1 @@
-"""Which pixels each ablated view keeps, and which views a patch can touch."""
+"""Ablations: the pixels that each ablated view keeps, and the views that a patch can touch."""

@@ -1,4 +1,4 @@
-"""What an ablation is, and the two geometries that ours have: windows that wrap around the border, cells of a grid."""
+"""The interface of ablations, and the two geometries of ours: windows that wrap around the border, cells of a grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels each ablation keeps: the kinds of derandomized smoothing (Levine & Feizi 2020, Sections 3 and 4)."""
+"""The kinds of ablations of derandomized smoothing (Levine & Feizi 2020, Sections 3 and 4)."""
 
 from __future__ import annotations
 

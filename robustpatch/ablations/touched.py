@@ -92,7 +92,7 @@ class Axis:
         return (pixel - index[..., None] * self.stride) % self.length < self.size
 
     def starts_before(self, pixel: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """How many windows start in [0, pixel) on the line that repeats the axis for ever (negative to the left)."""
+        """The number of windows that start in [0, pixel) on the line that repeats the axis; negative left of 0."""
         laps = torch.div(pixel, self.length, rounding_mode="floor")
         rest = pixel - laps * self.length
         return laps * self.count + torch.div(rest + self.stride - 1, self.stride, rounding_mode="floor")
@@ -189,12 +189,12 @@ class WindowsTouched(Touched):
 
 
 def _wide(values: Tensor) -> torch.dtype:
-    """What sums of votes are counted in, or, of the int64 units of scores, in int64."""
+    """The integer type of sums: int64 for the int64 units of scores, int32 for votes."""
     return torch.int64 if values.dtype == torch.int64 else torch.int32
 
 
 def _maximal(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Of runs with both ends ascending, those that lie in no other: both ends then ascend strictly."""
+    """The runs that lie in no other, of runs whose ends ascend: the ends of these ascend strictly."""
     longest = torch.cat([begin[1:] != begin[:-1], torch.ones_like(begin[:1], dtype=torch.bool)])
     begin, end = begin[longest], end[longest]
     earliest = torch.cat([torch.ones_like(end[:1], dtype=torch.bool), end[1:] != end[:-1]])

@@ -51,7 +51,7 @@ class Union(Ablation):
     def shared_out(
         self, index: Int[Tensor, "..."], height: int, width: int
     ) -> list[tuple[Ablation, Bool[Tensor, "..."], Int[Tensor, " n"]]]:
-        """Which entries of `index` are ablations of each part, and their numbers in it."""
+        """For each part, a mask of the entries of `index` that are its ablations, and their numbers in it."""
         counts = self.counts(height, width)
         found = []
         for part, begin, count in zip(self.parts, accumulate([0, *counts]), counts, strict=False):

@@ -17,7 +17,7 @@ FAR = {kind: torch.iinfo(kind).max // 2 for kind in (torch.int32, torch.int64)} 
 def lead(
     own: Int[Tensor, "*any"],
     rivals: Int[Tensor, "*any J"],
-    c: Int[Tensor, "*any"],
+    c: Int[Tensor, "..."],
     number: Int[Tensor, " J"] | None = None,
 ) -> Int[Tensor, "*any J"]:
     """n_c - n_j - [j < c] for each rival j: c comes before j iff it is ≥ 0. For j = c itself `FAR` of the dtype.

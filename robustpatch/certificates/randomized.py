@@ -32,7 +32,7 @@ _ROUNDING = 1e-9  # by which p_low must clear 1/2 + τ: both are computed to abo
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many random ablations are asked, and how often the answer may be wrong. Raises `InvalidInput`.
+    """The numbers of random ablations that are asked, and the chances of a wrong answer. Raises `InvalidInput`.
 
     Args:
         selection: ablations of an image that choose the class. estimation: others, that bound its share from below.
@@ -64,7 +64,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the ablations drawn for each image: the votes cast, those of them that are not close, and how many are."""
+    """Counts over the ablations drawn for each image: votes cast, votes cast that are not close, and close votes."""
 
     cast: Int[Tensor, "B K"]
     sure: Int[Tensor, "B K"]

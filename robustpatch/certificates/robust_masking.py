@@ -26,7 +26,7 @@ _CELLS = 2**22  # of windows times sets that are worked on at once
 
 @lru_cache(maxsize=16)
 def incidence(ablation: Ablation, threat: Patches, image_size: tuple[int, int]) -> Bool[Tensor, "S N"]:
-    """Which ablations each distinct set holds that one patch of the threat can touch. Not to be written to."""
+    """The distinct sets of ablations that one patch of the threat can touch, as rows. Not to be written to."""
     touched = ablation.touched(threat, *image_size)
     if len(touched.sizes) * touched.num_ablations > _LARGEST:
         raise InvalidInput(
@@ -44,11 +44,11 @@ class Masking:
     threshold: Fraction
 
     def covers(self, sets: Bool[Tensor, "S N"]) -> bool:
-        """Whether every set lies within some window."""
+        """True when every set lies within some window."""
         return bool(_within(sets, self.windows).any(dim=1).all())
 
     def remainder(self, cast: Tensor) -> tuple[Bool[Tensor, "B N K"], Int[Tensor, "B K"]]:
-        """Which of the contributions `cast` [B,N,K] are heard, and their sums over the ablations."""
+        """The contributions `cast` [B,N,K] that are heard, as a mask, and their sums over the ablations."""
         windows = self.windows.to(cast.device)
         loudest, which = _sums(windows, cast).max(dim=1)
         total = cast.sum(dim=1, dtype=torch.int64)
@@ -126,7 +126,7 @@ class Masking:
 
 
 def _within(sets: Bool[Tensor, "S N"], windows: Bool[Tensor, "V N"]) -> Bool[Tensor, "S V"]:
-    """Whether the window holds all of the set."""
+    """True where the window holds all of the set."""
     return sets.double() @ (~windows).double().T == 0
 
 

@@ -1,4 +1,4 @@
-"""Is a class still among the k most voted, whatever one patch does? Votes + geometry -> TopKCertificate.
+"""The certificate that a class stays among the k most voted, whatever one patch does. Votes + geometry -> it.
 
 Classes are ranked by votes, the lower index first among equals: `first_argmax` is the first of that order, and y is
 among the top k iff fewer than k classes j have n_j > n_y, or n_j = n_y and j < y.

@@ -90,7 +90,7 @@ def folder_images(
 
 
 def _part_of_folder(root: Path, split: str) -> Path:
-    """Where the images of a split lie. A root whose folders are called like splits is not taken for one of classes."""
+    """The folder of a split's images. A root whose folders are called like splits is not taken for one of classes."""
     path = root / ("test" if split == "test" else "train")
     try:
         if split != "test" or path.is_dir():

@@ -43,7 +43,7 @@ def conv2d(
 
 
 def misread(shape: tuple[int, ...], weight: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> bool:
-    """Whether a convolution of images [B,C,H,W] by a weight [O,C,h,w] has a shape that `conv2d` tells of."""
+    """True for shapes, of images [B,C,H,W] and a weight [O,C,h,w], that `conv2d` keeps from the kernels that fail."""
     across, step = weight[3], stride[1]
     outputs = (shape[3] + 2 * padding[1] - across) // step + 1
     return (outputs == 1 and across > 1 and step > 1) or (shape[1] < 32 and shape[1] * across >= 64)

@@ -22,12 +22,12 @@ SHORT = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
 
 
 def is_library_name(name: str) -> bool:
-    """Whether `create` knows the library of a model of that name."""
+    """True for names of models whose library `create` knows."""
     return name in SHORT or name.startswith(("torchvision:", "timm:"))
 
 
 def library_and_model(name: str) -> tuple[str, str]:
-    """What `create` takes such a name for: "torchvision" or "timm", and the library's own name of the model."""
+    """Splits such a name as `create` does: "torchvision" or "timm", and the library's own name of the model."""
     library, _, model = SHORT.get(name, name).partition(":")
     return library, model
 

@@ -1,4 +1,4 @@
-"""Which of torchvision's and timm's classifiers, and which of their options, a configuration may ask for.
+"""The classifiers of torchvision and timm, and their options, that a configuration may ask for.
 
 A configuration comes with a checkpoint, and checkpoints come from anybody. Both libraries take options that download a
 file, read one or unpickle it (`checkpoint_path`, `pretrained_cfg`, `weights_backbone`), and names that do

@@ -22,12 +22,12 @@ class Parts(ABC):
     @property
     @abstractmethod
     def places(self) -> int | None:
-        """How many places have a position embedding; None where there is none."""
+        """The number of places that have a position embedding; None where there is none."""
 
     @property
     @abstractmethod
     def layers(self) -> nn.Module:
-        """What takes nearly all of the time."""
+        """The layers that take nearly all of the time."""
 
     @abstractmethod
     def tokens(self, embedded: Tensor, place: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Parts(ABC):
 
     @abstractmethod
     def whole(self, encoded: Tensor) -> Tensor:
-        """What the transformer itself makes of encoded images [M,E,H,W] before `head`: [M,P+T,D]."""
+        """The transformer's own features of encoded images [M,E,H,W] before `head`: [M,P+T,D]."""
 
 
 class _Torchvision(Parts):
@@ -145,7 +145,7 @@ def parts_of(vit: nn.Module) -> Parts:
 
 
 def is_token_transformer(model: nn.Module) -> bool:
-    """Whether `parts_of` knows such a model: squares embedded each on its own, then a sequence."""
+    """True for models that `parts_of` knows: squares embedded each on its own, then a sequence."""
     try:
         parts_of(model)
     except InvalidInput:

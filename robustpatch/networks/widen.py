@@ -105,7 +105,7 @@ def _read(
 
 
 def first_channels(model: nn.Module) -> int | None:
-    """How many channels the first convolution reads, in the order in which a model holds its parts; None without."""
+    """The number of channels that the model's first convolution reads, in the order of its parts; None without one."""
     return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
 

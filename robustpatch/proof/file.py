@@ -1,4 +1,4 @@
-"""What a proof file says, read strictly: every field there, of its type and in its range, and nothing else.
+"""Proof files, read strictly: every field there, of its type and in its range, and nothing else.
 
 See `robustpatch.proof.verifier` for what the file means. Needs numpy alone.
 """
@@ -57,7 +57,7 @@ class ProofFile:
         return cast.astype(np.int64), self._bits(self.close, image)
 
     def number_close(self) -> int:
-        """How many votes are marked close."""
+        """The number of votes that are marked close."""
         return sum(int(np.unpackbits(self.close[a : a + 2**20]).sum()) for a in range(0, len(self.close), 2**20))
 
     def _bits(self, packed: np.ndarray, image: slice) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a proof file's ablations keep and its patches touch, drawn pixel by pixel; see `robustpatch.proof.verifier`."""
+"""The pixels that ablations keep and patches touch, drawn one by one; see `robustpatch.proof.verifier`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.nd
 
 
 def _slid(kept: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Whether each placement, row by row, covers a kept pixel of each mask: [L,n], by counting the pixels before it."""
+    """True where a placement covers a kept pixel of a mask: [L,n], row by row, by counting the pixels before it."""
     before = np.zeros((len(kept), kept.shape[1] + 1, kept.shape[2] + 1), np.int32)
     before[:, 1:, 1:] = kept.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
     rows = before[:, height:] - before[:, :-height]
@@ -115,5 +115,5 @@ def _slid(kept: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _choices(number: int, some: int) -> int:
-    """How many choices of `some` of so many there are; more than a million of them need not be exact."""
+    """The number of choices of `some` of so many; more than a million of them need not be exact."""
     return comb(number, some) if min(some, number - some) <= 20 else _MOST + 1

@@ -138,7 +138,7 @@ def _winners(file: ProofFile) -> np.ndarray:
 
 
 def claimed(path: str | Path) -> str:
-    """What the file says that it proves, and what it takes for granted, for a reader to hold against what was promised.
+    """The claim of the file, and its assumptions, for a reader to hold against what was promised.
     Raises as `verify`.
     """
     return told(read(path))
@@ -156,7 +156,7 @@ def told(file: ProofFile) -> str:
 
 
 def _assumed(file: ProofFile) -> str:
-    """What the proof takes for granted of scores and of how near to turning over votes are."""
+    """The assumptions of the proof about scores, and about votes that are near to turning over."""
     moves = f"no score of an untouched ablation moves by more than {file.guard:g}"
     if file.unit > 1:
         return f"{moves} ({file.slack} of {file.unit} units are allowed for)"

@@ -79,6 +79,6 @@ def agree(module: nn.Module) -> None:
 
 
 def wait() -> None:
-    """Until all processes are here: what process 0 wrote before can be read after."""
+    """Waits for all processes: files that process 0 wrote before can be read after."""
     if world() > 1:
         distributed.barrier()

@@ -178,7 +178,7 @@ def _check_images(config: TrainingConfig, images: ImageSet, processes: int) -> N
 
 
 def about(images: ImageSet) -> dict[str, Any]:
-    """What a checkpoint notes of the images that it was trained on."""
+    """The facts that a checkpoint notes of the images that it was trained on."""
     return {
         "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of the ablations, and how far the votes are from a certificate."""
+"""The losses of training: cross-entropy of the ablations, and the distance of the votes from a certificate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustpatch.voting.rules import Voting
 
 @runtime_checkable
 class Weights(Protocol):
-    """What a loss takes of `TrainingConfig`."""
+    """The settings of `TrainingConfig` that a loss reads."""
 
     @property
     def ablations(self) -> int: ...
@@ -98,13 +98,13 @@ def _drawn(
 
 
 def cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Of every ablation, for the image's class."""
+    """The mean cross-entropy of every ablation, for the image's class."""
     labels = y[:, None].expand(logits.shape[:2])
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
 def binary_cross_entropy(logits: Float[Tensor, "B N K"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Of every ablation and class by itself: is it the image's?"""
+    """The mean binary cross-entropy of every ablation and class: 1 for the image's class, 0 for any other."""
     own = nn.functional.one_hot(y, logits.shape[2])[:, None].expand_as(logits)
     return nn.functional.binary_cross_entropy_with_logits(logits, own.to(logits))
 

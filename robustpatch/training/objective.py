@@ -36,7 +36,7 @@ class Loss(nn.Module):
 
 
 def trained_part(model: nn.Module) -> nn.Module:
-    """What the objective is of: the smoothed classifier inside a defense that has no loss of its own, or the model."""
+    """The part whose objective is minimised: the smoothed classifier in a defense without an own loss, or the model."""
     if isinstance(model, Defended) and type(model).training_loss is Defended.training_loss:
         return model.network if isinstance(model.network, SmoothedClassifier) else model
     return model

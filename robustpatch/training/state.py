@@ -24,7 +24,7 @@ _UNSEALED = {"config", "groups", "schedule", "history"}  # what states held befo
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """What holds weights: the network, and what a defense trains beside it."""
+    """The modules that hold weights: the network, and the one that a defense trains beside it."""
     guide = getattr(model, "guide", None)
     return {"base": network_of(model)} | ({} if guide is None else {"guide": guide})
 

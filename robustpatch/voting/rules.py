@@ -34,12 +34,12 @@ class Voting(ABC):
     guard: float | None
 
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """What `guard` is about, and votes are made of: the softmax probabilities."""
+        """The scores that votes are made of, and that `guard` bounds the changes of: the softmax probabilities."""
         return logits.softmax(dim=-1)
 
     @property
     def link(self) -> str:
-        """What `scores` makes of logits: rules of one link share a scoring."""
+        """The name of the map from logits to scores: rules of one link share their scores."""
         return "softmax"
 
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
@@ -67,8 +67,10 @@ class Voting(ABC):
 
     @abstractmethod
     def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """How far each vote is from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart). Of a
-        score that is summed, its log-odds."""
+        """The distance of each vote from turning over, in logits: ≥ 0 where it is cast, < 0 where not (ties apart).
+
+        For a score that is summed, its log-odds.
+        """
 
     @abstractmethod
     def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
@@ -163,7 +165,7 @@ class TopOne(Voting):
 
 
 def excess(num_classes: int) -> float:
-    """By how much a float32 softmax over K classes, and a threshold rounded to float32, exceed 1 together at the most.
+    """The most by which a float32 softmax over K classes, and a threshold rounded to float32, exceed 1 together.
 
     With ε = 2^-24: K - 1 additions of positive terms err by (K - 1)·ε of their sum, each quotient by ε (2ε by way of a
     reciprocal), each exponential computed twice by a few ε, the threshold by ε. Twice (K + 8)·ε covers them.

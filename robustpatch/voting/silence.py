@@ -17,12 +17,12 @@ from torch import Tensor
 
 
 def has_score(scores: Float[Tensor, "*any K"]) -> Bool[Tensor, "*any 1"]:
-    """Which ablations have a score: that of each class is a number."""
+    """True for ablations that have a score: that of each class is a finite number."""
     return torch.isfinite(scores).all(dim=-1, keepdim=True)
 
 
 def names_class(logits: Float[Tensor, "*any K"]) -> Bool[Tensor, "*any"]:
-    """Where one class has the largest logit: no logit is NaN, and the largest is finite. -inf rules a class out."""
+    """True where one class has the largest logit: none is NaN, and the largest is finite. -inf rules a class out."""
     return torch.isfinite(logits.amax(dim=-1))  # NaN where any is
 
 

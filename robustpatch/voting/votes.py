@@ -1,4 +1,4 @@
-"""What each ablation adds to the classes: votes, or scores in whole units; sums of either are exact."""
+"""The contributions of ablations to classes: votes, or scores in whole units; sums of either are exact."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Votes:
 
     @property
     def sure(self) -> Bool[Tensor, "B N K"]:
-        """What stays cast however rounding falls."""
+        """The votes that stay cast however rounding falls."""
         return self.cast & ~self.close
 
     @property
     def possible(self) -> Bool[Tensor, "B N K"]:
-        """What rounding can make of the votes at most."""
+        """The votes cast at most, however rounding falls."""
         return self.cast | self.close
 
     def without(self, silent: Bool[Tensor, "B N 1"]) -> Votes:
@@ -100,12 +100,12 @@ class Scored:
 
     @property
     def sure(self) -> Int[Tensor, "B N K"]:
-        """What is left of each contribution at least; int64, as all that is summed from it."""
+        """The least that rounding leaves of each contribution; int64, as all that is summed from it."""
         return (self.cast.long() - self.slack).clamp(min=0)
 
     @property
     def possible(self) -> Int[Tensor, "B N K"]:
-        """What each contribution can be at most."""
+        """The most that rounding makes of each contribution; int64."""
         return (self.cast.long() + self.slack).clamp(max=self.unit)
 
     def without(self, silent: Bool[Tensor, "B N 1"]) -> Scored:

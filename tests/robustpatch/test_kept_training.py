@@ -18,6 +18,7 @@ from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
+from tests import helpers
 
 CONFIG = TrainingConfig(
     network={"name": "strip", "widths": [2, 2], "hidden": 4}, epochs=2, batch_size=8, patch="2x2", bfloat16=False
@@ -27,8 +28,7 @@ FILES = {"state.safetensors", "checkpoint.safetensors", "history.json"}
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    pixels = torch.randint(0, 256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageSet("toy", "train", ("a", "b"), (1, 8, 8), torch.arange(16) % 2, _bytes=pixels)
+    return helpers.noise()
 
 
 @pytest.fixture(scope="module")

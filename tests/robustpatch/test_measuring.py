@@ -11,14 +11,14 @@ from rich.console import Console
 
 from evaluate.learning import draw, read_learning
 from robustpatch.ablations.kinds import Columns
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.train import shown
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.training.validation import Accuracy, accuracy
-from tests import toys
+from tests import helpers, toys
 
 CONFIG = TrainingConfig(
     network={"name": "strip", "widths": [4], "hidden": 4}, epochs=5, batch_size=30, bfloat16=False, patch="2x2"
@@ -27,10 +27,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """The first 60 images of the sample, at half their size."""
-    x, y = load_images("mnist-sample").batch(range(60))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+    return helpers.half_digits(60)
 
 
 def test_accuracy_on_images_spread_evenly(images):

@@ -12,14 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 from robustpatch.checkpoints import load_checkpoint, model_from, save_checkpoint
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.recipe import app, follow, load_recipe
 from robustpatch.threats.parse import parse_threat
 from robustpatch.training.augmentation import augmented
 from robustpatch.training.losses import objective, touched_sets
 from robustpatch.training.optimizer import optimizer_of
-from tests import toys
+from tests import helpers, toys
 
 TEXT = """
 [defaults]
@@ -45,10 +45,7 @@ vote = "threshold:0.2"
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """The first 120 images of the sample, at half their size."""
-    x, y = load_images("mnist-sample").batch(range(120))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+    return helpers.half_digits(120)
 
 
 def written(folder: Path, text: str = TEXT) -> Path:
@@ -112,9 +109,6 @@ def test_a_run_is_followed_and_resumed_and_not_repeated(images, tmp_path):
     two, _ = load_recipe(written(tmp_path))
     alone = load_checkpoint(follow(two, images, images, tmp_path / "alone"))
 
-    class Interrupted(Exception):
-        pass
-
     class Stopping:
         def __init__(self, number: int, config: object) -> None:
             self.number = number
@@ -126,9 +120,9 @@ def test_a_run_is_followed_and_resumed_and_not_repeated(images, tmp_path):
 
         def on_step(self, epoch: int, step: int, loss: float) -> None:
             if self.number == 2 and step == 1:
-                raise Interrupted
+                raise helpers.Interrupted
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(helpers.Interrupted):
         follow(two, images, images, tmp_path / "stopped", progress=Stopping)
     path = follow(two, images, images, tmp_path / "stopped")
     resumed = load_checkpoint(path)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from robustpatch.ablations.kinds import Columns
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.training.losses import objective
-from tests import toys
+from tests import helpers, toys
 
 NETWORK = {"name": "strip", "widths": [4], "hidden": 4}
 CONFIG = TrainingConfig(network=NETWORK, epochs=2, batch_size=30, bfloat16=False, patch="2x2", ablations=3)
@@ -21,10 +21,7 @@ CONFIG = TrainingConfig(network=NETWORK, epochs=2, batch_size=30, bfloat16=False
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """The first 60 images of the sample, at half their size."""
-    x, y = load_images("mnist-sample").batch(range(60))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+    return helpers.half_digits(60)
 
 
 @pytest.mark.parametrize("local", [1.0, 0.5])

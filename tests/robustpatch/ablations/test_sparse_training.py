@@ -16,7 +16,7 @@ from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.checkpoints import load_checkpoint, model_from, network_of, save_checkpoint
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, build
@@ -27,7 +27,7 @@ from robustpatch.training.loop import train
 from robustpatch.training.losses import majority_loss
 from robustpatch.training.validation import accuracy
 from robustpatch.voting.rules import Threshold, TopOne
-from tests import toys
+from tests import helpers, toys
 
 CONFIG = TrainingConfig(
     ablation="sparse:40",
@@ -42,14 +42,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """The first 120 images of the sample, at half their size."""
-    x, y = load_images("mnist-sample").batch(range(120))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
-
-
-class Interrupted(Exception):
-    """Thrown from a progress callback, as a killed process would stop."""
+    return helpers.half_digits(120)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path):
@@ -60,9 +53,9 @@ def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path):
 
     def stop(epoch: int, step: int, loss: float) -> None:
         if (epoch, step) == (1, 1):
-            raise Interrupted
+            raise helpers.Interrupted
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(helpers.Interrupted):
         train(CONFIG, images, images, tmp_path / "stopped", on_step=stop)
     resumed = train(CONFIG, images, images, tmp_path / "stopped", resume=True)
     for name, weights in alone.state_dict().items():

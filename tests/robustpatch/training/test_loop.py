@@ -14,7 +14,7 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.checkpoints import load_checkpoint, network_of
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import SmallCNN, UnionNet
 from robustpatch.threats.rectangle import PatchThreat
@@ -24,7 +24,7 @@ from robustpatch.training.loop import train
 from robustpatch.training.losses import cast_votes, certificate_loss
 from robustpatch.training.validation import accuracy
 from robustpatch.voting.rules import Threshold, TopOne, Votes
-from tests import toys
+from tests import helpers, toys
 
 NETWORK = {"name": "strip", "widths": [4, 4], "hidden": 8}
 STRIP = TrainingConfig(network=NETWORK, epochs=2, batch_size=40, bfloat16=False)
@@ -33,14 +33,7 @@ PLAIN = {"network": {"name": "small-cnn", "widths": [8, 8], "hidden": 16}, "abla
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    """The first 120 images of the sample, at half their size."""
-    x, y = load_images("mnist-sample").batch(range(120))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
-
-
-class Interrupted(Exception):
-    """Thrown from a progress callback, as a killed process would stop."""
+    return helpers.half_digits(120)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +56,9 @@ def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path, options):
 
     def stop(epoch: int, step: int, loss: float) -> None:
         if (epoch, step) == (1, 1):
-            raise Interrupted
+            raise helpers.Interrupted
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(helpers.Interrupted):
         train(config, images, images, tmp_path / "stopped", on_step=stop)
     assert len(json.loads((tmp_path / "stopped" / "history.json").read_text())) == 1
     rows: list = []
@@ -241,9 +234,9 @@ def test_only_the_weights_named_are_trained(images, tmp_path, options, only):
 
     def stop(epoch: int, step: int, loss: float) -> None:
         if epoch == 1:
-            raise Interrupted
+            raise helpers.Interrupted
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(helpers.Interrupted):
         train(config, images, images, tmp_path / "stopped", on_step=stop)
     resumed = train(config, images, images, tmp_path / "stopped", resume=True)
     assert all(torch.equal(weights, after[name]) for name, weights in network_of(resumed).state_dict().items())

@@ -10,13 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.train import shown
 from robustpatch.training import loop as training
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
-from tests import lying
+from tests import helpers, lying
 
 NETWORK = {"name": "strip", "widths": [4, 4], "hidden": 8}
 STRIP = TrainingConfig(network=NETWORK, epochs=2, batch_size=40)
@@ -30,9 +30,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    x, y = load_images("mnist-sample").batch(range(80))
-    small = (torch.nn.functional.avg_pool2d(x, 2) * 255).round().to(torch.uint8)
-    return ImageSet("half", "train", tuple("0123456789"), (1, 14, 14), y, _bytes=small)
+    return helpers.half_digits(80)
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))

@@ -12,6 +12,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig, check_type
 from robustpatch.training.loop import train
 from robustpatch.training.optimizer import momenta
+from tests import helpers
 
 NETWORK = {"name": "strip", "widths": [2, 2], "hidden": 4}
 OPTIONS = {"network": NETWORK, "epochs": 1, "batch_size": 4, "patch": "2x2", "bfloat16": False}
@@ -19,8 +20,7 @@ OPTIONS = {"network": NETWORK, "epochs": 1, "batch_size": 4, "patch": "2x2", "bf
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    pixels = torch.randint(0, 256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageSet("toy", "train", ("a", "b"), (1, 8, 8), torch.arange(16) % 2, _bytes=pixels)
+    return helpers.noise()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
