@@ -1,4 +1,4 @@
-"""Whether a model is after an attack what it was before: what is judged must be the model that a run names."""
+"""Refuse attacks that change the model: what is judged must be the model that a run names."""
 
 from __future__ import annotations
 

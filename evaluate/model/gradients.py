@@ -1,4 +1,4 @@
-"""Whether attacks find the gradients that they climb, asked before any work is done."""
+"""Find out before any work is done whether attacks find the gradients that they climb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustpatch.errors import InvalidInput
 
 
 def left_out(model: torch.nn.Module, images: ImageSet, attacks: Sequence[PatchAttack]) -> list[str]:
-    """What is to be said of attacks that cannot do all they do, since the model has no gradient in the image: a
+    """Return what is to be said of attacks that cannot do all they do, since the model has no gradient in the image: a
     sentence each; none where it has one, or no attack needs it.
 
     One gradient is asked for, of the first image. Raises `InvalidInput` for an attack that is nothing without.

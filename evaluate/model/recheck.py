@@ -1,4 +1,4 @@
-"""Whether records are those of the model at hand: of a few images they are made once more, before a run goes on.
+"""Ask about a few recorded images once more, before a run goes on: records must be those of the model at hand.
 
 What a model answers under a patch is looked at as well, on a few patched images (`evaluate.model.probe`).
 """

@@ -1,4 +1,4 @@
-"""What a TorchScript module is made of: its attributes and constants are no attributes of the Python object."""
+"""Tell TorchScript modules apart by what they are saved as: the Python object has no attribute that says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What objects hold, as a hash that is equal in every process, and which modules of the user's their code is in."""
+"""Hash what objects hold, equal in every process, and find the modules of the user's that their code is in."""
 
 from __future__ import annotations
 

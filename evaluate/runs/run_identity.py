@@ -1,4 +1,4 @@
-"""Whose results a folder holds: `run.json` says what decides them, and no other run writes there."""
+"""Claim a folder for one run: `run.json` says what decides its results, and no other run writes there."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[st
 
 
 def run_of(output: str | Path | Store) -> str:
-    """What tells the run in `output` from others: a hash of run.json; "" where there is none that can be read."""
+    """Return a hash of run.json, which tells runs apart; "" where there is none that can be read."""
     try:
         configuration = read_json(Store.of(output).read("run.json"))
     except (FileNotFoundError, ValueError):

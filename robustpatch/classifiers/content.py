@@ -1,4 +1,4 @@
-"""What a model computes with, as a value that can be compared: its weights, attributes, hooks, methods and classes.
+"""Tell, within one process, whether a model is what it was: weights, attributes, hooks, methods and classes.
 
 Python's own pickler goes through all that is held, and is told how each object is to be taken apart, so that no class
 says something else of itself. What it writes is compared, and never read.
@@ -40,7 +40,7 @@ _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a type's flags: it was made while Pytho
 
 
 class Content:
-    """Equal to another that was made while this one was there, if nothing that is told has changed in between."""
+    """Equals another that was made while this one was there, if nothing that is told has changed in between."""
 
     def __init__(self, digest: bytes | None, kept: list[object]) -> None:
         self._digest = digest  # None: like nothing
@@ -54,7 +54,7 @@ class Content:
 
 
 def content(model: nn.Module, leave_out: Iterable[str] = ()) -> Content:
-    """Equal at two moments unless something changed, in between, that can be told from the model.
+    """Return a value that is equal at two moments unless something that can be told from the model changed between.
 
     Told by value: parameters, buffers and all other tensors and arrays (SHA-256, about 1 ms a MB), numbers, texts,
     bytes, and what containers, partial functions and objects hold of these, attributes and slots, at any depth; module
@@ -74,7 +74,7 @@ def content(model: nn.Module, leave_out: Iterable[str] = ()) -> Content:
 
 
 def content_of(value: object) -> Content:
-    """The same of any value by itself; of a class, what it and those that it derives from define."""
+    """Return the same of any value by itself; of a class, of what it and those that it derives from define."""
     sink = io.BytesIO()
     parts = Parts(sink)
     try:
@@ -113,20 +113,20 @@ class Parts(pickle.Pickler):
         return holds, self.parts(value)
 
     def name(self, value: FunctionType | type) -> object:
-        """What stands for a function or a class where it is held."""
+        """Return what stands for a function or a class where it is held."""
         return self.same(value)
 
     def same(self, value: object) -> object:
-        """What tells this object from all others."""
+        """Return what tells this object from all others."""
         self.kept.append(value)
         return id(value)
 
     def unseen(self, value: object) -> object:
-        """What stands for an object into which nobody can look."""
+        """Return what stands for an object into which nobody can look."""
         return self.same(value)
 
     def parts(self, value: Any) -> tuple[Any, ...]:
-        """What the object holds: as one of Python's own types, or NumPy's or torch's, as attributes and in slots."""
+        """Return what the object holds: as a type of Python, NumPy or torch, as attributes and in slots."""
         kind = type(value)
         if isinstance(value, nn.Module):
             if isinstance(value, torch.jit.ScriptModule):
@@ -148,7 +148,7 @@ class Parts(pickle.Pickler):
         return kind, held, attributes, self._filled_slots(value), None if seen else self.unseen(value)
 
     def of_function(self, value: FunctionType) -> Any:
-        """What a function holds besides its name."""
+        """Return what a function holds besides its name."""
         made_by = (value.__globals__.get("__name__") or "").partition(".")[0]
         cells = [cell.cell_contents if filled(cell) else None for cell in value.__closure__ or ()]
         code = self.same(value.__code__)
@@ -162,7 +162,7 @@ class Parts(pickle.Pickler):
         return code, value.__defaults__, value.__kwdefaults__, cells, vars(value)
 
     def of_class(self, kind: type) -> Any:
-        """What a class defines, and those it derives from; not Python's own, which nobody can change."""
+        """Return what a class defines, and those it derives from; not Python's own, which nobody can change."""
         if not kind.__flags__ & _HEAP:
             return None
         if _of_a_library(kind.__module__):

@@ -1,4 +1,4 @@
-"""Which tests a classifier has passed, and what its base is to be asked next."""
+"""Remember which tests a classifier has passed, and choose what its base is asked next."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from robustpatch import precision
 from robustpatch.classifiers.content import content
 from robustpatch.errors import InvalidInput
 
+Told = tuple[object, ...]  # see `told`
 _KEPT = 8  # contents that are remembered
 
 
@@ -24,31 +25,31 @@ class Passed:
     """The contents of a classifier with which it passed a test, the last few. A copy, pickled or not, starts anew."""
 
     def __init__(self) -> None:
-        self._contents: list[tuple[object, ...]] = []
+        self._contents: list[Told] = []
         self._asked: dict[int, int] = {}
         self.calls = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Passed, ()
 
-    def holds(self, told: tuple[object, ...]) -> bool:
-        """Whether the test was passed with this content."""
+    def holds(self, told: Told) -> bool:
+        """Return whether the test was passed with this content."""
         return told in self._contents
 
-    def note(self, told: tuple[object, ...]) -> None:
+    def note(self, told: Told) -> None:
         """Remember that it was."""
         if not self.holds(told):
             self._contents = [told, *self._contents][:_KEPT]
 
     def turn(self, total: int, number: int) -> int:
-        """Where to go on among `total` ablations, so many of which are asked now: where the last call stopped."""
+        """Return where the last call stopped among `total` ablations, `number` of which are asked now."""
         first = self._asked.get(total, 0)
         self._asked[total] = (first + number) % total
         return first
 
 
-def told(model: nn.Module, x: Tensor, guard: float) -> tuple[object, ...]:
-    """The content of the model, and what else decides how it scores such images: shape, device and precision."""
+def told(model: nn.Module, x: Tensor, guard: float) -> Told:
+    """Return the content of the model, and what else decides how it scores such images: shape, device and precision."""
     settings = precision.settings(x.device.type)
     return content(model, ("passed",)), tuple(x.shape[1:]), x.dtype, str(x.device), settings, guard
 
