@@ -4,6 +4,7 @@ from attacks.art.from_art import FromART, as_module
 from attacks.art.to_art import to_art
 from attacks.attack import Attack
 from attacks.base import Outcome, PatchAttack, Proposal, judge
+from attacks.criterion import Became, Changed, Criterion, NoAlert, OutOfTopK
 from attacks.ensemble import Ensemble
 from attacks.exhaustive import ExhaustivePGD
 from attacks.lavan import LaVAN
@@ -19,12 +20,17 @@ from attacks.votes import WorstVotes, worst_votes
 __all__ = [
     "ROA",
     "Attack",
+    "Became",
+    "Changed",
     "Control",
+    "Criterion",
     "Ensemble",
     "ExhaustivePGD",
     "FromART",
     "LaVAN",
+    "NoAlert",
     "Oracle",
+    "OutOfTopK",
     "Outcome",
     "PatchAttack",
     "PatchPGD",

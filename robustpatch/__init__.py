@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from robustpatch.certificates.largest import largest_certified
     from robustpatch.certificates.randomized import Sampling, certify_randomized, predict_randomized
     from robustpatch.certificates.top_k import TopKCertificate, certify_top_k
+    from robustpatch.classifiers.as_classifier import as_classifier
+    from robustpatch.classifiers.base import CertifiedClassifier, Classifier
     from robustpatch.classifiers.calibration import calibrate_guard
     from robustpatch.classifiers.randomized import RandomizedClassifier
     from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -37,6 +39,8 @@ _HOME = {
     "certificates.largest": ("largest_certified",),
     "certificates.randomized": ("Sampling", "certify_randomized", "predict_randomized"),
     "certificates.top_k": ("TopKCertificate", "certify_top_k"),
+    "classifiers.as_classifier": ("as_classifier",),
+    "classifiers.base": ("CertifiedClassifier", "Classifier"),
     "classifiers.calibration": ("calibrate_guard",),
     "classifiers.randomized": ("RandomizedClassifier",),
     "classifiers.smoothed": ("SmoothedClassifier",),
@@ -66,6 +70,9 @@ __all__ = [  # noqa: RUF022  the order of the table above
     "predict_randomized",
     "TopKCertificate",
     "certify_top_k",
+    "as_classifier",
+    "CertifiedClassifier",
+    "Classifier",
     "calibrate_guard",
     "RandomizedClassifier",
     "SmoothedClassifier",

@@ -31,7 +31,7 @@ from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
-from robustpatch.voting.votes import Votes
+from robustpatch.voting.votes import Scored, Votes
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def evaluate_batch(
     if exact is not None and fresh is not None and settings.top_k == 1:
         check_clean(classifier, x, threat, exact, first)
 
+    known = _known_votes(classifier, exact)
     for i in (certified & ~consistent).nonzero()[:, 0].tolist():
         keep(i, x[i], [], "predict", threat.threats[0])
     for attack in attacks:
@@ -193,7 +194,7 @@ def evaluate_batch(
                 scored_whole = unpruned and not run.touched_only
                 proof = exact is not None and exact.confidence is None
                 asked = _Again(fresh, [first + i for i in rows.tolist()]) if unpruned and fresh is not None else None
-                votes = None if exact is None or exact.evidence is None or unpruned else exact.evidence.votes.of(rows)
+                votes = None if known is None or unpruned else known.of(rows)
                 with known_votes(classifier, x[rows], votes):
                     records = _attack(
                         classifier, x[rows], criterion.of(rows), one, run, scored_whole, settings, proof, asked
@@ -234,6 +235,15 @@ def evaluate_batch(
     ]
     shown = exact if settings.top_k == 1 else None
     return Batch(records, counterexamples, exhibit(classifier, x, records, shown, threat, furthest, settings.quota))
+
+
+def _known_votes(classifier: Classifier, exact: Certificate | None) -> Votes | Scored | None:
+    """The votes of the clean images that the certificate is made of; None of a `certify` of the user's own, whose
+    evidence is a claim.
+    """
+    voting = voting_classifier(classifier)
+    ours = voting is not None and voting is classifier and type(voting).certify is SmoothedClassifier.certify
+    return exact.evidence.votes if ours and exact is not None and exact.evidence is not None else None
 
 
 def _error(classifier: Classifier, confidence: float, judged: int) -> float:

@@ -15,6 +15,7 @@ from attacks.search import Search
 from attacks.surfaces import whole_view
 from attacks.universal import train_patch
 from robustpatch.ablations.kinds import Columns
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
@@ -109,7 +110,7 @@ def test_a_gradient_that_is_none_disarms_no_climb():
     search = Search(model, x, y, THREAT, touched_only=False, budget=None, generator=chance)
     climb(search, [[Task((0,), start=start)]], Ascent(3, 0.1, momentum=0.9), batch=4)
     assert model.left == -2
-    assert (search.gap < whole_view(model, x, y)(x)[0]).all()
+    assert (search.gap < whole_view(as_classifier(model), x, y)(x)[0]).all()
 
 
 def test_a_gradient_that_is_none_is_nothing_to_train_a_patch_by():

@@ -40,7 +40,7 @@ def scorings(*attacks) -> tuple[list[int], list]:
 
 
 def test_attacks_on_what_is_not_certified_score_no_image_clean_again():
-    """Twice in all: by `certify` and by `predict`, which must agree. Each attack took two more, each member too."""
+    """Twice in all: by `certify` and by `predict`, which must agree. Guided PGD took two more, Sparse-RS one."""
     first, second = PatchPGD(restarts=2, steps=2), SparseRS(queries=4)
     for attacks in ((), (first,), (first, second), (Ensemble(members=(first, second), label="both"),)):
         assert scorings(*attacks)[0] == [2, 2, 2]

@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.placement import open_placements
 from attacks.search import Search
+from attacks.surfaces.base import WholeView
 from attacks.surfaces.patchguard import MaskedView, rival_margins
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
@@ -194,6 +195,6 @@ def test_the_mean_softmax_is_climbed_on_the_whole():
     """An objective that masking has no part in: the view of any other classifier."""
     model, x, threat = smooth(2), images(2, SIZE), PatchThreat(2, 2)
     rows = torch.tensor([0, 1])
-    victim = search_of(model, x, threat).victim(rows, rows[:, None], objective="mean-softmax")
-    assert isinstance(victim, WholeVictim)
+    victim = search_of(model, x, threat).view(rows, rows[:, None], objective="mean-softmax")
+    assert isinstance(victim, WholeView)
     assert torch.equal(victim(x)[1], first_argmax(model(x).detach()))
