@@ -52,10 +52,10 @@ def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list
 
 
 def _by_setting(dataset: str, settings: Sequence[Setting], choice: Choice | None, patch: str) -> list[str]:
-    best = {} if choice is None else {f: choice.against(some, patch) for f, some in by_family(settings).items()}
+    best = [] if choice is None else [choice.against(some, patch) for some in by_family(settings).values()]
 
     def told(setting: Setting, text: str) -> str:
-        return Strong(text) if any(setting is one for one in best.values()) else text
+        return Strong(text) if any(setting is one for one in best) else text
 
     def paper(setting: Setting) -> Published | None:
         return published(dataset, setting.ablation, setting.voting, patch)
@@ -92,13 +92,12 @@ def _unknown_side(settings: Sequence[Setting], choice: Choice | None) -> list[st
         f"One setting fixed for all sides, {fixed} (median {fixed.median_side:g}), against the best for each side;"
     ]
     lines += [f"both chosen on {choice.images}.", ""]
+    best = {m: choice.at_side(settings, m) for m in sides}
     columns: tuple[Column[int], ...] = (
         _SIDE,
         Column("fixed (exact)", lambda m: _percent(fixed.exact_by_side[m - 1], settings)),
-        Column(
-            "best for the side (exact)", lambda m: _percent(choice.at_side(settings, m).exact_by_side[m - 1], settings)
-        ),
-        Column("setting", lambda m: str(choice.at_side(settings, m)), words=True),
+        Column("best for the side (exact)", lambda m: _percent(best[m].exact_by_side[m - 1], settings)),
+        Column("setting", lambda m: str(best[m]), words=True),
     )
     return [*lines, Table.of(columns, sides).markdown()]
 
