@@ -16,7 +16,7 @@ from evaluate.cli.command import HELD, status_of
 from evaluate.report.page import render
 from evaluate.results.metrics import Share
 from evaluate.results.tables import Column, Table, plain
-from evaluate.runs.completed_run import Run, read_run
+from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.places import place_of
 from evaluate.runs.records import Record
 from robustpatch.cli.command_line import Command
@@ -80,7 +80,7 @@ PAIRS: tuple[Column[Paired], ...] = (
 )
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[CompletedRun]) -> Comparison:
     """Hold runs on the same images against each other. Raises `InvalidInput` where they are not, or fewer than two."""
     if len(runs) < 2:
         raise InvalidInput(f"runs is {len(runs)} run; name at least two --outputs of evaluate.attack_vs_cert")
@@ -108,7 +108,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(title, names, shares, _holm(found))
 
 
-def _answers(run: Run, measure: str) -> list[bool] | None:
+def _answers(run: CompletedRun, measure: str) -> list[bool] | None:
     """The answer of each image, None where the run has none."""
     if measure == "under all attacks" and not run.claim["attacks"]:
         return None
@@ -132,7 +132,7 @@ def _holm(pairs: list[Paired]) -> list[Paired]:
     return [Paired(**{**asdict(pair), "adjusted": adjusted[id(pair)]}) for pair in pairs]
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[CompletedRun]) -> list[str]:
     """What tells the runs apart: the model, where that does, else the folder."""
     for names in ([run.model for run in runs], [Path(run.output).name for run in runs]):
         if len(set(names)) == len(names):

@@ -10,7 +10,7 @@ from attacks import Control, Oracle, PatchAttack, Proposal, SparseRS, judge, sta
 from attacks.base import evaluations
 from attacks.pasting import paste
 from evaluate.audit.finding import Finding
-from evaluate.audit.interface import Subject
+from evaluate.audit.interface import AuditedCertifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 
@@ -19,7 +19,7 @@ _BATCH = 512
 
 
 def attack_certified(
-    subject: Subject,
+    subject: AuditedCertifier,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
@@ -56,14 +56,14 @@ def attack_certified(
 
 
 def _broken(
-    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
+    subject: AuditedCertifier, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
 ) -> Bool[Tensor, " B"]:
     """Where the judge says so, and the new prediction is not one that the certifier may give of any image."""
     outcome = judge(model, x, y, threat, proposal)
     return outcome.broken & subject.changed(outcome.prediction, y)
 
 
-def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
+def attacks_for(subject: AuditedCertifier, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
     """What can be run against this certifier, each unpruned."""
     attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
     attacks.append(Control(content="natural"))
@@ -77,7 +77,7 @@ def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> li
 
 @torch.no_grad()
 def transplants(
-    subject: Subject,
+    subject: AuditedCertifier,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
@@ -113,7 +113,13 @@ def transplants(
 
 
 def _findings(
-    subject: Subject, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal, broken: Bool[Tensor, " B"], name: str
+    subject: AuditedCertifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Patches,
+    proposal: Proposal,
+    broken: Bool[Tensor, " B"],
+    name: str,
 ) -> list[Finding]:
     found = []
     for i in broken.nonzero()[:, 0].tolist():

@@ -18,7 +18,7 @@ from evaluate.model.installed import package_code
 from evaluate.runs.run_identity import claim, images_fingerprint, release
 from evaluate.runs.runner import Progress
 from evaluate.sweep.records import (
-    Run,
+    SweepRun,
     damage,
     margin_column,
     read_sweep,
@@ -125,7 +125,7 @@ def sweep(
     *,
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
-) -> Run:
+) -> SweepRun:
     """Score every image once with each checkpoint, by name, and certify it under all rules; return the rows.
 
     What `output` already holds is not done again: a killed run started again with the same arguments gives the same

@@ -8,14 +8,14 @@ from evaluate.results.metrics import Share
 from evaluate.results.published import LEVINE_FEIZI, Published, published
 from evaluate.results.tables import NONE, Column, Strong, Table
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
-from evaluate.sweep.records import Run
+from evaluate.sweep.records import SweepRun
 
 _SIDE: Column[int] = Column("side", str)
 _NOT_NOTED = "† the paper's best threshold; which of 0.2, 0.3 and 0.4 it is was not noted"
 _LINES = 40  # of the table of sides; of more, every second, third, … is shown, the first and the last
 
 
-def markdown(run: Run, settings: Sequence[Setting], choice: Choice | None) -> str:
+def markdown(run: SweepRun, settings: Sequence[Setting], choice: Choice | None) -> str:
     """A table for each patch, families together and sizes ascending, and one for squares of unknown side.
 
     Accuracies are in percent, with exact 95% intervals. The paper's certificate is the margin, on test images.
@@ -29,7 +29,7 @@ def markdown(run: Run, settings: Sequence[Setting], choice: Choice | None) -> st
     return "\n".join(lines) + "\n"
 
 
-def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list[str]:
+def _notes(run: SweepRun, settings: Sequence[Setting], choice: Choice | None) -> list[str]:
     guards = sorted({checkpoint["guard"] for checkpoint in run.configuration["checkpoints"]})
     close, votes = sum(s.close_votes for s in settings), sum(s.votes for s in settings)
     if choice is None:
