@@ -63,7 +63,7 @@ def page(report: Report) -> str:
         sides=Table.of(SIDES, report.sides.items()).html("Certified accuracy by side of a square patch"),
         attacks=attacks_table(report).html(_WORK),
         classes=Table.of(CLASSES, report.classes).html("Accuracy by class, % of its images"),
-        notes=notes_table(report).html("What decides the records, and where they were made"),
+        notes=notes_table(report).html("What decides the records, and where they were made", "plain"),
         js=Markup(js),
         script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
     )

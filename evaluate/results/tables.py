@@ -89,8 +89,8 @@ class Table:
             shown.add_row(*map(Text, row), end_section=number in last)
         return shown
 
-    def html(self, caption: str | None = None) -> Markup:
-        """An HTML table; the first cell of a row is its name. All text is escaped."""
+    def html(self, caption: str | None = None, kind: str = "numbers") -> Markup:
+        """An HTML table of a class of the style; the first cell of a row is its name. All text is escaped."""
         head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in self.names)
         rows = Markup("\n").join(
             Markup('<tr><th scope="row">{}</th>{}</tr>').format(
@@ -99,7 +99,9 @@ class Table:
             for row in self.rows
         )
         said = Markup("") if caption is None else Markup("<caption>{}</caption>\n").format(caption)
-        return Markup("<table>\n{}<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(said, head, rows)
+        return Markup('<table class="{}">\n{}<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>').format(
+            kind, said, head, rows
+        )
 
 
 def plain(text: str) -> str:
