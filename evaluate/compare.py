@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from scipy.stats import binomtest
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.report.page import render
 from evaluate.results.metrics import Share
-from evaluate.runs.completed_run import Run, read_run
+from evaluate.results.tables import Column, Table
+from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.places import writing
 from evaluate.runs.records import Record
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.cli.text import markdown as literal
+from robustpatch.cli.text import markdown as plain
 from robustpatch.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -73,7 +72,17 @@ class Comparison:
         }
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+PAIRS: tuple[Column[Paired], ...] = (
+    Column("", lambda pair: pair.measure, words=True),
+    Column("against", lambda pair: f"{pair.first} / {pair.second}", words=True),
+    Column("only first", lambda pair: f"{pair.only_first}"),
+    Column("only second", lambda pair: f"{pair.only_second}"),
+    Column("p", lambda pair: f"{pair.p:.2g}"),
+    Column("adjusted", lambda pair: f"{pair.adjusted:.2g}"),
+)
+
+
+def compare(runs: Sequence[CompletedRun]) -> Comparison:
     """Hold runs on the same images against each other. Raises `InvalidInput` where they are not, or fewer than two."""
     if len(runs) < 2:
         raise InvalidInput(f"runs is {len(runs)} run; name at least two --outputs of evaluate.attack_vs_cert")
@@ -101,7 +110,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(title, names, shares, _holm(found))
 
 
-def _answers(run: Run, measure: str) -> list[bool] | None:
+def _answers(run: CompletedRun, measure: str) -> list[bool] | None:
     """The answer of each image, None where the run has none."""
     if measure == "under all attacks" and not run.claim["attacks"]:
         return None
@@ -125,7 +134,7 @@ def _holm(pairs: list[Paired]) -> list[Paired]:
     return [Paired(**{**asdict(pair), "adjusted": adjusted[id(pair)]}) for pair in pairs]
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[CompletedRun]) -> list[str]:
     """What tells the runs apart: the model, where that does, else the folder."""
     for names in ([run.model for run in runs], [Path(run.output).name for run in runs]):
         if len(set(names)) == len(names):
@@ -135,29 +144,20 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def markdown(found: Comparison) -> str:
     """The comparison as Markdown: shares with 95% intervals, then the paired tests."""
-    lines = [
-        f"# {literal(found.title)}",
-        "",
-        "| | " + " | ".join(map(literal, found.runs)) + " |",
-        "| --- " * (1 + len(found.runs)) + "|",
-    ]
-    for measure, row in found.shares.items():
-        lines.append(f"| {measure} | " + " | ".join(_text(share) for share in row) + " |")
-    lines += [
-        "",
-        "Images that one run has and the other has not; McNemar's exact test, and Holm's adjustment for all.",
-        "",
-    ]
-    lines += ["| | against | only first | only second | p | adjusted |", "| --- | --- | --- | --- | --- | --- |"]
-    for pair in found.pairs:
-        counts = f"{pair.only_first} | {pair.only_second} | {pair.p:.2g} | {pair.adjusted:.2g}"
-        lines.append(f"| {pair.measure} | {literal(pair.first)} / {literal(pair.second)} | {counts} |")
-    return "\n".join(lines) + "\n"
+    note = "Images that one run has and the other has not; McNemar's exact test, and Holm's adjustment for all."
+    parts = [f"# {plain(found.title)}", shares_table(found).markdown(), note, Table.of(PAIRS, found.pairs).markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def shares_table(found: Comparison) -> Table:
+    """A line for each measure, a column for each run."""
+    rows = [(measure, *map(_text, row)) for measure, row in found.shares.items()]
+    return Table(("", *found.runs), (True, *[False] * len(found.runs)), rows)
 
 
 def page(found: Comparison, outputs: Sequence[str]) -> str:
     """The comparison as one HTML page that needs nothing but itself; `outputs` are what the runs were named by."""
-    return render("compare.html.j2", found=found, outputs=outputs)
+    return render("compare.html.j2", found=found, outputs=outputs, pairs=Table.of(PAIRS, found.pairs).html())
 
 
 def _text(share: Share | None) -> str:
@@ -187,20 +187,8 @@ def _run(runs: list[str], output: str | None) -> int:
             for ending, text in content.items():
                 store.write(f"compare.{ending}", text.encode())
     console = TextConsole()
-    table = Table(title=found.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in found.runs:
-        table.add_column(name, justify="right")
-    for measure, row in found.shares.items():
-        table.add_row(measure, *(_text(share) for share in row))
-    console.print(table)
-    tests = Table(title="image for image", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "against", "only first", "only second", "p", "adjusted"):
-        tests.add_column(name, justify="left" if name in ("", "against") else "right")
-    for pair in found.pairs:
-        counts = (str(pair.only_first), str(pair.only_second), f"{pair.p:.2g}", f"{pair.adjusted:.2g}")
-        tests.add_row(pair.measure, f"{pair.first} / {pair.second}", *counts)
-    console.print(tests)
+    console.print(shares_table(found).terminal(found.title))
+    console.print(Table.of(PAIRS, found.pairs).terminal("image for image"))
     if output is not None:
         console.print(f"compare.html, .md and .json in {output}", soft_wrap=True)
     return HELD

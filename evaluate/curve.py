@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.model.identity import NOT_RESUMED
 from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
+from evaluate.results.tables import Column, Table
 from evaluate.runs.completed_run import read_run
 from evaluate.runs.places import writing
 from robustpatch.cli.command_line import Command
@@ -43,6 +42,14 @@ class Curve:
     clean: Share
     certified: Share | None
     title: str
+
+
+POINTS: tuple[Column[Point], ...] = (
+    Column("attack", lambda point: point.attack, words=True),
+    Column("budget", lambda point: "own" if point.budget is None else f"{point.budget:,}"),
+    Column("evaluations per image", lambda point: f"{point.evaluations:,.0f}"),
+    Column("accuracy", lambda point: f"{point.accuracy.value:.1%}"),
+)
 
 
 def read_curve(runs: list[Path]) -> Curve:
@@ -118,14 +125,8 @@ def _run(runs: list[Path], output: str) -> int:
     with writing(folder_of(output)):
         curve = read_curve(runs)
         draw_curve(curve, output)
-    table = Table(title=curve.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("attack", "budget", "evaluations per image", "accuracy"):
-        table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
-    for point in curve.points:
-        budget = "own" if point.budget is None else f"{point.budget:,}"
-        table.add_row(point.attack, budget, f"{point.evaluations:,.0f}", f"{point.accuracy.value:.1%}")
     console = TextConsole()
-    console.print(table)
+    console.print(Table.of(POINTS, curve.points).terminal(curve.title))
     console.print(f"drawn to {output}", soft_wrap=True)
     return HELD
 

@@ -42,7 +42,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One network of a recipe: its checkpoint's name, its stages, each but the first from the one before, the voting
     rule that it is kept with (None: that of the last stage), what the first begins with (None: new weights), and the
     digits that its weights keep (None: as float16 has).
@@ -55,7 +55,7 @@ class Run:
     bits: int | None = None
 
 
-def load_recipe(path: str | Path) -> list[Run]:
+def load_recipe(path: str | Path) -> list[TrainingRun]:
     """The runs of a recipe. Raises `InvalidInput` for a file that cannot be read, unknown settings and wrong values."""
     try:
         recipe = read_toml(path)
@@ -74,7 +74,7 @@ def load_recipe(path: str | Path) -> list[Run]:
     return runs
 
 
-def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run:
+def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> TrainingRun:
     settings = {**defaults, **run}
     name, stages, vote = settings.pop("name", None), settings.pop("stages", [{}]), settings.pop("vote", None)
     start, bits = settings.pop("start", None), settings.pop("bits", None)
@@ -120,11 +120,11 @@ def _run(path: str | Path, defaults: dict[str, Any], run: dict[str, Any]) -> Run
         raise InvalidInput(f"recipe {path}, run {name}: start is {start!r}; name a checkpoint, or leave it out")
     if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 10):
         raise InvalidInput(f"recipe {path}, run {name}: bits is {bits!r}; give 1 to 10, or leave it out")
-    return Run(name, tuple(configs), vote, start, bits)
+    return TrainingRun(name, tuple(configs), vote, start, bits)
 
 
 def follow(
-    run: Run,
+    run: TrainingRun,
     images: ImageSet,
     validation: ImageSet,
     output: str | Path,
@@ -236,7 +236,7 @@ def main(
             for run in [run for run in runs if wanted is None or run.name in wanted]:
 
                 def progress(
-                    number: int, config: TrainingConfig, run: Run = run
+                    number: int, config: TrainingConfig, run: TrainingRun = run
                 ) -> AbstractContextManager[dict[str, Any]]:
                     title = f"{run.name}, stage {number} of {len(run.stages)}"
                     return shown(shown_on, len(images) // config.batch_size, title, images.notes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks import Control, Oracle, PatchAttack, Proposal, SparseRS, judge, standard
 from attacks.pasting import paste
 from evaluate.audit.finding import Finding
-from evaluate.audit.interface import Subject
+from evaluate.audit.interface import AuditedCertifier
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.base import Patches
 
@@ -18,7 +18,7 @@ _BATCH = 512
 
 
 def attack_certified(
-    subject: Subject,
+    subject: AuditedCertifier,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
@@ -55,14 +55,14 @@ def attack_certified(
 
 
 def _broken(
-    subject: Subject, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
+    subject: AuditedCertifier, model: nn.Module, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal
 ) -> Bool[Tensor, " B"]:
     """Marks images that the judge calls broken, unless the certifier may give the new prediction of any image."""
     outcome = judge(model, x, y, threat, proposal)
     return outcome.broken & subject.changed(outcome.prediction, y)
 
 
-def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
+def attacks_for(subject: AuditedCertifier, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
     """Returns the attacks that can be run against this certifier, each unpruned."""
     attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
     attacks.append(Control(content="natural"))
@@ -76,7 +76,7 @@ def attacks_for(subject: Subject, x: Tensor, threat: Patches, budget: int) -> li
 
 @torch.no_grad()
 def transplants(
-    subject: Subject,
+    subject: AuditedCertifier,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
     donors: Float[Tensor, "M C H W"],
@@ -112,7 +112,13 @@ def transplants(
 
 
 def _findings(
-    subject: Subject, x: Tensor, y: Tensor, threat: Patches, proposal: Proposal, broken: Bool[Tensor, " B"], name: str
+    subject: AuditedCertifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Patches,
+    proposal: Proposal,
+    broken: Bool[Tensor, " B"],
+    name: str,
 ) -> list[Finding]:
     found = []
     for i in broken.nonzero()[:, 0].tolist():

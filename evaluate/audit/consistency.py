@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.audit.finding import Finding, Severity
-from evaluate.audit.interface import Claim, Refused, Subject
+from evaluate.audit.interface import AuditedCertifier, Claim, Refused
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
-Check = Callable[[Subject, Tensor, Patches, Claim], Iterator[Finding]]
+Check = Callable[[AuditedCertifier, Tensor, Patches, Claim], Iterator[Finding]]
 
 
-def agreement(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def agreement(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """`predict` says of each image what `certify` says."""
     predicted = subject.predict(x)
     differs = predicted != claim.prediction
@@ -35,7 +35,7 @@ def agreement(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Ite
         )
 
 
-def companions(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def companions(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Batches of 1, 2 and 3 images, and the other way round, give what the whole batch gave."""
     whole = subject.predict(x)
     for what, order, size in (("1", 1, 1), ("2", 1, 2), ("3", 1, 3), ("all, in reverse", -1, len(x))):
@@ -54,7 +54,7 @@ def companions(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> It
             yield _finding("companions", sentence, x)
 
 
-def repeats(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def repeats(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Asked again, also after other questions, it says the same."""
     first = subject.predict(x)
     other = 1 - x.flip(3)
@@ -73,7 +73,7 @@ def repeats(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Itera
             return
 
 
-def inputs(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def inputs(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """The caller's images are as they were."""
     for name, more in (("predict", ()), ("certify", (threat,))):
         left = subject.watched(name, x, *more)
@@ -83,11 +83,11 @@ def inputs(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterat
             yield _finding("inputs", sentence, x)
 
 
-def training_mode(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def training_mode(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """In training mode it refuses, or says what it says in evaluation mode."""
     if not isinstance(subject.target, nn.Module):
         return
-    copy = Subject(deepcopy(subject.target).train(), subject.num_classes, subject.numpy)
+    copy = AuditedCertifier(deepcopy(subject.target).train(), subject.num_classes, subject.numpy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -106,7 +106,7 @@ def training_mode(subject: Subject, x: Tensor, threat: Patches, claim: Claim) ->
         yield _finding("training mode", sentence, x)
 
 
-def values(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def values(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Images with a pixel that is NaN, infinite or far out of range are better refused, or not certified.
 
     They are no images of which a certificate speaks, so that it is not broken.
@@ -123,7 +123,7 @@ def values(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterat
             yield _finding("values", sentence, x, severity="warning")
 
 
-def smaller(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def smaller(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Checks that an image certified against a patch is certified against every smaller patch that it contains."""
     sizes = {(1, 1), (max(1, threat.height - 1), threat.width), (threat.height, max(1, threat.width - 1))}
     for height, width in sizes - {(threat.height, threat.width)}:
@@ -138,7 +138,7 @@ def smaller(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Itera
             )
 
 
-def whole_image(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def whole_image(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """A patch as large as the image may show any other image: where predictions differ, nothing is certified."""
     everything, predicted = PatchThreat(x.shape[2], x.shape[3]), subject.predict(x)
     try:
@@ -153,7 +153,7 @@ def whole_image(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> I
             yield _finding("whole image", sentence, pair, torch.tensor(True))
 
 
-def non_square(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
+def non_square(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Images that are not square, where it takes them, are predicted as they are certified, alone and in company."""
     for turned in (torch.cat([x, x], dim=3), torch.cat([x, x], dim=2)):
         try:
@@ -165,7 +165,7 @@ def non_square(subject: Subject, x: Tensor, threat: Patches, claim: Claim) -> It
                 yield Finding("non-square images", found.severity, found.sentence, found.tensors, found.note)
 
 
-def _contradicts(subject: Subject, one: Tensor, other: Tensor) -> Tensor:
+def _contradicts(subject: AuditedCertifier, one: Tensor, other: Tensor) -> Tensor:
     """Marks images with two different answers; of a certifier that declares to be random, -1 differs from nothing."""
     return (one != other) & ((not subject.random) | ((one >= 0) & (other >= 0)))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluate.audit.finding import Finding
-from evaluate.audit.interface import Raised, Refused, Subject, told
+from evaluate.audit.interface import AuditedCertifier, Raised, Refused, told
 from evaluate.audit.tables import Key, Row, TableBase
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
@@ -64,7 +64,7 @@ class Stand:
         self.shown = Counter({key: number // often for key, number in self.shown.items()})
         self.remembers = not self.views(self.x)
 
-    def made(self) -> tuple[Subject, TableBase]:
+    def made(self) -> tuple[AuditedCertifier, TableBase]:
         """A new certifier around a new base."""
         base = TableBase(self.classes).eval()
         try:
@@ -73,7 +73,7 @@ class Stand:
             raise Raised(
                 f"factory makes no certifier of {self.classes} classes for images {self.shape} ({told(error)})"
             ) from error
-        return Subject.of(target, self.classes, self.x, self.alerts), base
+        return AuditedCertifier.of(target, self.classes, self.x, self.alerts), base
 
     def say(self, answers: Mapping[Key, Row], others: Row) -> None:
         """Let the base answer so, from now on; a certifier that remembers what was answered before is made anew."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluate.audit.interface import Subject
+from evaluate.audit.interface import AuditedCertifier
 from robustpatch.threats.base import Patches
 
 
@@ -27,7 +27,12 @@ def structured(shape: tuple[int, int, int], number: int, generator: torch.Genera
 
 
 def seams(
-    subject: Subject, pool: Float[Tensor, "M C H W"], threat: Patches, pairs: int, most: int, generator: torch.Generator
+    subject: AuditedCertifier,
+    pool: Float[Tensor, "M C H W"],
+    threat: Patches,
+    pairs: int,
+    most: int,
+    generator: torch.Generator,
 ) -> Float[Tensor, "B C H W"]:
     """Composites that are certified, with a neighbour that is not: votes about to turn.
 

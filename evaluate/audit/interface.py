@@ -40,7 +40,7 @@ class Raised(InvalidInput):
     """The audit cannot begin, because foreign code raised the error that this one comes from."""
 
 
-class Subject(nn.Module):
+class AuditedCertifier(nn.Module):
     """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
 
     `predict` may return a class for each image, or scores [B,K], of which the first largest counts. Images go in as
@@ -97,7 +97,9 @@ class Subject(nn.Module):
         return self._voting[0]
 
     @classmethod
-    def of(cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"], alerts: bool | int = False) -> Subject:
+    def of(
+        cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"], alerts: bool | int = False
+    ) -> AuditedCertifier:
         """The subject, its language found out by asking for a prediction: torch first, then numpy."""
         subject = cls(target, num_classes, alerts=alerts)
         try:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from evaluate.audit.finding import Audit
+from evaluate.audit.finding import Audit, Finding
+from evaluate.results.tables import Code, Column, Table
 from robustpatch.cli.text import code_block
-from robustpatch.cli.text import markdown as literal
+from robustpatch.cli.text import markdown as plain
 
 _STYLES = {"broken": "bold red", "held": "bold green", "not tested": "bold yellow"}
+
+_FINDINGS: tuple[Column[Finding], ...] = (
+    Column("check", lambda one: one.check, words=True),
+    Column("severity", lambda one: one.severity, words=True),
+    Column("times", lambda one: f"{one.times}"),
+    Column("what", lambda one: one.sentence, words=True),
+)
 
 
 def verdict(audit: Audit) -> str:
@@ -45,12 +51,8 @@ def _others(audit: Audit) -> str:
 
 def table(audit: Audit) -> Group:
     """Findings, what the base was shown, what could not be tested, and the verdict."""
-    found = Table(title=f"{audit.name}, {audit.threat} patch", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("check", "severity", "times", "what"):
-        found.add_column(name, no_wrap=name == "times", justify="right" if name == "times" else "left")
-    for finding in audit.findings:
-        found.add_row(finding.check, finding.severity, str(finding.times), finding.sentence)
-    parts: list[Table | Text] = [found] if audit.findings else [Text("no findings")]
+    found = Table.of(_FINDINGS, audit.findings).terminal(f"{audit.name}, {audit.threat} patch", wrap=True)
+    parts: list[RenderableType] = [found] if audit.findings else [Text("no findings")]
     parts += [Text(line) for line in audit.views]
     parts += [Text(f"not tested: {what}: {why}", style="yellow") for what, why in audit.untested]
     return Group(*parts, Text(verdict(audit), style=_STYLES[audit.verdict]))
@@ -58,12 +60,10 @@ def table(audit: Audit) -> Group:
 
 def markdown(audit: Audit, commands: Sequence[str] = ()) -> str:
     """The same as a file, with the commands that show the findings again."""
-    lines = [f"# {literal(audit.name)}, {audit.threat} patch", "", literal(verdict(audit)), ""]
+    lines = [f"# {plain(audit.name)}, {plain(audit.threat)} patch", "", plain(verdict(audit)), ""]
     if audit.findings:
-        lines += ["| check | severity | times | what | file |", "| --- | --- | ---: | --- | --- |"]
-        for one in audit.findings:
-            file = "" if one.path is None else f"`{one.path.name}`"
-            lines.append(f"| {one.check} | {one.severity} | {one.times} | {literal(one.sentence)} | {file} |")
+        file = Column[Finding]("file", lambda one: Code("" if one.path is None else one.path.name), words=True)
+        lines.append(Table.of((*_FINDINGS, file), audit.findings).markdown())
         lines.append("")
     if commands:
         lines += ["## To see them again", "", code_block(commands), ""]
@@ -72,5 +72,5 @@ def markdown(audit: Audit, commands: Sequence[str] = ()) -> str:
         ("What could not be tested", [f"{what}: {why}" for what, why in audit.untested]),
     ):
         if items:
-            lines += [f"## {title}", "", *(f"- {literal(item)}" for item in items), ""]
+            lines += [f"## {title}", "", *(f"- {plain(item)}" for item in items), ""]
     return "\n".join(lines)

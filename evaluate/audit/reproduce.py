@@ -19,7 +19,7 @@ from evaluate.audit.consistency import CHECKS
 from evaluate.audit.finding import Finding
 from evaluate.audit.fitting import check_finding
 from evaluate.audit.harness import Factory, Stand, view_findings
-from evaluate.audit.interface import Subject
+from evaluate.audit.interface import AuditedCertifier
 from evaluate.audit.trial import shows_again
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
@@ -99,7 +99,7 @@ def replay(path: str | Path, target: Any = None, factory: Factory | None = None)
     if target is None:
         raise InvalidInput(f"replay is {path}, found with a certifier; give that certifier")
     x = tensors["x"] if kind == "consistency" else tensors["x"][None]
-    subject = Subject.of(target, note["classes"], x, alerts)
+    subject = AuditedCertifier.of(target, note["classes"], x, alerts)
     if kind == "consistency":
         return any(CHECKS[note.get("by", note["check"])](subject, x, threat, subject.certify(x, threat)))
     x_adv = tensors["x_adv"][None]

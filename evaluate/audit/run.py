@@ -19,7 +19,7 @@ from evaluate.audit.factory import Tested, steps, try_factory
 from evaluate.audit.finding import Audit, Finding, gather, is_named
 from evaluate.audit.harness import Factory
 from evaluate.audit.images import seams, structured
-from evaluate.audit.interface import Refused, Subject
+from evaluate.audit.interface import AuditedCertifier, Refused
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.reproduce import clear, save
 from robustpatch.classifiers import checks
@@ -157,7 +157,7 @@ def _audit(
                 threat.check_fits(*pool.shape[2:])
             for one in threat.threats:
                 if target is not None:
-                    subject = Subject.of(target, made, pool[:1], alerts)
+                    subject = AuditedCertifier.of(target, made, pool[:1], alerts)
                     _evaluating(target)
                     _try_target(subject, pool, one, images, budget, generator, untested, step, asked_of)
                 if factory is not None:
@@ -227,7 +227,7 @@ class _Asked:
 
 
 def _try_target(
-    subject: Subject,
+    subject: AuditedCertifier,
     pool: Float[Tensor, "M C H W"],
     threat: Patches,
     images: int,
@@ -261,7 +261,7 @@ def _try_target(
 
 
 def _try_attacks(
-    subject: Subject,
+    subject: AuditedCertifier,
     pool: Float[Tensor, "M C H W"],
     threat: Patches,
     images: int,

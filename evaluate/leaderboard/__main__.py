@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from evaluate.cli.command import BROKEN, HELD, circumstances, showing, status_of
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
-from evaluate.leaderboard.table import cells, markdown, parquet
+from evaluate.leaderboard.table import markdown, parquet, table
 from evaluate.leaderboard.table import ordered as ranking
 from evaluate.results.drawing import write_figure
 from evaluate.runs.places import room_of_run, writing
@@ -110,13 +108,7 @@ def _write(board: Board, rows: list[Row], store: Store, around: dict[str, object
 
 
 def _show(console: Console, title: str, rows: list[Row]) -> None:
-    head, *lines = cells(ranking(rows))
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(head):
-        shown.add_column(name, justify="right" if number else "left")
-    for line in lines:
-        shown.add_row(*line)
-    console.print(shown)
+    console.print(table(ranking(rows)).terminal(title))
 
 
 if __name__ == "__main__":

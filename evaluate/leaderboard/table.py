@@ -10,20 +10,9 @@ import pyarrow.parquet as pq
 from evaluate.cli.options import Options
 from evaluate.leaderboard.rows import Row
 from evaluate.results.metrics import Share
-from robustpatch.cli.text import markdown as literal
+from evaluate.results.tables import Column, Table
+from robustpatch.cli.text import markdown as plain
 from robustpatch.cli.text import one_line
-
-_HEAD = (
-    "defense",
-    "clean",
-    "certified",
-    "under attack",
-    "certified of these",
-    "published clean / certified",
-    "predict, images/s",
-    "certify, images/s",
-    "training",
-)
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
@@ -39,46 +28,40 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """The board: a line for each row, what the columns mean, and how each row is trained again."""
     ranked = ordered(rows)
-    lines = [f"# {literal(title)}", "", *table(ranked), "", *(f"- {literal(note)}" for note in _notes(ranked))]
+    lines = [f"# {plain(title)}", "", table(ranked).markdown(), "", *(f"- {plain(note)}" for note in _notes(ranked))]
     commands = [(row.entry.name, row.entry.retrain) for row in ranked if row.entry.retrain is not None]
     if commands:
         lines += ["", "Trained by (each with `--data-root DIR`):", ""]
-        lines += [f"- {literal(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands]
+        lines += [f"- {plain(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands]
     sources = list(dict.fromkeys(row.entry.source for row in ranked if row.entry.source is not None))
     if sources:
-        lines += ["", "Published numbers:", "", *(f"- {literal(source)}" for source in sources)]
+        lines += ["", "Published numbers:", "", *(f"- {plain(source)}" for source in sources)]
     return "\n".join(lines) + "\n"
 
 
-def table(ranked: Sequence[Row]) -> list[str]:
-    """The Markdown table alone."""
-    head, *lines = (f"| {' | '.join(map(literal, line))} |" for line in cells(ranked))
-    return [head, f"| --- {'| ---: ' * (len(_HEAD) - 1)}|", *lines]
-
-
-def cells(ranked: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The table as text: the names of its columns, then a line for each row."""
-    lines: list[tuple[str, ...]] = [_HEAD]
-    sizes = {row.whole.images for row in ranked}
+def table(ranked: Sequence[Row]) -> Table:
+    """A line for each row. Shares of fewer images than the others' say of how many."""
+    whole = {row.whole.images for row in ranked}
     attacked = {row.attacked.images for row in ranked if row.attacked is not None}
-    for row in ranked:
-        found, shares = row.attacked, (None, None)
-        if found is not None:
-            shares = (found.under_all, found.certified_exact)
-        broken = " BROKEN" if row.broken else ""
-        line = (
-            row.entry.name + broken,
-            _percent(row.whole.clean, sizes),
-            _percent(row.certified, sizes),
-            _percent(shares[0], attacked),
-            _percent(shares[1], attacked),
-            _published(row.entry.published),
-            _rate(row.speed.predict),
-            _rate(row.speed.certify),
-            _duration(row.train_seconds),
-        )
-        lines.append(line)
-    return lines
+
+    def under(row: Row) -> Share | None:
+        return None if row.attacked is None else row.attacked.under_all
+
+    def beside(row: Row) -> Share | None:
+        return None if row.attacked is None else row.attacked.certified_exact
+
+    columns: tuple[Column[Row], ...] = (
+        Column("defense", lambda row: row.entry.name + " BROKEN" * row.broken, words=True),
+        Column("clean", lambda row: _percent(row.whole.clean, whole)),
+        Column("certified", lambda row: _percent(row.certified, whole)),
+        Column("under attack", lambda row: _percent(under(row), attacked)),
+        Column("certified of these", lambda row: _percent(beside(row), attacked)),
+        Column("published clean / certified", lambda row: _published(row.entry.published)),
+        Column("predict, images/s", lambda row: _rate(row.speed.predict)),
+        Column("certify, images/s", lambda row: _rate(row.speed.certify)),
+        Column("training", lambda row: _duration(row.train_seconds)),
+    )
+    return Table.of(columns, ranked)
 
 
 def _notes(ranked: Sequence[Row]) -> list[str]:

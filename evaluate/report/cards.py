@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.report.pictures import heat, picture
-from evaluate.runs.gallery import SHOWN, Exhibit, Outcome, PlacementMap, exhibits_name, read_exhibits
+from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, PlacementMap, exhibits_name, read_exhibits
 from evaluate.runs.records import Record, read_file_of
 from robustpatch.storage.store import Store
 
@@ -66,7 +66,7 @@ class Card:
     `sampled`, not those that decide; `other_classes` have some too. `guard` is its certificate's."""
 
     index: int
-    outcome: Outcome
+    outcome: ImageOutcome
     size: tuple[int, int]
     label: str
     prediction: str
@@ -88,7 +88,7 @@ def read_cards(store: Store, records: Sequence[Record], configuration: dict[str,
     """The first `gallery` images of each outcome, by outcome and index; and the largest margin of any map, which sets
     the scale of all."""
     number = configuration.get("gallery", 0)
-    kept: dict[Outcome, list[Exhibit]] = {kind: [] for kind in SHOWN}
+    kept: dict[ImageOutcome, list[Exhibit]] = {kind: [] for kind in SHOWN}
     for shard in store.names("records", ".parquet"):  # what has no records yet is not finished
         name = exhibits_name(shard)
         if all(len(some) >= number for some in kept.values()):

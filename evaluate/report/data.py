@@ -10,11 +10,12 @@ from typing import Any
 
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
-from evaluate.results.metrics import Share, Summary, summarise
+from evaluate.results.columns import ClassRow, Line
+from evaluate.results.metrics import AttackSummary, Share, Summary, summarise
 from evaluate.results.table import gap_text
 from evaluate.results.table import verdict as verdict_of
 from evaluate.runs.gallery import outcome
-from evaluate.runs.records import AttackRecord, Record, read_deviation, read_records
+from evaluate.runs.records import Record, read_deviation, read_records
 from evaluate.runs.replay import replay_command
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
@@ -24,34 +25,18 @@ SCHEMA = "robustpatch-report/1"
 
 
 @dataclass(frozen=True)
-class AttackRow:
-    """One attack: accuracy left of all images, and the work on `open_images` (classified correctly, not certified) and
-    on certified ones. `members`: of an ensemble, how many of its broken images each member broke. `budget` is what the
-    attack was given on an open image, None where it says of none; on certified ones the run's `certified_budget` holds.
+class AttackRow(AttackSummary):
+    """One attack. `budget` is what it was given on an open image, None where the attack says of none of its own; on
+    certified ones `certified_budget` holds, 0 where there is no limit.
     """
 
     name: str
-    accuracy: Share
-    broken: int
-    open_images: int
-    evaluations: int
-    certified_images: int
-    evaluations_certified: int
-    visited: float | None
-    out_of_threat: int
-    seconds: float
     budget: int | None
-    members: dict[str, int]
+    certified_budget: int
 
-
-@dataclass(frozen=True)
-class ClassRow:
-    """The images of one class: classified correctly, certified (None without certificates), standing under attack."""
-
-    name: str
-    clean: Share
-    certified: Share | None
-    under_all: Share | None
+    def line(self) -> Line:
+        """The attack in the run's table."""
+        return Line(self.name, self.accuracy, self, self.budget, self.certified_budget)
 
 
 @dataclass(frozen=True)
@@ -135,7 +120,7 @@ def read_report(run: str | Path | Store) -> Report:
         attacked=bool(summary.attacks),
         parts=_parts(records),
         sides=_sides(records),
-        attacks=_attacks(records, summary, budgets(configuration)),
+        attacks=_attacks(summary, configuration),
         classes=_classes(records, configuration.get("class_names")),
         cards=cards,
         scale=scale,
@@ -172,33 +157,15 @@ def _sides(records: list[Record]) -> dict[int, Share]:
     return {m: Share(sum(side >= m for side in right), len(records)) for m in range(1, max(right, default=0) + 2)}
 
 
-def _attacks(records: list[Record], summary: Summary, budget: list[int | None]) -> list[AttackRow]:
-    rows = []
+def _attacks(summary: Summary, configuration: dict[str, Any]) -> list[AttackRow]:
+    budget = budgets(configuration)
     if len(budget) != len(summary.attacks):
         budget = [None] * len(summary.attacks)
-    for (name, found), own_budget in zip(summary.attacks.items(), budget, strict=True):
-        own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
-        broke: dict[int, AttackRecord] = {}
-        for record, attack in own:
-            if attack.broken and record.correct:
-                broke.setdefault(record.index, attack)
-        rows.append(
-            AttackRow(
-                name=name,
-                accuracy=found.accuracy,
-                broken=len(broke),
-                open_images=len({record.index for record, _ in own if not record.certified}),
-                evaluations=found.evaluations,
-                certified_images=len({record.index for record, _ in own if record.certified}),
-                evaluations_certified=found.evaluations_certified,
-                visited=found.visited,
-                out_of_threat=found.out_of_threat,
-                seconds=found.seconds,
-                budget=own_budget,
-                members=dict(Counter(attack.by for attack in broke.values() if attack.by).most_common()),
-            )
-        )
-    return rows
+    most = configuration.get("certified_budget") or 0
+    return [
+        AttackRow(**vars(found), name=name, budget=own, certified_budget=most)
+        for (name, found), own in zip(summary.attacks.items(), budget, strict=True)
+    ]
 
 
 def _classes(records: list[Record], names: list[str] | None) -> list[ClassRow]:

@@ -2,79 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
+from evaluate.report.cards import Card
 from evaluate.report.data import Report
-from evaluate.report.page import certified_name, facts, headline, interval, notes, outcome_names, parts, percent
-from evaluate.results.metrics import Share
+from evaluate.report.page import attacks_table, certified_name, facts, headline, notes_table, outcome_names, parts
+from evaluate.results.columns import CLASSES, PARTS, SHARES, SIDES, Line
+from evaluate.results.tables import Column, Table
 from robustpatch.cli.text import code_block
-from robustpatch.cli.text import markdown as literal
+from robustpatch.cli.text import markdown as plain
 
 
 def markdown(report: Report) -> str:
     """The same as the page, its pictures as tables; what comes from names is escaped."""
-    lines = [f"# {literal(report.title)}"]
+    lines = [f"# {plain(report.title)}"]
     if not report.finished:
         lines.append(f"**UNFINISHED**: {report.images:,} of {report.planned:,} images; all that follows is of those.")
     word, _, sentence = report.verdict.partition(": ")
-    lines += [f"**{word}**: {literal(sentence)}.", _headline(report)]
-    rows = [(part["name"], part["count"], percent(part["share"])) for part in parts(report)]
-    lines += [_table(("of all images", "images", "share"), rows), literal(report.assumption)]
-    lines += [literal(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
+    lines += [f"**{word}**: {plain(sentence)}.", _headline(report)]
+    lines += [Table.of(PARTS, parts(report)).markdown(), plain(report.assumption)]
+    lines += [plain(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
     certifies = report.summary["certified_exact"] is not None
     lines += ["## Certified accuracy against patch size"] if certifies else []
     if report.sides:
-        sides = [(f"{m}×{m}", percent(s.value), interval(s), s.hits) for m, s in report.sides.items()]
-        lines.append(_table(("square", "accuracy", "95% interval", "images"), sides))
+        lines.append(Table.of(SIDES, report.sides.items()).markdown())
     elif certifies:
         lines.append("The certificates of this run carry no votes, so nothing is known of other patch sizes.")
-    lines += ["## Attacks", _attacks(report) if report.attacks else "No attack was run.", "## Classes"]
-    classes = [(r.name, r.clean.total, *map(_short, (r.clean, r.certified, r.under_all))) for r in report.classes]
-    lines.append(_table(("class", "images", "clean", "certified", "under attack"), classes))
+    lines += ["## Attacks", attacks_table(report).markdown() if report.attacks else "No attack was run."]
+    lines += ["## Classes", Table.of(CLASSES, report.classes).markdown()]
     if report.cards:
-        cards = [(card.index, outcome_names(report)[card.outcome], facts(card)) for card in report.cards]
-        lines += ["## Images to look at", _table(("image", "outcome", ""), cards)]
+        names = outcome_names(report)
+        cards: tuple[Column[Card], ...] = (
+            Column("image", lambda card: f"{card.index}", words=True),
+            Column("outcome", lambda card: names[card.outcome], words=True),
+            Column("", facts, words=True),
+        )
+        lines += ["## Images to look at", Table.of(cards, report.cards).markdown()]
     lines.append("## How to repeat the run")
     commands = ([report.command] if report.command else []) + report.replays
     if commands:
         lines.append(code_block(commands))
-    lines.append(_table(("name", "value"), notes(report)))
+    lines.append(notes_table(report).markdown())
     return "\n\n".join(lines) + "\n"
 
 
 def _headline(report: Report) -> str:
     found = headline(report)
-    named = {
-        "clean": found["clean"],
-        "certified (margin)": found["certified_margin"],
-        certified_name(report): found["certified_exact"],
-        "under all attacks": found["under_all"] if report.attacked else None,
-    }
-    rows = [(name, _short(one), "" if one is None else interval(one)) for name, one in named.items()]
-    return _table(("", "accuracy", "95% interval"), rows)
-
-
-def _attacks(report: Report) -> str:
-    names = ("attack", "accuracy", "95% interval", "broken", "evaluations, open images", "certified images", "budget")
-    rows = [
-        (
-            row.name,
-            percent(row.accuracy.value),
-            interval(row.accuracy),
-            row.broken,
-            f"{row.evaluations:,} on {row.open_images:,}",
-            f"{row.evaluations_certified:,} on {row.certified_images:,}",
-            "its own" if row.budget is None else f"{row.budget:,}",
-        )
-        for row in report.attacks
+    lines = [
+        Line("clean", found["clean"]),
+        Line("certified (margin)", found["certified_margin"]),
+        Line(certified_name(report), found["certified_exact"]),
+        Line("under all attacks", found["under_all"] if report.attacked else None),
     ]
-    return _table(names, rows)
-
-
-def _short(share: Share | None) -> str:
-    return "–" if share is None else percent(share.value)
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(literal(str(cell)) for cell in line) + " |" for line in lines)
+    return Table.of(SHARES, lines).markdown()

@@ -14,7 +14,9 @@ from markupsafe import Markup
 from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
+from evaluate.results.columns import ATTACKS, CLASSES, SIDES, interval, percent
 from evaluate.results.metrics import Share
+from evaluate.results.tables import Table
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -29,6 +31,11 @@ PARTS = {
     "wrong": "wrong before any attack",
     "violated": "certified, yet changed",
 }
+_WORK = (
+    "Accuracy under each attack, the images that it broke, and what it spent on an image. An evaluation is one "
+    "ablation scored forward; a backward pass counts one more. Open images are not certified; on certified ones no "
+    "placement is skipped and every ablation is scored again."
+)
 _TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificate": "doubt"}
 
 
@@ -53,7 +60,10 @@ def page(report: Report) -> str:
         maps=any(card.maps for card in report.cards),
         names=outcome_names(report),
         outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
-        notes=notes(report),
+        sides=Table.of(SIDES, report.sides.items()).html("Certified accuracy by side of a square patch"),
+        attacks=attacks_table(report).html(_WORK),
+        classes=Table.of(CLASSES, report.classes).html("Accuracy by class, % of its images"),
+        notes=notes_table(report).html("What decides the records, and where they were made", "plain"),
         js=Markup(js),
         script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
     )
@@ -67,8 +77,6 @@ def render(template: str, **content: Any) -> str:
     environment.filters |= {
         "percent": percent,
         "interval": interval,
-        "each": _each,
-        "budget": lambda value, otherwise: otherwise if value is None else f"{value:,}",
         "facts": facts,
         "places": places,
         "map_text": _map_text,
@@ -86,17 +94,14 @@ def _tone(report: Report) -> str:
     return _TONES[report.summary["verdict"]]
 
 
-def percent(value: float) -> str:
-    return f"{value:.1%}"
+def attacks_table(report: Report) -> Table:
+    """Accuracy under each attack, what it broke, and what it spent."""
+    return Table.of(ATTACKS, [row.line() for row in report.attacks])
 
 
-def interval(share: Share) -> str:
-    low, high = share.interval
-    return f"{low:.1%}–{high:.1%}"
-
-
-def _each(evaluations: int, images: int) -> str:
-    return f"{evaluations / images:,.0f}" if images else "–"
+def notes_table(report: Report) -> Table:
+    """Configuration, versions and machine."""
+    return Table(("name", "value"), (True, True), notes(report))
 
 
 def headline(report: Report) -> dict[str, Share | None]:

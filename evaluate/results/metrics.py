@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binom, binomtest
 
 from attacks.occlusion import CONTROLS
-from evaluate.runs.records import Record
+from evaluate.runs.records import AttackRecord, Record
 
 LEVEL = 0.001  # a run as bad as that has this chance or less, where the classifier is right: then it is not right
 Verdict = Literal["held", "broken", "not tested", "no certificate"]
@@ -40,15 +40,20 @@ class Share:
 class AttackSummary:
     """One attack over all images: accuracy left, and the work spent on the images open to it and on certified ones.
 
-    `visited` is the mean share of open placements tried on the images that are not certified.
+    `broken` counts the images classified correctly that it broke; of an ensemble, `members` says how many of them each
+    member broke. Open images are not certified: `visited` is the mean share of open placements tried on those.
     """
 
     accuracy: Share
+    broken: int
+    open_images: int
     evaluations: int
+    certified_images: int
     evaluations_certified: int
     visited: float | None
     out_of_threat: int
     seconds: float
+    members: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,17 @@ def summarise(records: list[Record]) -> Summary:
     attacks = {}
     for name in names:
         own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
-        broken = {record.index for record, attack in own if attack.broken and record.correct}
+        broken: dict[int, AttackRecord] = {}
+        for record, attack in own:
+            if attack.broken and record.correct:
+                broken.setdefault(record.index, attack)
         visited = [attack.visited for record, attack in own if not record.certified]
         attacks[name] = AttackSummary(
             accuracy=Share(sum(record.correct and record.index not in broken for record in records), total),
+            broken=len(broken),
+            open_images=len({record.index for record, _ in own if not record.certified}),
+            certified_images=len({record.index for record, _ in own if record.certified}),
+            members=dict(Counter(attack.by for attack in broken.values() if attack.by).most_common()),
             evaluations=sum(attack.evaluations for record, attack in own if not record.certified),
             evaluations_certified=sum(attack.evaluations for record, attack in own if record.certified),
             visited=sum(visited) / len(visited) if visited else None,

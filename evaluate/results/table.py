@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from evaluate.results.metrics import Gap, Share, Summary
+from evaluate.results.columns import ATTACKS, Line
+from evaluate.results.metrics import Allowance, Gap, Summary
+from evaluate.results.tables import Table
 
 
 def summary_table(
@@ -29,28 +29,22 @@ def summary_table(
     An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
     time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
     """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "accuracy", "95% interval", "evaluations", "tried", "time"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    table.add_row("clean", *_share(summary.clean), end_section=summary.certified_exact is None)
+    lines = [Line("clean", summary.clean)]
     if summary.certified_margin is not None:
-        table.add_row("certified (margin)", *_share(summary.certified_margin))
+        lines.append(Line("certified (margin)", summary.certified_margin))
     if summary.certified_exact is not None:
-        kind = "(exact)" if summary.allowance is None else f"at {100 * summary.allowance.confidence:g}%"
-        table.add_row(f"certified {kind}", *_share(summary.certified_exact), end_section=True)
-    for name, attack in summary.attacks.items():
-        visited = "–" if attack.visited is None else f"{attack.visited:.0%}"
-        table.add_row(
-            f"under {name}", *_share(attack.accuracy), f"{attack.evaluations:,}", visited, f"{attack.seconds:.1f} s"
-        )
+        lines.append(Line(certified_name(summary.allowance), summary.certified_exact))
+    ends = [len(lines) - 1]
+    lines += [Line(f"under {name}", attack.accuracy, attack) for name, attack in summary.attacks.items()]
     if summary.attacks:
-        alone = summary.under_votes is None
-        table.add_row("under all attacks", *_share(summary.under_all), end_section=alone)
+        lines.append(Line("under all attacks", summary.under_all))
         if summary.under_votes is not None:
-            table.add_row("vote-level adversary", *_share(summary.under_votes), end_section=True)
+            lines.append(Line("vote-level adversary", summary.under_votes))
+        ends.append(len(lines) - 1)
+    table = Table.of([column for column in ATTACKS if column.brief], lines)
     known = summary.attacks and summary.gap is not None
-    gap = ("gap, undecided", f"{summary.gap:.1%}") if known else ("all", "")
-    table.add_row(*gap, "", "", "", f"{seconds:.1f} s")
+    last = ["gap, undecided", f"{summary.gap:.1%}"] if known else ["all", ""]
+    table.rows.append((*last, *[""] * (len(table.names) - 3), f"{seconds:.1f} s"))
     notes = []
     if guard is not None:
         measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
@@ -68,7 +62,7 @@ def summary_table(
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
-    return Group(table, *notes, verdict(summary))
+    return Group(table.terminal(title, ends=ends), *notes, verdict(summary))
 
 
 def gap_text(gap: Gap) -> str:
@@ -94,9 +88,9 @@ def _size(value: str) -> float:
     return int(some) / max(1, int(all_ or 1))
 
 
-def _share(share: Share) -> tuple[str, str]:
-    low, high = share.interval
-    return f"{share.value:.1%}", f"{low:.1%}–{high:.1%}"
+def certified_name(allowance: Allowance | None) -> str:
+    """What the certified accuracy is called, of exact proofs or of such as hold with a confidence."""
+    return "certified (exact)" if allowance is None else f"certified at {100 * allowance.confidence:g}%"
 
 
 def verdict(summary: Summary) -> Text:

@@ -13,7 +13,7 @@ from robustpatch.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Run:
+class CompletedRun:
     """An output of `evaluate.attack_vs_cert`: its run.json and its records by index."""
 
     output: str
@@ -35,7 +35,7 @@ class Run:
         return f"{name} ({self.claim['defense']})" if self.claim.get("defense") else name
 
 
-def read_run(output: str | Path) -> Run:
+def read_run(output: str | Path) -> CompletedRun:
     """The run in that folder. Raises `InvalidInput` where there is none, or where images are missing."""
     store = Store(output)
     try:
@@ -51,4 +51,4 @@ def read_run(output: str | Path) -> Run:
     records = read_records(store)
     if len(records) != total or [record.index for record in records] != list(range(total)):
         raise InvalidInput(f"run {output} has {len(records)} of {total} images; repeat its command first")
-    return Run(str(output), claim, records)
+    return CompletedRun(str(output), claim, records)

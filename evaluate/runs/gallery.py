@@ -29,8 +29,8 @@ from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes
 
-Outcome = Literal["violated", "certified", "broken", "standing", "wrong"]
-SHOWN: tuple[Outcome, ...] = ("violated", "certified", "broken", "standing")
+ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
+SHOWN: tuple[ImageOutcome, ...] = ("violated", "certified", "broken", "standing")
 _SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
 _MOST_BYTES = 2**30  # of all arrays of a file: a thousand images of three channels have a third of that
 _KINDS = {"|u1": ANY, "<i2": ANY, "<i4": ANY}
@@ -38,7 +38,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile
 _MAPS = 4  # of an `AnyOf`, those of the worst members
 
 
-def outcome(record: Record) -> Outcome:
+def outcome(record: Record) -> ImageOutcome:
     """What became of an image: certified and changed all the same; certified, for whatever class; wrong before any
     attack; broken; or standing, with no proof."""
     if record.violations:
@@ -89,7 +89,7 @@ class Exhibit:
     """
 
     index: int
-    outcome: Outcome
+    outcome: ImageOutcome
     size: tuple[int, int]
     image: np.ndarray
     views: int | None
@@ -135,7 +135,7 @@ def exhibit(
     quota: int,
 ) -> list[Exhibit]:
     """The first `quota` images of each outcome but "wrong", in the order of the images [B,C,H,W]."""
-    outcomes: list[Outcome] = [outcome(record) for record in records]
+    outcomes: list[ImageOutcome] = [outcome(record) for record in records]
     rows = sorted(i for kind in SHOWN for i in [i for i, found in enumerate(outcomes) if found == kind][:quota])
     if not rows:
         return []

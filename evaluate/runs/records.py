@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from attacks.occlusion import CONTROLS
+from evaluate.runs.columns import schema_of
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.shards import DamagedShard, check_files, files_of, read_file, read_table, write_table
 from robustpatch.errors import InvalidInput
@@ -131,47 +132,7 @@ class Record:
         return ([] if self.consistent else ["predict"]) + [a.attack for a in self.attacks if a.broken]
 
 
-_ATTACK = pa.struct(
-    [
-        ("attack", pa.string()),
-        ("threat", pa.string()),
-        ("unpruned", pa.bool_()),
-        ("broken", pa.bool_()),
-        ("contained", pa.bool_()),
-        ("in_range", pa.bool_()),
-        ("prediction", pa.int64()),
-        ("corners", pa.list_(pa.int64())),
-        ("evaluations", pa.int64()),
-        ("visited", pa.float64()),
-        ("seconds", pa.float64()),
-        ("by", pa.string()),
-        ("patches", pa.int64()),
-        ("touched", pa.int64()),
-        ("turned", pa.int64()),
-        ("lead", pa.int64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("label", pa.int64()),
-        ("prediction", pa.int64()),
-        ("consistent", pa.bool_()),
-        ("certified_exact", pa.bool_()),
-        ("margin_exact", pa.float64()),
-        ("certified_margin", pa.bool_()),
-        ("margin_margin", pa.float64()),
-        ("largest_certified", pa.int64()),
-        ("close_votes", pa.int64()),
-        ("votes", pa.int64()),
-        ("refuted", pa.bool_()),
-        ("confidence", pa.float64()),
-        ("error", pa.float64()),
-        ("predicted", pa.int64()),
-        ("refereed", pa.int64()),
-        ("attacks", pa.list_(_ATTACK)),
-    ]
-)
+SCHEMA = schema_of(Record)
 
 
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evaluate.results.drawing import in_legend, load_matplotlib, write_figure
 from evaluate.results.published import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
-from evaluate.sweep.records import Run
+from evaluate.sweep.records import SweepRun
 from robustpatch.storage.store import Store
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _STAR: dict[str, Any] = {"markersize": 11, "markeredgecolor": "black", "zorder": 1.9}  # beneath our own points
 
 
-def draw(run: Run, settings: Sequence[Setting], choice: Choice | None, output: str | Path | Store) -> list[str]:
+def draw(run: SweepRun, settings: Sequence[Setting], choice: Choice | None, output: str | Path | Store) -> list[str]:
     """Write size-PATCH, tradeoff-PATCH and side pictures to `output`; equal sweeps give equal files. The names of
     the PNGs.
     """
@@ -64,12 +64,12 @@ def _panels(number: int, title: str, height: float) -> tuple[Figure, list[Axes]]
     return figure, list(grid.flat[:number])
 
 
-def _about(run: Run) -> str:
+def _about(run: SweepRun) -> str:
     found = run.configuration
     return f"{found['num_images']:,} {found['dataset']} {found['split']} images"
 
 
-def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
+def _against_size(run: SweepRun, settings: Sequence[Setting], patch: str) -> Figure:
     """Clean and certified accuracy against retained size: a panel for each family, a colour for each voting rule.
 
     Every checkpoint is a point; lines join the means of those of one size.
@@ -113,7 +113,7 @@ def _against_size(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
     return figure
 
 
-def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
+def _against_clean(run: SweepRun, settings: Sequence[Setting], patch: str) -> Figure:
     """Certified against clean accuracy: a point for each setting, a line through the thresholds of each checkpoint."""
     load_matplotlib()
     from matplotlib.figure import Figure
@@ -146,7 +146,7 @@ def _against_clean(run: Run, settings: Sequence[Setting], patch: str) -> Figure:
     return figure
 
 
-def _against_side(run: Run, settings: Sequence[Setting], choice: Choice | None) -> Figure:
+def _against_side(run: SweepRun, settings: Sequence[Setting], choice: Choice | None) -> Figure:
     """Certified accuracy against the side of a square patch: a line for each checkpoint, and the side unknown."""
     load_matplotlib()
     from matplotlib import colormaps
@@ -188,7 +188,7 @@ def _curve(axes: Axes, sides: range, hits: Sequence[int], total: int, **style: A
     axes.plot(list(sides), [100 * hits[m - 1] / total for m in sides], marker="o", markersize=3, linewidth=1.2, **style)
 
 
-def _one_voting(run: Run, names: set[str]) -> str:
+def _one_voting(run: SweepRun, names: set[str]) -> str:
     """The rule that these checkpoints were made for, where they agree and it was swept; else the first one swept."""
     own = {checkpoint["voting"] for checkpoint in run.configuration["checkpoints"] if checkpoint["name"] in names}
     votings: list[str] = run.configuration["votings"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.results.metrics import Share
-from evaluate.sweep.records import Run, margin_column, top_column
+from evaluate.sweep.records import SweepRun, margin_column, top_column
 from robustpatch.errors import InvalidInput
 
 _ABLATION = re.compile(r"([^:]*):(\d+)(.*)")
@@ -88,7 +88,7 @@ def _as_dicts(by_k: dict[int, Share]) -> dict[str, Any]:
 _BY_PATCH, _BY_SIDE = ("exact", "margin"), ("exact_by_side", "margin_by_side")
 
 
-def settings_of(run: Run) -> list[Setting]:
+def settings_of(run: SweepRun) -> list[Setting]:
     """The settings of a sweep, by checkpoint and voting in the order of its command."""
     return [
         _setting(run, checkpoint, voting)
@@ -97,7 +97,7 @@ def settings_of(run: Run) -> list[Setting]:
     ]
 
 
-def _setting(run: Run, checkpoint: dict[str, Any], voting: str) -> Setting:
+def _setting(run: SweepRun, checkpoint: dict[str, Any], voting: str) -> Setting:
     rows, patches = run.columns[checkpoint["name"], voting], run.configuration["patches"]
     correct = rows["prediction"] == rows["label"]
     total, sides = len(correct), range(1, min(run.configuration["image_size"]) + 1)
@@ -187,7 +187,7 @@ class Choice:
         }
 
 
-def choice_by(validation: Run, wanted: Mapping[Key, str], patches: Iterable[str]) -> Choice:
+def choice_by(validation: SweepRun, wanted: Mapping[Key, str], patches: Iterable[str]) -> Choice:
     """The choice that an earlier sweep of validation images makes among the settings `wanted`, each with its name.
 
     Raises `InvalidInput` where that sweep is of other images, or lacks a setting or a patch.

@@ -73,7 +73,7 @@ def write_sweep_shard(
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """A finished sweep: its run.json, columns by (checkpoint, voting), each by index, and by checkpoint the seconds and
     the largest distance of a score from float32's that was seen, None where it was computed in float32.
     """
@@ -84,7 +84,7 @@ class Run:
     float32_deviations: dict[str, float | None] = field(default_factory=dict)
 
 
-def read_sweep(output: str | Path | Store) -> Run:
+def read_sweep(output: str | Path | Store) -> SweepRun:
     """The rows of a finished sweep. Raises `InvalidInput` where one is missing, damaged, or of another run or kind."""
     store = Store.of(output)
     try:
@@ -111,7 +111,7 @@ def read_sweep(output: str | Path | Store) -> Run:
                     f"{output} has {len(own)} of {total} images of {name}, {voting}; repeat its command to finish it"
                 )
             columns[name, voting] = found
-    return Run(configuration, columns, seconds, deviations)
+    return SweepRun(configuration, columns, seconds, deviations)
 
 
 def damage(output: str | Path | Store, name: str, run: str, whole: pa.Schema) -> str | None:

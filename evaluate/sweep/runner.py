@@ -19,7 +19,7 @@ from evaluate.runs.places import room_of_sweep
 from evaluate.runs.run_identity import claim, images_sha256, release
 from evaluate.runs.runner import Progress
 from evaluate.sweep.records import (
-    Run,
+    SweepRun,
     damage,
     margin_column,
     read_sweep,
@@ -127,7 +127,7 @@ def sweep(
     *,
     configuration: dict[str, Any] | None = None,
     on_progress: Progress = lambda *_: None,
-) -> Run:
+) -> SweepRun:
     """Score every image once with each checkpoint, by name, and certify it under all rules; return the rows.
 
     What `output` already holds is not done again: a killed run started again with the same arguments gives the same

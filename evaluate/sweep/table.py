@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from evaluate.results.metrics import Share
-from evaluate.results.published import LEVINE_FEIZI, published
+from evaluate.results.published import LEVINE_FEIZI, Published, published
+from evaluate.results.tables import NONE, Column, Strong, Table
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
-from evaluate.sweep.records import Run
+from evaluate.sweep.records import SweepRun
 from robustpatch.cli.text import markdown as literal
 
-_WORDS = ("ablation", "voting", "checkpoint", "setting")  # columns that hold no numbers
+_SIDE: Column[int] = Column("side", str)
 _NOT_NOTED = "† the paper's best threshold; which of 0.2, 0.3 and 0.4 it is was not noted"
 _LINES = 40  # of the table of sides; of more, every second, third, … is shown, the first and the last
 
 
-def markdown(run: Run, settings: Sequence[Setting], choice: Choice | None) -> str:
+def markdown(run: SweepRun, settings: Sequence[Setting], choice: Choice | None) -> str:
     """A table for each patch, families together and sizes ascending, and one for squares of unknown side.
 
     Accuracies are in percent, with exact 95% intervals. The paper's certificate is the margin, on test images.
@@ -29,7 +30,7 @@ def markdown(run: Run, settings: Sequence[Setting], choice: Choice | None) -> st
     return "\n".join(lines) + "\n"
 
 
-def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list[str]:
+def _notes(run: SweepRun, settings: Sequence[Setting], choice: Choice | None) -> list[str]:
     guards = sorted({checkpoint["guard"] for checkpoint in run.configuration["checkpoints"]})
     close, votes = sum(s.close_votes for s in settings), sum(s.votes for s in settings)
     if choice is None:
@@ -52,33 +53,32 @@ def _notes(run: Run, settings: Sequence[Setting], choice: Choice | None) -> list
 
 
 def _by_setting(dataset: str, settings: Sequence[Setting], choice: Choice | None, patch: str) -> list[str]:
-    names = ["ablation", "voting", "checkpoint", "clean", "certified (margin)", "certified (exact)"]
-    names += [f"top {k} {what}" for k in settings[0].clean_top for what in ("clean", "certified")]
-    names += ["largest", "paper"]
-    lines, noted = _header(names), True
-    for some in by_family(settings).values():
-        best = None if choice is None else choice.against(some, patch)
-        for setting in some:
-            paper = published(dataset, setting.ablation, setting.voting, patch)
-            noted &= paper is None or paper.voting != "threshold"
-            mark = "**" if setting is best else ""
-            cells = (
-                f"{mark}{setting.ablation}{mark}",
-                setting.voting,
-                literal(setting.checkpoint),
-                _share(setting.clean),
-                _share(setting.margin[patch]),
-                f"{mark}{_share(setting.exact[patch])}{mark}",
-                *(
-                    _share(by_k[k])
-                    for k in setting.clean_top
-                    for by_k in (setting.clean_top, setting.certified_top[patch])
-                ),
-                f"{setting.median_side:g}",
-                "–" if paper is None else str(paper),
-            )
-            lines.append(_row(cells))
-    return lines if noted else [*lines, "", _NOT_NOTED]
+    best = [] if choice is None else [choice.against(some, patch) for some in by_family(settings).values()]
+
+    def told(setting: Setting, text: str) -> str:
+        return Strong(text) if any(setting is one for one in best) else text
+
+    def paper(setting: Setting) -> Published | None:
+        return published(dataset, setting.ablation, setting.voting, patch)
+
+    top: list[Column[Setting]] = []
+    for k in settings[0].clean_top:
+        top.append(Column(f"top {k} clean", lambda setting, k=k: _share(setting.clean_top[k])))
+        top.append(Column(f"top {k} certified", lambda setting, k=k: _share(setting.certified_top[patch][k])))
+    columns: tuple[Column[Setting], ...] = (
+        Column("ablation", lambda setting: told(setting, setting.ablation), words=True),
+        Column("voting", lambda setting: setting.voting, words=True),
+        Column("checkpoint", lambda setting: setting.checkpoint, words=True),
+        Column("clean", lambda setting: _share(setting.clean)),
+        Column("certified (margin)", lambda setting: _share(setting.margin[patch])),
+        Column("certified (exact)", lambda setting: told(setting, _share(setting.exact[patch]))),
+        *top,
+        Column("largest", lambda setting: f"{setting.median_side:g}"),
+        Column("paper", lambda setting: NONE if paper(setting) is None else str(paper(setting))),
+    )
+    ordered = [setting for some in by_family(settings).values() for setting in some]
+    guessed = any(one is not None and one.voting == "threshold" for one in map(paper, ordered))
+    return [Table.of(columns, ordered).markdown(), *(["", _NOT_NOTED] if guessed else [])]
 
 
 def _unknown_side(settings: Sequence[Setting], choice: Choice | None) -> list[str]:
@@ -86,28 +86,22 @@ def _unknown_side(settings: Sequence[Setting], choice: Choice | None) -> list[st
     sides = [m for m in telling if m % -(-len(telling) // _LINES) == 0 or m in (1, telling[-1])]
     if choice is None:
         lines = ["The envelope is the most that any of the settings reaches at a side: no one setting does throughout."]
-        lines += ["", *_header(("side", "envelope (exact)"))]
-        return lines + [_row((str(m), _percent(envelope(settings)[m - 1], settings))) for m in sides]
+        most = Column[int]("envelope (exact)", lambda m: _percent(envelope(settings)[m - 1], settings))
+        return [*lines, "", Table.of((_SIDE, most), sides).markdown()]
     fixed = choice.for_all_sides(settings)
     lines = [
         f"One setting fixed for all sides, {literal(fixed)} (median {fixed.median_side:g}), against the best for each "
         "side;"
     ]
     lines += [f"both chosen on {choice.images}.", ""]
-    lines += _header(("side", "fixed (exact)", "best for the side (exact)", "setting"))
-    for m in sides:
-        best = choice.at_side(settings, m)
-        accuracies = (_percent(s.exact_by_side[m - 1], settings) for s in (fixed, best))
-        lines.append(_row((str(m), *accuracies, literal(best))))
-    return lines
-
-
-def _header(names: Sequence[str]) -> list[str]:
-    return [_row(names), _row("---" if name in _WORDS else "---:" for name in names)]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    best = {m: choice.at_side(settings, m) for m in sides}
+    columns: tuple[Column[int], ...] = (
+        _SIDE,
+        Column("fixed (exact)", lambda m: _percent(fixed.exact_by_side[m - 1], settings)),
+        Column("best for the side (exact)", lambda m: _percent(best[m].exact_by_side[m - 1], settings)),
+        Column("setting", lambda m: str(best[m]), words=True),
+    )
+    return [*lines, Table.of(columns, sides).markdown()]
 
 
 def _share(share: Share) -> str:

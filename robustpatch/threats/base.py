@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 
 
@@ -167,15 +169,16 @@ class Patches(Threat):
         return placed & ~(changed & ~self.footprint(at, height, width)).flatten(1).any(dim=1)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"shape": self.shape, **{name: getattr(self, name) for name in self.__dataclass_fields__}}  # type: ignore[attr-defined]
+        return {"shape": self.shape, **{own.name: getattr(self, own.name) for own in fields(self)}}  # type: ignore[arg-type]  a dataclass
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Patches:
+    def from_dict(cls, given: Mapping[str, Any]) -> Patches:
         """The inverse of `to_dict`, of everything but the shape's name. Raises `InvalidInput`."""
-        names = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-        if set(fields) != names:
+        hints = get_type_hints(cls)
+        kinds = {own.name: hints[own.name] for own in fields(cls)}  # type: ignore[arg-type]  a dataclass
+        if given.keys() != kinds.keys() or any(type(given[name]) is not kind for name, kind in kinds.items()):
             raise InvalidInput(
-                f"threat has the fields {', '.join(map(repr, sorted(map(str, fields)))) or 'none'}; a {cls.shape} has "
-                f"{', '.join(sorted(names))}"
+                f"threat is a {cls.shape} of {one_line(dict(given), 80)}; it must have "
+                f"{', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items())}"
             )
-        return cls(**fields)
+        return cls(**given)

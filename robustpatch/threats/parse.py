@@ -28,7 +28,7 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None) -> Threat
 def threat_from_dict(value: object) -> Threat:
     """The threat whose `to_dict` a file holds; [height, width, count] of older files too. Raises `InvalidInput`."""
     if isinstance(value, list) and len(value) == 3:
-        return PatchThreat(*value)
+        return PatchThreat.from_dict(dict(zip(("height", "width", "count"), value, strict=True)))
     if isinstance(value, dict) and isinstance(value.get("any_of"), list) and len(value) == 1:
         return AnyOf(map(threat_from_dict, value["any_of"]))
     shapes = {shape.shape: shape for shape in SHAPES}

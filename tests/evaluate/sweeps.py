@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluate.sweep import Run
+from evaluate.sweep import SweepRun
 from evaluate.sweep.records import margin_column
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, model_from, save_checkpoint
 from robustpatch.data.images import ImageSet
@@ -56,7 +56,7 @@ def written(
     split: str = "validation",
     side: int = 2,
     image_size: tuple[int, int] = (4, 5),
-) -> Run:
+) -> SweepRun:
     """A sweep by hand: for each (checkpoint, voting) the images' (correct, largest exact, largest by the margin)."""
     columns = {}
     for key, images in rows.items():
@@ -86,4 +86,4 @@ def written(
         "image_size": list(image_size),
         "num_classes": 4,
     }
-    return Run(configuration, columns, {})
+    return SweepRun(configuration, columns, {})

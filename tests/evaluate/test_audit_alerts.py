@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluate.audit import audit
-from evaluate.audit.interface import Subject
+from evaluate.audit.interface import AuditedCertifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -58,4 +58,4 @@ def test_who_says_that_it_is_randomized_may_abstain():
 @pytest.mark.parametrize("alerts", [0, 1])
 def test_an_alert_is_no_class(alerts):
     with pytest.raises(InvalidInput, match="that is no class"):
-        Subject(Watchful(), 2, alerts=alerts)
+        AuditedCertifier(Watchful(), 2, alerts=alerts)

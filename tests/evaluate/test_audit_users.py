@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from evaluate.audit import audit, factory, replay
 from evaluate.audit.__main__ import app
-from evaluate.audit.interface import Refused, Subject
+from evaluate.audit.interface import AuditedCertifier, Refused
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.report import verdict
 from evaluate.audit.sizes import Plan
@@ -115,7 +115,7 @@ def test_what_is_not_tested_is_said_in_short():
 
 def test_stopped_is_no_answer_of_the_certifier():
     """Whatever foreign or our own code catches, it ends the audit."""
-    subject, limit = Subject(Bright(), 2), Limit()
+    subject, limit = AuditedCertifier(Bright(), 2), Limit()
     with limit.running():
         limit.stop("the test")
         with pytest.raises(Stopped):
@@ -197,7 +197,7 @@ def test_what_a_certifier_refuses_is_told_with_the_place():
             return super().certify(x, threat)
 
     with pytest.raises(Refused, match=r"ValueError: nine columns are enough \(.*test_audit_users.py, line \d+, in cer"):
-        Subject(Picky(), 2).certify(torch.zeros(1, 1, 2, 10), PatchThreat(1, 1))
+        AuditedCertifier(Picky(), 2).certify(torch.zeros(1, 1, 2, 10), PatchThreat(1, 1))
 
 
 def test_an_error_amid_the_attacks_loses_nothing():
@@ -316,7 +316,7 @@ class Blanking(torch.nn.Module):
 def test_images_are_lent_as_copies():
     """What writes to them is named, and attacked on the images as they were: by its scores and by its predictions."""
     x = torch.rand(4, 1, 3, 4, generator=torch.Generator().manual_seed(0))
-    before, subject = x.clone(), Subject(Blanking().eval(), 2)
+    before, subject = x.clone(), AuditedCertifier(Blanking().eval(), 2)
     for ask in (subject, subject.predict, lambda own: subject.certify(own, PatchThreat(1, 1))):
         ask(x)
         assert torch.equal(x, before)
@@ -338,7 +338,7 @@ def test_answers_are_copies():
             self.kept.certified[:] = np.asarray(x).mean() > 0.5
             return self.kept
 
-    subject = Subject(Reusing(), 2)
+    subject = AuditedCertifier(Reusing(), 2)
     first = subject.certify(torch.ones(1, 1, 2, 2), PatchThreat(1, 1))
     subject.certify(torch.zeros(1, 1, 2, 2), PatchThreat(1, 1))
     assert bool(first.certified[0])

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from evaluate import compare as module
 from evaluate.compare import Paired, compare, markdown
 from evaluate.results.metrics import summarise
-from evaluate.runs.completed_run import Run, read_run
+from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.errors import InvalidInput
 from tests.evaluate.calls import call
@@ -22,14 +22,14 @@ from tests.evaluate.calls import call
 CLAIM = {"dataset": "d", "threat": "5x5", "images_sha256": "s", "model_sha256": "m", "num_images": 0, "attacks": ["a"]}
 
 
-def run(bits: list[tuple[bool, bool, bool]], name: str, **claim) -> Run:
+def run(bits: list[tuple[bool, bool, bool]], name: str, **claim) -> CompletedRun:
     """A run in which image i is right, certified, broken as `bits[i]` says."""
     tried = AttackRecord("a", "5x5", True, False, True, True, 1, [0, 0], 10, 1.0, 0.0, patches=1)
     records = [
         Record(i, 1, int(right), True, proved, 0.0, None, None, None, 0, 9, attacks=[replace(tried, broken=broken)])
         for i, (right, proved, broken) in enumerate(bits)
     ]
-    return Run(name, {**CLAIM, "num_images": len(bits), "model": name, **claim}, records)
+    return CompletedRun(name, {**CLAIM, "num_images": len(bits), "model": name, **claim}, records)
 
 
 BITS = st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=30)
