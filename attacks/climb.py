@@ -179,7 +179,7 @@ class _Room:
 
     def __init__(self, search: Search, passes: int) -> None:
         self.search = search
-        self.cost = search.surface.climb_cost * passes
+        self.cost = search.climb_cost * passes
         self.running = [0] * len(search.y)
 
     def take(self, waiting: deque[tuple[int, Iterator[Task]]], places: int) -> tuple[list[int], list[Task]]:

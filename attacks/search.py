@@ -107,6 +107,11 @@ class Search:
             return self.x.new_zeros(0, *shape)
         return torch.stack([torch.rand(shape, generator=self.stream(i)) for i in image]).to(self.x)
 
+    @property
+    def climb_cost(self) -> int:
+        """Evaluations of one forward pass at one placement, at the most."""
+        return self.surface.climb_cost
+
     def view(
         self,
         image: Int[Tensor, " P"],

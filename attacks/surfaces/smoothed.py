@@ -165,7 +165,8 @@ class TouchedVotes(Surface):
 
     @property
     def asking_cost(self) -> int:
-        return self.forward_cost  # what the certificate scores
+        own = type(self.certifier).certify is not SmoothedClassifier.certify
+        return self.forward_cost if own else 0  # else the votes that are known say what is open
 
     @cached_property
     def _scores(self) -> Float[Tensor, "B N K"]:
@@ -194,7 +195,6 @@ class TouchedVotes(Surface):
         """
         if type(self.certifier).certify is not SmoothedClassifier.certify:
             return None
-        self.evaluations += self.asking_cost
         y, rows = self.attacked.y, range(len(self.attacked.y))
         return [rival_margins(self.votes.of(slice(i, i + 1)), y[i : i + 1], touched)[0] for i in rows]
 

@@ -82,11 +82,11 @@ class ForeignModule(Classifier):
         return self.module
 
     @property
-    def prediction_error(self) -> float:
+    def prediction_error(self) -> Any:  # of whatever type: `errors` refuses what is no probability
         return getattr(self.module, "prediction_error", 0.0)
 
     @property
-    def judge_error(self) -> float:
+    def judge_error(self) -> Any:
         return getattr(self.module, "judge_error", 0.0)
 
     @property

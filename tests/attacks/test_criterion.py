@@ -33,7 +33,9 @@ def test_each_says_what_its_definition_says():
     assert NoAlert(Y, alert=1).broken(PREDICTION, None).tolist() == [False, True, True, False]
     assert OutOfTopK(Y, 2).broken(PREDICTION.clamp(min=0), counts).tolist() == [False, False, True, True]
     assert OutOfTopK(Y, 3).broken(PREDICTION, counts).tolist() == [False, False, True, False]  # one abstains
-    assert OutOfTopK(Y, 1).broken(counts.argmax(1), counts).tolist() == Changed(Y).broken(counts.argmax(1), 0).tolist()
+    assert (
+        OutOfTopK(Y, 1).broken(counts.argmax(1), counts).tolist() == Changed(Y).broken(counts.argmax(1), None).tolist()
+    )
     with pytest.raises(InvalidInput, match="k is 0"):
         OutOfTopK(Y, 0)
 

@@ -164,7 +164,7 @@ class Scripted(Search):
         self.answers, self.shown = answers, {row: [] for row in range(len(answers))}
         self.begun = []
 
-    def victim(self, image, placement, rival=None, objective="votes"):
+    def view(self, image, placement, rival=None, objective="votes"):
         rows = list(range(len(self.begun), len(self.begun) + len(image)))
         self.begun += image.tolist()
         return Script(rows, self.answers, self.shown)

@@ -12,6 +12,7 @@ from evaluate import evaluate
 from evaluate.model.identity import weights_sha256
 from evaluate.runs.batch import Settings
 from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import certify
 from robustpatch.errors import InvalidInput
 from tests.evaluate.test_adversary_judging import DARK, ONE, RANDOM, Bright, run, scores
@@ -40,7 +41,7 @@ def test_a_certificate_of_a_class_of_its_own(tmp_path):
         def certify(self, x, threat):
             return Claim(super().certify(x, threat))
 
-    found = certify(Own(), torch.zeros(2, 1, 4, 4), ONE)
+    found = certify(as_classifier(Own()), torch.zeros(2, 1, 4, 4), ONE)
     assert type(found) is Certificate
     assert found.certified.tolist() == found.certified.tolist()
     assert run(Own(), tmp_path, RANDOM).verdict == "broken"

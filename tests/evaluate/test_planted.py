@@ -106,8 +106,7 @@ def test_an_abstention_breaks_a_certificate(tmp_path):
             return replace(super().certify(x, threat, method), confidence=0.95, evidence=None)
 
     class Declared(Unsure):
-        prediction_error = property()  # says nothing of its chances, as a foreign certifier may
-        randomized = True
+        randomized = True  # and says nothing of its chances
 
     class Sure(Declining):
         prediction_error = 0.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
-from robustpatch.certificates import exact as module
+from robustpatch.certificates import margins as module
 from robustpatch.certificates.exact import certify_votes, largest_certified
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat

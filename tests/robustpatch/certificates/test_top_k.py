@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.ablations.parse import parse_ablation
-from robustpatch.certificates import exact as module
+from robustpatch.certificates import margins as module
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.lead import ranks
 from robustpatch.certificates.top_k import certify_top_k
