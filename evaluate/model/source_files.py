@@ -19,10 +19,10 @@ _PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", 
 def files_of(modules: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of each file that these modules of the user's own are made of, by path within their package.
 
-    Files of theirs are: their own, those of all that they import by name, at once or in a function, and so on, and all
-    of the packages that any of these are in. Installed packages, Python's and ours are not among them. Nothing is run
-    for that: sources are parsed, files found. An import of what is found nowhere is passed over, as the code would fail
-    there, or do without it.
+    Files of theirs are: their own, those of all that they import by name, at once or in a function, and so on; and, in
+    one hash for each, what else is in the packages that any of these are in. Installed packages, Python's and ours are
+    not among them. Nothing is run for that: sources are parsed, files found. An import of what is found nowhere is
+    passed over, as the code would fail there, or do without it.
     """
     waiting, found = list(modules), {}
     while waiting:
@@ -31,9 +31,14 @@ def files_of(modules: Iterable[str]) -> dict[str, str]:
         if file is not None and not is_library(str(file)):
             found[name] = file
             waiting += _imports(file.read_bytes(), name if file.stem == "__init__" else name.rpartition(".")[0])
-    for top in {name.partition(".")[0] for name in found}:
-        found |= _of_package(top)
     hashes = {_key(name, file): sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
+    for top in {name.partition(".")[0] for name in found}:
+        rest = sorted(set(_of_package(top)) - {file.resolve() for file in found.values()})
+        if rest:
+            listed = [
+                (path.as_posix().rpartition(f"/{top}/")[2], sha256(path.read_bytes()).hexdigest()) for path in rest
+            ]
+            hashes[f"other files of {top}"] = sha256(repr(listed).encode()).hexdigest()
     return dict(sorted(hashes.items()))
 
 
@@ -82,13 +87,10 @@ def _imports(source: bytes, package: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _of_package(top: str) -> dict[str, Path]:
-    """The modules of the package of that name, loaded or not; none where it is a module or has no __init__.py."""
+def _of_package(top: str) -> list[Path]:
+    """The files of the package of that name, loaded or not; none where it is a module or has no __init__.py."""
     file = _file(top)
-    if file is None or file.stem != "__init__":
-        return {}
-    parts = {path: path.relative_to(file.parent.parent).with_suffix("").parts for path in file.parent.rglob("*.py")}
-    return {".".join(own[:-1] if path.stem == "__init__" else own): path for path, own in parts.items()}
+    return [] if file is None or file.stem != "__init__" else list(file.resolve().parent.rglob("*.py"))
 
 
 def _file(name: str) -> Path | None:

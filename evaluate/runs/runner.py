@@ -139,10 +139,11 @@ def evaluate(
     A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
     and number of threads; so do `workers` (an `evaluate.runs.cluster.Cluster`) and several processes with one `output`.
     A shard that is not what this run wrote, or to which an exhibit or a counterexample belongs that is not, is told to
-    `on_damaged`, by name and reason, and its images are done again. Another model, by its weights or its code
-    (`evaluate.model.fingerprint.code_of`), is another run; and before a run goes on, a few recorded images are
-    predicted and certified once more, and a few patched ones predicted: what differs from the record is refused. (What
-    neither shows is not seen: a file that the model reads, or a private table without a constant's name, that changes
+    `on_damaged`, by name and reason, and its images are done again. Another model, by its weights, its files or what it
+    holds (`evaluate.model.identity.identity_of`), is another run; one whose code is in no file is run and not resumed.
+    Before a run goes on, a few recorded images are predicted and certified once more, and a few patched ones predicted:
+    what differs from the record is refused. (What none of these shows is not seen: a file that the model reads as it is
+    asked, or a private table without a constant's name, that changes
     no answer to these, nine patched images of a batch.) Whoever did the batches, the records returned are of every
     image asked for, once, under every attack and threat: anything else is an `IncompleteRun`. A model that has no
     gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves out, and so is
@@ -150,9 +151,8 @@ def evaluate(
     in less than float32 is held against it on eight images of each batch (`evaluate.model.float32`). Counterexamples to
     certificates are saved in `output`/counterexamples. `configuration` is written to `output`/run.json, beside what
     tells runs apart: a key of that in it is refused with `InvalidInput`, as is an output that holds another run or
-    cannot be written; where nothing of this run was written when it was refused, it claims no output. `of_checkpoint`:
-    the model is what this package built from a checkpoint that `configuration` names by its SHA-256, and needs no other
-    hash of its code.
+    cannot be written; where nothing of this run was written when it was refused, it claims no output. `module`:
+    the name of the user's module that made the model, whose files count as the model's.
     """
     store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
