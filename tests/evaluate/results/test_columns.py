@@ -17,7 +17,7 @@ from evaluate.results.table import summary_table
 from evaluate.results.tables import Code, Column, Meter, Strong, Table
 from evaluate.runs.columns import schema_of
 from evaluate.runs.records import SCHEMA, AttackRecord, Record
-from tests.evaluate.runs import run
+from tests.evaluate.runs.test_runner import run
 
 
 @dataclass(frozen=True)
