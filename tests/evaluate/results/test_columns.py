@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib import import_module
 
 import pyarrow as pa
 import pytest
@@ -43,7 +44,7 @@ def test_one_entry_adds_a_column_everywhere(tmp_path, monkeypatch):
     records = run(tmp_path)
     more = Column[columns.Line]("words", lambda line: f"*{line.name}* lost", words=True, brief=True)
     for module in ("evaluate.report.page", "evaluate.results.table"):
-        monkeypatch.setattr(f"{module}.ATTACKS", (*columns.ATTACKS, more))
+        monkeypatch.setattr(import_module(module), "ATTACKS", (*columns.ATTACKS, more))
     report = read_report(tmp_path)
     name = report.attacks[0].name
     assert f"<td>*{name}* lost</td>" in page(report)
