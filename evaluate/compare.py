@@ -157,7 +157,12 @@ def shares_table(found: Comparison) -> Table:
 
 def page(found: Comparison, outputs: Sequence[str]) -> str:
     """The comparison as one HTML page that needs nothing but itself; `outputs` are what the runs were named by."""
-    return render("compare.html.j2", found=found, outputs=outputs, pairs=Table.of(PAIRS, found.pairs).html())
+    return render(
+        "compare.html.j2",
+        found=found,
+        outputs=outputs,
+        pairs=Table.of(PAIRS, found.pairs).html("Images that only one run has"),
+    )
 
 
 def _text(share: Share | None) -> str:

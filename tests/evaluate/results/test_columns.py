@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib import import_module
 
 import pyarrow as pa
 import pytest
@@ -17,7 +18,7 @@ from evaluate.results.table import summary_table
 from evaluate.results.tables import Code, Column, Meter, Strong, Table
 from evaluate.runs.columns import schema_of
 from evaluate.runs.records import SCHEMA, AttackRecord, Record
-from tests.evaluate.runs import run
+from tests.evaluate.runs.test_runner import run
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def test_one_entry_adds_a_column_everywhere(tmp_path, monkeypatch):
     records = run(tmp_path)
     more = Column[columns.Line]("words", lambda line: f"*{line.name}* lost", words=True, brief=True)
     for module in ("evaluate.report.page", "evaluate.results.table"):
-        monkeypatch.setattr(f"{module}.ATTACKS", (*columns.ATTACKS, more))
+        monkeypatch.setattr(import_module(module), "ATTACKS", (*columns.ATTACKS, more))
     report = read_report(tmp_path)
     name = report.attacks[0].name
     assert f"<td>*{name}* lost</td>" in page(report)
