@@ -40,6 +40,16 @@ class Raised(InvalidInput):
     """The audit cannot begin, because foreign code raised the error that this one comes from."""
 
 
+def check_methods(target: Any) -> None:
+    """Refuses a certifier without `predict` or without `certify`. Raises `InvalidInput`."""
+    missing = [name for name in ("predict", "certify") if not callable(getattr(target, name, None))]
+    if missing:
+        raise InvalidInput(
+            f"certifier is a {type(target).__name__} without {' and '.join(missing)}; it needs predict(x) and "
+            "certify(x, threat), whose result has .prediction and .certified"
+        )
+
+
 class AuditedCertifier(nn.Module):
     """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
 
@@ -57,12 +67,7 @@ class AuditedCertifier(nn.Module):
 
     def __init__(self, target: Any, num_classes: int, numpy: bool = False, alerts: bool | int = False) -> None:
         super().__init__()
-        missing = [name for name in ("predict", "certify") if not callable(getattr(target, name, None))]
-        if missing:
-            raise InvalidInput(
-                f"certifier is a {type(target).__name__} without {' and '.join(missing)}; it needs predict(x) and "
-                "certify(x, threat), whose result has .prediction and .certified"
-            )
+        check_methods(target)
         voting = voting_classifier(as_classifier(target))
         if voting is not None and voting is not target:
             raise InvalidInput(

@@ -19,7 +19,7 @@ from evaluate.audit.factory import Tested, steps, try_factory
 from evaluate.audit.finding import Audit, Finding, gather, is_named
 from evaluate.audit.harness import Factory
 from evaluate.audit.images import seams, structured
-from evaluate.audit.interface import AuditedCertifier, Refused
+from evaluate.audit.interface import AuditedCertifier, Refused, check_methods
 from evaluate.audit.limit import Limit, Steps, Stopped, in_short
 from evaluate.audit.reproduce import clear, save
 from robustpatch.classifiers import checks
@@ -140,6 +140,8 @@ def _audit(
     generator = torch.Generator().manual_seed(seed)
     findings: list[Finding] = []
     untested: list[tuple[str, str]] = []
+    if target is not None:
+        check_methods(target)
     made = _classes(target, num_classes)
     factory = factory or own_factory(target)
     shape = image_shape or (1, 40, 40)

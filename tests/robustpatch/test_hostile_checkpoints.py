@@ -190,7 +190,7 @@ def test_weights_are_fetched_for_training_alone(monkeypatch):
         asked.append(pretrained)
         raise InvalidInput("far enough")
 
-    monkeypatch.setattr("robustpatch.networks.create", create)
+    monkeypatch.setattr("robustpatch.networks.registry.create", create)
     for options in ({}, {"pretrained": True}):
         with pytest.raises(InvalidInput, match="far enough"):
             model_from(network(pretrained=True), **options)

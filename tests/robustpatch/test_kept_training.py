@@ -166,7 +166,7 @@ def test_a_refused_training_leaves_no_folder(images, tmp_path):
         train(replace(CONFIG, batch_size=99), images, images, tmp_path / "a" / "b")
     with pytest.MonkeyPatch.context() as full:
         full.setattr("robustpatch.storage.store.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-        with pytest.raises(InvalidInput, match="0 MB are free and 0 may be needed; make room"):
+        with pytest.raises(InvalidInput, match="0 MB are free and 4 may be needed; make room"):
             train(CONFIG, images, images, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
 
