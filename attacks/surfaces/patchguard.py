@@ -25,9 +25,14 @@ def rival_margins(
     model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: Patches, size: tuple[int, int]
 ) -> Int[Tensor, "B S K"]:
     """How far y stays ahead of each rival, at least, whatever a single `patch` does at each of the S distinct sets of
-    ablations that it can touch; below zero where the attacker may have it in his power to raise the rival.
+    ablations that it can touch; below zero where the attacker may have it in his power to raise the rival. A patch that
+    touches all ablations can silence them all, so that nothing is closed to it.
     """
-    return model.masking(*size).rival_margins(votes, y, incidence(model.network.ablation, patch, size))
+    sets = incidence(model.network.ablation, patch, size)
+    margins = model.masking(*size).rival_margins(votes, y, sets)
+    all_touched = sets.all(dim=1).to(y.device)[:, None]
+    rivals = torch.arange(margins.shape[2], device=y.device) != y[:, None, None]
+    return margins.masked_fill(all_touched & rivals, -1)
 
 
 @dataclass(frozen=True)
