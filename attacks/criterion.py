@@ -13,6 +13,7 @@ from torch import Tensor
 from robustpatch.certificates.top_k import ranks
 from robustpatch.classifiers import asking
 from robustpatch.classifiers.base import Classifier
+from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 
 C = TypeVar("C", bound="Criterion")
@@ -129,7 +130,15 @@ def is_broken(
 @torch.no_grad()
 def counts_for(classifier: Classifier, criterion: Criterion, x: Float[Tensor, "B C H W"]) -> Num[Tensor, "B K"] | None:
     """The counts of the images, where the criterion needs them."""
-    return classifier.counts(x) if criterion.needs_counts else None
+    if not criterion.needs_counts:
+        return None
+    counts = classifier.counts(lent(x))
+    if counts.is_floating_point():
+        raise InvalidInput(
+            f"the criterion asks which classes are the most voted, but {type(classifier.given).__name__} counts no "
+            "votes; take Changed"
+        )
+    return counts
 
 
 def asked(

@@ -31,7 +31,7 @@ from evaluate.model.source_files import OURS, is_own
 from evaluate.model.torchscript import archive
 from robustpatch.classifiers.content import BY_TEXT, READ, Parts, filled
 
-_OF_MODULES = {*vars(nn.Module()), "_compiled_call_impl", "_graph"}  # what every module has, and what is told as code
+_OF_MODULES = {*vars(nn.Module())}  # what every module has
 _NOT_OF_OURS = {"chunk", "passed", "_traced"}  # decide speed alone, or record what was tested before
 _WRAPPERS = (FunctionType, MethodType, staticmethod, classmethod, property, functools.partial)
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
@@ -76,9 +76,9 @@ class _Values(Parts):
 
     def persistent_id(self, value: Any) -> bytes | None:  # type: ignore[override]
         if type(value) is str:  # equal ones may be one object or two
-            return value.encode("utf-8", "surrogatepass")
+            return b"str " + value.encode("utf-8", "surrogatepass")
         if type(value) in (set, frozenset):
-            return " ".join(sorted(self._alone(one) for one in value)).encode()
+            return " ".join([type(value).__name__, *sorted(self._alone(one) for one in value)]).encode()
         return None
 
     def name(self, value: FunctionType | type) -> object:
@@ -114,6 +114,8 @@ class _Values(Parts):
             return value.__objclass__.__qualname__, value.__name__
         if isinstance(value, functools.cached_property):
             return (value.func,)
+        if isinstance(value, functools._lru_cache_wrapper):  # a copy would be its name
+            return kind, value.__wrapped__, tuple(value.cache_parameters().items())
         if isinstance(value, torch.Generator):
             return (value.get_state(),)
         if isinstance(value, Tensor) and value.is_meta:
@@ -148,9 +150,8 @@ class _Values(Parts):
         return kind.__bases__, type(kind), told
 
     def _of_module(self, value: nn.Module) -> tuple[Any, ...]:
-        ours = any(kind.__module__.startswith("robustpatch.") for kind in type(value).__mro__)
-        left_out = _OF_MODULES | (_NOT_OF_OURS if ours else set())
-        told = self._without_caches({name: one for name, one in vars(value).items() if name not in left_out})
+        held = {name: one for name, one in vars(value).items() if not _is_told_elsewhere(value, name, one)}
+        told = self._without_caches(held)
         code = value.code if isinstance(value, GraphModule) else None
         return type(value), told, value._parameters, value._buffers, value._modules, _hooks(value), code
 
@@ -217,3 +218,15 @@ def _names(code: CodeType) -> set[str]:
     """All names that the code, or code inside it, may look up."""
     inner = [one for one in code.co_consts if isinstance(one, CodeType)]
     return {*code.co_names, *(name for one in inner for name in _names(one))}
+
+
+def _is_told_elsewhere(module: nn.Module, name: str, held: object) -> bool:
+    """Tells whether the attribute `name` is of every module, is told as code, or decides no answer. A user's attribute
+    of the same name is none of these.
+    """
+    if name == "_graph" and isinstance(module, GraphModule):
+        return True
+    if name == "_compiled_call_impl":  # torch's own, around what is told already
+        return str(getattr(held, "__module__", "")).startswith("torch.")
+    ours = (type(one).__module__.startswith("robustpatch.") for one in (module, held))
+    return name in _OF_MODULES or (name in _NOT_OF_OURS and any(ours))

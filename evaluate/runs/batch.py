@@ -26,7 +26,7 @@ from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate, Evidence
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import certify, predict
+from robustpatch.classifiers.asking import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
@@ -74,9 +74,16 @@ def _certify(classifier: Classifier, x: Tensor, threat: Threat) -> tuple[Certifi
         checks.image_values(x)
         return None, None
     certificate = certify(classifier, x, threat)
-    paper = classifier.certify_paper(x, threat, certificate)
+    paper = certify_paper(classifier, x, threat, certificate)
     if paper is None:
         return certificate, None
+    other = (~certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
+    for i in other.tolist():
+        raise InvalidInput(
+            f"certify of {type(classifier).__name__} certifies image {i} of a batch for class "
+            f'{int(paper.prediction[i])} by the method "margin", but predicts class {int(certificate.prediction[i])}; '
+            "mend certify"
+        )
     apart = (certificate.certified & paper.certified & (certificate.prediction != paper.prediction)).nonzero()[:1, 0]
     for i in apart.tolist():
         raise InvalidInput(
@@ -96,7 +103,7 @@ def _certify_top_k(
     """
     if not isinstance(classifier, CertifiedClassifier):
         raise InvalidInput(f"top_k is {k}, but a {type(classifier.given).__name__} certifies nothing; use top_k 1")
-    found = classifier.certify_top_k(x, y, threat, k)
+    found = certify_top_k(classifier, x, y, threat, k)
     return Certificate(
         prediction=torch.where(found.clean, y, predicted),
         certified=found.certified & found.clean,

@@ -16,7 +16,7 @@ from torch import Tensor
 from attacks.base import Outcome, Proposal, judge, judge_of
 from attacks.criterion import OutOfTopK
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import certify, predict
+from robustpatch.classifiers.asking import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
@@ -127,11 +127,11 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
         raise InvalidInput(f"model is a {type(model).__name__} without certify; name the one it was found with")
     claimed = torch.tensor([example.prediction], device=device)
     if example.top_k > 1:
-        found = classifier.certify_top_k(x, claimed, example.threat, example.top_k)
+        found = certify_top_k(classifier, x, claimed, example.threat, example.top_k)
         outcome = judge(classifier, x, OutOfTopK(claimed, example.top_k), example.threat, proposal, proof=True)
         return outcome, bool((found.certified & found.clean)[0])
     exact = certify(classifier, x, example.threat)
-    paper = classifier.certify_paper(x, example.threat, exact)
+    paper = certify_paper(classifier, x, example.threat, exact)
     claims = [exact] if paper is None else [exact, paper]
     proof = exact.confidence is None
     outcome = judge(classifier, x, claimed, example.threat, proposal, proof=proof)

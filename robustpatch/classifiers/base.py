@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         for old, new in _RENAMED.items():
             if old in vars(cls):
                 raise TypeError(f"{cls.__name__} defines {old}, which is now called {new}; rename it")
-        if "certify" in vars(cls) and not cls.certifies:
+        if hasattr(cls, "certify") and not cls.certifies:
             raise TypeError(f"{cls.__name__} defines certify but is no CertifiedClassifier; derive it from that too")
 
     @property
@@ -190,5 +190,5 @@ def _ours(model: nn.Module, method: str) -> bool:
     """Whether the method is defined by a class of this package's, and not replaced."""
     if method in vars(model):
         return False
-    kind = next(kind for kind in type(model).__mro__ if method in vars(kind))
-    return kind.__module__.partition(".")[0] in _OURS
+    kind = next((kind for kind in type(model).__mro__ if method in vars(kind)), None)  # None: by `__getattr__`
+    return kind is not None and kind.__module__.partition(".")[0] in _OURS

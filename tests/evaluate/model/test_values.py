@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import operator
 import threading
 from collections import defaultdict, deque
@@ -20,6 +21,7 @@ from evaluate.model.identity import identity_of
 from evaluate.model.values import values_of
 from evaluate.runs.run_identity import claim
 from robustpatch import Columns, PatchThreat, SmoothedClassifier
+from robustpatch.classifiers.base import Classifier
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
 
@@ -39,6 +41,8 @@ PAIRS = {
     "a range": (range(1), range(2)),
     "bytes": (bytearray(b"a"), bytearray(b"b")),
     "a generator": (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+    "a set and a text": (set(), ""),
+    "a set and a frozen one": ({1}, frozenset({1})),
     "numpy's generator": (np.random.default_rng(1), np.random.default_rng(2)),
 }
 
@@ -112,3 +116,49 @@ def test_private_tables_named_as_constants_are_told(monkeypatch):
     assert code_of(model) != before
     monkeypatch.setitem(_TABLE, "limit", 0.7)
     assert code_of(Limited()) != before
+
+
+class Named(nn.Module):
+    """A user's module with attributes that are left out of the package's own, and of torch's."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        setattr(self, name, value)
+
+
+class Below(Classifier):
+    def __init__(self, name, value):
+        super().__init__()
+        setattr(self, name, value)
+
+    def predict(self, x):
+        return (x.flatten(1).mean(dim=1) > vars(self).get("passed", 0)).long()
+
+
+@pytest.mark.parametrize("kind", [Named, Below])
+@pytest.mark.parametrize("name", ["passed", "chunk", "_traced", "_graph"])
+def test_attributes_of_the_users_own_are_told_whatever_their_names(kind, name):
+    assert code_of(kind(name, 0.25)) != code_of(kind(name, 0.75))
+    assert code_of(kind(name, 0.25)) == code_of(kind(name, 0.25))
+
+
+def test_a_call_of_the_users_own_is_told():
+    """`nn.Module.__call__` runs `_compiled_call_impl` where there is one."""
+    calls = [lambda x, k=k: k * x for k in (1, 2)]
+    one, other = (Named("_compiled_call_impl", call) for call in calls)
+    assert code_of(one) != code_of(other)
+
+
+LEVEL = 1
+
+
+@functools.lru_cache
+def level():
+    return LEVEL
+
+
+def test_what_a_cached_function_reads_is_told(monkeypatch):
+    before = code_of(Holder(level))
+    assert code_of(Holder(level)) == before
+    monkeypatch.setitem(globals(), "LEVEL", 2)
+    assert code_of(Holder(level)) != before
