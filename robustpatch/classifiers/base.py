@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         for old, new in _RENAMED.items():
             if old in vars(cls):
                 raise TypeError(f"{cls.__name__} defines {old}, which is now called {new}; rename it")
-        if hasattr(cls, "certify") and not cls.certifies:
+        if not cls.certifies and any("certify" in vars(kind) for kind in cls.__mro__):
             raise TypeError(f"{cls.__name__} defines certify but is no CertifiedClassifier; derive it from that too")
 
     @property
