@@ -20,7 +20,7 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None) -> Threat
 
     With an `image_size`, the threat `on` images of that size. Raises `InvalidInput`.
     """
-    threats = [_parse_one(part) for part in text.split(",")]
+    threats = list(dict.fromkeys(map(_parse_one, text.split(","))))
     threat = threats[0] if len(threats) == 1 else AnyOf(threats)
     return threat if image_size is None else threat.on(*image_size)
 
@@ -30,7 +30,12 @@ def threat_from_dict(value: object) -> Threat:
     if isinstance(value, list) and len(value) == 3:
         return PatchThreat.from_dict(dict(zip(("height", "width", "count"), value, strict=True)))
     if isinstance(value, dict) and isinstance(value.get("any_of"), list) and len(value) == 1:
-        return AnyOf(map(threat_from_dict, value["any_of"]))
+        return AnyOf(map(_one_from_dict, value["any_of"]))
+    return _one_from_dict(value)
+
+
+def _one_from_dict(value: object) -> Patches:
+    """One alternative: `to_dict` writes no alternatives of alternatives, and a file of them is refused."""
     shapes = {shape.shape: shape for shape in SHAPES}
     fields: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
     shape = fields.pop("shape", None)

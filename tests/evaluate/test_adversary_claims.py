@@ -54,6 +54,23 @@ def test_two_certificates_of_one_image_for_two_classes_are_refused(first, tmp_pa
         run(model, tmp_path, RANDOM, data=BLACK)
 
 
+class OnlyByMargin(TwoWays):
+    """Certifies nothing but by the margin, and there another class than it predicts."""
+
+    def certify(self, x, threat, method="exact"):
+        found = super().certify(x, threat, method)
+        return replace(found, certified=torch.zeros_like(found.certified)) if method == "exact" else found
+
+
+def test_a_margin_for_a_class_that_is_not_predicted_is_refused(tmp_path):
+    model = OnlyByMargin(Level(2), Columns(1), num_classes=2).eval()
+    model.first = 1
+    with pytest.raises(
+        InvalidInput, match=r'certifies image 1 of a batch for class 1 by the method "margin", but pred'
+    ):
+        run(model, tmp_path, RANDOM, data=BLACK)
+
+
 class Confident(Bright):
     """Certifies class 0 of all images with a confidence, which is right; answers as `silent` says."""
 

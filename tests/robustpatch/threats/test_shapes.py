@@ -22,6 +22,14 @@ from tests import oracles, toys
 from tests.shapes import Corner, Listed
 
 
+def nested(depth: int) -> object:
+    """Alternatives of alternatives, as nobody writes them."""
+    value: object = [5, 5, 1]
+    for _ in range(depth):
+        value = {"any_of": [value]}
+    return value
+
+
 @given(st.data())
 def test_closed_forms_of_rectangles_are_what_the_footprints_say(data):
     """Every method that `Rectangles` overrides, against the definition that any shape has."""
@@ -98,6 +106,7 @@ def test_masks_and_chances_by_footprint():
         ("2*0.5%", AreaShare("0.5", 2)),
         ("2x10, 10x2", AnyOf([PatchThreat(2, 10), PatchThreat(10, 2)])),
         ("2%,1x8", AnyOf([AreaShare("2"), PatchThreat(1, 8)])),
+        ("3x3,3", PatchThreat(3, 3)),
     ],
 )
 def test_one_text_and_one_dict_form(text, threat):
@@ -148,6 +157,8 @@ def test_files_of_before_still_read():
         {"any_of": []},
         {"any_of": [[5, 5, 1]], "shape": "rectangle"},
         {"any_of": [{"any_of": {}}]},
+        {"any_of": [{"any_of": [[5, 5, 1]]}]},
+        nested(400),
     ],
 )
 def test_what_is_no_threat_is_refused(value):
