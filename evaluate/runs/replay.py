@@ -123,10 +123,11 @@ def _judged(example: Counterexample, model: torch.nn.Module, device: str, consol
         counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
         _say(console, f"{name}: {counts}prediction {int(predict(judge_of(classifier), image))}")
     stands = certified and bool(outcome.broken[0])
+    changed = "prediction changed" if example.top_k == 1 else f"driven out of the top {example.top_k}"
     _say(
         console,
-        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
-        f"prediction changed: {bool(outcome.broken[0])}",
+        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; {changed}: "
+        f"{bool(outcome.broken[0])}",
     )
     sampling = classifier.describe().get("sampling")
     if sampling is not None:
