@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.checks import require
+from attacks.base import Proposal, require
 from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search

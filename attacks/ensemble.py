@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import PatchAttack, Proposal
-from attacks.border import propose
-from attacks.checks import check_call, require
-from attacks.criterion import Criterion, as_criterion
-from attacks.furthest import Furthest
+from attacks.base import PatchAttack, Proposal, check_call, judge, judge_of, judged_patches, require, visible
+from attacks.criterion import Criterion, as_criterion, asked
 from attacks.gradient import NotDifferentiable, check_differentiable, climbs
 from attacks.occlusion import Control
+from attacks.propose import propose
 from attacks.sparse_rs import SparseRS
+from attacks.surfaces import whole_view
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
@@ -97,7 +97,7 @@ class Ensemble:
         check_call(classifier, x, criterion.y, threat)  # each member sees only what of it stands
         criterion = criterion.to(x.device)
         state, last = generator.get_state(), generator
-        out, alone = Furthest(classifier, x, criterion, threat), is_control(self)
+        out, alone = BestProposals(classifier, x, criterion, threat), is_control(self)
         waiting, total, room, given = deque(able), sum(share for _, share in able), self.budget, 0
         tested = False
 
@@ -105,18 +105,18 @@ class Ensemble:
             """In the caller's own form: a member may know labels alone."""
             return criterion.of(rows) if isinstance(y, Criterion) else y[rows]
 
-        while waiting and len(out.standing):
+        while waiting and len(out.left):
             member, share = waiting.popleft()
             own = member
             if room is not None and hasattr(member, "budget"):
                 own = replace(member, budget=max(1, int(room * share / total)))  # type: ignore[type-var]
             last = torch.Generator().set_state(state)
             try:
-                found = propose(own, classifier, x[out.standing], aims(out.standing), threat, generator=last)
+                found = propose(own, classifier, x[out.left], aims(out.left), threat, generator=last)
             except NotDifferentiable as error:
                 self._check_has_none(classifier, x, member, error)
-                spent = _spent(error, out.standing)
-                out.evaluations[out.standing] += spent
+                spent = _spent(error, out.left)
+                out.evaluations[out.left] += spent
                 waiting = deque(one for one in waiting if not climbs(one[0]))
                 if not tested and all(is_control(other) for other, _ in waiting):
                     waiting.append((self._instead(), 1.0))
@@ -158,6 +158,70 @@ class Ensemble:
         rest = [member for member in self.members if not climbs(member)]
         others = [member.name for member in rest] + ([self._instead().name] if all(map(is_control, rest)) else [])
         return f"{self.name} leaves out {', '.join(climbing)} and runs {', '.join(others)} alone"
+
+
+class BestProposals:
+    """Keeps, of the proposals added for B images, the first that broke each one, else the nearest to it.
+
+    A patch that shows (`attacks.base.visible`) comes before anything else; what leaves the threat comes before the
+    clean image, so that the judge sees it. `left`: the images, by number, that none has broken. `evaluations` [B] are
+    those of all attacks.
+    """
+
+    def __init__(
+        self, classifier: Classifier, x: Float[Tensor, "B C H W"], criterion: Criterion, threat: Patches
+    ) -> None:
+        self._classifier, self._x, self._criterion, self._threat = classifier, x, criterion, threat
+        self.left = torch.arange(len(x), device=x.device)
+        self.evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self._x_adv = x.clone()
+        self._corners = torch.zeros(len(x), threat.count, 2, dtype=torch.long, device=x.device)
+        self._visited = torch.zeros(len(x), device=x.device)
+        self._value = torch.full((len(x),), torch.inf, device=x.device)
+        self._rank = torch.full((len(x),), -1, device=x.device)  # 0: the clean image, 1: outside the threat, 2: a patch
+        self._seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._by = [""] * len(x)
+        self._patches: list[frozenset[str]] = [frozenset()] * len(x)
+
+    def add(self, name: str, found: Proposal, counted: bool, nested: bool) -> None:
+        """Add what an attack proposes for the images left. `counted`: what it tried tests the images; a control's does
+        not. `nested`: it says itself how many patches its judge was asked about, as only an ensemble is believed.
+        """
+        rows = self.left
+        x, criterion = self._x[rows], self._criterion.of(rows)
+        self.evaluations[rows] += found.evaluations
+        outcome = judge(self._classifier, x, criterion, self._threat, found)
+        if found.broken is not None:
+            self._seen[rows] |= found.broken.to(x.device)
+        valid = outcome.contained & outcome.in_range
+        if counted:
+            self._visited[rows] = torch.maximum(self._visited[rows], found.visited.to(self._visited.dtype))
+            judged = found.patches if nested and found.patches is not None else judged_patches(x, found, outcome)
+            tried = ((found.visited > 0) & (found.evaluations > 0)).tolist()
+            for i, own, searched in zip(rows.tolist(), judged, tried, strict=True):
+                self._patches[i] |= own if searched else frozenset()
+        shown = torch.where(valid[:, None, None, None], found.x_adv, x)
+        with torch.no_grad():
+            view = whole_view(self._classifier, x, criterion.y, criterion.rival, rank=criterion.rank)
+            reached = view(shown)[0]
+        if judge_of(self._classifier) is not self._classifier:
+            # Which says nothing of a proof: the classifier's own answer comes next.
+            reached = reached.masked_fill(asked(self._classifier, criterion, shown)[0], -torch.inf)
+        rank = torch.where(valid, 2 * visible(x, found.x_adv).long(), 1)
+        reached = torch.where(rank == 2, reached, torch.inf)
+        nearer = (rank == self._rank[rows]) & (reached < self._value[rows])
+        better = outcome.broken | (rank > self._rank[rows]) | nearer
+        chosen = rows[better]
+        self._x_adv[chosen], self._corners[chosen] = found.x_adv[better], found.corners[better].long()
+        self._value[chosen], self._rank[chosen] = reached[better], rank[better]
+        for i in chosen.tolist():
+            self._by[i] = name
+        self.left = rows[~outcome.broken]
+
+    def proposal(self) -> Proposal:
+        """The best of each image, by whom, and how many patches were judged on the way."""
+        found = (self._x_adv, self._corners, self.evaluations, self._visited)
+        return Proposal(*found, by=self._by, patches=self._patches, broken=self._seen)
 
 
 def counts_itself(attack: PatchAttack) -> bool:

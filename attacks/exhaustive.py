@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.placement import OpenPlacements, grid, open_placements
 from attacks.search import Search

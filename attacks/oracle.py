@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.border import visible
-from attacks.checks import check_call
+from attacks.base import Proposal, check_call, visible
 from attacks.criterion import Criterion, as_criterion, asked
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput

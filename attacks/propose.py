@@ -1,22 +1,31 @@
-"""What comes back from an attack: copies, checked; and what of it counts as a patch that was tried."""
+"""Run an attack on copies, check the form of what it proposes, and refuse one that changes the model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from attacks.base import Outcome, PatchAttack, Proposal, content_hash
+from attacks.base import PatchAttack, Proposal, judge_of
 from attacks.criterion import Criterion
-from attacks.unchanged import Unchanged
+from attacks.gradient import NotDifferentiable
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.base import Classifier
+from robustpatch.classifiers.content import content_of
 from robustpatch.classifiers.lending import lent, own
+from robustpatch.classifiers.passed import Passed
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
-LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
+_OF_TORCH = {"_modules", "_parameters", "_buffers"}  # compared by the names of what is in them
+_PLAIN = nn.Module()  # whose private attributes, hooks among them, every module has
 
 
 def propose(
@@ -28,7 +37,7 @@ def propose(
     *,
     generator: torch.Generator,
 ) -> Proposal:
-    """What the attack proposes for copies of these images and labels; the proposal's tensors are copies too.
+    """Return what the attack proposes for copies of these images and labels; the proposal's tensors are copies too.
 
     An attack that writes to what it is given, or later to what it returned, changes nothing here. What it claims is
     for `judge` to decide. Raises `InvalidInput` for what is no proposal for these images, in their type, and for an
@@ -36,7 +45,7 @@ def propose(
     """
     classifier = as_classifier(model)
     asked = y.to(x.device) if isinstance(y, Criterion) else lent(y)
-    with Unchanged(attack.name, classifier, x):
+    with _unchanged(attack.name, classifier, x):
         found = attack(classifier.given, lent(x), asked, threat, generator=generator)
     if not isinstance(found, Proposal):
         raise InvalidInput(f"attack {attack.name} returned a {type(found).__name__}; return an attacks.Proposal")
@@ -60,14 +69,74 @@ def propose(
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 
 
-def visible(x: Float[Tensor, "B C H W"], x_adv: Float[Tensor, "B C H W"]) -> Bool[Tensor, " B"]:
-    """Whether some value of an image is another by half a grey level of 8 bits or more: less is no patch."""
-    return ((x_adv.float() - x.float()).abs() >= LEVEL).flatten(1).any(dim=1)
+@contextmanager
+def _unchanged(attack: str, classifier: Classifier, x: Tensor) -> Iterator[None]:
+    """Within it the model may be asked, not changed: `InvalidInput`, naming the attack, says what changed.
 
-
-def patches(x: Float[Tensor, "B C H W"], proposal: Proposal, outcome: Outcome) -> list[frozenset[str]]:
-    """The patched images, by hash, that `judge` was asked about: of each image the proposal, where it lies inside the
-    threat and in range and shows a patch at all (`visible`); an empty set where it does not.
+    Compared before and after are the weights, the buffers, modes, hooks, parts and attributes of each module, and what
+    the user's classes define. Not private tables and lists, nor cached properties: these are caches; nor what the
+    model's own code changes when it is asked, such as a counter.
     """
-    real = outcome.contained & outcome.in_range & visible(x, proposal.x_adv)
-    return [frozenset([content_hash(proposal.x_adv[i])] if real[i] else []) for i in range(len(x))]
+    model = classifier.given
+    before = _state(model)
+    error: NotDifferentiable | None = None
+    try:
+        yield
+    except NotDifferentiable as refusal:  # after which an ensemble goes on
+        error = refusal
+    after = _state(model)
+    changed = _differing(before, after)
+    if changed:
+        with suppress(Exception):  # of a model that an attack left in pieces
+            _ask(classifier, x)
+        own_doing = _differing(after, _state(model))
+        left = [name for name in changed if name not in own_doing]
+        if left:
+            raise InvalidInput(
+                f"attack {attack} changed {', '.join(left[:3])} of {type(model).__name__}: what follows would be "
+                "judged on another model; let it change a copy (copy.deepcopy), or put back what it changed (or, where "
+                "the model itself changed that as it was asked, keep it in a private list or table)"
+            )
+    if error is not None:
+        raise error
+
+
+def _differing(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    names = [name for name in before if name not in after or before[name] != after[name]]
+    return names + [name for name in after if name not in before]
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    """What is compared, by name."""
+    state: dict[str, object] = {}
+    classes: dict[str, type] = {}
+    with torch.no_grad():
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            state[name] = content_of(tensor)
+        for path, module in model.named_modules():
+            state[f"{path or 'model'} (a {type(module).__name__})"] = id(module), module
+            prefix = f"{path}." if path else ""
+            state |= {
+                prefix + key: content_of(value) for key, value in vars(module).items() if _compared(module, key, value)
+            }
+            classes |= {f"class {kind.__qualname__}": kind for kind in type(module).__mro__}
+    return state | {name: content_of(kind) for name, kind in classes.items()}
+
+
+def _compared(module: nn.Module, name: str, value: Any) -> bool:
+    if name in _OF_TORCH or isinstance(value, Passed) or isinstance(getattr(type(module), name, None), cached_property):
+        return False
+    if name in vars(_PLAIN) or not name.startswith("_"):
+        return True
+    return isinstance(value, str | bytes | bool | int | float | complex | Tensor)
+
+
+def _ask(classifier: Classifier, x: Tensor) -> None:
+    """Ask the classifier as evaluations do, with and without gradients, of one image and of one more than there are."""
+    for images in (x[:1], torch.cat([x, x[:1]])):
+        with torch.enable_grad():
+            if classifier.scores_images:
+                classifier(lent(images))
+        with torch.no_grad():
+            for one in (classifier, judge_of(classifier)):
+                one.predict(lent(images))

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attacks.base import PatchAttack, Proposal
-from attacks.border import propose
 from attacks.criterion import Criterion
 from attacks.gradient import climbs
+from attacks.propose import propose
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
+from attacks.placement import sites
 from attacks.search import Search, turn
-from attacks.sites import sites
 from attacks.surfaces import View
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from robustpatch.errors import InvalidInput
@@ -88,7 +88,7 @@ class Universal(Attack):
             room = self._room_to_train(search)
             patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance, room)
         patch.check(search.x)
-        _check_target(search, patch.target)
+        search.check_target(patch.target)
         rival = torch.full_like(search.y, -1 if patch.target is None else patch.target)
         rival = rival.masked_fill(rival == search.y, -1)
         queues = sites(search)
@@ -171,13 +171,6 @@ def _check_training(steps: int, rows: int, step: float, target: int | None) -> N
     require(target is None or target >= 0, "target", target, "a class, or None")
 
 
-def _check_target(search: Search, target: int | None) -> None:
-    """Before an index out of range brings a GPU down."""
-    if target is not None:
-        classes = search.classifier.count_outputs(search.x)
-        require(target < classes, "target", target, f"below {classes}, the number of classes")
-
-
 def _train(
     search: Search,
     target: int | None,
@@ -189,7 +182,7 @@ def _train(
     budget: int | None = None,
 ) -> UniversalPatch:
     """See `train_patch`; no image takes part in more than its evaluations stay within `budget`."""
-    _check_target(search, target)
+    search.check_target(target)
     device = search.x.device
     shape = (search.x.shape[1], search.threat.height, search.threat.width)
     content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()

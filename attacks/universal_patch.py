@@ -14,8 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import content_hash
-from attacks.checks import require
+from attacks.base import content_hash, require
 from attacks.pasting import crop, paste
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import predict

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attacks.art.models import Scores, as_module, estimator_of, seeded
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
+from attacks.placement import sites
 from attacks.search import Search
-from attacks.sites import Site, sites
-from attacks.surfaces import whole_view
+from attacks.surfaces.base import Site
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
@@ -186,7 +186,9 @@ class FromART(Attack):
         x, y = search.x[rows], search.y[rows]
         asked = search.placements[torch.tensor([numbers for numbers, _ in some], device=x.device)]
         other = (y.cpu() + torch.randint(1, classes, (len(some),), generator=search.stream(i))) % classes
-        goals = [rival if rival >= 0 else int(any_) for (_, rival), any_ in zip(some, other, strict=True)]
+        aimed = int(search.criterion.rival[i])
+        rivals = [rival if aimed < 0 else aimed for _, rival in some]
+        goals = [rival if rival >= 0 else int(k) for rival, k in zip(rivals, other, strict=True)]
         inside = search.threat.footprint(asked, *x.shape[2:])[:, None].expand_as(x)
         scores = Scores(search.classifier, x, inside if self.kind == "content" else None)
         seed = int(torch.randint(2**31, (), generator=search.stream(i)))
@@ -199,7 +201,7 @@ class FromART(Attack):
         claimed = search.threat.footprint(corners, *x.shape[2:])[:, None]
         valid = ((x_adv >= 0) & (x_adv <= 1) & ((x_adv == x) | claimed)).flatten(1).all(dim=1)
         if valid.any():
-            view = whole_view(search.classifier, x[valid], y[valid], rank=search.criterion.rank)
+            view = search.whole_view(rows[valid])
             with torch.no_grad():
                 value, prediction = view(x_adv[valid])
             search.spend(rows[valid], view.cost)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import Attacked, Objective, OpenPlacements, Site, Surface, View, surface_of
+from attacks.surfaces.base import Attacked, OpenPlacements, Site, Surface, surface_of
+from attacks.surfaces.views import Objective, View
 from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.masking import MaskSet
@@ -19,7 +19,6 @@ from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.threats.base import Patches
 from robustpatch.voting.silence import has_score
 
-V = TypeVar("V", bound="CleansedView")
 _LOOKS = 4  # the share of the budget, 1 in so many, that looks at a clean image may take
 _DRAWN = 64  # choices of several placements that are ordered at once
 _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part of it, and that show it all
@@ -130,14 +129,14 @@ class CleanMaskedPredictions:
         shown[:, 0] = True  # where no view shows any of the patch there is nothing to climb, but a step costs something
         valid = torch.cat([held, held & (second != first), shown], dim=1)
         return CleansedView(
-            self.model,
-            y,
-            torch.full_like(y, -1) if rival is None else rival,
-            torch.cat([first, second, pair[far, far]], dim=1),
-            valid,
-            steady.amax(dim=1),
-            near.shape[1],
-            self._each,
+            y=y,
+            rival=torch.full_like(y, -1) if rival is None else rival,
+            model=self.model,
+            union=torch.cat([first, second, pair[far, far]], dim=1),
+            valid=valid,
+            steady=steady.amax(dim=1),
+            near=near.shape[1],
+            each=self._each,
         )
 
 
@@ -149,9 +148,9 @@ def _spread(share: Float[Tensor, "P V"], most: int) -> Int[Tensor, "P M"]:
     return order.gather(1, step)
 
 
-@dataclass(frozen=True)
-class CleansedView:
-    """P attacked images of which a few views are asked: `near` that hide part of the patch, and some that show it all.
+@dataclass(frozen=True, kw_only=True)
+class CleansedView(View):
+    """Attacked images of which a few views are asked: `near` that hide part of the patch, and some that show it all.
 
     A view is turned when it names the rival, or is shaken by its second view: the less of both leads of y says how far
     that is. The objective is log Σ exp of these over the views asked, with what the view `steady` holds that hides the
@@ -159,34 +158,24 @@ class CleansedView:
     MNIST it was changed in 33 of 48 such cases, and in 21 of 357 others.
 
     Attributes:
-        rival: Int[P], or -1: the class strongest in sum where the patch shows, at each step.
+        rival: -1 for the class strongest in sum where the patch shows, at each step.
         union: Int[P,N], first `near` views, then each of them with its second view, then the others. valid: Bool[P,N].
         steady: Float[P], the most by which a view leads that hides the patch, whatever it shows; -inf without one.
         each: evaluations of one union.
     """
 
     model: PatchCleanser
-    y: Int[Tensor, " P"]
-    rival: Int[Tensor, " P"]
     union: Int[Tensor, "P N"]
     valid: Bool[Tensor, "P N"]
     steady: Float[Tensor, " P"]
     near: int
     each: int
 
-    _ROWS: ClassVar[tuple[str, ...]] = ("y", "rival", "union", "valid", "steady")
-
     @property
     def cost(self) -> Int[Tensor, " P"]:
         return self.valid.sum(dim=1) * self.each
 
-    def keep(self: V, rows: Tensor) -> V:
-        return replace(self, **{name: getattr(self, name)[rows] for name in self._ROWS})
-
-    def join(self: V, other: V) -> V:
-        return replace(self, **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self._ROWS})
-
-    def towards(self, target: int) -> View:
+    def towards(self, target: int) -> CleansedView:
         """Its views are about y: the target is its rival."""
         return replace(self, rival=torch.full_like(self.y, target))
 

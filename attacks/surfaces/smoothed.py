@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import (
-    Attacked,
-    Objective,
-    OpenPlacements,
-    Surface,
-    View,
-    WholeView,
-    answered,
-    surface_of,
-    value_of,
-    view_as,
-    whole_view,
-)
-from attacks.surfaces.clean import votes_of
+from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
+from attacks.surfaces.clean_votes import votes_of
 from attacks.surfaces.touched import OfTouched, sums
+from attacks.surfaces.views import Objective, View, WholeView, whole_view_class
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.asking import certify
@@ -41,35 +29,25 @@ from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import UNITS, first_argmax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WholeVotesView(WholeView):
-    """A smoothed classifier over all its ablations. `objective`:
-
-    - "votes": the soft votes (or summed scores) of y less those of the rival; below zero about when it succeeds.
-    - "mean-softmax": log of the mean over ablations of the softmax of y (less that of the rival, if one is named): the
-      cross-entropy that Levine & Feizi's release climbs.
+    """A smoothed classifier over all its ablations, by the soft votes (or summed scores) of its classes; "mean-softmax"
+    is of the mean over ablations of the softmax: the cross-entropy that Levine & Feizi's release climbs.
     """
 
     classifier: SmoothedClassifier
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         soft, counts, heard = sums(self.classifier, self.classifier.logits(lent(x_adv)), None, self.objective)
-        return self._value(soft), torch.where(heard, answered(counts, self.y, self.rank), -1)
+        return self.value(soft), torch.where(heard, self.answer(counts), -1)
 
 
-@whole_view.register
-def _(
-    classifier: SmoothedClassifier,
-    x: Tensor,
-    y: Tensor,
-    rival: Tensor | None = None,
-    objective: Objective = "votes",
-    rank: int = 1,
-) -> View:
-    return view_as(WholeVotesView, classifier, x, y, rival, objective, rank)
+@whole_view_class.register
+def _(classifier: SmoothedClassifier) -> type[WholeView]:
+    return WholeVotesView
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TouchedView(OfTouched):
     """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
 
@@ -79,9 +57,6 @@ class TouchedView(OfTouched):
     classifier: SmoothedClassifier
     untouched: Int[Tensor, "P K"]
     untouched_soft: Float[Tensor, "P K"]
-    objective: Objective = "votes"
-
-    _ROWS: ClassVar[tuple[str, ...]] = (*OfTouched._ROWS, "untouched", "untouched_soft")
 
     @classmethod
     def of(
@@ -108,8 +83,9 @@ class TouchedView(OfTouched):
         kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
         untouched = cast.masked_fill(member[:, :, None], 0).sum(dim=1, dtype=kind)
         soft = untouched.float() / unit if scores is None else scores.masked_fill(member[:, :, None], 0).sum(dim=1)
-        more = {"untouched": untouched, "untouched_soft": soft, "rank": rank}
-        return cls(**rows, **more, classifier=classifier, objective="votes" if scores is None else "mean-softmax")
+        objective: Objective = "votes" if scores is None else "mean-softmax"
+        more = {"classifier": classifier, "untouched": untouched, "untouched_soft": soft}
+        return cls(**rows, **more, rank=rank, objective=objective)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.classifier.logits(lent(x_adv), lent(self.index))
@@ -118,9 +94,9 @@ class TouchedView(OfTouched):
             soft = soft + self.untouched_soft
         else:
             soft = torch.logaddexp(soft, self.untouched_soft.log())
-        value = value_of(soft, self.y, self.rival, self.objective, self.reach, self.rank)
         some_left = self.valid.sum(dim=1) < self.classifier.ablation.count(*x_adv.shape[2:])
-        return value, torch.where(heard | some_left, answered(counts + self.untouched, self.y, self.rank), -1)
+        answer = self.answer(counts + self.untouched)
+        return self.value(soft, self.reach), torch.where(heard | some_left, answer, -1)
 
 
 class WholeVotes(Surface):

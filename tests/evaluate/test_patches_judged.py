@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, PatchPGD, Proposal, SparseRS
-from attacks.base import judge
-from attacks.border import LEVEL, visible
+from attacks.base import LEVEL, judge, visible
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import summarise
 from evaluate.results.table import verdict

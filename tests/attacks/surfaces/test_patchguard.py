@@ -13,8 +13,8 @@ from torch import Tensor
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.base import WholeView
 from attacks.surfaces.patchguard import MaskedView, rival_margins
+from attacks.surfaces.views import WholeView
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.certificates.robust_masking import incidence
