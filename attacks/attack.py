@@ -1,4 +1,4 @@
-"""What attacks have in common: the call, and the parameters that bound it."""
+"""The base class of attacks: the call, and the parameters that bound it."""
 
 from __future__ import annotations
 

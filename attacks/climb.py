@@ -22,7 +22,7 @@ from attacks.surfaces.views import Objective, View, check_objective
 
 @dataclass(frozen=True)
 class Ascent:
-    """How one patch is climbed: `steps` steps against the sign of the gradient, clipped to [0, 1].
+    """Climbs one patch: `steps` steps against the sign of the gradient, clipped to [0, 1].
 
     Steps shrink from `step` to `last` times that along half a cosine wave (`last` 1: all alike). With `momentum` μ the
     direction is the sign of g_t = μ·g_{t-1} + ∇/‖∇‖₁ (Dong et al. 2018). Costs 2·steps + 1 forward passes.
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass
 class BestClimbs:
-    """Where the climbs of one image ended: the least objectives with their tasks and contents, at most `most`."""
+    """Keeps the ends of one image's climbs: the least objectives with their tasks and contents, at most `most`."""
 
     most: int
     _heap: list[tuple[float, int, Task, Tensor]] = field(default_factory=list)

@@ -32,7 +32,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def broken(self, prediction: Int[Tensor, " B"], counts: Num[Tensor, "B K"] | None) -> Bool[Tensor, " B"]:
-        """Where the attack has succeeded, for answers to patched images. `counts`: votes or scores of each class."""
+        """Tell where the attack has succeeded, by the answers to patched images and the `counts` of each class."""
 
     @property
     def rival(self) -> Int[Tensor, " B"]:
@@ -41,7 +41,7 @@ class Criterion(ABC):
 
     @property
     def rank(self) -> int:
-        """How many classes must come before y."""
+        """The number of classes that must come before y."""
         return 1
 
     def of(self: C, rows: Tensor | slice) -> C:
@@ -123,7 +123,7 @@ def is_broken(
     prediction: Int[Tensor, " B"],
     counts: Num[Tensor, "B K"] | None = None,
 ) -> Bool[Tensor, " B"]:
-    """Where the criterion is met by these answers. Of a randomized classifier an abstention (-1) says nothing."""
+    """Tell where these answers meet the criterion. Of a randomized classifier an abstention (-1) says nothing."""
     return criterion.broken(prediction, counts) & ((prediction >= 0) | (not classifier.randomized))
 
 

@@ -57,7 +57,7 @@ class Ensemble:
 
     @property
     def judged(self) -> int:
-        """How many proposals of an image the judge is asked about: each member's, before the best is picked."""
+        """The number of proposals of an image that the judge is asked about: one of each member."""
         return sum(getattr(member, "judged", 1) for member in self.members)
 
     @property
@@ -147,11 +147,11 @@ class Ensemble:
         ) from error
 
     def _instead(self) -> PatchAttack:
-        """What is run where all members climb gradients and there are none."""
+        """The attack that is run where all members climb gradients and there are none."""
         return SparseRS(touched_only=self.touched_only)
 
     def left_out(self) -> str | None:
-        """What it does with a model that has no gradient in the image; None where it has no need of one."""
+        """Say what is run on a model that has no gradient in the image; None where no member needs one."""
         climbing = [member.name for member in self.members if climbs(member)]
         if not climbing:
             return None
@@ -225,12 +225,12 @@ class BestProposals:
 
 
 def counts_itself(attack: PatchAttack) -> bool:
-    """Whether the patches that its proposals name were counted here: an ensemble, or a subclass that runs like one."""
+    """Tell whether an ensemble counted the patches that the proposals name, or a subclass that runs like one."""
     return isinstance(attack, Ensemble) and type(attack).__call__ is Ensemble.__call__
 
 
 def is_control(attack: PatchAttack) -> bool:
-    """Whether the attack is a control, or several as one: it says nothing of what a search would find."""
+    """Tell whether the attack is a control, or several as one, which says nothing of what a search would find."""
     return isinstance(attack, Control) or (isinstance(attack, Ensemble) and all(map(is_control, attack.members)))
 
 

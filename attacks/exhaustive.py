@@ -89,7 +89,7 @@ class ExhaustivePGD(Attack):
         return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
     def _again(self, search: Search, ends: BestClimbs, stride: int, found: OpenPlacements) -> list[Task]:
-        """What came closest once more; on a coarse grid, its neighbours too."""
+        """The tasks that came closest once more; on a coarse grid, their neighbours too."""
         kept = [task for _, task, _ in ends.best()]
         if stride == 1:
             return kept

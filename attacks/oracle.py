@@ -34,7 +34,7 @@ class Oracle:
         return "oracle"
 
     def check(self, threat: Patches) -> None:
-        """What it cannot enumerate depends on the image too, and is refused when it meets it."""
+        """Refuses nothing: what is too much to enumerate depends on the image too."""
 
     def unpruned(self, budget: int | None) -> Oracle:
         return self

@@ -1,4 +1,4 @@
-"""Where to put the patch: open placements, a few of them in turn or all, coarse grids, and sums of a map under it."""
+"""Placements to try: those that are open, a few in turn or all, coarse grids, and sums of a map under a patch."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def try_everywhere(
 
 
 def grid(threat: Patches, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:
-    """Which placements lie on rows and columns that are multiples of `stride`, or are the last ones."""
+    """Mark the placements on rows and columns that are multiples of `stride`, or the last ones."""
     marks = []
     for length, patch in zip(image_size, (threat.height, threat.width), strict=True):
         places = torch.arange(length - patch + 1)

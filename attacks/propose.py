@@ -107,7 +107,7 @@ def _differing(before: dict[str, object], after: dict[str, object]) -> list[str]
 
 
 def _state(model: nn.Module) -> dict[str, object]:
-    """What is compared, by name."""
+    """All that is compared, by name."""
     state: dict[str, object] = {}
     classes: dict[str, type] = {}
     with torch.no_grad():

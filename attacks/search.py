@@ -133,7 +133,7 @@ class Search:
             require(target < classes, "target", target, f"below {classes}, the number of classes")
 
     def hits(self, image: Int[Tensor, " P"], prediction: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
-        """Where a view's prediction of these images is worth asking the classifier itself."""
+        """Mark the rows whose prediction by a view is worth asking the classifier itself."""
         aimed = self.criterion.rival[image]
         return torch.where(aimed >= 0, prediction == aimed, prediction != self.y[image])
 
@@ -235,14 +235,14 @@ class Search:
         return changed
 
     def proposal(self) -> Proposal:
-        """What was found; `visited` counts distinct single placements tried among those open."""
+        """The best patch of each image; `visited` counts distinct single placements tried among those open."""
         tried = torch.tensor([len(sites) for sites in self._tried], device=self.y.device)
         visited = (tried / self.open.clamp(min=1)).clamp(max=1).to(torch.float32)
         return Proposal(self.best, self.corners, self.evaluations, visited, broken=self._seen)
 
 
 def turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
-    """How many of the rows before each one are of the same image."""
+    """Count, for each row, the rows before it that are of the same image."""
     order = image.argsort(stable=True)
     ranked = image[order]
     turn = torch.empty_like(image)

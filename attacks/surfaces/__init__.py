@@ -1,4 +1,4 @@
-"""How each kind of classifier looks to a search for patches; one file a defense."""
+"""Surfaces: classifiers as searches for patches see them; one file a defense."""
 
 from attacks.surfaces import patchcleanser, patchguard, smoothed
 from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of

@@ -1,4 +1,4 @@
-"""How a classifier looks to a search: where patches may succeed, what a try costs, and a differentiable view of it.
+"""Surfaces: classifiers as a search sees them. Where patches may succeed, what a try costs, and differentiable views.
 
 `surface_of` chooses by the classifier's type. A defense with an adaptive attack is a subclass of `Surface` and one
 registration, here or in anybody's own file:
@@ -33,7 +33,7 @@ Site = tuple[tuple[int, ...], int]  # the numbers of one placement for each patc
 
 @dataclass(frozen=True)
 class OpenPlacements:
-    """Where one image can be attacked at all: placements by number, cheapest first, and the rivals cheapest there.
+    """The placements at which one image can be attacked, by number, cheapest first, and the rivals cheapest there.
 
     `rivals` are the classes that the certificate leaves in reach there, cheapest first, padded with -1. Without a
     certificate all placements are open, in random order, the rival always -1 (whichever is nearest).

@@ -26,7 +26,7 @@ _NEAR, _FAR = 8, 4  # views asked at each step, a patch: of those that hide part
 
 @dataclass(frozen=True)
 class CleanMaskedPredictions:
-    """What PatchCleanser says of B clean images under unions of masks, as far as a patch is concerned.
+    """PatchCleanser's answers to B clean images under unions of masks, as far as a patch is concerned.
 
     A patch changes the answer only where no view that hides it is steady (`double_masking.closed`). There, most views
     are to name another class, and each that still names y is to be shaken by some second view, lest it dissent and
@@ -78,12 +78,12 @@ class CleanMaskedPredictions:
 
     @cached_property
     def open(self) -> Bool[Tensor, "B L"]:
-        """Where one patch may change the prediction: no view that hides it is known to be steady."""
+        """True where one patch may change the prediction: no view that hides it is known to be steady."""
         return ~closed((self.lead > 0) & self.complete, self.share == 1)
 
     @cached_property
     def hold(self) -> Float[Tensor, "B L"]:
-        """How hard one patch looks at each placement: the most that a view holds, its lead by the share it hides."""
+        """The resistance to one patch at each placement: the largest lead of a view, by the share that it hides."""
         some = [(self.share * lead.clamp(min=0)).amax(dim=1) for lead in self.lead]
         return torch.stack(some) if some else self.lead.new_zeros(0, len(self.share))
 
@@ -233,8 +233,8 @@ class CleansedLooks(Surface):
         return self.looks.view(image, placement, self.attacked.y[image], rival)
 
     def open_placements(self, shuffled: list[Tensor], rivals: int) -> list[OpenPlacements]:
-        """Where no steady view hides the patch, those first that no view holds; one of each set of views that hide it
-        in turn. Of several patches, every placement.
+        """The placements that no steady view hides, those first that no view holds; one of each set of views that hide
+        the patch in turn. Of several patches, every placement.
         """
         looks = self.looks
         sets = torch.unique(looks.share == 1, dim=0, return_inverse=True)[1]
@@ -247,7 +247,7 @@ class CleansedLooks(Surface):
         return found
 
     def several(self, image: int, chance: torch.Generator) -> Iterator[Site]:
-        """Where a view hides them all that can be shaken."""
+        """Sites at which a view that can be shaken hides all patches."""
         while True:
             for placement in self.looks.several(image, _DRAWN, chance).tolist():
                 yield tuple(placement), -1

@@ -23,9 +23,9 @@ from robustpatch.voting.votes import Scored, Votes, first_argmax
 def rival_margins(
     model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: Patches, size: tuple[int, int]
 ) -> Int[Tensor, "B S K"]:
-    """How far y stays ahead of each rival, at least, whatever a single `patch` does at each of the S distinct sets of
-    ablations that it can touch; below zero where the attacker may have it in his power to raise the rival. A patch that
-    touches all ablations can silence them all, so that nothing is closed to it.
+    """The least lead of y over each rival that a single `patch` leaves at each of the S distinct sets of ablations that
+    it can touch; below zero where it may raise the rival above y. A patch that touches all ablations can silence them
+    all, so that nothing is closed to it.
     """
     sets = incidence(model.network.ablation, patch, size)
     margins = model.masking(*size).rival_margins(votes, y, sets)

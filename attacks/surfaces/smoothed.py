@@ -132,7 +132,6 @@ class TouchedVotes(Surface):
 
     @cached_property
     def touched(self) -> Touched:
-        """Which ablations each placement touches."""
         return self.voting.ablation.touched(self.attacked.threat, *self.attacked.size)
 
     @property
@@ -166,8 +165,8 @@ class TouchedVotes(Surface):
         return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, **more)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
-        """How far y stays ahead of each rival whatever a single patch does at each touched set, of each image: below
-        zero where the attacker may raise it above y. None where the classifier proves nothing, or in a way of its own.
+        """The least lead of y over each rival that a single patch leaves at each touched set, of each image: below zero
+        where it may raise the rival above y. None where the classifier proves nothing, or in a way of its own.
         """
         if type(self.certifier).certify is not SmoothedClassifier.certify:
             return None

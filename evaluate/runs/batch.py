@@ -18,7 +18,7 @@ from attacks.occlusion import CONTROLS
 from attacks.propose import propose
 from attacks.surfaces.clean_votes import known_votes
 from attacks.votes import worst_votes
-from evaluate.model.alone import check_alone, check_clean, twin
+from evaluate.model.batch_independence import check_alone, check_clean, fresh_copy
 from evaluate.results.vote_damage import damage
 from evaluate.runs.counterexample import Counterexample, check_stands
 from evaluate.runs.gallery import Exhibit, Furthest, exhibit
@@ -142,7 +142,7 @@ def evaluate_batch(
     elsewhere, has no part in the result; a counterexample carries `configuration`.
     """
     classifier = as_classifier(model)
-    fresh = twin(classifier) if attacks and classifier.certifies and not classifier.randomized else None
+    fresh = fresh_copy(classifier) if attacks and classifier.certifies and not classifier.randomized else None
     predicted = predict(classifier, x)
     if settings.top_k == 1:
         exact, paper = _certify(classifier, x, threat)

@@ -11,9 +11,9 @@ from rich.console import Console
 from attacks.base import judge_of
 from evaluate.cli.command import BROKEN, HELD, check_dtype
 from evaluate.cli.options import Options
-from evaluate.model.configured import as_in_run, own_model, with_defense
 from evaluate.model.identity import identity_of
-from evaluate.model.objects import module_of
+from evaluate.model.import_by_name import module_of
+from evaluate.model.load import as_in_run, own_model, with_defense
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
 from robustpatch.checkpoints import load_checkpoint, names
 from robustpatch.classifiers.as_classifier import as_classifier
