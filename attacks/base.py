@@ -90,15 +90,13 @@ class PatchAttack(Protocol):
     `y` are labels, from which the prediction is to move away, or an `attacks.criterion.Criterion`. `model` is whatever
     the caller has; `as_classifier(model)` makes a `Classifier` of it.
 
-    Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs (the evaluator gives it
-    copies all the same). What it proposes is the best patch that it tried, never the clean image where it tried any:
-    an image of which no patch is judged counts as not tested. `touched_only` says
-    that it re-scores only the ablations which the patch touches, or skips placements that the certificate closes:
-    such an attack must not be used to test that certificate; `unpruned(budget)` is the same attack without both, and
-    with that many evaluations an image (None: no limit). One that asks `judge` itself, as an ensemble does of its
-    members' proposals, says by an attribute `judged` of how many of them for an image: of each a referee may err. One
-    that cannot do without gradients says so by an attribute `needs_gradient`, True; it is refused, or in an ensemble
-    left out, where the model has none.
+    Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs. It proposes the best
+    patch that it tried, never the clean image where it tried any: an image of which no patch is judged counts as not
+    tested. `touched_only`: it re-scores only the ablations which the patch touches, or skips placements that the
+    certificate closes; such an attack must not be used to test that certificate. `unpruned(budget)` is the same attack
+    without both, with that many evaluations an image (None: no limit). An attribute `judged` says how many proposals of
+    an image it has judged itself, as an ensemble has; of each a referee may err. An attribute `needs_gradient`, True,
+    says that it cannot do without: it is refused, or in an ensemble left out, where the model has none.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Several attacks as one: an image stands only if it stands under each of them."""
+"""Several attacks as one: an image is broken if any of them breaks it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ from robustpatch.threats.base import Patches
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The worst case of each image over its members, run in their order (by cost), each on the images still standing.
+    """The worst case of each image over its members, run in their order (by cost), each on the images not yet broken.
 
-    Without budgets at least as strong as every member alone: each is given the same generator state and, drawing chance
-    for each image on its own, tries on an image what it would try without the others. Within a budget the same, up to
-    the climbs that are under way when it ends. A member that cannot search a threat is left out for it. `budget`
-    (evaluations an image) is shared among the members by `shares`, all alike if not given; what one leaves is not
-    passed on. The evaluations of all members add up; `Proposal.by` names the one that went furthest. What controls
-    among the members tried counts for none of the others: neither their placements nor their patches.
+    Without budgets at least as strong as every member alone: each is given the same generator state, from which it
+    draws for each image on its own. Within a budget the same, up to the climbs under way when it ends. A member that
+    cannot search a threat is left out for it. `budget` (evaluations an image) is shared among the members by `shares`,
+    all alike if not given; what one leaves is not passed on. Evaluations of all members add up; `Proposal.by` names the
+    one whose patch is proposed. Placements and patches of controls among the members are not counted.
 
-    Where the model turns out to have no gradient in the image, members that climb it are left out from there on, and
-    the rest shares what is left of the budget; where that leaves no attack, Sparse-RS is run, which reads scores alone.
-    But where the model has a gradient in the first image, clean and alone, a member that fails later by another error
-    than that of scores cut off from the image raises `InvalidInput`: nobody was told that the rest would be run alone.
+    Where the model has no gradient in the image, members that climb it are left out from there on, and the rest shares
+    what is left of the budget; where that leaves no attack, Sparse-RS is run, which reads scores alone. An error that
+    says something else, of a model that has a gradient in the first image, raises `InvalidInput`.
     """
 
     members: tuple[PatchAttack, ...]
@@ -94,7 +92,7 @@ class Ensemble:
     ) -> Proposal:
         able = self._able(threat)
         classifier, criterion = as_classifier(model), as_criterion(y)
-        check_call(classifier, x, criterion.y, threat)  # each member sees only what of it stands
+        check_call(classifier, x, criterion.y, threat)  # each member sees only a part
         criterion = criterion.to(x.device)
         state, last = generator.get_state(), generator
         out, alone = BestProposals(classifier, x, criterion, threat), is_control(self)

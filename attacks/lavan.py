@@ -21,7 +21,7 @@ class LaVAN(Attack):
     The placement is random, or has its top-left pixel at `corner` (row, column). The steps, of lengths as in `Ascent`,
     raise the soft votes of class `target` and lower those of y; without a target, and for images of that class, those
     of the strongest rival. An image is done when the target is predicted, or without one anything but y. If the target
-    is never reached, another wrong answer met on the way is what is proposed.
+    is never reached, the last patch with another wrong answer is proposed.
 
     At most (2·steps + 1)·n evaluations an image, n the ablations scored.
 

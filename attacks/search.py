@@ -161,7 +161,6 @@ class Search:
         *,
         batch: int,
         rival: Int[Tensor, " P"] | None = None,
-        objective: Objective = "votes",
     ) -> Float[Tensor, " P"]:
         """Score patches as they are, without gradients, `batch` at a time; offer and charge them. Their objectives.
 
@@ -173,7 +172,7 @@ class Search:
             if len(rows) == 0:
                 continue
             i, where = image[rows], placement[rows]
-            view = self.view(i, where, rival[rows] if rival is not None else None, objective)
+            view = self.view(i, where, rival[rows] if rival is not None else None)
             if self.budget is not None:
                 left = self.evaluations[i] + turn(i) * view.cost < self.budget
                 rows, i, where, view = rows[left], i[left], where[left], view.keep(left)

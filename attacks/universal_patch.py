@@ -1,4 +1,4 @@
-"""A patch that can be printed: its content, how prints of it vary, how it is put on images and what it does there."""
+"""A patch that can be printed: its content, the variation of its prints, and the predictions that they change."""
 
 from __future__ import annotations
 

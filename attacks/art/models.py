@@ -108,15 +108,14 @@ def estimator_of(scores: Scores, x: Float[Tensor, "P C H W"], classes: int) -> P
     """Make the classifier that ART attacks. It computes on the CPU, the scores wherever the model is."""
     from art.estimators.classification import PyTorchClassifier
 
-    return PyTorchClassifier(
-        model=scores,
-        loss=nn.CrossEntropyLoss(),
-        input_shape=tuple(x.shape[1:]),
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        preprocessing=None,
-        device_type="cpu",
-    )
+    return PyTorchClassifier(**estimator_options(scores, x, classes))
+
+
+def estimator_options(scores: Scores, x: Float[Tensor, "P C H W"], classes: int) -> dict[str, Any]:
+    """The arguments of that classifier."""
+    shape, loss = tuple(x.shape[1:]), nn.CrossEntropyLoss()
+    own = {"model": scores, "loss": loss, "input_shape": shape, "nb_classes": classes}
+    return {**own, "clip_values": (0.0, 1.0), "preprocessing": None, "device_type": "cpu"}
 
 
 @contextmanager

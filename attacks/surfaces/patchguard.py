@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.surfaces.base import Attacked, Surface, surface_of
 from attacks.surfaces.smoothed import TouchedVotes
 from attacks.surfaces.touched import OfTouched, soft_votes
-from attacks.surfaces.views import Objective, View
+from attacks.surfaces.views import View
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers.lending import lent
@@ -82,12 +82,7 @@ class MaskedVotes(TouchedVotes):
     def asking_cost(self) -> int:
         return 0  # the votes that are known say what is open
 
-    def view(
-        self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
-    ) -> View:
-        if objective != "votes":
-            return Surface.view(self, image, placement, rival, objective)
-        y, cast, reach = self.attacked.y[image], self.votes.cast[image], self._reached(image, placement)
+    def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
         rows = OfTouched.rows(y, self.touched, placement, cast.shape[2], rival, reach)
         masking = self.masked.masking(*self.attacked.size)
         return MaskedView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)

@@ -25,7 +25,6 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
-from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import UNITS, first_argmax
 
 
@@ -51,12 +50,12 @@ def _(classifier: SmoothedClassifier) -> type[WholeView]:
 class TouchedView(OfTouched):
     """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
 
-    `untouched` are those votes, `untouched_soft` what they add to the objective, for which see `WholeVotesView`.
+    `untouched` are those votes, or the units of their scores.
     """
 
     classifier: SmoothedClassifier
     untouched: Int[Tensor, "P K"]
-    untouched_soft: Float[Tensor, "P K"]
+    unit: int = 1
 
     @classmethod
     def of(
@@ -67,33 +66,23 @@ class TouchedView(OfTouched):
         touched: Touched,
         placement: Int[Tensor, "P count"],
         rival: Tensor | None = None,
-        *,
-        scores: Float[Tensor, "P N K"] | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
         rank: int = 1,
     ) -> TouchedView:
         """`cast` are the clean votes of each row's image, or the units of its scores, `placement` the numbers of its
-        rectangles' placements.
-
-        With the clean `scores` the objective is "mean-softmax", else "votes". For `reach` see `OfTouched.rows`.
+        rectangles' placements. For `reach` see `OfTouched.rows`.
         """
         rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
         member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
         member.scatter_(1, rows["index"], rows["valid"])
         kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
         untouched = cast.masked_fill(member[:, :, None], 0).sum(dim=1, dtype=kind)
-        soft = untouched.float() / unit if scores is None else scores.masked_fill(member[:, :, None], 0).sum(dim=1)
-        objective: Objective = "votes" if scores is None else "mean-softmax"
-        more = {"classifier": classifier, "untouched": untouched, "untouched_soft": soft}
-        return cls(**rows, **more, rank=rank, objective=objective)
+        return cls(**rows, rank=rank, classifier=classifier, untouched=untouched, unit=unit)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.classifier.logits(lent(x_adv), lent(self.index))
-        soft, counts, heard = sums(self.classifier, logits, self.valid, self.objective)
-        if self.objective == "votes":
-            soft = soft + self.untouched_soft
-        else:
-            soft = torch.logaddexp(soft, self.untouched_soft.log())
+        soft, counts, heard = sums(self.classifier, logits, self.valid)
+        soft = soft + self.untouched.float() / self.unit
         some_left = self.valid.sum(dim=1) < self.classifier.ablation.count(*x_adv.shape[2:])
         answer = self.answer(counts + self.untouched)
         return self.value(soft, self.reach), torch.where(heard | some_left, answer, -1)
@@ -143,14 +132,6 @@ class TouchedVotes(Surface):
         own = type(self.certifier).certify is not SmoothedClassifier.certify
         return self.forward_cost if own else 0  # else the votes that are known say what is open
 
-    @cached_property
-    def _scores(self) -> Float[Tensor, "B N K"]:
-        self.evaluations += self.forward_cost
-        with torch.no_grad():
-            # Of "mean-softmax", whatever votes are made of.
-            scores = self.voting.logits(lent(self.attacked.x)).softmax(dim=-1)
-        return torch.where(has_score(scores), scores, 0)
-
     def _reached(self, image: Tensor, placement: Tensor) -> Bool[Tensor, "P K"] | None:
         if self.reach is None:
             return None
@@ -159,10 +140,14 @@ class TouchedVotes(Surface):
     def view(
         self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
     ) -> View:
-        scores = self._scores[image] if objective == "mean-softmax" else None
-        y, cast = self.attacked.y[image], self.votes.cast[image]
-        more = {"scores": scores, "reach": self._reached(image, placement), "rank": self.attacked.rank}
-        return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, **more)
+        if objective != "votes":
+            return super().view(image, placement, rival, objective)
+        return self._view(
+            self.attacked.y[image], self.votes.cast[image], placement, rival, self._reached(image, placement)
+        )
+
+    def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
+        return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, reach, self.attacked.rank)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
         """The least lead of y over each rival that a single patch leaves at each touched set, of each image: below zero

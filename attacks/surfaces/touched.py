@@ -59,7 +59,7 @@ class OfTouched(View):
 
 
 def sums(
-    classifier: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
+    classifier: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective = "votes"
 ) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"], Bool[Tensor, " P"]]:
     """Over the ablations scored: what the objective is made of, differentiable, the votes cast, and whether any was
     heard. Those with a score that is no number are not, as in the classifier's `predict`.

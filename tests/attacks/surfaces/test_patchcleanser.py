@@ -17,21 +17,9 @@ from attacks.search import Search
 from attacks.surfaces.patchcleanser import CleanMaskedPredictions
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.threats.rectangle import PatchThreat
-from tests.attacks.toys import Lookup, images
+from tests.attacks.toys import Counting, Lookup, images
 
 SIZE = (4, 5)
-
-
-class Counting(nn.Module):
-    """Counts the images that reach the network, and those that a gradient comes back for."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.rows = inner, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x) * (2 if torch.is_grad_enabled() and x.requires_grad else 1)
-        return self.inner(x)
 
 
 class Linear(nn.Module):

@@ -24,8 +24,7 @@ from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne, Voting
 from robustpatch.voting.scored import ClippedTanh, SummedScores
 from robustpatch.voting.votes import first_argmax
-from tests.attacks.surfaces.test_patchcleanser import Counting
-from tests.attacks.toys import Level, Lookup, images, smoothed, worlds
+from tests.attacks.toys import Counting, Level, Lookup, images, smoothed, worlds
 from tests.toys import one_pass
 
 SIZE = (3, 6)
