@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
 
@@ -46,16 +47,15 @@ class Criterion(ABC):
 
     def of(self: C, rows: Tensor | slice) -> C:
         """The same for some of the images."""
-        parts = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(self, **{name: part[rows] for name, part in parts.items() if isinstance(part, Tensor)})
+        return self._with(lambda part: part[rows])
 
     def to(self: C, device: torch.device) -> C:
         """The same with its classes as int64 copies on that device."""
+        return self._with(lambda part: part.to(device, torch.long, copy=True))
+
+    def _with(self: C, change: Callable[[Tensor], Tensor]) -> C:
         parts = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {
-            name: part.to(device, torch.long, copy=True) for name, part in parts.items() if isinstance(part, Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: change(part) for name, part in parts.items() if isinstance(part, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)

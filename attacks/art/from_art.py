@@ -104,21 +104,24 @@ class FromART(Attack):
         return cls(build=Named(name, tuple(options.items())), kind=kind, tries=tries, copies=copies)
 
     @classmethod
+    def _masked(cls, name: str, tries: int, **options: Any) -> FromART:
+        return cls.named(name, kind="mask", tries=tries, copies=tries, batch_size=512, eps=1.0, **options)
+
+    @classmethod
     def pgd(cls, *, steps: int = 30, step: float = 0.1, restarts: int = 1, tries: int = 10) -> FromART:
         """ProjectedGradientDescent of any content (eps 1): `restarts` random starts at each placement."""
-        options = {"eps": 1.0, "eps_step": step, "max_iter": steps, "num_random_init": restarts, "verbose": False}
-        return cls.named("ProjectedGradientDescent", kind="mask", tries=tries, copies=tries, batch_size=512, **options)
+        options = {"eps_step": step, "max_iter": steps, "num_random_init": restarts, "verbose": False}
+        return cls._masked("ProjectedGradientDescent", tries, **options)
 
     @classmethod
     def bim(cls, *, steps: int = 30, step: float = 0.1, tries: int = 10) -> FromART:
         """BasicIterativeMethod: PGD that starts from the image."""
-        options = {"eps": 1.0, "eps_step": step, "max_iter": steps, "batch_size": 512, "verbose": False}
-        return cls.named("BasicIterativeMethod", kind="mask", tries=tries, copies=tries, **options)
+        return cls._masked("BasicIterativeMethod", tries, eps_step=step, max_iter=steps, verbose=False)
 
     @classmethod
     def fgm(cls, *, tries: int = 10) -> FromART:
         """FastGradientMethod: one step to the corners of [0, 1]."""
-        return cls.named("FastGradientMethod", kind="mask", tries=tries, copies=tries, eps=1.0, batch_size=512)
+        return cls._masked("FastGradientMethod", tries)
 
     @classmethod
     def apgd(cls, *, steps: int = 30, restarts: int = 1, tries: int = 10) -> FromART:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attacks.surfaces.base import Attacked, Surface, surface_of
-from attacks.surfaces.smoothed import TouchedVotes
+from attacks.surfaces.smoothed import TouchedSurface
 from attacks.surfaces.touched import OfTouched, soft_votes
 from attacks.surfaces.views import View
 from robustpatch.ablations.touched import Touched
@@ -35,7 +35,7 @@ def rival_margins(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedView(OfTouched):
+class PatchGuardView(OfTouched):
     """Robust masking of which only the touched ablations are scored again; the rest contribute what they did.
 
     The objective is what masking leaves of y less what it leaves of the rival, in whole contributions; its gradient
@@ -59,7 +59,7 @@ class MaskedView(OfTouched):
         return self.value((said * heard).sum(dim=1), self.reach), self.answer(left)
 
 
-class WholeMasked(Surface):
+class WholePatchGuardSurface(Surface):
     """Robust masking, scored whole."""
 
     def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
@@ -67,7 +67,7 @@ class WholeMasked(Surface):
         self.enough = self.forward_cost / 5  # votes
 
 
-class MaskedVotes(TouchedVotes):
+class PatchGuardSurface(TouchedSurface):
     """Robust masking of which the touched ablations alone are scored again."""
 
     def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
@@ -85,7 +85,7 @@ class MaskedVotes(TouchedVotes):
     def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
         rows = OfTouched.rows(y, self.touched, placement, cast.shape[2], rival, reach)
         masking = self.masked.masking(*self.attacked.size)
-        return MaskedView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
+        return PatchGuardView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
         if type(self.masked).certify is not MaskedClassifier.certify:
@@ -98,4 +98,4 @@ class MaskedVotes(TouchedVotes):
 
 @surface_of.register
 def _(classifier: MaskedClassifier, attacked: Attacked, pruned: bool) -> Surface:
-    return MaskedVotes(classifier, attacked) if pruned else WholeMasked(classifier, attacked)
+    return PatchGuardSurface(classifier, attacked) if pruned else WholePatchGuardSurface(classifier, attacked)

@@ -1,6 +1,6 @@
 """A smoothed classifier as an attack sees it: votes of ablations, few of which a patch touches, and its certificate.
 
-Two views that must agree: `WholeVotesView` scores all ablations of the attacked image and knows no geometry;
+Two views that must agree: `VotesView` scores all ablations of the attacked image and knows no geometry;
 `TouchedView` scores only those that the patch touches.
 """
 
@@ -29,7 +29,7 @@ from robustpatch.voting.votes import UNITS, first_argmax
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeVotesView(WholeView):
+class VotesView(WholeView):
     """A smoothed classifier over all its ablations, by the soft votes (or summed scores) of its classes; "mean-softmax"
     is of the mean over ablations of the softmax: the cross-entropy that Levine & Feizi's release climbs.
     """
@@ -43,7 +43,7 @@ class WholeVotesView(WholeView):
 
 @whole_view_class.register
 def _(classifier: SmoothedClassifier) -> type[WholeView]:
-    return WholeVotesView
+    return VotesView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class TouchedView(OfTouched):
         return self.value(soft, self.reach), torch.where(heard | some_left, answer, -1)
 
 
-class WholeVotes(Surface):
+class VotesSurface(Surface):
     """A smoothed classifier of which all ablations are scored."""
 
     blind = False
@@ -98,7 +98,7 @@ class WholeVotes(Surface):
         self.enough = self.forward_cost / 5  # votes
 
 
-class TouchedVotes(Surface):
+class TouchedSurface(Surface):
     """A classifier that decides by the votes of `voting`'s ablations, of which the touched ones alone are scored again.
 
     `votes`: what the ablations contribute on the clean images. `reach`: Bool[B,S,K], the classes that the certificate
@@ -204,4 +204,4 @@ class TouchedVotes(Surface):
 
 @surface_of.register
 def _(classifier: SmoothedClassifier, attacked: Attacked, pruned: bool) -> Surface:
-    return TouchedVotes(classifier, classifier, attacked) if pruned else WholeVotes(classifier, attacked)
+    return TouchedSurface(classifier, classifier, attacked) if pruned else VotesSurface(classifier, attacked)

@@ -52,7 +52,7 @@ def test_a_broken_rule_is_caught_by_the_same_attacks(name, tmp_path, monkeypatch
     """Status 1, a counterexample, and the same again from its file; the honest one, on the same images, holds."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "top_k_of_mine.py").write_text(MODULE)
-    given = ("--model", f"top_k_of_mine.py:{name}", *QUICK, "--patch", "10x10", "--top-k", 2)
+    given = ("--model", f"top_k_of_mine.py:{name}", *QUICK, "--num-images", 8, "--patch", "10x10", "--top-k", 2)
     result = call(*given, "--output", "out")
     assert result.exit_code == (1 if name == "careless" else 0), result.output
     if name == "honest":
