@@ -12,7 +12,7 @@ from attacks.base import Outcome, PatchAttack, Proposal, content_hash
 from attacks.criterion import Criterion
 from attacks.unchanged import Unchanged
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.lending import lent, own
+from robustpatch.classifiers.isolation import own_copy
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
@@ -35,9 +35,9 @@ def propose(
     attack that changes the model.
     """
     classifier = as_classifier(model)
-    asked = y.to(x.device) if isinstance(y, Criterion) else lent(y)
+    asked = y.to(x.device) if isinstance(y, Criterion) else y.clone()
     with Unchanged(attack.name, classifier, x):
-        found = attack(classifier.given, lent(x), asked, threat, generator=generator)
+        found = attack(classifier.given, x.clone(), asked, threat, generator=generator)
     if not isinstance(found, Proposal):
         raise InvalidInput(f"attack {attack.name} returned a {type(found).__name__}; return an attacks.Proposal")
     wanted = {"x_adv": tuple(x.shape), "corners": (len(x), threat.count, 2), "evaluations": (len(x),)}
@@ -56,7 +56,7 @@ def propose(
         raise InvalidInput(f"attack {attack.name} named {len(found.by)} members in by; one for each image is needed")
     if found.broken is not None and (found.broken.dtype != torch.bool or found.broken.shape != (len(x),)):
         raise InvalidInput(f"attack {attack.name} proposed broken that is not one boolean for each image")
-    copied = own(found, Proposal)
+    copied = own_copy(found, Proposal)
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 
 

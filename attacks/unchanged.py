@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from attacks.base import judge_of
 from attacks.gradient import NotDifferentiable
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.content import content_of
-from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.passed import Passed
+from robustpatch.classifiers.base_check import PassedChecks
+from robustpatch.classifiers.state_digest import digest_of
 from robustpatch.errors import InvalidInput
 
 _OF_TORCH = {"_modules", "_parameters", "_buffers"}  # told by the names of what is in them
@@ -66,20 +65,24 @@ def _told(model: nn.Module) -> dict[str, object]:
     classes: dict[str, type] = {}
     with torch.no_grad():
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-            told[name] = content_of(tensor)
+            told[name] = digest_of(tensor)
         for path, module in model.named_modules():
             told[f"{path or 'model'} (a {type(module).__name__})"] = id(module), module
             prefix = f"{path}." if path else ""
             told |= {
-                prefix + key: content_of(value) for key, value in vars(module).items() if _counts(module, key, value)
+                prefix + key: digest_of(value) for key, value in vars(module).items() if _counts(module, key, value)
             }
             classes |= {f"class {kind.__qualname__}": kind for kind in type(module).__mro__}
-    return told | {name: content_of(kind) for name, kind in classes.items()}
+    return told | {name: digest_of(kind) for name, kind in classes.items()}
 
 
 def _counts(module: nn.Module, name: str, value: Any) -> bool:
     """Whether an attribute of a module is compared."""
-    if name in _OF_TORCH or isinstance(value, Passed) or isinstance(getattr(type(module), name, None), cached_property):
+    if (
+        name in _OF_TORCH
+        or isinstance(value, PassedChecks)
+        or isinstance(getattr(type(module), name, None), cached_property)
+    ):
         return False
     if name in vars(_PLAIN) or not name.startswith("_"):
         return True
@@ -94,7 +97,7 @@ def _ask(classifier: Classifier, x: Tensor) -> None:
     for images in (x[:1], torch.cat([x, x[:1]])):
         with torch.enable_grad():
             if classifier.scores_images:
-                classifier(lent(images))
+                classifier(images.clone())
         with torch.no_grad():
             for one in (classifier, judge_of(classifier)):
-                one.predict(lent(images))
+                one.predict(images.clone())

@@ -18,7 +18,7 @@ from attacks.base import content_hash
 from attacks.checks import require
 from attacks.pasting import crop, paste
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.isolation import predict
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object

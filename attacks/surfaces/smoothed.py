@@ -31,9 +31,8 @@ from attacks.surfaces.clean import votes_of
 from attacks.surfaces.touched import OfTouched, sums
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.classifiers.asking import certify
 from robustpatch.classifiers.base import CertifiedClassifier
-from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.isolation import certify, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
@@ -53,7 +52,7 @@ class WholeVotesView(WholeView):
     classifier: SmoothedClassifier
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        soft, counts, heard = sums(self.classifier, self.classifier.logits(lent(x_adv)), None, self.objective)
+        soft, counts, heard = sums(self.classifier, self.classifier.logits(x_adv.clone()), None, self.objective)
         return self._value(soft), torch.where(heard, answered(counts, self.y, self.rank), -1)
 
 
@@ -112,7 +111,7 @@ class TouchedView(OfTouched):
         return cls(**rows, **more, classifier=classifier, objective="votes" if scores is None else "mean-softmax")
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        logits = self.classifier.logits(lent(x_adv), lent(self.index))
+        logits = self.classifier.logits(x_adv.clone(), self.index.clone())
         soft, counts, heard = sums(self.classifier, logits, self.valid, self.objective)
         if self.objective == "votes":
             soft = soft + self.untouched_soft
@@ -143,6 +142,8 @@ class TouchedVotes(Surface):
 
     guides = True
     blind = False
+    home: ClassVar[type[CertifiedClassifier]] = SmoothedClassifier
+    """The class whose `predict` and `certify` are what the votes say."""
 
     def __init__(self, classifier: CertifiedClassifier, voting: SmoothedClassifier, attacked: Attacked) -> None:
         self.certifier, self.voting = classifier, voting
@@ -152,7 +153,17 @@ class TouchedVotes(Surface):
         self.enough = self.forward_cost / 5  # votes
 
     def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        return first_argmax(self.votes.counts), torch.full_like(self.attacked.y, self.predict_cost)
+        """Read off the known votes; asked where `predict` is not the votes', or may abstain for lack of any."""
+        if self.certifier.overridden(self.home, "predict"):
+            return super()._clean()
+        prediction = first_argmax(self._counts())
+        none = (self.votes.counts == 0).all(dim=1)
+        if bool(none.any()):
+            prediction[none] = predict(self.certifier, self.attacked.x[none])
+        return prediction, torch.full_like(self.attacked.y, self.predict_cost)
+
+    def _counts(self) -> Int[Tensor, "B K"]:
+        return self.votes.counts
 
     @cached_property
     def touched(self) -> Touched:
@@ -165,15 +176,15 @@ class TouchedVotes(Surface):
 
     @property
     def asking_cost(self) -> int:
-        own = type(self.certifier).certify is not SmoothedClassifier.certify
-        return self.forward_cost if own else 0  # else the votes that are known say what is open
+        # Where the certificate is the votes', those that are known say what is open.
+        return self.forward_cost if self.certifier.overridden(self.home, "certify") else 0
 
     @cached_property
     def _scores(self) -> Float[Tensor, "B N K"]:
         self.evaluations += self.forward_cost
         with torch.no_grad():
             # Of "mean-softmax", whatever votes are made of.
-            scores = self.voting.logits(lent(self.attacked.x)).softmax(dim=-1)
+            scores = self.voting.logits(self.attacked.x.clone()).softmax(dim=-1)
         return torch.where(has_score(scores), scores, 0)
 
     def _reached(self, image: Tensor, placement: Tensor) -> Bool[Tensor, "P K"] | None:
@@ -193,7 +204,7 @@ class TouchedVotes(Surface):
         """How far y stays ahead of each rival whatever a single patch does at each touched set, of each image: below
         zero where the attacker may raise it above y. None where the classifier proves nothing, or in a way of its own.
         """
-        if type(self.certifier).certify is not SmoothedClassifier.certify:
+        if self.certifier.overridden(self.home, "certify"):
             return None
         y, rows = self.attacked.y, range(len(self.attacked.y))
         return [rival_margins(self.votes.of(slice(i, i + 1)), y[i : i + 1], touched)[0] for i in rows]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
@@ -48,6 +47,7 @@ def as_classifier(given: Any) -> Classifier:
 @as_classifier.register(Classifier)
 def _(given: Classifier) -> Classifier:
     declared_randomized(given)
+    given.check_overridden()
     return given
 
 
@@ -196,4 +196,4 @@ class _Function(nn.Module):
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return lent(x.detach()).cpu().numpy()
+    return x.detach().clone().cpu().numpy()

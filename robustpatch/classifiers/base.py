@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.top_k import TopKCertificate
-from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 
@@ -45,6 +44,13 @@ class Classifier(nn.Module):
                 raise TypeError(f"{cls.__name__} defines {old}, which is now called {new}; rename it")
         if not cls.certifies and any("certify" in vars(kind) for kind in cls.__mro__):
             raise TypeError(f"{cls.__name__} defines certify but is no CertifiedClassifier; derive it from that too")
+
+    def overridden(self, home: type, *methods: str) -> list[str]:
+        """The methods that are not those of the class `home`: replaced in a subclass, mixed in, or on the object."""
+        return [name for name in methods if name in vars(self) or getattr(type(self), name) is not getattr(home, name)]
+
+    def check_overridden(self) -> None:
+        """Raise `InvalidInput` for a subclass that overrides what attacks read otherwise."""
 
     @property
     def given(self) -> nn.Module:
@@ -81,7 +87,7 @@ class Classifier(nn.Module):
                 "add one (one_hot(predict(x), K) where there are no scores)"
             )
         tensor = next(self.parameters(), None)
-        found = self(lent(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)))
+        found = self((x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)).clone())
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x):
             what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InvalidInput(

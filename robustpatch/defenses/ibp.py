@@ -101,8 +101,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of the largest output in the network's own type, in which it is bounded. Raises `InvalidInput`."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         # Not self(x), which hooks on this classifier could change.
         return first_argmax(self._outputs(self._precise(x)))
 
@@ -201,8 +200,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
 
     def _check(self, x: Tensor, threat: Threat) -> Tensor:
         """The images as the network takes them, after every test that needs no bounds."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
         return self._precise(x)
 
