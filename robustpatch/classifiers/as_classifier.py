@@ -57,7 +57,7 @@ def _(given: nn.Module) -> Classifier:
 
 
 def declared_randomized(model: object) -> bool:
-    """Whether the object declares `randomized = True`. Raises `InvalidInput` for another value than a boolean."""
+    """True where the object declares `randomized = True`. Raises `InvalidInput` for another value than a boolean."""
     declared = getattr(model, "randomized", False)
     if not isinstance(declared, bool):
         raise InvalidInput(
@@ -68,7 +68,7 @@ def declared_randomized(model: object) -> bool:
 
 
 class ForeignModule(Classifier):
-    """A module of somebody else's, asked by what it has."""
+    """A foreign module, called by the methods that it has."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class ForeignModule(Classifier):
 
 
 class CertifyingModule(ForeignModule, CertifiedClassifier):
-    """A module of somebody else's with certificates of its own."""
+    """A foreign module with certificates of its own."""
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Any:
         return self.module.certify(x, threat)  # type: ignore[operator]  # its own method

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 BY_TEXT = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
 _OF_PYTHON = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotations_cache__"}
-"""What a class holds without having been given it; Python adds some of it later."""
+"""Attributes that Python itself adds to a class, some of them later."""
 _CHECKERS = {"jaxtyping", "beartype", "typeguard"}
 """Libraries whose functions check the types of what they hand on to the function that they wrap."""
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a type's flags: it was made while Python ran, by a class statement for one

@@ -52,10 +52,10 @@ class Defended(Classifier):
     """
 
     certified_in_training: ClassVar[int] = 500
-    """How many validation images are certified after an epoch: the rest would take longer than the training."""
+    """Validation images certified after an epoch: more would take longer than the training."""
 
     predicted_in_training: ClassVar[int | None] = None
-    """How many are predicted; None: all."""
+    """Validation images predicted after an epoch; None: all."""
 
     def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class MaskingDefense(Defense):
     @property
     @abstractmethod
     def shown(self) -> Encoding:
-        """How an image under masks is shown to the network."""
+        """The encoding of an image under masks for the network."""
 
     @abstractmethod
     def mask_set(self, height: int, width: int) -> MaskSet:

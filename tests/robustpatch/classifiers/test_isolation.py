@@ -72,6 +72,19 @@ def test_nobody_writes_into_the_images():
     assert y.tolist() == [1, 1]
 
 
+def test_a_certify_put_on_the_object_is_its_own():
+    """The paper's certificate is asked of it too, not read off the votes that it says nothing of."""
+    model, x, asked = smoothed(), torch.rand(2, 1, 4, 6), []
+
+    def certify(images, threat, method="exact"):
+        asked.append(method)
+        return SmoothedClassifier.certify(model, images, threat, method)
+
+    model.certify = certify
+    isolation.certify_paper(model, x, THREAT, isolation.certify(model, x, THREAT))
+    assert asked == ["exact", "margin"]
+
+
 def test_ranks_are_of_votes_alone():
     net = as_classifier(nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).eval())
     with pytest.raises(InvalidInput, match="counts no votes"):
