@@ -13,8 +13,8 @@ from torch import Tensor
 from attacks.criterion import Criterion, as_criterion, counts_for, is_broken
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.base import Classifier
+from robustpatch.classifiers.isolation import predict
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 

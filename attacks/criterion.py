@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from robustpatch.certificates.top_k import ranks
-from robustpatch.classifiers import asking
+from robustpatch.classifiers import isolation
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 
 C = TypeVar("C", bound="Criterion")
@@ -132,7 +131,7 @@ def counts_for(classifier: Classifier, criterion: Criterion, x: Float[Tensor, "B
     """The counts of the images, where the criterion needs them."""
     if not criterion.needs_counts:
         return None
-    counts = classifier.counts(lent(x))
+    counts = classifier.counts(x.clone())
     if counts.is_floating_point():
         raise InvalidInput(
             f"the criterion asks which classes are the most voted, but {type(classifier.given).__name__} counts no "
@@ -145,7 +144,7 @@ def asked(
     classifier: Classifier, criterion: Criterion, x: Float[Tensor, "B C H W"]
 ) -> tuple[Bool[Tensor, " B"], Int[Tensor, " B"], Int[Tensor, " B"]]:
     """Ask about patched images: where the criterion is met, the predictions, and the evaluations that it took."""
-    prediction, spent = asking.predict_with_cost(classifier, x)
+    prediction, spent = isolation.predict_with_cost(classifier, x)
     counts = counts_for(classifier, criterion, x)
     if counts is not None:
         spent = spent + classifier.cost(x.shape[2], x.shape[3])[0]

@@ -18,9 +18,9 @@ from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.content import content_of
-from robustpatch.classifiers.lending import lent, own
-from robustpatch.classifiers.passed import Passed
+from robustpatch.classifiers.base_check import PassedChecks
+from robustpatch.classifiers.isolation import own_copy
+from robustpatch.classifiers.state_digest import digest_of
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
@@ -44,9 +44,9 @@ def propose(
     attack that changes the model.
     """
     classifier = as_classifier(model)
-    asked = y.to(x.device) if isinstance(y, Criterion) else lent(y)
+    asked = y.to(x.device) if isinstance(y, Criterion) else y.clone()
     with _unchanged(attack.name, classifier, x):
-        found = attack(classifier.given, lent(x), asked, threat, generator=generator)
+        found = attack(classifier.given, x.clone(), asked, threat, generator=generator)
     if not isinstance(found, Proposal):
         raise InvalidInput(f"attack {attack.name} returned a {type(found).__name__}; return an attacks.Proposal")
     wanted = {"x_adv": tuple(x.shape), "corners": (len(x), threat.count, 2), "evaluations": (len(x),)}
@@ -65,7 +65,7 @@ def propose(
         raise InvalidInput(f"attack {attack.name} named {len(found.by)} members in by; one for each image is needed")
     if found.broken is not None and (found.broken.dtype != torch.bool or found.broken.shape != (len(x),)):
         raise InvalidInput(f"attack {attack.name} proposed broken that is not one boolean for each image")
-    copied = own(found, Proposal)
+    copied = own_copy(found, Proposal)
     return replace(copied, **{name: getattr(copied, name).to(x.device) for name in wanted})
 
 
@@ -112,19 +112,23 @@ def _state(model: nn.Module) -> dict[str, object]:
     classes: dict[str, type] = {}
     with torch.no_grad():
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-            state[name] = content_of(tensor)
+            state[name] = digest_of(tensor)
         for path, module in model.named_modules():
             state[f"{path or 'model'} (a {type(module).__name__})"] = id(module), module
             prefix = f"{path}." if path else ""
             state |= {
-                prefix + key: content_of(value) for key, value in vars(module).items() if _compared(module, key, value)
+                prefix + key: digest_of(value) for key, value in vars(module).items() if _compared(module, key, value)
             }
             classes |= {f"class {kind.__qualname__}": kind for kind in type(module).__mro__}
-    return state | {name: content_of(kind) for name, kind in classes.items()}
+    return state | {name: digest_of(kind) for name, kind in classes.items()}
 
 
 def _compared(module: nn.Module, name: str, value: Any) -> bool:
-    if name in _OF_TORCH or isinstance(value, Passed) or isinstance(getattr(type(module), name, None), cached_property):
+    if (
+        name in _OF_TORCH
+        or isinstance(value, PassedChecks)
+        or isinstance(getattr(type(module), name, None), cached_property)
+    ):
         return False
     if name in vars(_PLAIN) or not name.startswith("_"):
         return True
@@ -136,7 +140,7 @@ def _ask(classifier: Classifier, x: Tensor) -> None:
     for images in (x[:1], torch.cat([x, x[:1]])):
         with torch.enable_grad():
             if classifier.scores_images:
-                classifier(lent(images))
+                classifier(images.clone())
         with torch.no_grad():
             for one in (classifier, judge_of(classifier)):
-                one.predict(lent(images))
+                one.predict(images.clone())

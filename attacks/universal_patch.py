@@ -17,7 +17,7 @@ from torch import Tensor
 from attacks.base import content_hash, require
 from attacks.pasting import crop, paste
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.isolation import predict
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object

@@ -1,4 +1,4 @@
-"""The one exception that callers can provoke."""
+"""The one exception that callers can provoke, and the commonest reason for it."""
 
 
 class InvalidInput(ValueError):
@@ -6,3 +6,9 @@ class InvalidInput(ValueError):
 
     The command lines turn it into exit status 2 and one line; every other exception is a defect of this library.
     """
+
+
+def check_whole(what: str, value: object) -> None:
+    """Refuse anything but a whole number of at least 1 with `InvalidInput`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInput(f"{what} is {value!r}; it must be a whole number of at least 1")

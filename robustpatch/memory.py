@@ -1,4 +1,4 @@
-"""How many ablated images fit into the memory at hand."""
+"""The number of ablated images that fit into free memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free(device: torch.device) -> int:
 
 
 def chunk(values: int, device: torch.device, gradients: bool) -> int:
-    """How many ablated images to score at once, each shown to the network as so many values.
+    """The number of ablated images to score at once, each of so many values of network input.
 
     Enough to keep the device busy, and no more than half of its free memory holds, a network counted at 32 times the
     memory of its input, 128 times where a backward pass will want it all again: ResNet-50 takes 10 and 75.

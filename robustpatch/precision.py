@@ -1,4 +1,4 @@
-"""In which precision torch is about to compute, as far as its settings tell."""
+"""The precision in which torch is about to compute, as far as its settings tell."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ def check_device(name: str) -> str:
 
 def settings(device: str) -> tuple[object, ...]:
     """The settings that decide how float32 convolutions and products are computed on a kind of device."""
-    backends: Any = torch.backends
-    switches: list[object] = [torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))]
-    if device == "cuda":
-        switches += [_precision(backends.cuda.matmul), _precision(getattr(backends.cudnn, "conv", backends.cudnn))]
-    if device == "cpu":
-        switches += [_precision(getattr(backends.mkldnn, name, None)) for name in ("matmul", "conv")]
-    return tuple(switches)
+    autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    return autocast, *map(_precision, _switches(device))
+
+
+def matching(module: nn.Module, x: Tensor) -> Tensor:
+    """The images in the type of the module's first weights; as they are without such, and under autocast."""
+    weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
+    return x if weight is None or torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
 
 
 def is_reduced_anywhere(model: nn.Module, device: torch.device | str | None = None) -> bool:
-    """Whether the model computes anything in less than float32 on images on `device`; None: where its weights are, and
-    without weights on the GPU if there is one.
+    """True where the model computes anything in less than float32 on images on `device`; None: where its weights are,
+    and without weights on the GPU if there is one.
     """
     tensors = [*model.parameters(), *model.buffers()]
     kinds = {tensor.device.type for tensor in tensors}
@@ -58,20 +59,21 @@ def is_reduced_anywhere(model: nn.Module, device: torch.device | str | None = No
 
 
 def is_reduced(tensors: Iterable[Tensor], device: str) -> bool:
-    """Whether anything is computed in less than float32: bfloat16, float16, TF32 or autocast."""
+    """True where anything is computed in less than float32: bfloat16, float16, TF32 or autocast."""
     return bool(remedies(tensors, device))
 
 
 def remedies(tensors: Iterable[Tensor], device: str) -> list[str]:
-    """What to do, a statement each, for nothing to be computed in less than float32; none where nothing is. Where the
-    switch of all products and convolutions is on, it comes first, and then what is left.
+    """The statements after which nothing is computed in less than float32; none where nothing is. Where the switch of
+    all products and convolutions is on, it comes first, and then what is left.
     """
     narrow = any(t.is_floating_point() and t.dtype not in (torch.float32, torch.float64) for t in tensors)
     autocast, *products = settings(device)
     reduced = [product in _REDUCED for product in products]
     found = ["network.float()"] * narrow + ["leave torch.autocast"] * bool(autocast)
     if device == "cpu":
-        found += [f"unset {name} before Python starts" for name in _ONEDNN if _lets_reduce(os.environ.get(name))]
+        modes = {name: os.environ.get(name) or "STRICT" for name in _ONEDNN}
+        found += [f"unset {name} before Python starts" for name, mode in modes.items() if mode.upper() != "STRICT"]
     if any(reduced) and getattr(torch.backends, "fp32_precision", None) in _REDUCED:
         return [*found, "torch.backends.fp32_precision = 'ieee'"]
     statements = ("torch.set_float32_matmul_precision('highest')", _CONVOLUTIONS.get(device, ""))
@@ -83,13 +85,7 @@ def float32_only(device: str) -> Iterator[None]:
     """Within it nothing in float32 is computed in less on that kind of device: no autocast, no TF32, no products or
     convolutions in bfloat16. Afterwards all is as it was.
     """
-    backends: Any = torch.backends
-    switches: list[Any] = []
-    if device == "cuda":
-        switches = [backends.cuda.matmul, getattr(backends.cudnn, "conv", backends.cudnn)]
-    if device == "cpu":
-        switches = [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv")]
-    reduced = [(switch, found) for switch in switches if (found := _precision(switch)) in _REDUCED]
+    reduced = [(switch, found) for switch in _switches(device) if (found := _precision(switch)) in _REDUCED]
     try:
         for switch, _ in reduced:
             _switch(switch, "ieee")
@@ -102,6 +98,14 @@ def float32_only(device: str) -> Iterator[None]:
                 _switch(switch, found)
 
 
+def _switches(device: str) -> list[Any]:
+    """The backends whose precision of products, and of convolutions, counts on a kind of device."""
+    backends: Any = torch.backends
+    if device == "cuda":
+        return [backends.cuda.matmul, getattr(backends.cudnn, "conv", backends.cudnn)]
+    return [getattr(backends.mkldnn, name, None) for name in ("matmul", "conv")] if device == "cpu" else []
+
+
 def _switch(backend: Any, value: str) -> None:
     if hasattr(backend, "fp32_precision"):
         backend.fp32_precision = value
@@ -109,13 +113,8 @@ def _switch(backend: Any, value: str) -> None:
         backend.allow_tf32 = value == "tf32"
 
 
-def _lets_reduce(mode: str | None) -> bool:
-    """Whether such a mode of oneDNN lets it compute float32 in less."""
-    return (mode or "STRICT").upper() != "STRICT"
-
-
 def _precision(backend: Any) -> str:
-    """A backend's `fp32_precision`; before torch 2.9, what its `allow_tf32` amounts to."""
+    """A backend's `fp32_precision`; before torch 2.9, the same in terms of its `allow_tf32`."""
     if hasattr(backend, "fp32_precision"):
         return str(backend.fp32_precision)
     return "tf32" if getattr(backend, "allow_tf32", False) else "ieee"

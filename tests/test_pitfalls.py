@@ -1,31 +1,30 @@
 """Where each item of the list of pitfalls is held, and the few that belong to no one module.
 
-1, 2, 3 (off by one, wrap, stride): test_touched.test_any_geometry_equals_the_oracle, test_ablation.
-4 (ties against the wrong rival): test_certificate_cases.test_a_tie_is_lost_to_a_lower_index, ..._every_tied_rival.
-5 (only the runner-up): test_certificate_cases.test_a_third_class_can_be_lifted, test_certificate.
+1, 2, 3 (off by one, wrap, stride): test_touched.test_any_geometry_equals_the_oracle, test_kinds.
+4 (ties against the wrong rival): test_exact_cases.test_a_tie_is_lost_to_a_lower_index, ..._every_tied_rival.
+5 (only the runner-up): test_exact_cases.test_a_third_class_can_be_lifted, test_exact.
 6, 7 (height and width swapped): test_touched (8×24, 24×8; 2×6, 6×2), test_a_patch_is_not_its_transpose here.
-8 (repeated or wider masks): test_ablation.test_masks_are_distinct_and_equally_large_at_stride_1.
-9 (affected ≥ N, sizes): test_certificate_cases, test_refusals.test_sizes_that_do_not_fit, test_ablation, test_threat.
+8 (repeated or wider masks): test_kinds.test_masks_are_distinct_and_equally_large_at_stride_1.
+9 (affected ≥ N, sizes): test_exact_cases, test_refusals.test_sizes_that_do_not_fit, test_kinds, test_rectangle.
 10, 14 (channels, preprocessing): test_one_pixel_reaches_the_touched_ablations_alone here.
-11 (inputs written, order): test_smoothing.test_inputs_are_never_written, test_an_index_selects_ablations.
-12 (predict against certify): test_smoothing.test_forward_predict_and_certify_agree.
-13 (training mode, coupling): test_refusals.test_training_mode, test_bases_that_couple_... (two of them), test_checks.
+11 (inputs written, order): test_smoothed.test_inputs_are_never_written, test_an_index_selects_ablations.
+12 (predict against certify): test_smoothed.test_forward_predict_and_certify_agree.
+13 (training mode, coupling): test_refusals.test_training_mode, test_bases_that_couple_... (two), test_base_check.
 15 (NaN through masks): test_refusals.test_hidden_pixels_never_reach_a_score, test_encoding.
-16, 24 (narrow counters, TF32): test_certificate_cases.test_three_hundred_votes_do_not_wrap, test_smoothing,
+16, 24 (narrow counters, TF32): test_exact_cases.test_three_hundred_votes_do_not_wrap, test_smoothed,
     test_precision.test_each_switch_of_a_gpu_is_read.
-17 (batch, chunk, dtype): test_smoothing.test_chunks_change_no_vote, test_other_precisions, test_voting (close votes),
+17 (batch, chunk, dtype): test_smoothed.test_chunks_change_no_vote, test_other_precisions, test_rules (close votes),
     test_same_votes (compiled, two processes).
-18 (> against >=): test_voting.test_the_threshold_is_met_by_equality.
+18 (> against >=): test_rules.test_the_threshold_is_met_by_equality.
 19 (caches): test_refusals.test_what_was_checked_is_not_taken_for_something_else.
 20 (NULL as a colour): test_encoding.test_null_is_no_colour.
-21 (one-pass bases): test_checks, test_networks, test_vit,
-    test_refusals.test_one_pass_bases_that_see_too_much, test_zoo.
-22 (the checker leans on the checked): no oracle uses a closed form; test_proof.
-31 (kernels that lie): test_convolution, test_witness, test_training_numbers, evaluate.test_float32,
-    test_a_kernel_that_agrees_with_itself here.
-23 (saturation): test_voting.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
+21 (one-pass bases): test_base_check, test_vit, test_refusals.test_one_pass_bases_that_see_too_much, networks.
+22 (the checker leans on the checked): no oracle uses a closed form; proof.test_verifier_forgeries.
+23 (saturation): test_rules.test_log_odds_is_finite_with_a_gradient_in_saturation, test_confident_... here.
 29 (a patch that overflows): test_silence, defenses/test_no_numbers, attacks/test_no_numbers.
-30 (memory of a passed check): test_passed, test_refusals.test_what_was_checked_is_not_taken_for_something_else.
+30 (memory of a passed check): test_base_check_memory, test_state_digest.
+31 (kernels that lie): test_convolution, test_calibration, test_training_numbers, evaluate.test_float32,
+    test_a_kernel_that_agrees_with_itself here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from attacks.gradient import UNRELATED, not_differentiable
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.rules import first_argmax
@@ -59,7 +58,7 @@ class Scores(nn.Module):
         model = voting_classifier(classifier)
         if model is None or model is not classifier:
             return classifier.outputs(x).float()
-        logits = model.logits(lent(x))
+        logits = model.logits(x.clone())
         known = has_score(model.voting.scores(logits.detach()))
         margins = model.voting.margins(torch.where(known, logits, 0))
         margins = torch.where(known, margins, _SILENT)
@@ -189,7 +188,7 @@ class _OfART(nn.Module):
         for step in self.classifier.preprocessing_operations:
             if step.apply_predict:
                 x = _Preprocess.apply(x, step)  # type: ignore[assignment]
-        out = self.model(lent(x))
+        out = self.model(x.clone())
         if out.shape != (len(x), self.classifier.nb_classes):
             raise InvalidInput(
                 f"the ART classifier's model returned {tuple(out.shape)} for {len(x)} images, but nb_classes is "

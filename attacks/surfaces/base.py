@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.surfaces.views import Objective, View, whole_view
-from robustpatch.classifiers import asking
+from robustpatch.classifiers import isolation
 from robustpatch.classifiers.base import Classifier
 from robustpatch.threats.base import Patches
 
@@ -112,7 +112,7 @@ class Surface:
 
     def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """The answers to the clean images, and what they cost."""
-        return asking.predict_with_cost(self.classifier, self.attacked.x)
+        return isolation.predict_with_cost(self.classifier, self.attacked.x)
 
     @property
     def climb_cost(self) -> int:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.voting.votes import Scored, Votes
 
@@ -50,7 +49,7 @@ def votes_of(classifier: Classifier, voting: SmoothedClassifier, x: Tensor) -> V
         rows = [known.row.get(key) for key in _keys(x)]
         if None not in rows:
             return known.votes.of(torch.tensor(rows, dtype=torch.long, device=x.device))
-    return voting.votes(lent(x))
+    return voting.votes(x.clone())
 
 
 def _keys(x: Tensor) -> list[bytes]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from attacks.surfaces.base import Attacked, OpenPlacements, Site, Surface, surface_of
 from attacks.surfaces.views import Objective, View
-from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.voting.silence import has_score
@@ -52,7 +51,7 @@ class PatchCleanserSurface(Surface):
         none = torch.zeros(0, dtype=torch.long, device=x.device)
         views = none.new_zeros(0, len(self.masks.views))
         found = [(none, none, views.float(), views, views.bool())]
-        for looks in self.model.looks(lent(x)):
+        for looks in self.model.looks(x.clone()):
             answer = infer(looks)
             image = torch.arange(len(answer), device=x.device)
             union = by_doubt(looks, image)
@@ -189,7 +188,7 @@ class PatchCleanserView(View):
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         row, place = self.valid.nonzero(as_tuple=True)
-        logits = self.model.logits(lent(x_adv), row, self.union[row, place])
+        logits = self.model.logits(x_adv.clone(), row, self.union[row, place])
         logits = torch.where(has_score(logits.detach()), logits, 0)  # a silent look names no class: none leads there
         scores = logits.new_zeros(*self.union.shape, logits.shape[1]).index_put((row, place), logits)
         near, second, far = scores.split([self.near, self.near, scores.shape[1] - 2 * self.near], dim=1)

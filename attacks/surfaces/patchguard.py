@@ -14,10 +14,9 @@ from attacks.surfaces.touched import OfTouched, soft_votes
 from attacks.surfaces.views import View
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
-from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threats.base import Patches
-from robustpatch.voting.votes import Scored, Votes, first_argmax
+from robustpatch.voting.votes import Scored, Votes
 
 
 def rival_margins(
@@ -49,7 +48,7 @@ class PatchGuardView(OfTouched):
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network = self.classifier.network
-        logits = network.logits(lent(x_adv), lent(self.index))
+        logits = network.logits(x_adv.clone(), self.index.clone())
         soft, votes, known = soft_votes(network, logits)
         row, place = self.valid.nonzero(as_tuple=True)
         where = row, self.index[row, place]
@@ -70,13 +69,14 @@ class WholePatchGuardSurface(Surface):
 class PatchGuardSurface(TouchedSurface):
     """Robust masking of which the touched ablations alone are scored again."""
 
+    home = MaskedClassifier
+
     def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
         self.masked = classifier
         super().__init__(classifier, classifier.network, attacked)
 
-    def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        left = self.masked.left(self.votes, self.attacked.size)
-        return first_argmax(left), torch.full_like(self.attacked.y, self.predict_cost)
+    def _counts(self) -> Int[Tensor, "B K"]:
+        return self.masked.left(self.votes, self.attacked.size)
 
     @property
     def asking_cost(self) -> int:
@@ -88,7 +88,7 @@ class PatchGuardSurface(TouchedSurface):
         return PatchGuardView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
-        if type(self.masked).certify is not MaskedClassifier.certify:
+        if self.masked.overridden(MaskedClassifier, "certify"):
             return None
         return list(rival_margins(self.masked, self.votes, self.attacked.y, single, self.attacked.size))
 

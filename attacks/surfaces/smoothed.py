@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,9 +20,8 @@ from attacks.surfaces.touched import OfTouched, sums
 from attacks.surfaces.views import Objective, View, WholeView, whole_view_class
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.classifiers.asking import certify
 from robustpatch.classifiers.base import CertifiedClassifier
-from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.isolation import certify, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
@@ -37,7 +37,7 @@ class VotesView(WholeView):
     classifier: SmoothedClassifier
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        soft, counts, heard = sums(self.classifier, self.classifier.logits(lent(x_adv)), None, self.objective)
+        soft, counts, heard = sums(self.classifier, self.classifier.logits(x_adv.clone()), None, self.objective)
         return self.value(soft), torch.where(heard, self.answer(counts), -1)
 
 
@@ -80,7 +80,7 @@ class TouchedView(OfTouched):
         return cls(**rows, rank=rank, classifier=classifier, untouched=untouched, unit=unit)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        logits = self.classifier.logits(lent(x_adv), lent(self.index))
+        logits = self.classifier.logits(x_adv.clone(), self.index.clone())
         soft, counts, heard = sums(self.classifier, logits, self.valid)
         soft = soft + self.untouched.float() / self.unit
         some_left = self.valid.sum(dim=1) < self.classifier.ablation.count(*x_adv.shape[2:])
@@ -108,6 +108,8 @@ class TouchedSurface(Surface):
 
     guides = True
     blind = False
+    home: ClassVar[type[CertifiedClassifier]] = SmoothedClassifier
+    """The class whose `predict` and `certify` are what the votes say."""
 
     def __init__(self, classifier: CertifiedClassifier, voting: SmoothedClassifier, attacked: Attacked) -> None:
         self.certifier, self.voting = classifier, voting
@@ -117,7 +119,17 @@ class TouchedSurface(Surface):
         self.enough = self.forward_cost / 5  # votes
 
     def _clean(self) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        return first_argmax(self.votes.counts), torch.full_like(self.attacked.y, self.predict_cost)
+        """Read off the known votes; asked where `predict` is not the votes', or may abstain for lack of any."""
+        if self.certifier.overridden(self.home, "predict"):
+            return super()._clean()
+        prediction = first_argmax(self._counts())
+        none = (self.votes.counts == 0).all(dim=1)
+        if bool(none.any()):
+            prediction[none] = predict(self.certifier, self.attacked.x[none])
+        return prediction, torch.full_like(self.attacked.y, self.predict_cost)
+
+    def _counts(self) -> Int[Tensor, "B K"]:
+        return self.votes.counts
 
     @cached_property
     def touched(self) -> Touched:
@@ -129,8 +141,8 @@ class TouchedSurface(Surface):
 
     @property
     def asking_cost(self) -> int:
-        own = type(self.certifier).certify is not SmoothedClassifier.certify
-        return self.forward_cost if own else 0  # else the votes that are known say what is open
+        # Where the certificate is the votes', those that are known say what is open.
+        return self.forward_cost if self.certifier.overridden(self.home, "certify") else 0
 
     def _reached(self, image: Tensor, placement: Tensor) -> Bool[Tensor, "P K"] | None:
         if self.reach is None:
@@ -153,7 +165,7 @@ class TouchedSurface(Surface):
         """The least lead of y over each rival that a single patch leaves at each touched set, of each image: below zero
         where it may raise the rival above y. None where the classifier proves nothing, or in a way of its own.
         """
-        if type(self.certifier).certify is not SmoothedClassifier.certify:
+        if self.certifier.overridden(self.home, "certify"):
             return None
         y, rows = self.attacked.y, range(len(self.attacked.y))
         return [rival_margins(self.votes.of(slice(i, i + 1)), y[i : i + 1], touched)[0] for i in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +38,7 @@ class OfTouched(View):
         classes: int,
         rival: Int[Tensor, " P"] | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """The attributes, for rectangles at these placements, by number. A row of none in `reach`, and None, stand for
         every class.
         """

@@ -25,8 +25,8 @@ from evaluate.results.metrics import Share, Summary, summarise
 from evaluate.runs.batch import Settings
 from evaluate.runs.runner import evaluate
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.base import CertifiedClassifier
+from robustpatch.classifiers.isolation import predict
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device

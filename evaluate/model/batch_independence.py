@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from attacks.base import Outcome
 from attacks.criterion import Criterion, counts_for
 from robustpatch.certificates.exact import Certificate
-from robustpatch.classifiers.asking import certify
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.lending import classes_of
+from robustpatch.classifiers.isolation import certify, classes_of
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
@@ -97,7 +96,7 @@ def check_clean(model: Classifier, x: Tensor, threat: Threat, certificate: Certi
 
 @torch.no_grad()
 def _answered(model: Classifier, image: Float[Tensor, "1 C H W"]) -> int:
-    """The prediction for this very tensor, of which `asking.predict` would make a copy elsewhere."""
+    """The prediction for this very tensor, of which `isolation.predict` would make a copy elsewhere."""
     return int(classes_of(model.predict(image), image, f"predict of {type(model.given).__name__}")[0])
 
 

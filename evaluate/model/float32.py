@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
+from robustpatch.classifiers.calibration import deviation_from_float32, refuse_beyond
 from robustpatch.classifiers.smoothed import guarded_classifier
-from robustpatch.classifiers.witness import deviation_from_float32, refuse_beyond
 from robustpatch.defenses import Defended
 from robustpatch.defenses.masked_network import MaskedNetwork
 

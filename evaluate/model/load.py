@@ -15,7 +15,6 @@ from robustpatch.ablations.parse import parse_source
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.checkpoints import Checkpoint, load_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
@@ -189,7 +188,7 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
     tensor = next((one for one in model.parameters() if one.is_floating_point()), None)
     given = x.to(device) if tensor is None else x.to(device, tensor.dtype)  # as everywhere else
     try:
-        scores = model(lent(given))
+        scores = model(given.clone())
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "bring a folder's images to the size it takes with --image-size and --channels"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evaluate.runs.records import Record
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
+from robustpatch.classifiers.isolation import predict
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 

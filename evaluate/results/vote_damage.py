@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustpatch.certificates.lead import least_lead
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 
@@ -36,7 +35,7 @@ def damage(
 ) -> Damage:
     """Count on the attacked images themselves, all ablations scored; which are touched is the ablation's geometry."""
     height, width = x_adv.shape[2:]
-    votes = model.votes(lent(x_adv))
+    votes = model.votes(x_adv.clone())
     cast = votes.cast
     member = torch.zeros_like(cast[:, :, 0], dtype=torch.bool)
     for patch, family in enumerate(threat.families(height, width)):

@@ -26,8 +26,8 @@ from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate, Evidence
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
+from robustpatch.classifiers.isolation import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
@@ -249,7 +249,7 @@ def _known_votes(classifier: Classifier, exact: Certificate | None) -> Votes | S
     evidence is a claim.
     """
     voting = voting_classifier(classifier)
-    ours = voting is not None and voting is classifier and type(voting).certify is SmoothedClassifier.certify
+    ours = voting is not None and voting is classifier and not voting.overridden(SmoothedClassifier, "certify")
     return exact.evidence.votes if ours and exact is not None and exact.evidence is not None else None
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from attacks.base import Outcome, Proposal, judge, judge_of
 from attacks.criterion import OutOfTopK
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.base import CertifiedClassifier
-from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.isolation import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
@@ -58,7 +57,7 @@ def save_counterexample(output: str | Path | Store, model: torch.nn.Module, exam
     if voting is not None and voting is model:
         device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         for kept, image in (("votes_before", example.x), ("votes_after", example.x_adv)):
-            cast = voting.votes(lent(image[None].to(device))).cast[0].cpu()
+            cast = voting.votes(image[None].to(device).clone()).cast[0].cpu()
             tensors[kept] = cast.to(torch.uint8) if cast.dtype == torch.bool else cast
     claim = {
         "index": example.index,

@@ -12,9 +12,8 @@ from torch import Tensor
 from attacks.base import PatchAttack
 from evaluate.runs.batch import Settings, evaluate_batch
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.isolation import predict
 from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.threats.base import Threat
@@ -145,7 +144,7 @@ def _cost(model: Classifier, x: Tensor) -> _Cost:
     taken = []
     for _ in range(2):
         started = time.monotonic()
-        done = predict(model, x) if smoothed is None else smoothed.logits(lent(x), None if smoothed.one_pass else few)
+        done = predict(model, x) if smoothed is None else smoothed.logits(x.clone(), None if smoothed.one_pass else few)
         done.sum().item()  # waits for the device
         taken.append((time.monotonic() - started) / scored)
     return _Cost(min(taken), ablations)

@@ -19,7 +19,6 @@ from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
@@ -145,14 +144,14 @@ def exhibit(
         if certificate is not None and certificate.evidence is not None:  # those that the certificate is made of
             clean = certificate.evidence.votes.of(torch.tensor(rows))
         else:
-            clean = voting.votes(lent(x[rows]))
+            clean = voting.votes(x[rows].clone())
         views = clean.cast.shape[1]
         counts = dict(zip(rows, _whole(clean), strict=True))
         close = dict(zip(rows, clean.close.sum(dim=1, dtype=torch.int32).cpu().numpy(), strict=True))
         attacked = [i for i in rows if i in furthest.found]
         if attacked:
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
-            after = dict(zip(attacked, _whole(voting.votes(lent(x_adv))), strict=True))
+            after = dict(zip(attacked, _whole(voting.votes(x_adv.clone())), strict=True))
     size = (x.shape[2], x.shape[3])
     return [
         Exhibit(

@@ -17,8 +17,7 @@ from evaluate.model.load import as_in_run, own_model, with_defense
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
 from robustpatch.checkpoints import load_checkpoint, names
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import predict
-from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.isolation import predict
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
@@ -120,7 +119,7 @@ def _judged(example: Counterexample, model: torch.nn.Module, device: str, consol
     _say(console, f"image {example.index}, {example.threat} patch at {example.corners.tolist()}, by {example.attack}")
     for name, image in (("clean", example.x), ("attacked", example.x_adv)):
         image = image[None].to(device)
-        counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
+        counts = "" if votes is None else f"votes {votes.votes(image.clone()).counts[0].tolist()}, "
         _say(console, f"{name}: {counts}prediction {int(predict(judge_of(classifier), image))}")
     stands = certified and bool(outcome.broken[0])
     changed = "prediction changed" if example.top_k == 1 else f"driven out of the top {example.top_k}"

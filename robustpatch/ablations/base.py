@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, combinations
 from math import comb
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.ablations.touched import Axis, DenseTouched, Touched, WindowsTouched
-from robustpatch.errors import InvalidInput
+from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Patches, Placements
 
 _MOST_CHOICES = 2**20  # ablations of a grid: more of them nobody would score for one image
@@ -77,13 +79,6 @@ class Windows(Ablation):
         return WindowsTouched(*self.axes(*placements.size), *placements.rectangle)
 
 
-def check_window(kind: str, name: str, size: int, stride: int) -> None:
-    """Refuse sizes and strides of windows that are no whole numbers of at least 1."""
-    for what, value in ((name, size), ("stride", stride)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidInput(f"{kind} {what} is {value!r}; it must be a whole number of at least 1")
-
-
 def window_axis(kind: str, name: str, size: int, stride: int, length: int) -> Axis:
     """The windows of that size and stride along an axis of `length` pixels. Raises `InvalidInput` for larger ones."""
     if size > length or stride > length:
@@ -92,6 +87,7 @@ def window_axis(kind: str, name: str, size: int, stride: int, length: int) -> Ax
     return Axis(length, size, stride)
 
 
+@dataclass(frozen=True)
 class Grid(Ablation):
     """Every choice of `keep` cells of a grid that starts at the top left corner; N = C(cells, keep), lexicographic.
 
@@ -100,8 +96,12 @@ class Grid(Ablation):
     """
 
     size: int
-    keep: int
-    kind: str
+    keep: int = 1
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name in ("size", "keep"):
+            check_whole(f"{self.kind} {name}", getattr(self, name))
 
     @property
     @abstractmethod
@@ -155,29 +155,8 @@ class Grid(Ablation):
         sets, of_placement = torch.unique(hit, dim=0, return_inverse=True)
         return DenseTouched(sets[:, self.choices(*placements.size)].any(dim=-1), of_placement)
 
-    def affected_closed_form(self, threat: Patches, height: int, width: int) -> int:
-        """The paper's Δ of rectangles: of one, C(N, k) - C(N - a, k), where it touches a of N cells, along an axis at
-        most ceil((m-1)/s) + 1 and never more than there are. Of several, so much of each, and no more than there are.
-
-        Equal to `affected` where the size divides the image, and never below it elsewhere: the certificates count
-        what is touched and do not need it. Raises `InvalidInput`. (Levine & Feizi 2020, Section 3.)
-        """
-        patch = threat.families(height, width)[0].rectangle
-        if patch is None:
-            raise InvalidInput(f"patch is {threat}, and the closed form is of rectangles; ask `affected`")
-        cell, grid = self.cell(height, width), self.grid(height, width)
-        rows, columns = (min(n, -(-(m - 1) // s) + 1) for m, s, n in zip(patch, cell, grid, strict=True))
-        choices = self.count(height, width)
-        most = choices - comb(grid[0] * grid[1] - rows * columns, self.keep)
-        return min(choices, threat.count * most)
-
     def __str__(self) -> str:
         return f"{self.keep}*{self.kind}:{self.size}"
-
-    def _check(self) -> None:
-        for what, value in (("size", self.size), ("keep", self.keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInput(f"{self.kind} {what} is {value!r}; it must be a whole number of at least 1")
 
     def _check_fits(self, length: int) -> None:
         if self.size > length:

@@ -5,57 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustpatch.ablations.base import Grid, Windows, check_window, window_axis
+from robustpatch.ablations.base import Grid, Windows, window_axis
 from robustpatch.ablations.touched import Axis
-
-
-class Band(Windows):
-    """Windows as long as the image along one of its axes; they lie side by side across the other."""
-
-    across: ClassVar[int]
-    """The axis that tells the bands apart: 0, the rows, or 1, the columns."""
+from robustpatch.errors import check_whole
 
 
 @dataclass(frozen=True)
+class Band(Windows):
+    """Windows as long as the image along one of its axes; they lie side by side across the other."""
+
+    size: int
+    stride: int = 1
+    kind: ClassVar[str]
+    across: ClassVar[int]
+    """The axis that tells the bands apart: 0, the rows, or 1, the columns."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "stride"):
+            check_whole(f"{self.kind} {name}", getattr(self, name))
+
+    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+        if self.across == 1:
+            return Axis(height, height, height), window_axis(self.kind, "size", self.size, self.stride, width)
+        return window_axis(self.kind, "size", self.size, self.stride, height), Axis(width, width, width)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
+
+
 class Columns(Band):
     """Band n keeps the `size` columns from n·`stride` on, wrapping around; N = ceil(W / stride).
 
     With stride 1 a patch of width m touches min(W, m + size - 1) bands.
     """
 
-    size: int
-    stride: int = 1
+    kind: ClassVar[str] = "columns"
     across: ClassVar[int] = 1
 
-    def __post_init__(self) -> None:
-        check_window("columns", "size", self.size, self.stride)
 
-    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
-        return Axis(height, height, height), window_axis("columns", "size", self.size, self.stride, width)
-
-    def __str__(self) -> str:
-        return f"columns:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
-
-
-@dataclass(frozen=True)
 class Rows(Band):
     """Band n keeps the `size` rows from n·`stride` on, wrapping around; N = ceil(H / stride).
 
     With stride 1 a patch of height m touches min(H, m + size - 1) bands.
     """
 
-    size: int
-    stride: int = 1
+    kind: ClassVar[str] = "rows"
     across: ClassVar[int] = 0
-
-    def __post_init__(self) -> None:
-        check_window("rows", "size", self.size, self.stride)
-
-    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
-        return window_axis("rows", "size", self.size, self.stride, height), Axis(width, width, width)
-
-    def __str__(self) -> str:
-        return f"rows:{self.size}" + (f"/{self.stride}" if self.stride > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,8 @@ class Blocks(Windows):
     def __post_init__(self) -> None:
         if self.width == 0:
             object.__setattr__(self, "width", self.height)
-        check_window("blocks", "height", self.height, self.stride)
-        check_window("blocks", "width", self.width, self.stride)
+        for name in ("height", "width", "stride"):
+            check_whole(f"blocks {name}", getattr(self, name))
 
     def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
         return (
@@ -86,19 +81,13 @@ class Blocks(Windows):
         return f"blocks:{size}" + (f"/{self.stride}" if self.stride > 1 else "")
 
 
-@dataclass(frozen=True)
 class GridColumns(Grid):
     """Every choice of `keep` of the ceil(W / size) bands of columns that start at multiples of `size`.
 
     N = C(ceil(W / size), keep). The last band is narrower where `size` does not divide the width.
     """
 
-    size: int
-    keep: int = 1
     kind = "grid-columns"
-
-    def __post_init__(self) -> None:
-        self._check()
 
     @property
     def single_cells(self) -> Columns:
@@ -109,19 +98,13 @@ class GridColumns(Grid):
         return height, self.size
 
 
-@dataclass(frozen=True)
 class GridBlocks(Grid):
     """Every choice of `keep` of the ceil(H / size)·ceil(W / size) blocks of a grid of `size` × `size` pixels.
 
     The blocks are numbered in row-major order; the last ones are smaller where `size` does not divide the image.
     """
 
-    size: int
-    keep: int = 1
     kind = "grid-blocks"
-
-    def __post_init__(self) -> None:
-        self._check()
 
     @property
     def single_cells(self) -> Blocks:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
-from robustpatch.errors import InvalidInput
+from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Threat
 
 _CELLS = 2**22  # random numbers drawn at once: 32 MiB
@@ -30,8 +30,7 @@ class SparseAblation:
     keep: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 1:
-            raise InvalidInput(f"sparse keep is {self.keep!r}; it must be a whole number of at least 1")
+        check_whole("sparse keep", self.keep)
 
     def __str__(self) -> str:
         return f"sparse:{self.keep}"

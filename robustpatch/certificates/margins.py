@@ -47,8 +47,8 @@ def paper_margins(votes: Votes | Scored, c: Int[Tensor, " B"], affected: int) ->
 
     (Levine & Feizi 2020, Algorithms 1 and 2.)
     """
-    own = votes.sure.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).sum(dim=1)[:, 0]
-    return lead(own, votes.possible.sum(dim=1), c).amin(dim=1) - 2 * votes.unit * affected
+    own = votes.lower.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).sum(dim=1)[:, 0]
+    return lead(own, votes.upper.sum(dim=1), c).amin(dim=1) - 2 * votes.unit * affected
 
 
 def exact_margins(votes: Votes | Scored, c: Int[Tensor, " B"], touched: Touched, count: int) -> Int[Tensor, "B S"]:
@@ -79,10 +79,10 @@ def leads(
     for first in range(0, len(c), images):
         rows = slice(first, first + images)
         some = votes.of(rows)
-        sure, possible = some.sure, some.possible
-        own = sure.gather(2, c[rows, None, None].expand(-1, sure.shape[1], 1)).to(kind)
-        for rivals in _rivals(possible, k).split(max(1, budget // (cells * images))):
-            j = possible.index_select(2, rivals).to(kind)
+        lower, upper = some.lower, some.upper
+        own = lower.gather(2, c[rows, None, None].expand(-1, lower.shape[1], 1)).to(kind)
+        for rivals in _rivals(upper, k).split(max(1, budget // (cells * images))):
+            j = upper.index_select(2, rivals).to(kind)
             damage = own - j + raised
             lost = touched.sums(damage) if count == 1 else touched.worst_union(damage.clamp(min=0), count)[:, None]
             before = lead(own.sum(dim=1, dtype=kind)[:, 0], j.sum(dim=1, dtype=kind), c[rows], rivals)
@@ -96,16 +96,16 @@ def rival_margins(votes: Votes | Scored, c: Int[Tensor, " B"], touched: Touched)
     his power to raise j above c. For j = c itself a number beyond all others. Memory O(B·N·K + B·S·K).
     """
     kind = votes.sums
-    own = votes.sure.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).to(kind)
-    possible = votes.possible.to(kind)
-    before = lead(own.sum(dim=1, dtype=kind)[:, 0], possible.sum(dim=1, dtype=kind), c)
-    return before[:, None] - touched.sums(own - possible + votes.unit)
+    own = votes.lower.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).to(kind)
+    upper = votes.upper.to(kind)
+    before = lead(own.sum(dim=1, dtype=kind)[:, 0], upper.sum(dim=1, dtype=kind), c)
+    return before[:, None] - touched.sums(own - upper + votes.unit)
 
 
-def _rivals(possible: Tensor, k: int) -> Int[Tensor, " J"]:
+def _rivals(upper: Tensor, k: int) -> Int[Tensor, " J"]:
     """The classes among which the k worst are: those with a vote in some image, and the k + 1 lowest without.
 
     All classes without a vote cost c the same but for ties, so the lowest k stand for them, or the next for c itself.
     """
-    voted = (possible != 0).flatten(0, 1).any(dim=0)
+    voted = (upper != 0).flatten(0, 1).any(dim=0)
     return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[: k + 1, 0]])

@@ -67,7 +67,7 @@ class Tally:
     """Counts over the ablations drawn for each image: votes cast, votes cast that are not close, and close votes."""
 
     cast: Int[Tensor, "B K"]
-    sure: Int[Tensor, "B K"]
+    lower: Int[Tensor, "B K"]
     close: Int[Tensor, " B"]
 
 
@@ -135,7 +135,7 @@ def certify_draws(draw: Draw, chance: float, threat: Threat, sampling: Sampling,
     selected = draw("selection", sampling.selection).cast
     prediction = first_argmax(selected)
     tally = draw("estimation", sampling.estimation)
-    hits = tally.sure.gather(1, prediction[:, None])[:, 0]
+    hits = tally.lower.gather(1, prediction[:, None])[:, 0]
     low = lower_bound(hits, sampling.estimation, sampling.alpha)
     margin = low - (0.5 + chance) - _ROUNDING
     return Certificate(
@@ -178,8 +178,8 @@ def from_votes(votes: Votes, keys: Sequence[bytes], seed: int) -> Draw:
             times[i] = np.bincount(drawn, minlength=n)
         weight = torch.from_numpy(times).to(device)[..., None]
         parts = (votes.cast, votes.cast & ~votes.close, votes.close)
-        cast, sure, close = ((weight * part).sum(dim=1) for part in parts)
-        return Tally(cast, sure, close.sum(dim=1))
+        cast, lower, close = ((weight * part).sum(dim=1) for part in parts)
+        return Tally(cast, lower, close.sum(dim=1))
 
     return draw
 

@@ -72,7 +72,7 @@ class Masking:
         """At least how far c stays ahead of each rival j; for j = c itself a number beyond all others.
 
         A patch can make of the contributions of A what it likes, between 0 and the
-        range u; those outside are at least `votes.sure`, at most `votes.possible`.
+        range u; those outside are at least `votes.lower`, at most `votes.upper`.
 
         - What is left of c is the least of n_c without A, where nothing is masked, and, over the windows w that the
           patch may get masked, of n_c without A and w. It may get w masked iff P > t·(P + O): P counts w's
@@ -87,10 +87,10 @@ class Masking:
         every smaller one.
         """
         sets, windows = sets.to(prediction.device), self.windows.to(prediction.device)
-        sure, possible, unit = votes.sure.long(), votes.possible.long(), votes.unit
-        own = prediction[:, None, None].expand(-1, sure.shape[1], 1)
-        least, most = sure.gather(2, own)[..., 0], possible.gather(2, own)[..., 0]
-        loud = self._loudest_rival(possible, sets, windows, unit)
+        lower, upper, unit = votes.lower.long(), votes.upper.long(), votes.unit
+        own = prediction[:, None, None].expand(-1, lower.shape[1], 1)
+        least, most = lower.gather(2, own)[..., 0], upper.gather(2, own)[..., 0]
+        loud = self._loudest_rival(upper, sets, windows, unit)
         return lead(self._least_own(least, most, sets, windows, unit), loud, prediction[:, None])
 
     def _least_own(
@@ -109,16 +109,16 @@ class Masking:
         return torch.cat(found) if found else least.new_zeros(0, len(sets))
 
     def _loudest_rival(
-        self, possible: Int[Tensor, "B N K"], sets: Tensor, windows: Tensor, unit: int
+        self, upper: Int[Tensor, "B N K"], sets: Tensor, windows: Tensor, unit: int
     ) -> Int[Tensor, "B S K"]:
-        total = possible.sum(dim=1)[:, None]
-        most = total - _sums(sets, possible) + unit * sets.sum(dim=1)[:, None]
+        total = upper.sum(dim=1)[:, None]
+        most = total - _sums(sets, upper) + unit * sets.sum(dim=1)[:, None]
         t = self.threshold
         if t == 1:
             return most
         left = torch.full_like(most, torch.iinfo(torch.int64).max // t.denominator)
-        outside = total - _sums(windows, possible)
-        for pairs in _within(sets, windows).nonzero().split(max(1, _CELLS // max(1, possible[:, 0].numel()))):
+        outside = total - _sums(windows, upper)
+        for pairs in _within(sets, windows).nonzero().split(max(1, _CELLS // max(1, upper[:, 0].numel()))):
             seen = outside[:, pairs[:, 1]]
             left.scatter_reduce_(1, pairs[None, :, :1].expand_as(seen), seen, "amin")
         unmasked = torch.div(left * t.denominator, t.denominator - t.numerator, rounding_mode="floor")

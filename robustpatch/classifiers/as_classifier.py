@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
@@ -48,6 +47,7 @@ def as_classifier(given: Any) -> Classifier:
 @as_classifier.register(Classifier)
 def _(given: Classifier) -> Classifier:
     declared_randomized(given)
+    given.check_overridden()
     return given
 
 
@@ -57,7 +57,7 @@ def _(given: nn.Module) -> Classifier:
 
 
 def declared_randomized(model: object) -> bool:
-    """Whether the object declares `randomized = True`. Raises `InvalidInput` for another value than a boolean."""
+    """True where the object declares `randomized = True`. Raises `InvalidInput` for another value than a boolean."""
     declared = getattr(model, "randomized", False)
     if not isinstance(declared, bool):
         raise InvalidInput(
@@ -68,7 +68,7 @@ def declared_randomized(model: object) -> bool:
 
 
 class ForeignModule(Classifier):
-    """A module of somebody else's, asked by what it has."""
+    """A foreign module, called by the methods that it has."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class ForeignModule(Classifier):
 
 
 class CertifyingModule(ForeignModule, CertifiedClassifier):
-    """A module of somebody else's with certificates of its own."""
+    """A foreign module with certificates of its own."""
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Any:
         return self.module.certify(x, threat)  # type: ignore[operator]  # its own method
@@ -196,4 +196,4 @@ class _Function(nn.Module):
 
 
 def _array(x: Tensor) -> np.ndarray:
-    return lent(x.detach()).cpu().numpy()
+    return x.detach().clone().cpu().numpy()

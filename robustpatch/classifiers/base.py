@@ -1,4 +1,4 @@
-"""The interface of every classifier: all that certificates, attacks and the evaluator ask of one."""
+"""The interface of every classifier: all that certificates, attacks and the evaluator need of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.top_k import TopKCertificate
-from robustpatch.classifiers.lending import lent
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 
@@ -20,16 +19,16 @@ _RENAMED = {"evaluations": "cost", "predict_counted": "predict_with_cost"}
 
 
 class Classifier(nn.Module):
-    """Predicts a class for each image [B,C,H,W], in evaluation mode, and says what that costs and who judges it.
+    """Predicts a class for each image [B,C,H,W], in evaluation mode; knows its cost and the judge of attacks on it.
 
     Foreign classifiers (a plain `nn.Module`, ART's, one of numpy, a function) become one by `as_classifier`, once,
-    where they enter; nobody asks afterwards what type a classifier is or which attributes it has.
+    where they enter; afterwards no code tests the type or the attributes of a classifier.
 
     Attributes:
         num_classes: K; 0 where a foreign model does not say.
-        randomized: whether chance has a part in what `predict` answers. Only a declaration counts, not a `referee`, not
-            a `prediction_error`. It buys that abstentions under a patch are no changes, that `referee()` may judge, and
-            that its errors are added to what the confidence of its certificates allows.
+        randomized: whether `predict` depends on chance. Only this declaration counts, not a `referee` or a
+            `prediction_error`. With it abstentions under a patch are no changes, `referee()` may judge, and the errors
+            below are added to those that the confidence of the certificates allows.
         prediction_error, judge_error: of a randomized one, the chances that `predict` and the referee's answer, where
             they do not abstain, are wrong.
     """
@@ -45,6 +44,13 @@ class Classifier(nn.Module):
                 raise TypeError(f"{cls.__name__} defines {old}, which is now called {new}; rename it")
         if not cls.certifies and any("certify" in vars(kind) for kind in cls.__mro__):
             raise TypeError(f"{cls.__name__} defines certify but is no CertifiedClassifier; derive it from that too")
+
+    def overridden(self, home: type, *methods: str) -> list[str]:
+        """The methods that are not those of the class `home`: replaced in a subclass, mixed in, or on the object."""
+        return [name for name in methods if name in vars(self) or getattr(type(self), name) is not getattr(home, name)]
+
+    def check_overridden(self) -> None:
+        """Raise `InvalidInput` for a subclass that overrides what attacks read otherwise."""
 
     @property
     def given(self) -> nn.Module:
@@ -81,7 +87,7 @@ class Classifier(nn.Module):
                 "add one (one_hot(predict(x), K) where there are no scores)"
             )
         tensor = next(self.parameters(), None)
-        found = self(lent(x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)))
+        found = self((x if tensor is None or not tensor.is_floating_point() else x.to(tensor.dtype)).clone())
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x):
             what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InvalidInput(
@@ -92,7 +98,7 @@ class Classifier(nn.Module):
 
     @property
     def scores_images(self) -> bool:
-        """Whether there is a `forward` to be asked for scores."""
+        """True where there is a `forward` that returns scores."""
         return getattr(self.given.forward, "__func__", None) is not nn.Module.forward
 
     @torch.no_grad()
@@ -111,21 +117,21 @@ class Classifier(nn.Module):
         return 1, 1
 
     def predict_with_cost(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
-        """What `predict` returns, and the evaluations that took of each image, or the most they can be."""
+        """The answers of `predict`, and the evaluations each took, or the most it can take."""
         prediction = self.predict(x)
         return prediction, torch.full_like(prediction, self.cost(x.shape[2], x.shape[3])[1])
 
     @property
     def predicts_apart(self) -> bool:
-        """Whether `predict` may answer what the outputs do not say: it, or `forward`, is of the user's own code.
+        """True where `predict` may differ from the outputs' argmax: it, or `forward`, is of the user's own code.
 
-        Not of a randomized classifier: asked often enough, that one is changed by no patch.
+        Never for a randomized classifier, which answers anything once it is asked often enough.
         """
         return not self.randomized and not all(_ours(self.given, name) for name in ("predict", "forward"))
 
     @property
     def repeats(self) -> bool:
-        """Whether the same image gets the same answer each time; of a randomized one, where its samples are fixed."""
+        """True where the same image gets the same answer each time: also of a randomized one with fixed samples."""
         return not self.randomized
 
     def referee(self) -> nn.Module:
@@ -152,7 +158,7 @@ class Classifier(nn.Module):
         return {"ablation": None}
 
     def in_words(self) -> str:
-        """How the classifier defends itself, in a few words."""
+        """The defense, in a few words."""
         return "undefended"
 
     def weights_module(self) -> nn.Module:
@@ -187,7 +193,7 @@ class CertifiedClassifier(Classifier):
 
 
 def _ours(model: nn.Module, method: str) -> bool:
-    """Whether the method is defined by a class of this package's, and not replaced."""
+    """True where the method is that of a class of this package, and not replaced."""
     if method in vars(model):
         return False
     kind = next((kind for kind in type(model).__mro__ if method in vars(kind)), None)  # None: by `__getattr__`

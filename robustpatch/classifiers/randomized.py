@@ -25,7 +25,7 @@ from robustpatch.certificates.randomized import (
 )
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.passed import Passed
+from robustpatch.classifiers.base_check import PassedChecks
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
@@ -38,7 +38,7 @@ _PREDICTING = ("predict", "guard", "guard_on", "enumerated", "referee", "_over",
 
 
 class RandomizedClassifier(CertifiedClassifier):
-    """Predicts what most of all possible ablations vote for, and certifies it with confidence 1 - α, from samples.
+    """Predicts the class that most of all ablations vote for, and certifies it with confidence 1 - α, from samples.
 
     For each image, with probability at least 1 - alpha over the samples: if it is certified, then no patch within the
     threat changes what the ideal smoothed classifier (see above) predicts, and that is `prediction`. The samples of
@@ -55,7 +55,7 @@ class RandomizedClassifier(CertifiedClassifier):
     """
 
     randomized = True
-    """What `predict` answers depends on chance: it may abstain under a patch, and `referee` judges attacks."""
+    """`predict` depends on chance: it may abstain under a patch, and `referee` judges attacks."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class RandomizedClassifier(CertifiedClassifier):
         self.num_classes, self.views, self.chunk = num_classes, views, chunk
         self.voting: Voting = voting
         self.check = check
-        self.passed = Passed()
+        self.passed = PassedChecks()
         self.enumerated()  # refuses what a SmoothedClassifier refuses
 
     @property
@@ -104,17 +104,8 @@ class RandomizedClassifier(CertifiedClassifier):
             raise InvalidInput(
                 f"model is a {type(classifier).__name__}, which casts no votes; pass a SmoothedClassifier"
             )
-        voting, encoding = TopOne(model.voting.guard), model.encoding
-        other = cls(
-            model.base,
-            model.ablation,
-            num_classes=model.num_classes,
-            sampling=sampling,
-            voting=voting,
-            encoding=encoding,
-            chunk=model.chunk,
-            check=model.check,
-        )
+        voting = TopOne(model.voting.guard)
+        other = cls(model.base, model.ablation, sampling=sampling, voting=voting, **model.options())
         other.training = model.training
         return other
 
@@ -142,7 +133,6 @@ class RandomizedClassifier(CertifiedClassifier):
         return self.base
 
     def set_guard(self, guard: float) -> None:
-        """As `SmoothedClassifier.set_guard`."""
         self.voting = self.voting.with_guard(guard)
 
     def describe(self) -> dict[str, Any]:
@@ -176,29 +166,19 @@ class RandomizedClassifier(CertifiedClassifier):
         if isinstance(self.ablation, Ablation):
             return self.enumerated()
         own = self.sampling
-        other = RandomizedClassifier(
-            self.base,
-            self.ablation,
-            num_classes=self.num_classes,
-            sampling=replace(
-                own, seed=stream_seed(own.seed, "referee"), prediction=max(own.prediction, own.estimation)
-            ),
-            voting=self.voting,
-            encoding=self.encoding,
-            views=self.views,
-            chunk=self.chunk,
-            check=self.check,
-        )
+        prediction = max(own.prediction, own.estimation)
+        sampling = replace(own, seed=stream_seed(own.seed, "referee"), prediction=prediction)
+        options = {"voting": self.voting, "views": self.views, **self.enumerated().options()}
+        other = RandomizedClassifier(self.base, self.ablation, sampling=sampling, **options)
         other.training = self.training
         return other
 
     def _overridden(self) -> list[str]:
-        """The methods that decide what is predicted, where this object's class, or it itself, has others than these;
-        none where it has a `referee` of its own, which is to predict in the same way.
+        """The methods that decide what is predicted, where this object has others than these; none where it has a
+        `referee` of its own, which is to predict in the same way.
         """
-        kept = {name: vars(RandomizedClassifier)[name] for name in _PREDICTING}
-        other = [name for name, own in kept.items() if getattr(type(self), name) is not own or name in vars(self)]
-        return [] if "referee" in other else other
+        found = self.overridden(RandomizedClassifier, *_PREDICTING)
+        return [] if "referee" in found else found
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """The share of the votes of each class over `enumerated`'s ablations; its gradient is the mean softmax's."""
@@ -239,13 +219,12 @@ class RandomizedClassifier(CertifiedClassifier):
         return self.base(self.encoding(rows, kept.to(x.device))).unflatten(0, (len(x), number))
 
     def _over(self, ablation: Ablation) -> SmoothedClassifier:
-        voting, encoding = self.voting, self.encoding
         view = SmoothedClassifier(
             self.base,
             ablation,
             num_classes=self.num_classes,
-            voting=voting,
-            encoding=encoding,
+            voting=self.voting,
+            encoding=self.encoding,
             chunk=self.chunk,
             check=self.check,
         )
@@ -257,21 +236,20 @@ class RandomizedClassifier(CertifiedClassifier):
         keys = image_keys(x)
         if isinstance(self.ablation, Ablation):
             return from_votes(_votes(self.enumerated(), x, finite), keys, self.sampling.seed)
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         source, size = self.ablation, max(1, _CELLS // (x.shape[2] * x.shape[3]))
 
         def draw(purpose: str, number: int) -> Tally:
             cast = torch.zeros(len(x), self.num_classes, dtype=torch.long, device=x.device)
-            sure, close = torch.zeros_like(cast), torch.zeros_like(cast[:, 0])
+            lower, close = torch.zeros_like(cast), torch.zeros_like(cast[:, 0])
             for i, key in enumerate(keys):
                 for first in range(0, number, size):
                     seed = stream_seed(self.sampling.seed, purpose, key, first)
                     votes = _votes(self._over(Draws(source, min(size, number - first), seed)), x[i : i + 1], finite)
                     cast[i] += votes.cast[0].sum(dim=0)
-                    sure[i] += (votes.cast[0] & ~votes.close[0]).sum(dim=0)
+                    lower[i] += (votes.cast[0] & ~votes.close[0]).sum(dim=0)
                     close[i] += votes.close.sum()
-            return Tally(cast, sure, close)
+            return Tally(cast, lower, close)
 
         return draw
 
@@ -282,7 +260,7 @@ def _(classifier: RandomizedClassifier) -> SmoothedClassifier:
 
 
 def image_keys(x: Float[Tensor, "B C H W"]) -> list[bytes]:
-    """What the samples of each image are drawn by: a digest of its values."""
+    """A digest of each image's values, by which its samples are drawn."""
     checks.shape_and_type(x)
     return [hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).digest() for image in x]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,21 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from robustpatch import memory, precision
+from robustpatch import precision
 from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.exact import Certificate, Method, certify_votes, largest_certified
 from robustpatch.certificates.top_k import TopKCertificate, certify_top_k, check_asked
-from robustpatch.classifiers import asking, checks
+from robustpatch.classifiers import base_check, checks, isolation
+from robustpatch.classifiers.ablation_logits import AblationLogits
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.passed import Passed, check_when, told
+from robustpatch.classifiers.base_check import PassedChecks, check_when, scoring_state
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
-from robustpatch.voting.silence import answered, has_score, numbers_backward
+from robustpatch.voting.silence import answered, has_score
 
 
 class SmoothedClassifier(CertifiedClassifier):
@@ -75,7 +74,7 @@ class SmoothedClassifier(CertifiedClassifier):
         self.num_classes, self.chunk = num_classes, chunk
         check_when(check)
         self.check = check
-        self.passed = Passed()
+        self.passed = PassedChecks()
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
@@ -87,12 +86,16 @@ class SmoothedClassifier(CertifiedClassifier):
 
         return load_checkpoint(name).smoothed
 
+    def options(self) -> dict[str, Any]:
+        """The arguments that another classifier around the same base, or with the same votes, shares with this one."""
+        return {"num_classes": self.num_classes, "encoding": self.encoding, "chunk": self.chunk, "check": self.check}
+
     def count_outputs(self, x: Float[Tensor, "B C H W"]) -> int:
         """K; outputs of another number are refused."""
         return self.num_classes
 
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
-        return self.votes(lent(x)).counts
+        return self.votes(x.clone()).counts
 
     def cost(self, height: int, width: int) -> tuple[int, int]:
         """N for each: every ablation is scored."""
@@ -103,29 +106,30 @@ class SmoothedClassifier(CertifiedClassifier):
         return self.base
 
     def set_guard(self, guard: float) -> None:
-        """Allow, from now on, for that change of a score."""
         self.voting = self.voting.with_guard(guard)
 
+    def check_overridden(self) -> None:
+        changed = self.overridden(SmoothedClassifier, "scores", "votes")
+        if changed:
+            raise InvalidInput(
+                f"{type(self).__name__} overrides {' and '.join(changed)} of SmoothedClassifier, but attacks read its "
+                "logits and its voting; override logits, or pass a Voting of your own"
+            )
+
     def describe(self) -> dict[str, Any]:
-        return {
-            "ablation": str(self.ablation),
-            "voting": str(self.voting),
-            "guard": self.guard,
-            "encoding": self.encoding.name,
-        }
+        names = {"ablation": str(self.ablation), "voting": str(self.voting)}
+        return {**names, "guard": self.guard, "encoding": self.encoding.name}
 
     def in_words(self) -> str:
         return f"{self.ablation}, {self.voting}"
 
     @property
     def one_pass(self) -> bool:
-        """Whether the base scores all ablations of an image at once."""
-        return hasattr(self.base, "score_all")
+        return self._scorer.one_pass
 
     @property
     def by_pairs(self) -> bool:
-        """Whether the base scores any pairs of image and ablation, by one computation for all of them or some."""
-        return hasattr(self.base, "score_pairs")
+        return self._scorer.by_pairs
 
     @property
     def guard(self) -> float:
@@ -146,65 +150,14 @@ class SmoothedClassifier(CertifiedClassifier):
         Differentiable. More than one chunk is checkpointed chunk by chunk. A one-pass base is given whole images, as
         many as make up a chunk; in training mode all of them at once, since batch statistics are of the whole batch.
         """
-        checks.shape_and_type(x)
-        n = self.ablation.count(*x.shape[2:])
-        asked = n if index is None else index.shape[-1]
-        if asked == 0 or (self.by_pairs and not len(x)):  # a patch between the bands of a wide stride touches none
-            return torch.zeros(len(x), asked, self.num_classes, device=x.device)
-        if self.one_pass and not self.by_pairs:
-            size = len(x) if self.base.training else self._chunk(x) // asked
-            images = torch.arange(len(x), device=x.device).split(max(1, size))
-            each = [(x[i], index[i] if index is not None and index.ndim == 2 else index) for i in images]
-            return self._check_logits(self._run(self._score_all, each, x), (len(x), asked))
-        index = torch.arange(n, device=x.device) if index is None else index
-        index = index.expand(len(x), -1) if index.ndim == 1 else index
-        image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
-        size = self._chunk(x)
-        pairs = zip(*(ids.flatten().split(size) for ids in (image, index)), strict=True)
-        score = self._score_pairs if self.by_pairs else self._score_chunk
-        logits = self._run(score, [(x, *some) for some in pairs], x)
-        return self._check_logits(logits.unflatten(0, index.shape), tuple(index.shape))
+        return self._scorer(x, index)
 
-    def _chunk(self, x: Tensor) -> int:
-        values = self.encoding.channels(x.shape[1]) * x.shape[2] * x.shape[3]
-        shown = getattr(self.base, "pair_values", values)  # of a base that leaves out what is hidden
-        return self.chunk or memory.chunk(int(shown), x.device, torch.is_grad_enabled())
-
-    def _score_all(self, x: Tensor, index: Tensor | None) -> Tensor:
-        index = None if index is None else lent(index)
-        return self.base.score_all(lent(numbers_backward(self._match(x))), index)  # type: ignore[operator]
-
-    def _score_pairs(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
-        shown = lent(numbers_backward(self._match(x)))
-        return self.base.score_pairs(shown, lent(image), lent(index))  # type: ignore[operator]
-
-    def _score_chunk(self, x: Tensor, image: Tensor, index: Tensor) -> Tensor:
-        kept = self.ablation.masks(x.shape[2], x.shape[3], index)
-        return self.base(numbers_backward(self._match(self.encoding(x[image], kept))))
-
-    def _run(self, function: Callable[..., Tensor], chunks: Sequence[tuple[Any, ...]], x: Tensor) -> Tensor:
-        """The chunks' logits one after the other; with gradients, computed again in the backward pass."""
-        if not chunks:
-            return torch.zeros(0, self.num_classes, device=x.device)
-        if torch.is_grad_enabled() and len(chunks) > 1:
-            return torch.cat([checkpoint(function, *chunk, use_reentrant=False).float() for chunk in chunks])
-        return torch.cat([function(*chunk).float() for chunk in chunks])
-
-    def _match(self, x: Tensor) -> Tensor:
-        """The image in the precision of the base."""
-        tensor = next(self.base.parameters(), None)
-        return x if tensor is None or torch.is_autocast_enabled(x.device.type) else x.to(tensor.dtype)
-
-    def _check_logits(self, logits: Tensor, leading: tuple[int, ...]) -> Tensor:
-        if logits.shape != (*leading, self.num_classes):
-            raise InvalidInput(
-                f"the base returned logits of shape {tuple(logits.shape)}, not {(*leading, self.num_classes)}; "
-                f"num_classes is {self.num_classes}: make both agree"
-            )
-        return logits
+    @property
+    def _scorer(self) -> AblationLogits:
+        return AblationLogits(self.base, self.ablation, self.encoding, self.num_classes, self.chunk)
 
     def scores(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "..."] | None = None) -> Float[Tensor, "B n K"]:
-        """What `voting` makes of the base's logits, in [0, 1]: the softmax, unless it says otherwise; float32."""
+        """The scores in [0, 1], float32, that `voting` makes of the logits: the softmax, unless it says otherwise."""
         return self.voting.scores(self.logits(x, index))
 
     @torch.no_grad()
@@ -233,9 +186,16 @@ class SmoothedClassifier(CertifiedClassifier):
         checks.finite_scores(scores)
         return scores
 
-    def _scores(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        checks.evaluation_mode(self)
+    def _certifiable(self, x: Tensor, threat: Threat | None = None) -> tuple[Votes | Scored, float]:
+        """The votes after every test that `certify` makes, and their guard."""
         checks.image_values(x)
+        if threat is not None:
+            threat.check_fits(x.shape[2], x.shape[3])
+        guard = self.guard_on(x.device)
+        return self.voting.votes(self.certifiable_scores(x), guard), guard
+
+    def _scores(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        checks.inputs(self, x)
         return self.scores(x, index)
 
     def soft(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -253,10 +213,10 @@ class SmoothedClassifier(CertifiedClassifier):
         included, unless that is -1; its gradient `soft`'s.
         """
         logits = self.logits(x)
-        shares = _shares(self.voting.votes(self.voting.scores(logits.detach()), self.guard_on(x.device)))
+        shares = self.voting.votes(self.voting.scores(logits.detach()), self.guard_on(x.device)).shares
         if not logits.requires_grad:
             return shares
-        return _StraightThrough.apply(self._soft(logits), shares)  # type: ignore[no-any-return]
+        return StraightThrough.apply(self._soft(logits), shares)  # type: ignore[no-any-return]
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class with the most votes, the lowest index winning ties.
@@ -276,23 +236,20 @@ class SmoothedClassifier(CertifiedClassifier):
         The first call also tests the proof's assumptions, on the first image and on a black, a white and a noisy one,
         64 ablations each, all different where there are as many: the same scores alone, in company and twice, and, for
         a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
-        change of the classifier that can be told: of weights, attributes, methods, hooks, precision or image shape (see
-        `robustpatch.classifiers.content`). Every other call asks 1 in 64 of the ablations, of one of the images, going
+        change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes, methods,
+        hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one of the images, going
         on where the last one stopped: alone, or with everything outside the band replaced. So each of the N ablations
-        has been asked after 64 calls for images of one size, and all of up to 256 after the first. These tests find
+        has been tested after 64 calls for images of one size, and all of up to 256 after the first. These tests find
         gross violations; they do not prove that there are none.
         """
-        checks.image_values(x)
-        size, guard = (x.shape[2], x.shape[3]), self.guard_on(x.device)
-        threat.check_fits(*size)
-        votes = self.voting.votes(self.certifiable_scores(x), guard)
-        return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard)
+        votes, guard = self._certifiable(x, threat)
+        return certify_votes(votes, self.ablation, threat, (x.shape[2], x.shape[3]), method=method, guard=guard)
 
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate:
-        """The certificate by the method "margin": without scoring again, unless a subclass certifies in its own way."""
-        if type(self).certify is SmoothedClassifier.certify:
-            return exact.by("margin")
-        return asking.certify(self, x, threat, "margin")
+        """The certificate by the method "margin": without scoring again, unless `certify` is not this class's own."""
+        if self.overridden(SmoothedClassifier, "certify"):
+            return isolation.certify(self, x, threat, "margin")
+        return exact.by("margin")
 
     def certify_top_k(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
@@ -302,36 +259,31 @@ class SmoothedClassifier(CertifiedClassifier):
         The assumptions are tested as `certify` tests them.
         """
         check_asked(y, k, len(x), self.num_classes)
-        checks.image_values(x)
-        size, guard = (x.shape[2], x.shape[3]), self.guard_on(x.device)
-        threat.check_fits(*size)
-        votes, capacity = self.voting.votes(self.certifiable_scores(x), guard), self.voting.capacity(self.num_classes)
+        votes, guard = self._certifiable(x, threat)
+        size, capacity = (x.shape[2], x.shape[3]), self.voting.capacity(self.num_classes)
         return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=guard)
 
     def largest_certified(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The side of the largest square patch against which each image is certified; 0 where there is none."""
-        votes = self.voting.votes(self.certifiable_scores(x), self.guard_on(x.device))
-        return largest_certified(votes, self.ablation, (x.shape[2], x.shape[3]))
+        return largest_certified(self._certifiable(x)[0], self.ablation, (x.shape[2], x.shape[3]))
 
     def check_base(self, x: Float[Tensor, "B C H W"], scores: Float[Tensor, "B N K"] | None = None) -> None:
         """Test what the proofs assume of the base on a few images, and a few ablations of these. Raises `InvalidInput`.
 
-        What is tested, and how often, says `certify`. `scores` are those of x, where they are known.
+        `certify` says what is tested, and how often. `scores` are those of x, where they are known.
         """
         check_when(self.check)
         if not len(x):
             return
-        now = told(self, x, self.guard_on(x.device))
-        again = self.check == "once" and self.passed.holds(now)
-        n = self.ablation.count(*x.shape[2:])
-        first = self.passed.turn(n, checks.few(n) if again else checks.ABLATIONS)
-        one = self.passed.calls % len(x)  # another image of the batch at each call
+        state = scoring_state(self, x, self.guard_on(x.device))
+        again = self.check == "once" and state in self.passed
+        n, one = self.ablation.count(*x.shape[2:]), self.passed.calls % len(x)  # another image of the batch each time
+        first = self.passed.turn(n, base_check.few(n) if again else base_check.ABLATIONS)
         self.passed.calls += 1
-        images = x[one : one + 1] if again else x
-        some = None if scores is None or not again else scores[one : one + 1]
-        checks.base_is_sound(self, images, first=first, again=again, scores=some)
-        if not again:
-            self.passed.note(now)
+        images, known = (x[one : one + 1], scores) if again else (x, None)
+        some = None if known is None else known[one : one + 1]
+        base_check.base_is_sound(self, images, first=first, again=again, scores=some)
+        self.passed.add(state)
 
 
 @singledispatch
@@ -351,26 +303,3 @@ def guarded_classifier(classifier: Classifier) -> SmoothedClassifier | None:
     one, is about something else.
     """
     return voting_classifier(classifier)
-
-
-def _shares(votes: Votes | Scored) -> Float[Tensor, "B K"]:
-    """counts / N in float32; of units, which it may round together, those below the most stay below it."""
-    counts, n = votes.counts, votes.cast.shape[1]
-    if isinstance(votes, Votes):
-        return counts.to(torch.float32) / n
-    shares = (counts.double() / (n * votes.unit)).to(torch.float32)
-    most = shares.amax(dim=1, keepdim=True)
-    beaten = counts < counts.amax(dim=1, keepdim=True)
-    return torch.where(beaten, shares.minimum(torch.nextafter(most, torch.zeros_like(most))), shares)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The second argument, exactly, with the gradient of the first. (soft + (hard - soft) would round ties apart.)"""
-
-    @staticmethod
-    def forward(ctx, soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.clone()
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0], None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
@@ -53,10 +52,10 @@ class Defended(Classifier):
     """
 
     certified_in_training: ClassVar[int] = 500
-    """How many validation images are certified after an epoch: the rest would take longer than the training."""
+    """Validation images certified after an epoch: more would take longer than the training."""
 
     predicted_in_training: ClassVar[int | None] = None
-    """How many are predicted; None: all."""
+    """Validation images predicted after an epoch; None: all."""
 
     def __init__(self, network: nn.Module, defense: Defense, *, num_classes: int) -> None:
         super().__init__()
@@ -70,10 +69,9 @@ class Defended(Classifier):
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of the largest output, the lowest index among equals. Raises `InvalidInput`."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         tensor = next(self.parameters(), None)
-        return first_argmax(self(lent(x if tensor is None else x.to(tensor.dtype))).float())
+        return first_argmax(self((x if tensor is None else x.to(tensor.dtype)).clone()).float())
 
     def cost(self, height: int, width: int) -> tuple[int, int]:
         """Counts the evaluations of a forward pass and of `predict` on one image of that size: the network's own."""

@@ -51,7 +51,7 @@ class MaskedPredictions:
     def check_finite(self) -> None:
         """Raise `InvalidInput` where a logit seen is no number: of clean images, nothing can be certified."""
         if not self.finite:
-            raise checks.no_numbers()
+            raise checks.not_finite()
 
     def ask(self, image: Int[Tensor, "..."], union: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """The predictions of these images under these unions."""

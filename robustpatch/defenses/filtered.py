@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
+from robustpatch.gradients import StraightThrough
 
 GRADIENTS = ("through", "identity")
 
@@ -47,21 +48,9 @@ class Filtered(Defended):
         if self.gradient == "identity":
             with torch.no_grad():
                 cleaned = self.clean(x)
-            return self.network(_Identity.apply(x, cleaned))
+            return self.network(StraightThrough.apply(x, cleaned))
         return self.network(self.clean(x))
 
     @property
     def gradient(self) -> str:
         return str(getattr(self.defense, "gradient", "through"))
-
-
-class _Identity(torch.autograd.Function):
-    """The second argument, exactly, with the gradient of the first. (x + (y - x) would round.)"""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, cleaned: Tensor) -> Tensor:
-        return cleaned.clone()
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0], None

@@ -16,8 +16,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.bounds import Box, Graph, Traced, bounds, flushes_subnormal, margins, sums_of_products
-from robustpatch.defenses.bounds.head import first_of, tensor_of
-from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
+from robustpatch.defenses.ibp_training import Guide, box, drawn_placements, every_placement, placement_losses, raised
 from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
@@ -101,8 +100,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of the largest output in the network's own type, in which it is bounded. Raises `InvalidInput`."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         # Not self(x), which hooks on this classifier could change.
         return first_argmax(self._outputs(self._precise(x)))
 
@@ -201,8 +199,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
 
     def _check(self, x: Tensor, threat: Threat) -> Tensor:
         """The images as the network takes them, after every test that needs no bounds."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
         return self._precise(x)
 
@@ -258,7 +255,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
             candidates = drawn_placements(x, threat, self.defense.placements, generator, self.guide)
         worst = self.losses(x, y, candidates.free, share).argmax(dim=1)
         every = torch.arange(len(x), device=x.device)
-        loss = kappa * F.cross_entropy(self._raised(x, candidates.free[every, worst], y, share), y)
+        loss = kappa * F.cross_entropy(raised(self._graph(x), box(x, candidates.free[every, worst], share), y), y)
         if kappa < 1:
             loss = loss + (1 - kappa) * F.cross_entropy(self.network(x).float(), y)
         if candidates.guess is not None:
@@ -269,44 +266,10 @@ class BoundedClassifier(Defended, CertifiedClassifier):
     def losses(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], free: Bool[Tensor, "B P H W"], share: float = 1.0
     ) -> Float[Tensor, "B P"]:
-        """The worst case's cross-entropy at each of the placements `free`.
-
-        Where those are the same for all images and the first layer is fully connected, its bounds are what it computes
-        of the clean images, moved by the patch's pixels: |W|r is of the placement alone.
-        """
-        graph, count = self._graph(x), free.shape[1]
-        first = first_of(graph)
-        found = []
-        if free.stride(0) or first is None or first.node == graph.output.node:
-            for pairs in torch.arange(len(x) * count, device=x.device).split(self._chunk(x)):
-                image, which = pairs // count, pairs % count
-                raised = self._raised(x[image], free[image, which], y[image], share)
-                found.append(F.cross_entropy(raised, y[image], reduction="none"))
-            return torch.cat(found).view(-1, count)
-        constants = graph.constants()
-        whole, bias = tensor_of(first.weight, constants).t(), first.bias and tensor_of(first.bias, constants)
-        flat = x.flatten(1)
-        clean, toward = F.linear(flat, whole, bias), share * (0.5 - flat)
-        for mask in free[0]:
-            pixels = mask.expand(x.shape[1:]).flatten().nonzero()[:, 0]
-            weight = whole[:, pixels]
-            middle, radius = clean + F.linear(toward[:, pixels], weight), weight.abs().sum(dim=1) * (share / 2)
-            ends = Box(middle - radius, middle + radius)
-            raised = -margins(graph, {first.node: ends}, y, outward=False).float()
-            found.append(F.cross_entropy(raised, y, reduction="none"))
-        return torch.stack(found, dim=1)
-
-    def _raised(self, x: Tensor, free: Tensor, y: Tensor, share: float) -> Float[Tensor, "M K"]:
-        """Upper bounds of z_j - z_y over contents of the free pixels, `share` of the way from what they are."""
-        return -margins(self._graph(x), {0: _box(x, free, share)}, y, outward=False).float()
+        """The worst case's cross-entropy at each of the placements `free`; see `placement_losses`."""
+        return placement_losses(self._graph(x), x, y, free, share, self._chunk(x))
 
 
 def _margins(graph: Graph, x: Tensor, free: Tensor, own: Tensor) -> Float[Tensor, " M"]:
-    found = margins(graph, {0: _box(x, free)}, own)
+    found = margins(graph, {0: box(x, free)}, own)
     return found.scatter(1, own[:, None], torch.inf).nan_to_num(nan=-torch.inf, posinf=torch.inf).amin(dim=1)
-
-
-def _box(x: Tensor, free: Tensor, share: float = 1.0) -> Box:
-    """Least and largest value of each pixel: [0, 1] where it is free (with a smaller share, on the way there)."""
-    free = free[:, None]
-    return Box(torch.where(free, (1 - share) * x, x), torch.where(free, 1 - (1 - share) * (1 - x), x))

@@ -7,19 +7,17 @@ from abc import abstractmethod
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from robustpatch import memory, precision
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.lending import lent
-from robustpatch.classifiers.passed import Passed, check_when, told
+from robustpatch.classifiers.base_check import PassedChecks, check_when, scoring_state
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.defenses.double_masking import MaskedPredictions, Score
 from robustpatch.defenses.masking import MaskSet
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
-from robustpatch.voting.silence import numbers_backward
+from robustpatch.gradients import in_chunks, numbers_backward
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
 _CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
@@ -36,7 +34,7 @@ class MaskingDefense(Defense):
     @property
     @abstractmethod
     def shown(self) -> Encoding:
-        """How an image under masks is shown to the network."""
+        """The encoding of an image under masks for the network."""
 
     @abstractmethod
     def mask_set(self, height: int, width: int) -> MaskSet:
@@ -74,7 +72,7 @@ class MaskedNetwork(Defended):
         self._shown = self.defense.shown
         check_when(check)
         self.check = check
-        self.passed = Passed()
+        self.passed = PassedChecks()
 
     @property
     def guard(self) -> float:
@@ -107,16 +105,10 @@ class MaskedNetwork(Defended):
         chunk = self.chunk or memory.chunk(values, x.device, torch.is_grad_enabled())
         if self.chunk is None and x.device.type == "cpu" and not torch.is_grad_enabled():
             chunk = min(chunk, max(1, _CACHED // values))
-        parts = list(zip(image.split(chunk), union.split(chunk), strict=True))
-        again = torch.is_grad_enabled() and len(parts) > 1
-        found = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
-        return torch.cat(found)
+        return in_chunks(score, list(zip(image.split(chunk), union.split(chunk), strict=True)))
 
     def _network(self, shown: Tensor) -> Float[Tensor, "M K"]:
-        tensor = next(self.network.parameters(), None)
-        if tensor is not None and not torch.is_autocast_enabled(shown.device.type):
-            shown = shown.to(tensor.dtype)
-        logits = self.network(shown)
+        logits = self.network(precision.matching(self.network, shown))
         if logits.shape != (len(shown), self.num_classes):
             raise InvalidInput(
                 f"the network returned logits of shape {tuple(logits.shape)}, not {(len(shown), self.num_classes)}; "
@@ -135,22 +127,21 @@ class MaskedNetwork(Defended):
         ]
 
     def scoring(self, x: Float[Tensor, "B C H W"]) -> Score:
-        """The logits of these images, by their numbers."""
         return lambda image, union: self.logits(x, image, union)
 
     @torch.no_grad()
     def check_network(self, x: Float[Tensor, "B C H W"]) -> None:
         """Refuse logits that depend on other images or on chance: the first image alone, in company and twice.
 
-        Once the network has passed, and unless it has changed since (see `robustpatch.classifiers.content`) or `check`
-        is "every call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
+        Once the network has passed, and unless `robustpatch.classifiers.state_digest` sees a change since or `check` is
+        "every call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
         """
         check_when(self.check)
         if not len(x):
             return
         guard = self.guard_on(x.device)
-        now = told(self, x, guard)
-        if self.check == "once" and self.passed.holds(now):
+        now = scoring_state(self, x, guard)
+        if self.check == "once" and now in self.passed:
             masks, one = self.defense.mask_set(*x.shape[2:]), self.passed.calls % len(x)
             members = masks.unions[self.passed.turn(len(masks.unions), 1)]
             kept = ~masks.hidden()[members].any(dim=0, keepdim=True).to(x.device)
@@ -159,9 +150,9 @@ class MaskedNetwork(Defended):
         else:
             shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
             company = torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)])
-            others = [self._network(lent(shown)), self._network(company)[1:2]]
+            others = [self._network(shown.clone()), self._network(company)[1:2]]
         self.passed.calls += 1
-        alone = self._network(lent(shown))
+        alone = self._network(shown.clone())
         checks.finite_scores(alone)
         deviation = float(torch.stack([(alone - again).abs().max() for again in others]).max())
         if not deviation <= guard:
@@ -169,4 +160,4 @@ class MaskedNetwork(Defended):
                 f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
                 f"{guard:g}: the network couples images or is random; mend it, or choose a larger guard"
             )
-        self.passed.note(now)
+        self.passed.add(now)

@@ -144,8 +144,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
     @torch.no_grad()
     def predict_with_cost(self, x: Float[Tensor, "B C H W"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
         """Returns `predict`'s answer, and the evaluations it took of each image: 36 of 36 masks where these agree."""
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         none = torch.zeros(0, dtype=torch.long, device=x.device)
         found, spent = [none], [none]
         for looks in self.looks(x):
@@ -160,8 +159,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         `close` counts the unions that were seen to name the class by no more than 2·guard. Raises `InvalidInput` where
         some placement lies inside no mask, and for a network whose logits differ alone and in company.
         """
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
@@ -194,8 +192,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         It is the logits by which the prediction leads under some view that hides the patch and any second view, the
         best such view and the worst second one, less 2·guard. Asks all unions. Raises `InvalidInput`.
         """
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
         if threat.count > 1:
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")

@@ -15,15 +15,14 @@ from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier
-from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
+from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.parse import parse_voting
-from robustpatch.voting.rules import Voting
 from robustpatch.voting.silence import answered, has_score
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
@@ -78,12 +77,13 @@ class MaskedClassifier(Defended, CertifiedClassifier):
             )
         if defense.voting != "own":
             voting = parse_voting(defense.voting, inside.voting.guard)
-            self.network = _around(inside.base, inside, voting, num_classes)
+            self.network = SmoothedClassifier(inside.base, inside.ablation, voting=voting, **inside.options())
             self.network.train(network.training)
 
     def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> MaskedClassifier:
         """The same defense around another base, in evaluation mode."""
-        inner = _around(base, self.network, self.network.voting, num_classes)
+        options = {**self.network.options(), "num_classes": num_classes, "voting": self.network.voting}
+        inner = SmoothedClassifier(base, self.network.ablation, **options)
         return MaskedClassifier(inner, self.defense, num_classes=num_classes).eval()
 
     @property
@@ -99,9 +99,6 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         windows = incidence(self.network.ablation, window, (height, width))
         return Masking(windows, Fraction(self.defense.threshold).limit_denominator(2**16))
 
-    def _masking(self, x: Tensor) -> Masking:
-        return self.masking(x.shape[2], x.shape[3])
-
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Returns what masking leaves of each class less what it leaves of the best, per ablation: 0 for the best,
         below for others.
@@ -111,14 +108,14 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         logits, voting = self.network.logits(x), self.network.voting
         scores = voting.scores(logits.detach())
         votes = voting.votes(scores, self.network.guard_on(x.device))
-        heard, left = self._masking(x).remainder(votes.cast)
+        heard, left = self.masking(x.shape[2], x.shape[3]).remainder(votes.cast)
         scale = votes.cast.shape[1] * votes.unit
         hard = ((left - left.amax(dim=1, keepdim=True)).double() / scale).float()
         if not logits.requires_grad:
             return hard
         known = has_score(scores)
         soft = torch.where(known & heard, voting.soft(torch.where(known, logits, 0)), 0).sum(dim=1) / heard.shape[1]
-        return hard.detach() + (soft - soft.detach())
+        return StraightThrough.apply(soft, hard)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
@@ -128,14 +125,13 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         that it touches. -1 where not one ablation of the image has a score: a patch that can touch all of them is never
         certified.
         """
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         scores, model = self.network.scores(x), self.network
         left = self.left(model.voting.votes(scores, model.guard_on(x.device)), (x.shape[2], x.shape[3]))
         return answered(first_argmax(left), scores)
 
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
-        return self.left(self.network.votes(lent(x)), (x.shape[2], x.shape[3]))
+        return self.left(self.network.votes(x.clone()), (x.shape[2], x.shape[3]))
 
     def left(self, votes: Votes | Scored, image_size: tuple[int, int]) -> Int[Tensor, "B K"]:
         """Returns what masking leaves of each class, of the contributions of the ablations of such images."""
@@ -148,8 +144,7 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
         together, and for several patches.
         """
-        checks.evaluation_mode(self)
-        checks.image_values(x)
+        checks.inputs(self, x)
         size = (x.shape[2], x.shape[3])
         masking, model = self.masking(*size), self.network
         sets = []
@@ -172,18 +167,6 @@ class MaskedClassifier(Defended, CertifiedClassifier):
 @guarded_classifier.register
 def _(classifier: MaskedClassifier) -> SmoothedClassifier:
     return classifier.network
-
-
-def _around(base: nn.Module, like: SmoothedClassifier, voting: Voting, num_classes: int) -> SmoothedClassifier:
-    return SmoothedClassifier(
-        base,
-        like.ablation,
-        num_classes=num_classes,
-        voting=voting,
-        encoding=like.encoding,
-        chunk=like.chunk,
-        check=like.check,
-    )
 
 
 def _certificate(

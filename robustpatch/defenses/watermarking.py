@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.overrides import TorchFunctionMode
 
-from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.base import Defense
 from robustpatch.defenses.filtered import Filtered, check_options, gradient_option, precise
 
@@ -86,7 +85,7 @@ def saliency(network: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "
     """
     with torch.inference_mode(False), torch.enable_grad(), _Guided():
         x = x.detach().clone().requires_grad_()
-        highest = network(lent(x)).float().amax(dim=1)
+        highest = network(x.clone()).float().amax(dim=1)
         gradient = torch.autograd.grad(highest.sum(), x)[0]
     return gradient.float().abs().amax(dim=1)
 

@@ -75,9 +75,9 @@ def worst_margins(file: ProofFile, sets: np.ndarray) -> np.ndarray:
         some = slice(first, min(first + at_once, images))
         cast, close = file.votes(some)
         c = cast.sum(axis=1).argmax(axis=1)
-        sure = np.maximum(cast - close - file.slack, 0)
-        possible = np.minimum(np.maximum(cast, close) + file.slack, file.unit)
-        lead = np.take_along_axis(sure, c[:, None, None], axis=2) - possible
+        lower = np.maximum(cast - close - file.slack, 0)
+        upper = np.minimum(np.maximum(cast, close) + file.slack, file.unit)
+        lead = np.take_along_axis(lower, c[:, None, None], axis=2) - upper
         own = np.arange(k) == c[:, None]
         ties = np.arange(k) < c[:, None]
         for start in range(0, len(sets), rows):
@@ -135,13 +135,6 @@ def _winners(file: ProofFile) -> np.ndarray:
     some = max(1, _CELLS // prod(file.shape[1:]))
     parts = [file.votes(slice(a, min(a + some, file.shape[0])))[0] for a in range(0, file.shape[0], some)]
     return np.concatenate([part.sum(axis=1).argmax(axis=1) for part in parts])
-
-
-def claimed(path: str | Path) -> str:
-    """The claim of the file, and its assumptions, for a reader to hold against what was promised.
-    Raises as `verify`.
-    """
-    return told(read(path))
 
 
 def told(file: ProofFile) -> str:

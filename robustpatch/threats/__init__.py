@@ -1,4 +1,4 @@
-"""What the attacker may change."""
+"""Threats: the pixels that an attacker may change."""
 
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.base import Patches, Placements, Threat

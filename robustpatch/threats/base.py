@@ -68,7 +68,7 @@ class Placements(ABC):
         return torch.where(same.any(dim=1), same.int().argmax(dim=1), -1)
 
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
-        """Whether the patch shares a pixel with each of the masks, at each place."""
+        """True where the patch shares a pixel with the mask, at each place."""
         marked = masks.flatten(1).to(torch.float32)
         numbers = torch.arange(len(self), device=masks.device)
         shared = [self.footprint(some).flatten(1).to(torch.float32) @ marked.T for some in numbers.split(self._chunk())]
@@ -84,7 +84,7 @@ class Placements(ABC):
         return torch.cat(parts, dim=1)
 
     def inside(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
-        """Whether each of the masks holds all of the patch, at each place."""
+        """True where the mask holds all of the patch, at each place."""
         return ~self.hits(~masks)
 
     def _chunk(self) -> int:
@@ -114,7 +114,7 @@ class Threat(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold of the threat; `threat_from_dict` reads it."""
+        """A dict that JSON can hold; `threat_from_dict` is the inverse."""
 
     def check_fits(self, height: int, width: int) -> None:
         """Raise `InvalidInput` when a patch is larger than an image of `height` × `width`, or there are too many."""
@@ -140,7 +140,7 @@ class Patches(Threat):
 
     @abstractmethod
     def families(self, height: int, width: int) -> tuple[Placements, ...]:
-        """Where each of the `count` patches can be, on images of that size. Raises `InvalidInput` where none fits."""
+        """The places of each of the `count` patches on images of that size. Raises `InvalidInput` where none fits."""
 
     @classmethod
     @abstractmethod
@@ -161,7 +161,7 @@ class Patches(Threat):
         return covered
 
     def contains(self, changed: Bool[Tensor, "B H W"], at: Int[Tensor, "B count 2"]) -> Bool[Tensor, " B"]:
-        """Whether every changed pixel lies under patches anchored at `at`, and these are places of the threat."""
+        """True where all changed pixels lie under patches anchored at `at`, and these are places of the threat."""
         height, width = changed.shape[1:]
         placed = torch.ones(len(at), dtype=torch.bool, device=at.device)
         for patch, family in enumerate(self.families(height, width)):

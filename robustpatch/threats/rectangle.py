@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustpatch.errors import InvalidInput
+from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Patches, Placements
 
 _SIZE = re.compile(r"(?:(\d{1,9})\*)?(\d{1,9})(?:x(\d{1,9}))?")
@@ -86,7 +86,7 @@ class PatchThreat(Patches):
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "count"):
-            _check_whole(name, getattr(self, name))
+            check_whole(f"patch {name}", getattr(self, name))
 
     @classmethod
     def read(cls, text: str) -> PatchThreat | None:
@@ -136,7 +136,7 @@ class AreaShare(Patches):
     count: int = 1
 
     def __post_init__(self) -> None:
-        _check_whole("count", self.count)
+        check_whole("patch count", self.count)
         if not isinstance(self.percent, str) or _SHARE.fullmatch(f"{self.percent}%") is None:
             raise InvalidInput(
                 f"patch percent is {self.percent!r}; give a decimal number as text, such as '2' or '0.5'"
@@ -177,8 +177,3 @@ def _covered(
     in_rows = (row >= top) & (row < top + height)
     in_columns = (column >= left) & (column < left + width)
     return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
-
-
-def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"patch {name} is {value!r}; it must be a whole number of at least 1")

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
+from robustpatch.classifiers.calibration import deviation_from_float32
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.classifiers.witness import deviation_from_float32
 from robustpatch.data.image_set import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
@@ -42,7 +42,7 @@ def off_float32(
     model: nn.Module, validation: ImageSet, epoch: int, config: TrainingConfig, device: str
 ) -> float | None:
     """The largest distance of a score under bfloat16 autocast from float32's, on the first validation images; None
-    where the training is in float32. Refuses one that rounding does not explain (`witness.Deviation.explained`).
+    where the training is in float32. Refuses one that rounding does not explain (`calibration.Deviation.explained`).
 
     Of the ablations, those that the network is asked about together; of a base that enumerates, 64.
     """

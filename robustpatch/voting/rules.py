@@ -1,9 +1,9 @@
-"""scores -> votes, and which votes are too close to call.
+"""scores -> votes, those too close to call among them.
 
-The certificates say that an ablation which the patch does not touch votes as before. In floating point its score can
-move in the last bits (another batch size, chunk, device or kernel), so a vote within `guard` of falling the other way
-is marked close, and every certificate counts close votes against itself. Scores that are summed as they are
-(`robustpatch.voting.scored`) are counted in whole units, so that sums, predictions and certificates stay exact.
+The certificates assume that an ablation which the patch does not touch votes as before. In floating point its score can
+move in the last bits (another batch size, chunk, device or kernel), so a vote within `guard` of turning over is marked
+close, and every certificate counts it as absent for the prediction and as present for every rival. Scores that are
+summed as they are (`robustpatch.voting.scored`) count in whole units: sums, predictions and certificates stay exact.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from math import isfinite, log
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ class Voting(ABC):
         return "softmax"
 
     def votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes | Scored:
-        """The votes, and which of them a change of each score by at most `guard` could turn over.
+        """The votes, those marked that a change of each score by at most `guard` could turn over.
 
         An ablation with a score that is NaN or infinite votes for no class, and all of that is close: a patch can do
         this to those that it touches (see `robustpatch.voting.silence`). Nothing can be certified of an image with one.
@@ -83,31 +84,51 @@ class Voting(ABC):
     def with_guard(self, guard: float | None) -> Voting:
         return replace(self, guard=guard)  # type: ignore[type-var]  # every concrete rule is a dataclass
 
-    def _check_guard(self) -> None:
+    def __post_init__(self) -> None:
         if self.guard is not None and not (isfinite(self.guard) and 0 <= self.guard < 1):
             raise InvalidInput(f"guard is {self.guard}; it must lie in [0, 1), or be None for the default")
 
 
-@dataclass(frozen=True)
-class Threshold(Voting):
+class AboveThreshold(Voting):
     """An ablation votes for every class with score ≥ `theta`: it may name several, or none.
 
-    A vote is close where |score - theta| ≤ guard. (Levine & Feizi 2020, Section 3.)
+    A vote is close where |score - theta| ≤ guard.
     """
 
-    theta: float = 0.3
-    guard: float | None = None
+    theta: float
+    name: ClassVar[str]
 
     def __str__(self) -> str:
-        return f"threshold:{self.theta}"
+        return f"{self.name}:{self.theta}"
 
     def __post_init__(self) -> None:
         if not 0 < self.theta < 1:
             raise InvalidInput(f"theta is {self.theta}; the threshold must lie strictly between 0 and 1")
-        self._check_guard()
+        super().__post_init__()
 
     def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
+
+    @abstractmethod
+    def log_odds(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """log(s / (1 - s)) of the scores s."""
+
+    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """The log-odds of the score less those of theta."""
+        return self.log_odds(logits) - log(self.theta / (1 - self.theta))
+
+    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """sigmoid(logit s - logit theta): above one half exactly where the vote is cast."""
+        return torch.sigmoid(self.margins(logits))
+
+
+@dataclass(frozen=True)
+class Threshold(AboveThreshold):
+    """`AboveThreshold` of the softmax probabilities. (Levine & Feizi 2020, Section 3.)"""
+
+    theta: float = 0.3
+    guard: float | None = None
+    name: ClassVar[str] = "threshold"
 
     def capacity(self, num_classes: int) -> int:
         """floor(1/theta), or K where that is less: probabilities ≥ theta add up to 1 at the most.
@@ -116,13 +137,8 @@ class Threshold(Voting):
         """
         return min(num_classes, int((1 + excess(num_classes)) / self.theta))
 
-    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """logit p_k - logit theta."""
-        return log_odds(logits) - log(self.theta / (1 - self.theta))
-
-    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """sigmoid(logit p_k - logit theta): above one half exactly where the vote is cast."""
-        return torch.sigmoid(self.margins(logits))
+    def log_odds(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        return log_odds(logits)
 
 
 @dataclass(frozen=True)
@@ -136,9 +152,6 @@ class TopOne(Voting):
 
     def __str__(self) -> str:
         return "top1"
-
-    def __post_init__(self) -> None:
-        self._check_guard()
 
     def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
         cast = torch.nn.functional.one_hot(first_argmax(scores), scores.shape[-1]).bool()

@@ -7,15 +7,16 @@ smoothing with other voting.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log
+from math import ceil, floor, isfinite
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.voting.rules import Voting, excess, log_odds
-from robustpatch.voting.votes import UNITS, Scored, Votes
+from robustpatch.voting.rules import AboveThreshold, Voting, excess, log_odds
+from robustpatch.voting.votes import UNITS, Scored
 
 _LEAK = 0.01  # slope of a clipped logit's stand-in outside its range
 
@@ -52,9 +53,6 @@ class SummedScores(Summed):
     def __str__(self) -> str:
         return "scores"
 
-    def __post_init__(self) -> None:
-        self._check_guard()
-
     @property
     def link(self) -> str:
         return "softmax"
@@ -87,7 +85,7 @@ class ClippedTanh(Summed):
                 f"scale is {self.scale} and shift {self.shift}; tanh(scale·x - shift) needs a positive scale and a "
                 "finite shift"
             )
-        self._check_guard()
+        super().__post_init__()
 
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return torch.sigmoid(self.margins(logits))
@@ -112,7 +110,7 @@ class ClippedLogits(Summed):
     def __post_init__(self) -> None:
         if not 0 < self.top < float("inf"):
             raise InvalidInput(f"top is {self.top}; logits are clipped to [0, top], which needs a positive number")
-        self._check_guard()
+        super().__post_init__()
 
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return (logits / self.top).clamp(0, 1)
@@ -129,23 +127,16 @@ class ClippedLogits(Summed):
 
 
 @dataclass(frozen=True)
-class SigmoidThreshold(Voting):
-    """An ablation votes for every class whose own sigmoid is ≥ `theta`: at 1/2, wherever the logit is not negative.
+class SigmoidThreshold(AboveThreshold):
+    """`AboveThreshold` of each class's own sigmoid: at 1/2, a vote wherever the logit is not negative.
 
-    Unlike under `Threshold` it may vote for all classes. A vote is close where |sigmoid - theta| ≤ guard. (BagCert,
-    Metzen & Yatsura 2021, Section 3: a SigmoidThreshold function forward, the gradient of a sigmoid backward.)
+    An ablation may vote for all classes. (BagCert, Metzen & Yatsura 2021, Section 3: a step function forward, the
+    gradient of a sigmoid backward.)
     """
 
     theta: float = 0.5
     guard: float | None = None
-
-    def __str__(self) -> str:
-        return f"sigmoid:{self.theta}"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.theta < 1:
-            raise InvalidInput(f"theta is {self.theta}; the threshold must lie strictly between 0 and 1")
-        self._check_guard()
+    name: ClassVar[str] = "sigmoid"
 
     @property
     def link(self) -> str:
@@ -154,15 +145,8 @@ class SigmoidThreshold(Voting):
     def scores(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         return torch.sigmoid(logits)
 
-    def _votes(self, scores: Float[Tensor, "B N K"], guard: float) -> Votes:
-        return Votes(cast=scores >= self.theta, close=(scores - self.theta).abs() <= guard)
-
-    def margins(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """The logit - logit theta."""
-        return logits - log(self.theta / (1 - self.theta))
-
-    def soft(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        return torch.sigmoid(self.margins(logits))
+    def log_odds(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        return logits
 
     def sharp(self, logits: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """The votes, with the gradient of `soft`: what the certificate's loss counts is what is certified."""

@@ -29,14 +29,3 @@ def names_class(logits: Float[Tensor, "*any K"]) -> Bool[Tensor, "*any"]:
 def answered(prediction: Int[Tensor, " B"], scores: Float[Tensor, "B N K"]) -> Int[Tensor, " B"]:
     """The predictions; -1 for images of which not one ablation has a score."""
     return torch.where(has_score(scores).flatten(1).any(dim=1), prediction, -1)
-
-
-def numbers_backward(x: Tensor) -> Tensor:
-    """`x` itself; what a gradient says of it that is no number is replaced by 0, before it meets anything else.
-
-    Where an ablation overflows its gradient may be NaN, and would hide that of all others that keep the same pixels.
-    """
-    if x.requires_grad:
-        x = x.view_as(x)  # the hook is to stay off the caller's own tensor
-        x.register_hook(lambda gradient: torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0))
-    return x

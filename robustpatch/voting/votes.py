@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
@@ -45,12 +45,17 @@ class Votes:
         return self.cast.sum(dim=1, dtype=self.sums)
 
     @property
-    def sure(self) -> Bool[Tensor, "B N K"]:
+    def shares(self) -> Float[Tensor, "B K"]:
+        """counts / N."""
+        return self.counts.to(torch.float32) / self.cast.shape[1]
+
+    @property
+    def lower(self) -> Bool[Tensor, "B N K"]:
         """The votes that stay cast however rounding falls."""
         return self.cast & ~self.close
 
     @property
-    def possible(self) -> Bool[Tensor, "B N K"]:
+    def upper(self) -> Bool[Tensor, "B N K"]:
         """The votes cast at most, however rounding falls."""
         return self.cast | self.close
 
@@ -99,12 +104,21 @@ class Scored:
         return self.cast.sum(dim=1, dtype=self.sums)
 
     @property
-    def sure(self) -> Int[Tensor, "B N K"]:
+    def shares(self) -> Float[Tensor, "B K"]:
+        """The mean contributions, in [0, 1]. float32 may round two together: those below the most stay below it."""
+        counts = self.counts
+        shares = (counts.double() / (self.cast.shape[1] * self.unit)).to(torch.float32)
+        most = shares.amax(dim=1, keepdim=True)
+        beaten = counts < counts.amax(dim=1, keepdim=True)
+        return torch.where(beaten, shares.minimum(torch.nextafter(most, torch.zeros_like(most))), shares)
+
+    @property
+    def lower(self) -> Int[Tensor, "B N K"]:
         """The least that rounding leaves of each contribution; int64, as all that is summed from it."""
         return (self.cast.long() - self.slack).clamp(min=0)
 
     @property
-    def possible(self) -> Int[Tensor, "B N K"]:
+    def upper(self) -> Int[Tensor, "B N K"]:
         """The most that rounding makes of each contribution; int64."""
         return (self.cast.long() + self.slack).clamp(max=self.unit)
 

@@ -19,7 +19,7 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
-from tests.asking import predict
+from tests.as_evaluator import predict
 from tests.attacks.toys import Plain, images, registered, smoothed
 
 SIZE = (4, 5)

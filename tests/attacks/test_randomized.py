@@ -12,7 +12,7 @@ from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.threats.rectangle import PatchThreat
-from tests.asking import evaluations, predict, referee
+from tests.as_evaluator import evaluations, predict, referee
 from tests.attacks.toys import Level, flipped, images, strip
 
 SIZE, THREAT = (3, 6), PatchThreat(2, 2)

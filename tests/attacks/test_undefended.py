@@ -16,7 +16,7 @@ from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
-from tests.asking import predict
+from tests.as_evaluator import predict
 from tests.attacks.toys import Plain, images, registered
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

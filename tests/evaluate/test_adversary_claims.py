@@ -19,7 +19,7 @@ from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
-from tests.asking import referee
+from tests.as_evaluator import referee
 from tests.attacks.scribblers import claim
 from tests.attacks.toys import Level
 from tests.evaluate.foreign import ONE, PGD, RANDOM, Bright, run, scores

@@ -165,7 +165,7 @@ def test_ours_is_tested_both_ways():
 
 
 def test_a_view_too_wide_is_broken_by_attack(monkeypatch):
-    monkeypatch.setattr("robustpatch.classifiers.checks.base_is_sound", lambda *_, **__: None)
+    monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", lambda *_, **__: None)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 2, 7)}
     assert "attack" in {finding.check for finding in audited(Foreign(wide()), **options).findings}
     assert not audited(Foreign(wide(0)), **options).findings

@@ -13,10 +13,10 @@ from attacks.base import judge
 from evaluate import Settings, evaluate, summarise
 from evaluate.results.table import verdict
 from robustpatch.certificates.exact import Certificate
-from robustpatch.classifiers.foreign import checked
+from robustpatch.classifiers.isolation import checked
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
-from tests.asking import referee
+from tests.as_evaluator import referee
 from tests.evaluate.planted import image_set
 
 THREAT = PatchThreat(1, 1)

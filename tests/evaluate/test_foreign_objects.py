@@ -13,7 +13,7 @@ from evaluate.model.identity import weights_sha256
 from evaluate.runs.batch import Settings
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.asking import certify
+from robustpatch.classifiers.isolation import certify
 from robustpatch.errors import InvalidInput
 from tests.evaluate.foreign import DARK, ONE, RANDOM, Bright, run, scores
 

@@ -24,7 +24,7 @@ from robustpatch.certificates.randomized import Sampling
 from robustpatch.classifiers import randomized
 from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.threats.rectangle import PatchThreat
-from tests.asking import predict
+from tests.as_evaluator import predict
 from tests.attacks.toys import Level
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set, striped

@@ -12,7 +12,7 @@ from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep import runner as module
 from evaluate.sweep.records import margin_column, top_column
 from robustpatch import precision
-from robustpatch.classifiers.checks import few
+from robustpatch.classifiers.base_check import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat

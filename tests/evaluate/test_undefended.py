@@ -18,7 +18,7 @@ from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
-from tests.asking import predict
+from tests.as_evaluator import predict
 from tests.attacks.toys import Plain, images, worlds
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set

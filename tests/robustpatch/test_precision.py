@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import robustpatch
 from robustpatch import Columns, InvalidInput, PatchThreat, SmoothedClassifier, Threshold
-from robustpatch.classifiers import checks
+from robustpatch.classifiers import base_check
 from robustpatch.precision import check_device, is_reduced, remedies, settings
 from tests import toys
 
@@ -139,8 +139,8 @@ def test_devices_that_are_not_to_be_had(name):
 
 def test_weights_made_in_inference_mode_are_told_by_their_numbers(monkeypatch):
     """They count no versions, but hold numbers as all weights do; an edit in place is seen."""
-    full, original = [], checks.base_is_sound
-    monkeypatch.setattr(checks, "base_is_sound", lambda *a, **b: full.append(not b["again"]) or original(*a, **b))
+    full, original = [], base_check.base_is_sound
+    monkeypatch.setattr(base_check, "base_is_sound", lambda *a, **b: full.append(not b["again"]) or original(*a, **b))
     for mode in (torch.inference_mode, torch.no_grad):
         full.clear()
         with mode():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustpatch.ablations.kinds import Columns, Rows
-from robustpatch.classifiers import checks
+from robustpatch.classifiers import base_check
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne
@@ -69,8 +69,8 @@ def test_compiled(monkeypatch):
     model, x = models()["enumeration"], toys.images(12)
     other = copy.deepcopy(model)
     other.certify(x, PatchThreat(1, 1))
-    found, original = [], checks.base_is_sound
-    monkeypatch.setattr(checks, "base_is_sound", lambda *a, **b: found.append(b["again"]) or original(*a, **b))
+    found, original = [], base_check.base_is_sound
+    monkeypatch.setattr(base_check, "base_is_sound", lambda *a, **b: found.append(b["again"]) or original(*a, **b))
     other.base.compile(dynamic=True)
     with torch.no_grad():
         check(other.scores(x), other.guard, model, x)

@@ -1,4 +1,4 @@
-"""From what a network runs of two and of three images, the graph for any number of them."""
+"""The graph of a network for any number of images, built from the operators that it runs on two and on three."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _changing(where: str) -> str:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Tells whether two constants, made anew each time, are one and the same."""
+    """True for equal constants, made anew each time."""
     alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
     return alike and torch.equal(one, other)
 
@@ -147,7 +147,7 @@ def _check(graph: Graph, node: Node) -> None:
 
 
 def _is_other(graph: Graph, ref: Ref) -> bool:
-    """Tells whether it is not the first output of an operator that has others: indices of the largest, statistics."""
+    """True for all but the first output of an operator that has others: indices of the largest, statistics."""
     return bool(ref.output) and graph.nodes[ref.node].op not in SEVERAL
 
 

@@ -1,4 +1,4 @@
-"""One call of an operator as the rule for its bounds looks at it: before any run, and with bounds of its arguments."""
+"""One call of an operator, as its rule sees it: before any run, and with bounds of its arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Box(NamedTuple):
 
 
 class Call:
-    """One call as its rule looks at it before any run: arguments by name, and shapes."""
+    """One call before any run: arguments by name, and shapes."""
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node, self.arguments = graph, node, node.arguments
@@ -28,7 +28,7 @@ class Call:
         return self.arguments.get(name)
 
     def images(self, name: str) -> bool:
-        """Tells whether that argument is a tensor with a row for each image."""
+        """True where that argument is a tensor with a row for each image."""
         own = self[name]
         return isinstance(own, Ref) and self.graph.nodes[own.node].per_image
 
@@ -43,7 +43,7 @@ class Call:
         return len(self.node.metas[0].shape)
 
     def tensors(self) -> list[tuple[bool, tuple[Any, ...]]]:
-        """Of every tensor among the arguments: whether it has a row for each image, and its shape."""
+        """For every tensor among the arguments: True if it has a row for each image, and its shape."""
         found: list[tuple[bool, tuple[Any, ...]]] = []
 
         def look(own: Any) -> Any:
@@ -70,11 +70,11 @@ class Step:
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
 
-    def at(self, end: Callable[[Box], Tensor], /, **replaced: Any) -> Any:
-        """Calls the operator with each box replaced by one of its ends."""
+    def at(self, end: int = 0, /, **replaced: Any) -> Any:
+        """Calls the operator with each box replaced by its lower end, 0, or its upper one, 1."""
 
         def resolved(own: Any) -> Any:
-            return end(own) if isinstance(own, Box) else self.batch if own is BATCH else own
+            return own[end] if isinstance(own, Box) else self.batch if own is BATCH else own
 
         arguments = {name: _leaves(own, resolved) for name, own in (self.arguments | replaced).items()}
         assert self.node.op is not None
@@ -82,17 +82,14 @@ class Step:
 
     def value(self, tensor: Tensor, name: str = "self") -> Tensor:
         """The operator itself, first output, of a tensor in place of its box."""
-        out = self.at(lambda box: box.lower, **{name: tensor})
+        out = self.at(**{name: tensor})
         return out if isinstance(out, Tensor) else out[0]
 
 
 def _leaves(argument: Any, change: Callable[[Any], Any]) -> Any:
     """As `mapped`, where a box is one leaf."""
-    return (
-        change(argument)
-        if isinstance(argument, Box)
-        else ([_leaves(one, change) for one in argument] if isinstance(argument, list | tuple) else change(argument))
-    )
+    several = isinstance(argument, list | tuple) and not isinstance(argument, Box)
+    return [_leaves(one, change) for one in argument] if several else change(argument)
 
 
 @dataclass(frozen=True)

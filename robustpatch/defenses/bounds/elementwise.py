@@ -16,13 +16,13 @@ from torch import Tensor
 
 from robustpatch.defenses.bounds.call import Box, Call, Rule, Step
 from robustpatch.defenses.bounds.graph import BATCH
-from robustpatch.defenses.bounds.movement import along, both_ends
+from robustpatch.defenses.bounds.movement import both_ends, reduced, spatial
 
 aten = torch.ops.aten
 
 
 def _aligned(call: Call) -> str | None:
-    """Broadcasting lays axes together from the last: images must come first in all, constants not reach that axis."""
+    """Broadcasting aligns axes from the last: images must come first in all tensors, constants not reach that axis."""
     for images, shape in call.tensors():
         if images and len(shape) != call.ndim:
             return "of tensors with different numbers of axes; give them the same"
@@ -55,20 +55,9 @@ def _clamped(call: Call) -> str | None:
     return _aligned(call)
 
 
-def _reduced(call: Call) -> str | None:
-    mixed = along(call, call["dim"], len(call.shape(call["self"])))
-    return "over all axes or the first, that of images; name the other axes" if mixed else None
-
-
-def _pooled(call: Call) -> str | None:
-    return (
-        None if len(call.shape(call["self"])) == 4 else "on other than four axes; pass [batch, channels, height, width]"
-    )
-
-
 def _first_of_ends(step: Step) -> Box:
     """Of an operator whose first output is the values: indices come with them."""
-    return Box(*(step.at(end)[0] for end in (lambda box: box.lower, lambda box: box.upper)))
+    return Box(step.at(0)[0], step.at(1)[0])
 
 
 def _flushed(step: Step, box: Box) -> Box:
@@ -92,7 +81,7 @@ def _hull(step: Step, found: list[Tensor]) -> Box:
 def _difference(step: Step) -> Box:
     """The first rises, the second falls."""
     first, second = step["self"], step["other"]
-    ends = [step.at(_never, self=_end(first, k), other=_end(second, 1 - k)) for k in (0, 1)]
+    ends = [step.at(self=_end(first, k), other=_end(second, 1 - k)) for k in (0, 1)]
     return _flushed(step, Box(*ends))
 
 
@@ -105,7 +94,7 @@ def _product(step: Step) -> Box:
     """Of all pairs of ends; a quotient by a constant, too."""
     first, second = step["self"], step["other"]
     pairs = [(i, j) for i in _sides(first) for j in _sides(second)]
-    return _hull(step, [step.at(_never, self=_end(first, i), other=_end(second, j)) for i, j in pairs])
+    return _hull(step, [step.at(self=_end(first, i), other=_end(second, j)) for i, j in pairs])
 
 
 def _sides(own: object) -> tuple[int, ...]:
@@ -114,10 +103,6 @@ def _sides(own: object) -> tuple[int, ...]:
 
 def _end(own: object, k: int) -> object:
     return own[k] if isinstance(own, Box) else own
-
-
-def _never(_box: Box) -> Tensor:
-    raise AssertionError("every box has been replaced")
 
 
 def _negative(step: Step) -> Box:
@@ -147,8 +132,8 @@ ELEMENTWISE = (
     | _rules(_clamped, both_ends, aten.clamp.default, aten.clamp.Tensor)
     | _rules(_clamped, both_ends, aten.clamp_min.default, aten.clamp_max.default)
     | _rules(_clamped, both_ends, aten.clamp_min.Tensor, aten.clamp_max.Tensor)
-    | _rules(_reduced, both_ends, aten.amax.default, aten.amin.default)
-    | _rules(_pooled, _first_of_ends, aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default)
+    | _rules(reduced, both_ends, aten.amax.default, aten.amin.default)
+    | _rules(spatial, _first_of_ends, aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default)
     | _rules(_rises, _rising, aten.leaky_relu.default)
     | _rules(_plain, _rising, aten.add.Tensor, aten.add.Scalar)
     | _rules(_plain, _difference, aten.sub.Tensor, aten.sub.Scalar)

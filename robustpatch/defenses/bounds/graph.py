@@ -88,13 +88,10 @@ class Graph:
     def constants(self) -> dict[int, Any]:
         """The values of the nodes that do not depend on images, by number."""
         values: dict[int, Any] = {}
-        for number in self._constant:
-            values[number] = call(self.nodes[number], values, 0)
+        for number, node in enumerate(self.nodes):
+            if not node.per_image:
+                values[number] = call(node, values, 0)
         return values
-
-    @cached_property
-    def _constant(self) -> list[int]:
-        return [number for number, node in enumerate(self.nodes) if not node.per_image]
 
     @cached_property
     def _plans(self) -> dict[frozenset[int], tuple[list[int], dict[int, list[int]]]]:

@@ -21,16 +21,14 @@ _MIXED = "which would move the images along the first axis, or merge it with ano
 
 def both_ends(step: Step) -> Any:
     """The operator of all lower ends and of all upper ends."""
-    lower, upper = step.at(lambda box: box.lower), step.at(lambda box: box.upper)
-    return (
-        Box(lower, upper)
-        if isinstance(lower, torch.Tensor)
-        else [Box(*pair) for pair in zip(lower, upper, strict=True)]
-    )
+    lower, upper = step.at(0), step.at(1)
+    if isinstance(lower, torch.Tensor):
+        return Box(lower, upper)
+    return [Box(*pair) for pair in zip(lower, upper, strict=True)]
 
 
 def along(call: Call, dims: Any, ndim: int | None = None) -> bool:
-    """Tells whether the first axis is among `dims` (one, several, or for none given: all)."""
+    """True where the first axis is among `dims` (one, several, or for none given: all)."""
     if dims is None or dims == []:
         return True
     ndim = call.ndim if ndim is None else ndim
@@ -86,10 +84,21 @@ def _padded(call: Call) -> str | None:
     return _MIXED if any(call["pad"][2 * (_ranks(call) - 1) :]) else None
 
 
-def _spatial(call: Call) -> str | None:
-    """Works on the axes after images and channels."""
+def spatial(call: Call) -> str | None:
+    """Refuses a call that does not work on the axes after images and channels."""
     name = "self" if "self" in call.arguments else "input"
     return None if _ranks(call, name) == 4 else "on other than four axes; pass [batch, channels, height, width]"
+
+
+def reduced(call: Call) -> str | None:
+    """Refuses a sum, mean or extremum over the first axis, or in another type."""
+    if call["dtype"] is not None:
+        return f"in {call['dtype']}; leave dtype out"
+    return (
+        "over all axes or the first, that of images; name the other axes"
+        if along(call, call["dim"], _ranks(call))
+        else None
+    )
 
 
 def _pads_behind(call: Call) -> str | None:
@@ -126,11 +135,11 @@ MOVEMENT = {
         aten.reflection_pad2d.default: _pads_behind,
         aten.replication_pad1d.default: _pads_behind,
         aten.replication_pad2d.default: _pads_behind,
-        aten.pixel_shuffle.default: _spatial,
-        aten.pixel_unshuffle.default: _spatial,
-        aten.channel_shuffle.default: _spatial,
-        aten.upsample_nearest2d.default: _spatial,
-        aten.upsample_nearest2d.vec: _spatial,
+        aten.pixel_shuffle.default: spatial,
+        aten.pixel_unshuffle.default: spatial,
+        aten.channel_shuffle.default: spatial,
+        aten.upsample_nearest2d.default: spatial,
+        aten.upsample_nearest2d.vec: spatial,
         aten.repeat.default: _repeated,
         aten.zeros.default: _filled,
         aten.ones.default: _filled,

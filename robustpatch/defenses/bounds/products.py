@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustpatch.defenses.bounds.call import Box, Call, Rule, Step
-from robustpatch.defenses.bounds.movement import along
+from robustpatch.defenses.bounds.call import Call, Rule, Step
+from robustpatch.defenses.bounds.movement import reduced, spatial
 from robustpatch.defenses.bounds.rounding import Linear, linear_bounds
 
 aten = torch.ops.aten
@@ -62,13 +62,9 @@ def _convolution(step: Step) -> Linear:
     offset = 0.0 if bias is None else bias.abs().view(-1, *[1] * (weight.ndim - 2))
 
     def magnitude(s: Tensor) -> Tensor:
-        return step.at(_never, input=s, weight=weight.abs(), bias=None)
+        return step.at(input=s, weight=weight.abs(), bias=None)
 
     return Linear(lambda a: step.value(a, "input"), magnitude, offset, each)
-
-
-def _never(_box: Box) -> Tensor:
-    raise AssertionError("every box has been replaced")
 
 
 def _normed(call: Call) -> str | None:
@@ -104,12 +100,6 @@ def _norm(step: Step) -> Linear:
     )
 
 
-def _image_axes(call: Call) -> str | None:
-    return (
-        None if len(call.shape(call["self"])) == 4 else "on other than four axes; pass [batch, channels, height, width]"
-    )
-
-
 def _window(step: Step) -> Linear:
     """A window's numbers, summed up and divided: by their number, or by what is given."""
     height, width = step["self"].lower.shape[-2:]
@@ -121,13 +111,6 @@ def _window(step: Step) -> Linear:
 
 def _pair(size: Any) -> list[int]:
     return size if len(size) == 2 else [*size, *size]
-
-
-def _over_axes(call: Call) -> str | None:
-    if call["dtype"] is not None:
-        return f"in {call['dtype']}; leave dtype out"
-    mixed = along(call, call["dim"], len(call.shape(call["self"])))
-    return "over all axes or the first, that of images; name the other axes" if mixed else None
 
 
 def _mean(step: Step) -> Linear:
@@ -151,8 +134,8 @@ PRODUCTS = {
     aten.convolution.default: _rule(_convolved, _convolution, "input"),
     aten.native_batch_norm.default: _rule(_normed, _norm, "input"),
     aten._native_batch_norm_legit_no_training.default: _rule(_normed, _norm, "input"),
-    aten.avg_pool2d.default: _rule(_image_axes, _window, "self"),
-    aten._adaptive_avg_pool2d.default: _rule(_image_axes, _window, "self"),
-    aten.mean.dim: _rule(_over_axes, _mean, "self"),
-    aten.sum.dim_IntList: _rule(_over_axes, _sum, "self"),
+    aten.avg_pool2d.default: _rule(spatial, _window, "self"),
+    aten._adaptive_avg_pool2d.default: _rule(spatial, _window, "self"),
+    aten.mean.dim: _rule(reduced, _mean, "self"),
+    aten.sum.dim_IntList: _rule(reduced, _sum, "self"),
 }

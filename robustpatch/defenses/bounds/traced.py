@@ -1,4 +1,4 @@
-"""The graphs of a network, kept as long as nothing that can be told from outside has changed."""
+"""The graphs of a network, kept as long as nothing that can be seen from outside has changed."""
 
 from __future__ import annotations
 

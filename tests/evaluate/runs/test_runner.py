@@ -13,7 +13,7 @@ from evaluate import Settings, evaluate, summarise
 from evaluate.runs import runner as module
 from evaluate.runs.records import Record, read_records, read_shard, shard_name, write_shard
 from robustpatch.ablations.kinds import Columns
-from robustpatch.classifiers.checks import few
+from robustpatch.classifiers.base_check import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.errors import InvalidInput

@@ -15,7 +15,7 @@ from attacks.base import judge_of
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.randomized import Sampling
-from robustpatch.classifiers import asking
+from robustpatch.classifiers import isolation
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.randomized import RandomizedClassifier
@@ -113,7 +113,7 @@ def test_a_foreign_module_answers_by_what_it_has():
     assert own.num_classes == 3
     assert not isinstance(own, CertifiedClassifier)
     assert isinstance(certifier, CertifiedClassifier)
-    assert asking.certify(certifier, X, ONE).certified.all()
+    assert isolation.certify(certifier, X, ONE).certified.all()
     assert as_classifier(own) is own
     assert own.given is not own
 
@@ -142,7 +142,7 @@ def test_images_are_lent():
             return self.predict(x), torch.ones(len(x)).long()
 
     x, model = X.clone(), as_classifier(Greedy().eval())
-    asking.predict(model, x), asking.predict_with_cost(model, x)
+    isolation.predict(model, x), isolation.predict_with_cost(model, x)
     assert torch.equal(x, X)
 
 
@@ -164,18 +164,18 @@ def test_numpy_objects_and_functions_become_classifiers():
     model = as_classifier(target)
     assert isinstance(model, CertifiedClassifier)
     assert model.num_classes == 2
-    assert asking.predict(model, X).tolist() == target.predict(X.numpy()).tolist()
-    assert not asking.certify(model, X, ONE).certified.any()
-    assert torch.equal(model.outputs(X).argmax(1), asking.predict(model, X))
+    assert isolation.predict(model, X).tolist() == target.predict(X.numpy()).tolist()
+    assert not isolation.certify(model, X, ONE).certified.any()
+    assert torch.equal(model.outputs(X).argmax(1), isolation.predict(model, X))
     function = as_classifier(lambda x: x.flatten(1)[:, :4])
-    assert torch.equal(asking.predict(function, X), X.flatten(1)[:, :4].argmax(1))
+    assert torch.equal(isolation.predict(function, X), X.flatten(1)[:, :4].argmax(1))
     for wrong in (3, "name"):
         with pytest.raises(InvalidInput, match="pass a"):
             as_classifier(wrong)
 
 
 def test_what_enters_attacks_and_the_judge_is_converted():
-    y = asking.predict(as_classifier(network()), X)
+    y = isolation.predict(as_classifier(network()), X)
     proposal = PatchPGD(restarts=1, steps=2)(network(), X, y, ONE, generator=torch.Generator().manual_seed(0))
     assert judge(network(), X, y, ONE, proposal).contained.all()
 

@@ -201,7 +201,7 @@ def test_the_base_is_checked_once(monkeypatch):
     def note(model, x, *, again, **_):
         calls.extend([] if again else [str(model.ablation)])
 
-    monkeypatch.setattr("robustpatch.classifiers.checks.base_is_sound", note)
+    monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", note)
     model, x = classifier(), toys.images(1)
     for _ in range(2):
         model.certify(x, ONE)

@@ -16,7 +16,7 @@ from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
-from tests.asking import evaluations
+from tests.as_evaluator import evaluations
 
 NAMES = ("lgs", "watermarking")
 OPTIONS = ("lgs:window=5,overlap=2,factor=1.5", "lgs", "watermarking:threshold=0.4,erode=1,dilate=3", "watermarking")

@@ -12,7 +12,7 @@ from robustpatch import PatchThreat
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
-from robustpatch.defenses.candidates import Guide, drawn_placements, every_placement
+from robustpatch.defenses.ibp_training import Guide, drawn_placements, every_placement
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, SmallCNN
 from robustpatch.threats.any_of import AnyOf

@@ -24,7 +24,7 @@ from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.voting.rules import Threshold
 from tests import toys
-from tests.asking import evaluations
+from tests.as_evaluator import evaluations
 
 SIZE = (4, 5)
 THREAT = PatchThreat(1, 2)

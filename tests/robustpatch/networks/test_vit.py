@@ -13,7 +13,7 @@ from torchvision.models import VisionTransformer
 
 from robustpatch import Blocks, Columns, GridBlocks, InvalidInput, PatchThreat, Rows, SmoothedClassifier, Threshold
 from robustpatch import Union as Several
-from robustpatch.classifiers import checks
+from robustpatch.classifiers import base_check
 from robustpatch.encoding import ComplementChannels, MaskChannel
 from robustpatch.networks.vit import TokenDropViT
 from tests import toys
@@ -267,8 +267,8 @@ def test_compiled(monkeypatch):
     model = SmoothedClassifier(dropped(ablation), ablation, num_classes=CLASSES).eval()
     model.certify(x, PatchThreat(2, 2))
     before = model.votes(x)
-    found, original = [], checks.base_is_sound
-    monkeypatch.setattr(checks, "base_is_sound", lambda *a, **b: found.append(b["again"]) or original(*a, **b))
+    found, original = [], base_check.base_is_sound
+    monkeypatch.setattr(base_check, "base_is_sound", lambda *a, **b: found.append(b["again"]) or original(*a, **b))
     model.base.layers.compile(dynamic=True)  # type: ignore[union-attr, operator]
     model.certify(x, PatchThreat(2, 2))
     assert found == [False]  # what was found of the base before is not taken for granted

@@ -18,7 +18,6 @@ from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import certify_votes, largest_certified
 from robustpatch.certificates.margins import rival_margins
-from robustpatch.classifiers.smoothed import _shares
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
 from robustpatch.threats.parse import parse_threat
@@ -254,7 +253,7 @@ def test_shares_that_float32_rounds_together_keep_their_order():
     cast = torch.full((3, 2000, 3), UNITS // 2, dtype=torch.int32)
     cast[0, 0, 2] += 1
     cast[1, 0, 0] -= 1
-    assert (_shares(Scored(cast, 0)).argmax(dim=1) == torch.tensor([2, 1, 0])).all()
+    assert (Scored(cast, 0).shares.argmax(dim=1) == torch.tensor([2, 1, 0])).all()
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,8 @@ def test_some_of_these_are_certified():
         others = [n for n in range(8) if n != 2]
         assert torch.equal(votes.cast[:, others], clean.cast[:, others])  # 0 · NaN reaches none of them
         assert not certify_votes(votes, model.ablation, PatchThreat(1, 5), SIZE).certified.any()
-        assert torch.equal(votes.sure[:, 2], torch.zeros_like(votes.sure[:, 2]))
-        assert (votes.possible[:, 2] == votes.unit).all()
+        assert torch.equal(votes.lower[:, 2], torch.zeros_like(votes.lower[:, 2]))
+        assert (votes.upper[:, 2] == votes.unit).all()
 
 
 @pytest.mark.parametrize("rule", ["own", "scores", "relu:4"])

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from robustpatch import Columns, InvalidInput, Threshold, calibrate_guard
-from robustpatch.classifiers import witness
-from robustpatch.classifiers.calibration import calibrate
+from robustpatch.classifiers import calibration
+from robustpatch.classifiers.calibration import Deviation, calibrate, deviation_from_float32
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.classifiers.witness import Deviation, deviation_from_float32
 from robustpatch.precision import float32_only, settings
 from tests import lying, toys
 
@@ -180,7 +179,7 @@ def refused(model: SmoothedClassifier, x: torch.Tensor) -> bool:
 def test_what_is_left_in_memory_is_met_again():
     """Most blocks that are handed out next hold what was left, in all sizes."""
     for value in (torch.nan, 1e30):
-        witness._leave(value, torch.device("cpu"))
+        calibration._leave(value, torch.device("cpu"))
         found = [torch.empty(2**power, dtype=torch.bfloat16) for power in range(9, 20)]
         hit = [float((one == value).float().mean() if value == value else one.isnan().float().mean()) for one in found]
         assert sum(share > 0.5 for share in hit) >= len(hit) / 2

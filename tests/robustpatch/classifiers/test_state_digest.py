@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustpatch.ablations.kinds import Columns
-from robustpatch.classifiers.content import content
 from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.state_digest import digest
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne
@@ -170,11 +170,11 @@ def test_changes_within_what_a_model_holds(name, where):
         type(module).held = held if not isinstance(held, types.FunctionType) else staticmethod(held)
     else:
         module.held = held if where == "attribute" else {"own": [(held,)]}
-    before = content(module)
-    assert content(module) == before
+    before = digest(module)
+    assert digest(module) == before
     change(held)
-    assert content(module) != before
-    assert content(module) == content(module)
+    assert digest(module) != before
+    assert digest(module) == digest(module)
 
 
 @pytest.mark.parametrize("kind", [int, float, str, bytes, complex])
@@ -183,9 +183,9 @@ def test_values_of_derived_types(kind):
     own = types.new_class("Own", (kind,), exec_body=lambda body: body.update(__repr__=lambda self: "same"))
     module = nn.Module()
     module.held = own(*([b"1"] if kind is bytes else ["1"]))
-    before = content(module)
+    before = digest(module)
     module.held = own(*([b"2"] if kind is bytes else ["2"]))
-    assert content(module) != before
+    assert digest(module) != before
 
 
 def test_what_classes_hold():
@@ -226,20 +226,20 @@ def test_what_classes_hold():
 
     module = Network()
     for change in (layer, inner, meta, called, default):
-        before = content(module)
-        assert content(module) == before
+        before = digest(module)
+        assert digest(module) == before
         change()
-        assert content(module) != before, change.__name__
+        assert digest(module) != before, change.__name__
 
 
 def test_iterators_are_told_by_identity():
     """As documented: what they hold is not theirs to be read. Nor is an object of a class derived from theirs."""
     module = nn.Module()
     module.held = attributed(itertools.count)
-    before = content(module)
-    assert content(module) == before
+    before = digest(module)
+    assert digest(module) == before
     module.held = attributed(itertools.count)
-    assert content(module) != before
+    assert digest(module) != before
 
 
 def test_a_certificate_after_a_change_within_is_refused():
@@ -280,14 +280,14 @@ def of_checked(kind: str) -> tuple[nn.Module, list[float], types.FunctionType, t
 def test_what_a_type_checker_wraps(kind):
     """Is told as if it were not wrapped: what it holds, its defaults and code; and so is what the wrapper was given."""
     model, held, forward, wrapper = of_checked(kind)
-    told = [content(model)]
-    assert told[0] == content(model)
+    told = [digest(model)]
+    assert told[0] == digest(model)
     held[0] = 3.0
-    told.append(content(model))
+    told.append(digest(model))
     forward.__defaults__ = (5.0,)
-    told.append(content(model))
+    told.append(digest(model))
     forward.__code__ = forward.__code__.replace(co_name="other")
-    told.append(content(model))
+    told.append(digest(model))
     wrapper.scale = 2.0  # type: ignore[attr-defined]
-    told.append(content(model))
+    told.append(digest(model))
     assert all(one != other for one, other in itertools.combinations(told, 2))

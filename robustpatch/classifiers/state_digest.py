@@ -1,7 +1,7 @@
-"""Tell, within one process, whether a model is what it was: weights, attributes, hooks, methods and classes.
+"""A digest of all that a model holds, to tell within one process whether it has changed since.
 
-Python's own pickler goes through all that is held, and is told how each object is to be taken apart, so that no class
-says something else of itself. What it writes is compared, and never read.
+Weights, attributes, hooks, methods and classes count. Python's own pickler goes through what is held, and this module
+says how each object is to be taken apart, so that no class can hide anything. What it writes is compared, never read.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustpatch.classifiers import bits
-
 BY_TEXT = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
 _OF_PYTHON = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotations_cache__"}
-"""What a class holds without having been given it; Python adds some of it later."""
+"""Attributes that Python itself adds to a class, some of them later."""
 _CHECKERS = {"jaxtyping", "beartype", "typeguard"}
 """Libraries whose functions check the types of what they hand on to the function that they wrap."""
 _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a type's flags: it was made while Python ran, by a class statement for one
 
 
-class Content:
+class Digest:
     """Equals another that was made while this one was there, if nothing that is told has changed in between."""
 
     def __init__(self, digest: bytes | None, kept: list[object]) -> None:
@@ -47,13 +45,13 @@ class Content:
         self._kept = kept  # what is told by its address, so that no other object is given that
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Content) and self._digest is not None and self._digest == other._digest
+        return isinstance(other, Digest) and self._digest is not None and self._digest == other._digest
 
     def __hash__(self) -> int:
         return hash(self._digest)
 
 
-def content(model: nn.Module, leave_out: Iterable[str] = ()) -> Content:
+def digest(model: nn.Module, leave_out: Iterable[str] = ()) -> Digest:
     """Return a value that is equal at two moments unless something that can be told from the model changed between.
 
     Told by value: parameters, buffers and all other tensors and arrays (SHA-256, about 1 ms a MB), numbers, texts,
@@ -70,10 +68,10 @@ def content(model: nn.Module, leave_out: Iterable[str] = ()) -> Content:
     skipped = set(leave_out)
     own = {name: value for name, value in vars(model).items() if name not in skipped}
     everywhere = vars(nn.modules.module)
-    return content_of([own, type(model), [value for name, value in everywhere.items() if name.startswith("_global_")]])
+    return digest_of([own, type(model), [value for name, value in everywhere.items() if name.startswith("_global_")]])
 
 
-def content_of(value: object) -> Content:
+def digest_of(value: object) -> Digest:
     """Return the same of any value by itself; of a class, of what it and those that it derives from define."""
     sink = io.BytesIO()
     parts = Parts(sink)
@@ -81,8 +79,8 @@ def content_of(value: object) -> Content:
         with torch.no_grad():
             parts.write(value)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, pickle.PicklingError):
-        return Content(None, [])
-    return Content(sha256(sink.getbuffer()).digest(), parts.kept)
+        return Digest(None, [])
+    return Digest(sha256(sink.getbuffer()).digest(), parts.kept)
 
 
 def holds(*_: object) -> None:
@@ -202,8 +200,8 @@ READ: dict[type, Callable[[Any], object]] = {
     dict: lambda value: (list(dict.items(value)), getattr(value, "default_factory", None)),
     **{kind: lambda value, kind=kind: list(kind.__iter__(value)) for kind in (list, tuple, set, frozenset)},
     deque: lambda value: (list(deque.__iter__(value)), value.maxlen),
-    np.ndarray: lambda value: (str(value.dtype), value.shape, bits.of_array(value.view(np.ndarray))),
-    np.generic: lambda value: (str(value.dtype), bits.of_array(np.asarray(value))),
+    np.ndarray: lambda value: (str(value.dtype), value.shape, bits_of_array(value.view(np.ndarray))),
+    np.generic: lambda value: (str(value.dtype), bits_of_array(np.asarray(value))),
     float: float.__repr__,
     complex: complex.__repr__,
     int: lambda value: int.__add__(value, 0),
@@ -221,6 +219,38 @@ READ: dict[type, Callable[[Any], object]] = {
 }
 
 
+def bits_of_array(value: np.ndarray) -> bytes:
+    """SHA-256 of the numbers in row-major order. Raises `ValueError` for an array of objects, which has none."""
+    if value.dtype.hasobject:
+        raise ValueError("array holds objects, which have no bits of their own; use numbers")
+    return sha256(np.ascontiguousarray(value).tobytes()).digest()
+
+
+def bits_of_tensor(value: Tensor) -> tuple[bytes, ...]:
+    """SHA-256 of each of the dense tensors that together say what this one holds."""
+    return tuple(_digest(part) for part in _dense(value.detach()))
+
+
+def _digest(value: Tensor) -> bytes:
+    numbers = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return sha256(numbers.view(torch.uint8).numpy().data).digest()
+
+
+def _dense(value: Tensor) -> list[Tensor]:
+    if value.is_quantized:
+        parts = [value.int_repr()]
+        if value.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
+            return [*parts, value.q_per_channel_scales(), value.q_per_channel_zero_points()]
+        return [*parts, torch.tensor([value.q_scale(), value.q_zero_point()], dtype=torch.float64)]
+    if value.layout == torch.strided:
+        return [value]
+    if value.layout == torch.sparse_coo:
+        return [value._indices(), value._values()]
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [value.crow_indices(), value.col_indices(), value.values()]
+    return [value.ccol_indices(), value.row_indices(), value.values()]
+
+
 def _of_tensor(value: Tensor) -> tuple[Any, ...]:
     """Shape and numbers, as they lie where they are; of a wrapper those of what it wraps."""
     told = value.dtype, tuple(value.shape), str(value.device)
@@ -229,7 +259,7 @@ def _of_tensor(value: Tensor) -> tuple[Any, ...]:
         return *told, context, tuple(getattr(value, name) for name in names)
     if value.is_meta:
         raise ValueError("a tensor without numbers is not told")
-    return *told, str(value.layout), bits.of_tensor(value)
+    return *told, str(value.layout), bits_of_tensor(value)
 
 
 def filled(cell: Any) -> bool:

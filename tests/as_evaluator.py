@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from attacks.base import judge_of
-from robustpatch.classifiers import asking
+from robustpatch.classifiers import isolation
 from robustpatch.classifiers.as_classifier import as_classifier
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    return asking.predict(as_classifier(model), x)
+    return isolation.predict(as_classifier(model), x)
 
 
 def evaluations(model: nn.Module, x: Tensor) -> tuple[int, int]:

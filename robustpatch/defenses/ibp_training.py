@@ -1,4 +1,4 @@
-"""The placements of a patch that a training step looks at: all, random ones, or a guide's choice."""
+"""Training by interval bounds: the placements of a patch that a step looks at, and the losses of their worst cases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustpatch.defenses.bounds import Box, Graph, margins
+from robustpatch.defenses.bounds.head import first_of, tensor_of
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 
@@ -39,7 +41,7 @@ class Guide(nn.Module):
 
 @dataclass(frozen=True)
 class Candidates:
-    """`free` [B,P,H,W]: the pixels of P choices of placements for each image; `guess` [B,P]: what the guide thinks."""
+    """`free` [B,P,H,W]: the pixels of P choices of placements for each image; `guess` [B,P]: the guide's values."""
 
     free: Bool[Tensor, "B P H W"]
     guess: Float[Tensor, "B P"] | None
@@ -91,3 +93,47 @@ def _draw(
         chance = scores.detach().float().cpu().softmax(dim=1)
         return torch.multinomial(chance, count, replacement=True, generator=generator)
     return torch.randint(places, (images, count), generator=generator)
+
+
+def box(x: Float[Tensor, "M C H W"], free: Bool[Tensor, "M H W"], share: float = 1.0) -> Box:
+    """Least and largest value of each pixel: [0, 1] where it is free (with a smaller share, on the way there)."""
+    free = free[:, None]
+    return Box(torch.where(free, (1 - share) * x, x), torch.where(free, 1 - (1 - share) * (1 - x), x))
+
+
+def raised(graph: Graph, images: Box, y: Int[Tensor, " M"], node: int = 0) -> Float[Tensor, "M K"]:
+    """Upper bounds of z_j - z_y over the images in the box, or over the values of that node; differentiable."""
+    return -margins(graph, {node: images}, y, outward=False).float()
+
+
+def placement_losses(
+    graph: Graph,
+    x: Float[Tensor, "B C H W"],
+    y: Int[Tensor, " B"],
+    free: Bool[Tensor, "B P H W"],
+    share: float,
+    chunk: int,
+) -> Float[Tensor, "B P"]:
+    """The cross-entropy of the worst contents of the pixels of each placement, `share` of the way from what they are.
+
+    Where placements are the same for all images and the first layer is fully connected, its bounds are what it computes
+    of the clean images, moved by the patch's pixels: |W|r is of the placement alone.
+    """
+    first, count, found = first_of(graph), free.shape[1], []
+    if free.stride(0) or first is None or first.node == graph.output.node:
+        for pairs in torch.arange(len(x) * count, device=x.device).split(chunk):
+            image, which = pairs // count, pairs % count
+            worst = raised(graph, box(x[image], free[image, which], share), y[image])
+            found.append(F.cross_entropy(worst, y[image], reduction="none"))
+        return torch.cat(found).view(-1, count)
+    constants = graph.constants()
+    whole, bias = tensor_of(first.weight, constants).t(), first.bias and tensor_of(first.bias, constants)
+    flat = x.flatten(1)
+    clean, toward = F.linear(flat, whole, bias), share * (0.5 - flat)
+    for mask in free[0]:
+        pixels = mask.expand(x.shape[1:]).flatten().nonzero()[:, 0]
+        weight = whole[:, pixels]
+        middle, radius = clean + F.linear(toward[:, pixels], weight), weight.abs().sum(dim=1) * (share / 2)
+        worst = raised(graph, Box(middle - radius, middle + radius), y, first.node)
+        found.append(F.cross_entropy(worst, y, reduction="none"))
+    return torch.stack(found, dim=1)

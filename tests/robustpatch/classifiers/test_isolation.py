@@ -8,7 +8,7 @@ from torch import nn
 
 from attacks.criterion import OutOfTopK, counts_for
 from robustpatch import Columns, PatchThreat, SmoothedClassifier, TopOne
-from robustpatch.classifiers import asking
+from robustpatch.classifiers import isolation
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
@@ -54,22 +54,35 @@ class OneShort(SmoothedClassifier):
 def test_certificates_of_another_threat_are_refused():
     model, x, y = smoothed(OfAnother), torch.rand(2, 1, 4, 6), torch.zeros(2, dtype=torch.long)
     with pytest.raises(InvalidInput, match="certify_paper of OfAnother was asked about 3x3"):
-        asking.certify_paper(model, x, THREAT, asking.certify(model, x, THREAT))
+        isolation.certify_paper(model, x, THREAT, isolation.certify(model, x, THREAT))
     with pytest.raises(InvalidInput, match="certify_top_k of OfAnother was asked about 3x3"):
-        asking.certify_top_k(model, x, y, THREAT, 1)
-    with pytest.raises(InvalidInput, match="another certified than one for each of 2 images"):
-        asking.certify_top_k(smoothed(OneShort), x, y, THREAT, 1)
+        isolation.certify_top_k(model, x, y, THREAT, 1)
+    with pytest.raises(InvalidInput, match=r"certified of the certificate is torch.bool \[1\]"):
+        isolation.certify_top_k(smoothed(OneShort), x, y, THREAT, 1)
 
 
 def test_nobody_writes_into_the_images():
     model, x, y = smoothed(Writes), torch.rand(2, 1, 4, 6), torch.ones(2, dtype=torch.long)
     before = x.clone()
-    asking.certify_paper(model, x, THREAT, asking.certify(model, x, THREAT))
+    isolation.certify_paper(model, x, THREAT, isolation.certify(model, x, THREAT))
     with pytest.raises(InvalidInput, match="of other classes"):
-        asking.certify_top_k(model, x, y, THREAT, 1)
+        isolation.certify_top_k(model, x, y, THREAT, 1)
     counts_for(model, OutOfTopK(y, 1), x)
     assert torch.equal(x, before)
     assert y.tolist() == [1, 1]
+
+
+def test_a_certify_put_on_the_object_is_its_own():
+    """The paper's certificate is asked of it too, not read off the votes that it says nothing of."""
+    model, x, asked = smoothed(), torch.rand(2, 1, 4, 6), []
+
+    def certify(images, threat, method="exact"):
+        asked.append(method)
+        return SmoothedClassifier.certify(model, images, threat, method)
+
+    model.certify = certify
+    isolation.certify_paper(model, x, THREAT, isolation.certify(model, x, THREAT))
+    assert asked == ["exact", "margin"]
 
 
 def test_ranks_are_of_votes_alone():

@@ -12,11 +12,11 @@ from torch import nn
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns
-from robustpatch.classifiers import checks
-from robustpatch.classifiers.content import content
-from robustpatch.classifiers.passed import spread
+from robustpatch.classifiers import base_check
+from robustpatch.classifiers.base_check import spread
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.state_digest import digest
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -119,9 +119,9 @@ def test_every_edit_is_seen(name, monkeypatch):
     """At the next certificate: the base is tested again, and what now sees too much is refused."""
     model, x = leaky(), toys.images(2)
     # Where the votes are tested again in full, on which every edit tells; the few that each call asks may miss it.
-    tested, original = [], checks.base_is_sound
+    tested, original = [], base_check.base_is_sound
     monkeypatch.setattr(
-        checks, "base_is_sound", lambda *a, again, **b: tested.append(again) or original(*a, again=again, **b)
+        base_check, "base_is_sound", lambda *a, again, **b: tested.append(again) or original(*a, again=again, **b)
     )
     model.certify(x, ONE)
     model.certify(x, ONE)
@@ -163,7 +163,7 @@ def test_every_hook_is_seen(hook):
 def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the base was tested in full, at each call."""
     found: list[bool] = []
-    monkeypatch.setattr(checks, "base_is_sound", lambda *_, again, **__: found.append(not again))
+    monkeypatch.setattr(base_check, "base_is_sound", lambda *_, again, **__: found.append(not again))
     return found
 
 
@@ -221,7 +221,7 @@ def test_each_ablation_has_its_turn(side, monkeypatch):
     """Of 144, all at the first call; of 400, after 64 calls at the latest, 256 of them at the first."""
     n, x, late = side * side, toys.images(3, 1, (side, side)), 0
     asked: list[int] = []
-    original = checks._scores
+    original = base_check.scores_of
     for leaking in (0, 1, n // 2, n - 1, *torch.randperm(n, generator=torch.Generator().manual_seed(0))[:8].tolist()):
         model = SmoothedClassifier(
             Only(Blocks(1), leaking), Blocks(1), num_classes=2, voting=TopOne(), chunk=10**6
@@ -232,7 +232,9 @@ def test_each_ablation_has_its_turn(side, monkeypatch):
     assert (late > 0) == (side == 20)
     seen: list[int] = []
     model = SmoothedClassifier(Leaky(Blocks(1)), Blocks(1), num_classes=2, voting=TopOne()).eval()
-    monkeypatch.setattr(checks, "_scores", lambda m, some, index=None: asked.append(index) or original(m, some, index))
+    monkeypatch.setattr(
+        base_check, "scores_of", lambda m, some, index=None: asked.append(index) or original(m, some, index)
+    )
     for call in range(64):
         model.certify(x, ONE)
         seen += [int(i) for some in asked if some is not None for i in some.unique()]
@@ -346,7 +348,7 @@ def test_copies_start_anew(compiled, monkeypatch):
 
 
 def equal(model: nn.Module) -> bool:
-    return content(model) == content(model)
+    return digest(model) == digest(model)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning", "ignore:Sparse CS[RC]:UserWarning")
@@ -379,13 +381,13 @@ def test_tensors_of_all_kinds_are_told():
         module = nn.Module()
         module.held = tensor
         assert equal(module), tensor
-        told.append(content(module))
+        told.append(digest(module))
     assert all(a != b for i, a in enumerate(told) for b in told[:i])
     module = nn.Module()
     module.held = torch.zeros(2)
-    before = content(module)
+    before = digest(module)
     module.held = -torch.zeros(2)
-    assert content(module) != before
+    assert digest(module) != before
     module.held = torch.zeros(2, device="meta")
     assert not equal(module)  # nobody can say what it holds: no check is remembered
 
@@ -421,13 +423,13 @@ def test_other_values_are_told():
     for value in [*values, torch.nan, object(), torch.Generator(), Leaky, nn.Linear(2, 2)]:
         module.held = value
         assert equal(module), value
-        told.append(content(module))
+        told.append(digest(module))
     assert all(a != b for i, a in enumerate(told) for b in told[:i])
     module = nn.Module()
     module.held = closure
-    before = content(module)
+    before = digest(module)
     state[0] = 1
-    assert content(module) != before
+    assert digest(module) != before
     module.held = np.array([object()])
     assert not equal(module)
 
