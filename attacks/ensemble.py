@@ -16,6 +16,7 @@ from attacks.occlusion import Control
 from attacks.propose import propose
 from attacks.sparse_rs import SparseRS
 from attacks.surfaces import whole_view
+from attacks.surfaces.views import aimed
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
@@ -200,8 +201,8 @@ class BestProposals:
                 self._patches[i] |= own if searched else frozenset()
         shown = torch.where(valid[:, None, None, None], found.x_adv, x)
         with torch.no_grad():
-            view = whole_view(self._classifier, x, criterion.y, criterion.rival, rank=criterion.rank)
-            reached = view(shown)[0]
+            view = whole_view(self._classifier, x, criterion.y, rank=criterion.rank)
+            reached = aimed(view, criterion.rival)(shown)[0]
         if judge_of(self._classifier) is not self._classifier:
             # Which says nothing of a proof: the classifier's own answer comes next.
             reached = reached.masked_fill(asked(self._classifier, criterion, shown)[0], -torch.inf)

@@ -37,7 +37,7 @@ def standard() -> Ensemble:
 
 
 # name -> (the attack without a number; with one, what the number is)
-_KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
+KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
     "standard": (standard, None),
     "quick": (quick, None),
     "pgd": (PatchPGD, "restarts"),
@@ -59,7 +59,7 @@ _IGNORING = "undefended:"
 
 def names() -> str:
     """The names that `parse_attacks` reads, for a message."""
-    known = [f"{name}[:{number.upper()}]" if number else name for name, (_, number) in _KNOWN.items()]
+    known = [f"{name}[:{number.upper()}]" if number else name for name, (_, number) in KNOWN.items()]
     return ", ".join([*known, f"{_IGNORING}ATTACK"])
 
 
@@ -75,7 +75,7 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     for part in () if text.strip() == "none" else text.split(","):
         wanted = part.strip().removeprefix(_IGNORING)
         kind, colon, number = wanted.partition(":")
-        make, parameter = _KNOWN.get(kind, (None, None))
+        make, parameter = KNOWN.get(kind, (None, None))
         digits = number.isascii() and number.isdecimal() and len(number) <= 9
         if make is None or (colon and (parameter is None or not digits)):
             raise InvalidInput(

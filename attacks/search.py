@@ -13,7 +13,7 @@ from attacks.criterion import Criterion, as_criterion, asked, counts_for, is_bro
 from attacks.pasting import paste
 from attacks.predict_sample import PredictSample
 from attacks.surfaces import Attacked, View, surface_of, whole_view
-from attacks.surfaces.views import Objective
+from attacks.surfaces.views import Objective, aimed
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.base import Patches
 
@@ -113,18 +113,12 @@ class Search:
         """Attacked copies of these images, patched at these placements (by number): towards the criterion's own class
         where it names one.
         """
-        return self.surface.view(image, placement, self._rival(image, rival), objective)
+        return aimed(self.surface.view(image, placement, rival, objective), self.criterion.rival[image])
 
     def whole_view(self, image: Int[Tensor, " P"]) -> View:
         """The same, of these images as they will be shown, scored whole."""
-        x, y = self.x[image], self.y[image]
-        return whole_view(self.classifier, x, y, self._rival(image), rank=self.criterion.rank)
-
-    def _rival(self, image: Int[Tensor, " P"], otherwise: Tensor | None = None) -> Tensor | None:
-        aimed = self.criterion.rival[image]
-        if not bool((aimed >= 0).any()):
-            return otherwise
-        return torch.where(aimed >= 0, aimed, -1 if otherwise is None else otherwise)
+        view = whole_view(self.classifier, self.x[image], self.y[image], rank=self.criterion.rank)
+        return aimed(view, self.criterion.rival[image])
 
     def check_target(self, target: int | None) -> None:
         """Refuse a class that there is none of, before an index out of range brings a GPU down."""
@@ -134,8 +128,8 @@ class Search:
 
     def hits(self, image: Int[Tensor, " P"], prediction: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
         """Mark the rows whose prediction by a view is worth asking the classifier itself."""
-        aimed = self.criterion.rival[image]
-        return torch.where(aimed >= 0, prediction == aimed, prediction != self.y[image])
+        target = self.criterion.rival[image]
+        return torch.where(target >= 0, prediction == target, prediction != self.y[image])
 
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]

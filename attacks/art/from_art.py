@@ -198,7 +198,7 @@ class FromART(Attack):
         with seeded(seed):
             made = self._generate(estimator_of(scores, x, classes), x, y, goals, asked, inside, search.patch_size)
         x_adv = scores.shown(torch.from_numpy(made).to(x))
-        corners = _claim(x, x_adv, asked, search.threat)
+        corners = claimed_corners(x, x_adv, asked, search.threat)
         search.evaluations[i] += scores.evaluations
         search.visit([i] * len(some), _numbers(corners, search))
         claimed = search.threat.footprint(corners, *x.shape[2:])[:, None]
@@ -240,7 +240,7 @@ class FromART(Attack):
         return np.concatenate(made).astype(np.float32)
 
 
-def _claim(
+def claimed_corners(
     x: Float[Tensor, "P C H W"], x_adv: Float[Tensor, "P C H W"], asked: Int[Tensor, "P count 2"], threat: Patches
 ) -> Int[Tensor, "P count 2"]:
     """The rectangles asked for; a single one moved as little as needed to cover all that changed, where it can."""

@@ -182,9 +182,9 @@ class PatchCleanserView(View):
     def cost(self) -> Int[Tensor, " P"]:
         return self.valid.sum(dim=1) * self.each
 
-    def towards(self, target: int) -> PatchCleanserView:
+    def towards(self, target: int | Int[Tensor, " P"]) -> PatchCleanserView:
         """Its views are about y: the target is its rival."""
-        return replace(self, rival=torch.full_like(self.y, target))
+        return replace(self, rival=torch.zeros_like(self.y) + target)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         row, place = self.valid.nonzero(as_tuple=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,8 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.voting.rules import Voting
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes
+
+T = TypeVar("T", bound="OfTouched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ class OfTouched(View):
             "valid": valid[:, :most],
             "reach": reach | ~reach.any(dim=1, keepdim=True),
         }
+
+    def towards(self: T, target: int | Int[Tensor, " P"]) -> T:
+        return replace(super().towards(target), reach=torch.ones_like(self.reach))  # y has to be left behind as well
 
     @property
     def cost(self) -> Int[Tensor, " P"]:

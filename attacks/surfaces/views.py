@@ -74,9 +74,9 @@ class View(ABC):
             both[name] = torch.cat(pair)
         return replace(self, **both)
 
-    def towards(self: V, target: int) -> V:
-        """The same with the objective of bringing about that class."""
-        return replace(self, y=torch.full_like(self.y, target), sign=-1)
+    def towards(self: V, target: int | Int[Tensor, " P"]) -> V:
+        """The same with the objective of bringing about that class: its lead over all others, with a minus."""
+        return replace(self, y=torch.zeros_like(self.y) + target, rival=torch.full_like(self.rival, -1), sign=-1)
 
     def value(self, soft: Float[Tensor, "P K"], reach: Tensor | None = None) -> Float[Tensor, " P"]:
         """The objective, of what each class has. A rival that is not named is sought among the classes in `reach`."""
@@ -113,6 +113,11 @@ class WholeView(View):
         logits = self.classifier.outputs(x_adv).float()
         soft = logits if self.objective == "votes" else logits.log_softmax(dim=1)
         return self.value(soft), self.answer(logits.detach())
+
+
+def aimed(view: V, target: Int[Tensor, " P"]) -> V:
+    """The view towards these classes; as it is where they are -1, none in particular."""
+    return view.towards(target) if bool((target >= 0).any()) else view
 
 
 @singledispatch

@@ -117,7 +117,7 @@ def load_model(
                 "its ablations with --randomized"
             )
     if theta is not None:
-        loaded.smoothed.voting = _with_theta(loaded.smoothed.voting, theta)
+        loaded.smoothed.voting = with_theta(loaded.smoothed.voting, theta)
     if voting is not None:
         loaded.smoothed.voting = parse_voting(voting, loaded.smoothed.voting.guard)
     if sampled:
@@ -159,7 +159,7 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
     return defense.wrap(model, num_classes=num_classes).eval()
 
 
-def _with_theta(voting: Voting, theta: float) -> Voting:
+def with_theta(voting: Voting, theta: float) -> Voting:
     if voting.link not in ("softmax", "sigmoid"):
         raise InvalidInput(f"theta is {theta}, but {voting} sums scores that have no threshold; drop --theta")
     return (Threshold if voting.link == "softmax" else SigmoidThreshold)(theta, voting.guard)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from attacks import Ensemble, ExhaustivePGD, PatchAttack, PatchPGD, SparseRS, parse_attacks
-from attacks.registry import _KNOWN, names
+from attacks.registry import KNOWN, names
 from robustpatch.errors import InvalidInput
 
 
-@pytest.mark.parametrize("name", _KNOWN)
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_name_is_an_attack(name):
     """By name alone, with a number where it takes one, and refused with one where it does not."""
     (attack,) = parse_attacks(name)
     assert isinstance(attack, PatchAttack)
-    parameter = _KNOWN[name][1]
+    parameter = KNOWN[name][1]
     if parameter is None:
         with pytest.raises(InvalidInput, match="is none"):
             parse_attacks(f"{name}:3")

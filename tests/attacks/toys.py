@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import Ensemble, FromART, PatchAttack, Proposal, parse_attacks
-from attacks.registry import _KNOWN
+from attacks.registry import KNOWN
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -142,7 +142,7 @@ def run(
 
 def registered(**numbers: int) -> dict[str, PatchAttack]:
     """Every attack of the registry, its numbers of these names (`steps`, `tries`, …) replaced where it has them."""
-    return {name: _with(parse_attacks(name)[0], numbers) for name in _KNOWN}
+    return {name: _with(parse_attacks(name)[0], numbers) for name in KNOWN}
 
 
 def _with(attack: PatchAttack, numbers: dict[str, int]) -> PatchAttack:

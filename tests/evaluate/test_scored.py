@@ -7,7 +7,7 @@ import torch
 
 from attacks import PatchPGD
 from evaluate import Settings
-from evaluate.model.load import _with_theta, load_model
+from evaluate.model.load import load_model, with_theta
 from evaluate.runs.batch import evaluate_batch
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
 from evaluate.sweep.records import margin_column, top_column
@@ -88,7 +88,7 @@ def test_scores_are_summed_where_the_command_line_asks(checkpoint):
 
 
 def test_a_threshold_from_the_command_line_keeps_the_link():
-    assert _with_theta(SigmoidThreshold(0.5, 0.01), 0.4) == SigmoidThreshold(0.4, 0.01)
-    assert _with_theta(TopOne(), 0.4) == Threshold(0.4)
+    assert with_theta(SigmoidThreshold(0.5, 0.01), 0.4) == SigmoidThreshold(0.4, 0.01)
+    assert with_theta(TopOne(), 0.4) == Threshold(0.4)
     with pytest.raises(InvalidInput, match="have no threshold"):
-        _with_theta(ClippedTanh(), 0.4)
+        with_theta(ClippedTanh(), 0.4)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attacks import PatchPGD, judge
-from attacks.art.from_art import FromART, _claim, as_module
+from attacks.art.from_art import FromART, as_module, claimed_corners
 from attacks.art.models import Scores
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -75,7 +75,7 @@ def test_the_claim_covers_the_change(rows, columns, corner):
     x = torch.zeros(2, 1, *SIZE)
     x_adv = x.clone()
     x_adv[0, 0, rows[0], columns[0]] = x_adv[0, 0, rows[1], columns[1]] = 1
-    claimed = _claim(x, x_adv, torch.tensor([[[1, 2]], [[1, 2]]]), PatchThreat(2, 3))
+    claimed = claimed_corners(x, x_adv, torch.tensor([[[1, 2]], [[1, 2]]]), PatchThreat(2, 3))
     assert claimed.tolist() == [[list(corner)], [[1, 2]]]
 
 
