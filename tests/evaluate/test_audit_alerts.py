@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluate.audit import audit
-from evaluate.audit.interface import AuditedCertifier
+from evaluate.audit.certifier import AuditedCertifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 

@@ -21,9 +21,11 @@ from evaluate.audit.art import (
     levine_row,
     salman_column,
 )
-from evaluate.audit.harness import Stand, view_findings
-from evaluate.audit.sizes import Plan
-from evaluate.audit.tables import TableBase
+from evaluate.audit.dictated_attack import DictatedAttack
+from evaluate.audit.dictated_base import DictatedBase
+from evaluate.audit.finding import Tally
+from evaluate.audit.harness import Harness, view_findings
+from evaluate.audit.plans import Plan
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import images
@@ -31,15 +33,16 @@ from tests.toys import seeded
 
 
 def found(factory, shape, threat, budget=1_000):
-    stand = Stand(factory, 4, shape)
-    findings = view_findings(stand, threat)
-    findings += try_votes(stand, threat, budget, torch.Generator().manual_seed(0)).findings
+    harness = Harness(factory, 4, shape)
+    findings = view_findings(harness, threat)
+    attack = DictatedAttack(harness, threat, Tally())
+    findings += try_votes(attack, budget, torch.Generator().manual_seed(0)).findings
     return {finding.check: finding for finding in findings}
 
 
 def views(factory, shape, threat):
     """What the views alone show, without any votes."""
-    return {finding.check for finding in view_findings(Stand(factory, 4, shape), threat)}
+    return {finding.check for finding in view_findings(Harness(factory, 4, shape), threat)}
 
 
 def test_the_published_tie_break():
@@ -53,7 +56,7 @@ def test_the_published_tie_break():
 
 def test_the_very_votes():
     """[10, 20, 10, 0] themselves: ART certifies class 1, our rule does not."""
-    base = TableBase(4)
+    base = DictatedBase(4)
     certifier = levine_column(base, 4, (1, 5, 40))
     certified, _, winner = certifier.classifier.ablator.certify(
         torch.tensor([[10, 20, 10, 0]]), size_to_certify=5, label=torch.tensor([1])
@@ -117,13 +120,13 @@ def test_a_certifier_hands_its_preprocessing_to_the_factory():
     given = ARTFactory("levine2020", "column", 1, clip_values=(-1.0, 3.0), preprocessing=(0.5, 0.25))
     x, shape = images(2, (2, 5)), (1, 2, 5)
     seen = []
-    for make in (given, given(TableBase(4), 4, shape).with_base):
-        base = TableBase(4)
+    for make in (given, given(DictatedBase(4), 4, shape).with_base):
+        base = DictatedBase(4)
         with base.recording() as shown:
             make(base, 4, shape).predict(x)
         seen.append(shown)
     assert seen[0] == seen[1]
-    plain = TableBase(4)
+    plain = DictatedBase(4)
     with plain.recording() as shown:
         levine_column(plain, 4, shape).predict(x)
     assert shown != seen[0]

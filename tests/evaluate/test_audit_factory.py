@@ -12,10 +12,12 @@ from torch import nn
 
 from evaluate.audit import audit, replay
 from evaluate.audit.adversarial_votes import try_votes
+from evaluate.audit.dictated_attack import DictatedAttack
+from evaluate.audit.dictated_base import Answers, DictatedBase, keys_of, vote
 from evaluate.audit.factory import try_factory
-from evaluate.audit.harness import Stand, view_findings
-from evaluate.audit.sizes import Plan
-from evaluate.audit.tables import TableBase, keys_of
+from evaluate.audit.finding import Tally
+from evaluate.audit.harness import Harness, view_findings
+from evaluate.audit.plans import Plan
 from evaluate.audit.vote_patterns import ballots
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -46,8 +48,13 @@ def chance():
 
 def found(bug, budget=1_000):
     shape, threat = WHERE.get(bug, PLAIN)
-    stand = Stand(make(bug), 4, shape)
-    return view_findings(stand, threat) + try_votes(stand, threat, budget, chance()).findings
+    return examined(Harness(make(bug), 4, shape), threat, budget)[0]
+
+
+def examined(harness, threat, budget=1_000):
+    """What the views and dictated votes show, and the tally of the votes."""
+    tally = try_votes(DictatedAttack(harness, threat, Tally()), budget, chance())
+    return view_findings(harness, threat) + tally.findings, tally
 
 
 @pytest.mark.parametrize("bug", THROUGH_A_FACTORY)
@@ -63,9 +70,8 @@ def test_each_bug_is_found_and_named(bug):
 @pytest.mark.parametrize("bug", [pytest.param(bug, marks=SLOW) if bug == "16 eight bits" else bug for bug in WHERE])
 def test_the_sound_certifier_stands_there(bug):
     shape, threat = WHERE[bug]
-    stand = Stand(make("", 3 if bug == "3 stride" else 1), 4, shape)
-    tally = try_votes(stand, threat, 1_000, chance())
-    assert not view_findings(stand, threat) + tally.findings
+    findings, tally = examined(Harness(make("", 3 if bug == "3 stride" else 1), 4, shape), threat)
+    assert not findings
     assert tally.ballots >= 24
     assert bug == "9 more than all" or tally.certified > 0
 
@@ -101,12 +107,12 @@ def test_ours_stand(ablation, voting, encoding, size):
     def factory(base, classes, shape):
         return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting, **options).eval()
 
-    stand, threat = Stand(factory, 4, (1, *size)), PatchThreat(1, 2)
-    tally = try_votes(stand, threat, 500, chance())
-    assert not view_findings(stand, threat) + tally.findings
+    harness, threat = Harness(factory, 4, (1, *size)), PatchThreat(1, 2)
+    findings, tally = examined(harness, threat, 500)
+    assert not findings
     sizes = {len(touched) for touched in oracles.touched(f"{ablation}", (1, 2), size)}
     assert tally.touched == (min(sizes), max(sizes))
-    assert tally.certified > 0 or sum(stand.shown.values()) <= 2 * max(sizes)
+    assert tally.certified > 0 or harness.total <= 2 * max(sizes)
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -118,8 +124,8 @@ def test_plants_are_found_through_a_factory(name):
         return type(broken)(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
 
     tall, wide = plant.room
-    stand = Stand(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
-    assert try_votes(stand, plant.threat, 1_000, chance()).findings
+    harness = Harness(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
+    assert examined(harness, plant.threat)[1].findings
 
 
 def test_a_ballot_is_just_overturned():
@@ -142,12 +148,12 @@ def test_a_ballot_is_just_overturned():
 
 def test_the_base_is_a_function_of_the_view():
     """Equal rows, equal answers; 0 and -0 are equal; arrays and tensors alike."""
-    base = TableBase(3)
+    base = DictatedBase(3)
     views = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-0.0, 1.0]])
     keys = keys_of(views)
     assert keys[0] == keys[2] != keys[1]
     assert keys == keys_of(views.numpy()) == keys_of(views.double())
-    base.dictate({keys[0]: (1,)}, (2,))
+    base.dictate(Answers({keys[0]: vote(3, (1,))}, vote(3, (2,))))
     assert base(views).argmax(dim=1).tolist() == base(views.numpy()).argmax(axis=1).tolist() == [1, 2, 1]
     with base.recording() as shown:
         base(views)
@@ -156,11 +162,11 @@ def test_the_base_is_a_function_of_the_view():
 
 def test_another_table_is_no_other_base():
     """A certifier that tests its base whenever that has changed tests it once for all tables; a copy says the same."""
-    base, x, threat = TableBase(4), torch.rand((1, 1, 2, 8), generator=chance()), PatchThreat(1, 1)
+    base, x, threat = DictatedBase(4), torch.rand((1, 1, 2, 8), generator=chance()), PatchThreat(1, 1)
     model = SmoothedClassifier(base, Columns(2), num_classes=4).eval()
     shown = []
     for k in (1, 2, 3):
-        base.dictate({}, (k,))
+        base.dictate(Answers({}, vote(4, (k,))))
         with base.recording() as views:
             assert int(model.certify(x, threat).prediction[0]) == k
         shown.append(views.total())

@@ -7,8 +7,8 @@ import torch
 
 from evaluate.audit import audit
 from evaluate.audit.factory import steps
-from evaluate.audit.limit import Limit
-from evaluate.audit.sizes import Plan
+from evaluate.audit.plans import Plan
+from evaluate.audit.stopping import Limit
 from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_rules import make
 

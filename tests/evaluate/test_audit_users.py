@@ -16,12 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from evaluate.audit import audit, factory, replay
+from evaluate.audit import audit, replay
 from evaluate.audit.__main__ import app
-from evaluate.audit.interface import AuditedCertifier, Refused
-from evaluate.audit.limit import Limit, Steps, Stopped, in_short
+from evaluate.audit.certifier import AuditedCertifier, Refused
+from evaluate.audit.finding import Tally
+from evaluate.audit.plans import Plan
 from evaluate.audit.report import verdict
-from evaluate.audit.sizes import Plan
+from evaluate.audit.stopping import Limit, Steps, Stopped, in_short
 from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_bugs import make
 from tests.evaluate.test_audit_target import Bright, audited
@@ -109,8 +110,8 @@ def test_what_is_not_tested_is_said_in_short():
     names = ["looking", *(f"dictating: 1x5x14, 1x{n} patch" for n in range(1, 5)), "asking: 1x5x14, 1x1 patch"]
     assert in_short(names) == "looking; dictating: 1x5x14 (4 steps); asking: 1x5x14, 1x1 patch"
     assert in_short(names[2:]) == "; ".join(names[2:])
-    tested = factory.Tested(untested=[("one", "why")], refused=Counter({"why": 1, "no images": 2}))
-    assert tested.not_tested == [("one, 1 question", "why"), ("2 questions", "no images")]
+    tested = Tally(untested=[("one", "why")], refused=Counter({"why": 1, "no images": 2}))
+    assert tested.not_tested == (("one, 1 question", "why"), ("2 questions", "no images"))
 
 
 def test_stopped_is_no_answer_of_the_certifier():

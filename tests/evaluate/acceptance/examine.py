@@ -16,9 +16,9 @@ from unittest import mock
 
 import torch
 
-from evaluate.audit import Audit, audit, factory, replay
-from evaluate.audit.limit import Limit
-from evaluate.audit.trial import Tally
+from evaluate.audit import Audit, audit, replay
+from evaluate.audit.finding import Tally
+from evaluate.audit.stopping import Limit
 from tests.evaluate.acceptance.cases import SOUND, UNSOUND, Case
 from tests.evaluate.acceptance.sound import ibp
 
@@ -74,15 +74,15 @@ def examined(case: Case, first: bool = False) -> Result:
 @contextmanager
 def _ended_early(case: Case, limit: Limit) -> Iterator[None]:
     """The audit is stopped after the step in which a certificate was broken, or lots were seen to be drawn."""
-    count = factory._count
+    add = Tally.add
 
-    def counting(tested: factory.Tested, tally: Tally) -> None:
-        count(tested, tally)
+    def counting(total: Tally, tally: Tally) -> None:
+        add(total, tally)
         wanted = ("broken certificate", "inconsistent") if case.kind == "g" else ("broken certificate",)
         if any(one.severity in wanted for one in tally.findings):
             limit.stop("the first finding")
 
-    with mock.patch.object(factory, "_count", counting):
+    with mock.patch.object(Tally, "add", counting):
         yield
 
 
