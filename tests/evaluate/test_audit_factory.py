@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from evaluate.audit import audit, replay
-from evaluate.audit.adversarial_votes import try_votes
-from evaluate.audit.dictated_attack import DictatedAttack
 from evaluate.audit.dictated_base import Answers, DictatedBase, keys_of, vote
 from evaluate.audit.factory import try_factory
-from evaluate.audit.finding import Tally
-from evaluate.audit.harness import Harness, view_findings
+from evaluate.audit.harness import Harness
 from evaluate.audit.plans import Plan
 from evaluate.audit.vote_patterns import ballots
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
@@ -28,6 +26,7 @@ from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import ClippedTanh, SigmoidThreshold
 from tests import oracles
 from tests.evaluate.audit_bugs import THROUGH_A_FACTORY, make
+from tests.evaluate.audits import dictated
 from tests.evaluate.planted import PLANTS
 
 SLOW = pytest.mark.slow
@@ -46,38 +45,24 @@ def chance():
     return torch.Generator().manual_seed(0)
 
 
-def found(bug, budget=1_000):
+@pytest.mark.parametrize(("bug", "named"), THROUGH_A_FACTORY.items())
+def test_each_bug_is_found_and_named(bug, named):
     shape, threat = WHERE.get(bug, PLAIN)
-    return examined(Harness(make(bug), 4, shape), threat, budget)[0]
-
-
-def examined(harness, threat, budget=1_000):
-    """What the views and dictated votes show, and the tally of the votes."""
-    tally = try_votes(DictatedAttack(harness, threat, Tally()), budget, chance())
-    return view_findings(harness, threat) + tally.findings, tally
-
-
-@pytest.mark.parametrize("bug", THROUGH_A_FACTORY)
-def test_each_bug_is_found_and_named(bug):
-    wanted = THROUGH_A_FACTORY[bug]
-    names = {finding.check for finding in found(bug)}
-    if wanted is None:
-        assert not names
-    else:
-        assert wanted in names
+    names = {finding.check for finding in dictated(Harness(make(bug), 4, shape), threat)[0]}
+    assert named in names if named else not names
 
 
 @pytest.mark.parametrize("bug", [pytest.param(bug, marks=SLOW) if bug == "16 eight bits" else bug for bug in WHERE])
-def test_the_sound_certifier_stands_there(bug):
+def test_the_sound_certifier_holds_there(bug):
     shape, threat = WHERE[bug]
-    findings, tally = examined(Harness(make("", 3 if bug == "3 stride" else 1), 4, shape), threat)
+    findings, tally = dictated(Harness(make("", 3 if bug == "3 stride" else 1), 4, shape), threat)
     assert not findings
     assert tally.ballots >= 24
     assert bug == "9 more than all" or tally.certified > 0
 
 
 def test_swapped_sides_are_named(monkeypatch):
-    """Square patches stand, one that is low and wide does not; of an even number of views as well, of which two
+    """Square patches hold, one that is low and wide does not; of an even number of views as well, of which two
     classes alone cannot make every lead.
     """
     plan = Plan((1, 5, 14), (PatchThreat(2, 2), PatchThreat(1, 4)))
@@ -100,15 +85,15 @@ def test_swapped_sides_are_named(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("size", [(4, 10), pytest.param((10, 4), marks=SLOW)])
-def test_ours_stand(ablation, voting, encoding, size):
-    """Whatever is kept, voted for and encoded; and what is touched, read off the views alone, is what the loops say."""
+def test_ours_hold(ablation, voting, encoding, size):
+    """Of every ablation, vote and encoding; and the views touched, told by the views alone, are those of the loops."""
     options = {} if encoding is None else {"encoding": encoding}
 
     def factory(base, classes, shape):
         return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting, **options).eval()
 
-    harness, threat = Harness(factory, 4, (1, *size)), PatchThreat(1, 2)
-    findings, tally = examined(harness, threat, 500)
+    harness = Harness(factory, 4, (1, *size))
+    findings, tally = dictated(harness, PatchThreat(1, 2), 500)
     assert not findings
     sizes = {len(touched) for touched in oracles.touched(f"{ablation}", (1, 2), size)}
     assert tally.touched == (min(sizes), max(sizes))
@@ -118,14 +103,13 @@ def test_ours_stand(ablation, voting, encoding, size):
 @pytest.mark.parametrize("name", PLANTS)
 def test_plants_are_found_through_a_factory(name):
     plant = PLANTS[name]
-    broken = plant.broken()
+    kind, (tall, wide) = type(plant.broken()), plant.room
 
     def factory(base, classes, shape):
-        return type(broken)(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
+        return kind(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
 
-    tall, wide = plant.room
     harness = Harness(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
-    assert examined(harness, plant.threat)[1].findings
+    assert dictated(harness, plant.threat)[1].findings
 
 
 def test_a_ballot_is_just_overturned():
@@ -160,8 +144,8 @@ def test_the_base_is_a_function_of_the_view():
     assert shown == Counter(keys)
 
 
-def test_another_table_is_no_other_base():
-    """A certifier that tests its base whenever that has changed tests it once for all tables; a copy says the same."""
+def test_other_answers_make_no_other_base():
+    """A certifier that tests its base whenever that has changed tests it once for all answers; a copy says the same."""
     base, x, threat = DictatedBase(4), torch.rand((1, 1, 2, 8), generator=chance()), PatchThreat(1, 1)
     model = SmoothedClassifier(base, Columns(2), num_classes=4).eval()
     shown = []
@@ -177,13 +161,11 @@ def test_another_table_is_no_other_base():
 @pytest.mark.usefixtures("few_plans")
 def test_a_reproducer_shows_it_again(tmp_path):
     """Its file, with the factory alone; not with a certifier that is mended."""
-    done = audit(
-        factory=make("1 off by one"), threat=PatchThreat(2, 2), image_shape=(1, 4, 11), budget=4, output=tmp_path
-    )
-    assert done.verdict == "broken"
-    assert [finding.check for finding in done.findings] == ["counts"]
+    wrong, options = make("1 off by one"), {"threat": PatchThreat(2, 2), "image_shape": (1, 4, 11), "budget": 4}
+    done = audit(factory=wrong, output=tmp_path, **options)
+    assert (done.verdict, [finding.check for finding in done.findings]) == ("broken", ["counts"])
     path = done.findings[0].path
-    assert replay(path, factory=make("1 off by one"))
+    assert replay(path, factory=wrong)
     assert not replay(path, factory=make(""))
     with pytest.raises(InvalidInput, match="give that factory"):
         replay(path)
@@ -198,21 +180,19 @@ def test_the_example_of_the_readme(capsys):
     assert capsys.readouterr().out.startswith("held []")
 
 
-def test_bad_factories_are_refused():
-    threat = PatchThreat(2, 2)
-    with pytest.raises(InvalidInput, match="without asking its base"):
-        audit(factory=lambda base, *_: make("")(Deaf(), 4, ()), threat=threat, image_shape=(1, 4, 9))
-    with pytest.raises(InvalidInput, match="without certify"):
-        audit(factory=lambda *_: Predicts(), threat=threat, image_shape=(1, 4, 9))
-    with pytest.raises(InvalidInput, match="no certifier of 4 classes"):
-        audit(factory=lambda *_: 1 / 0, threat=threat, image_shape=(1, 4, 9))
-
-
-class Deaf(nn.Module):
+class Constant(nn.Module):
     def forward(self, x):
         return torch.zeros(len(x), 4)
 
 
-class Predicts:
-    def predict(self, x):
-        return [0] * len(x)
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda base, *_: make("")(Constant(), 4, ()), "without asking its base"),
+        (lambda *_: SimpleNamespace(predict=lambda x: [0] * len(x)), "without certify"),
+        (lambda *_: 1 / 0, "no certifier of 4 classes"),
+    ],
+)
+def test_bad_factories_are_refused(factory, message):
+    with pytest.raises(InvalidInput, match=message):
+        audit(factory=factory, threat=PatchThreat(2, 2), image_shape=(1, 4, 9))
