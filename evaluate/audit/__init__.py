@@ -1,7 +1,7 @@
-"""The same verdict on somebody else's certifier."""
+"""An audit of any certifier: a search for certificates that do not hold."""
 
 from evaluate.audit.finding import Audit, Finding
-from evaluate.audit.reproduce import replay
+from evaluate.audit.reproducer import replay
 from evaluate.audit.run import audit
 
 __all__ = ["Audit", "Finding", "audit", "replay"]

@@ -3,73 +3,82 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from evaluate.audit.calling import CTRL_C, asked_for, explaining, interruptible, named
 from evaluate.audit.finding import Audit
-from evaluate.audit.limit import Limit
+from evaluate.audit.loading import explaining, load_named, names_from_anywhere
 from evaluate.audit.report import markdown, table
-from evaluate.audit.reproduce import again, load, replay
-from evaluate.audit.run import audit
-from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, status_of
+from evaluate.audit.reproducer import again, load, replay
+from evaluate.audit.run import audit, own_factory
+from evaluate.audit.stopping import Limit
+from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, takes
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
+from robustpatch.cli.status import Interrupted
 from robustpatch.cli.text import one_line
-from robustpatch.data.images import ImageSet, named_images
+from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
 from robustpatch.train import Channels, ImageSize, SkipBroken
 
+CTRL_C = "Ctrl-C"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command)
-def main(
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """One audit. Fields are the command line's options, in its order."""
+
     target: Annotated[
         str | None,
         typer.Argument(
             help="MODULE:OBJECT or FILE.py:OBJECT with predict(x) and certify(x, threat), or a function without "
             "arguments that makes one; or the name of a shipped checkpoint."
         ),
-    ] = None,
+    ] = None
     factory: Annotated[
         str | None, typer.Option(help="MODULE:make, called as make(base, num_classes, image_shape).")
-    ] = None,
-    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches).")] = "5x5",
-    images: Annotated[int, typer.Option(help="Images of the data, and as many structured ones.")] = 32,
-    dataset: Annotated[
-        str | None, typer.Option(help="mnist, cifar10 or folder instead of the packaged sample.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
-    image_size: ImageSize = None,
-    channels: Channels = 3,
-    skip_broken: SkipBroken = False,
-    shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None,
+    ] = None
+    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches).")] = "5x5"
+    images: Annotated[int, typer.Option(help="Images of the data, and as many structured ones.")] = 32
+    dataset: Annotated[str | None, typer.Option(help="mnist, cifar10 or folder instead of the packaged sample.")] = None
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None
+    image_size: ImageSize = None
+    channels: Channels = 3
+    skip_broken: SkipBroken = False
+    shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None
+    classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None
     alerts: Annotated[
         bool, typer.Option("--alerts", help="It may answer -1, or its attribute alert, for an attack: no break.")
-    ] = False,
-    budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000,
-    seed: int = 0,
+    ] = False
+    budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000
+    seed: int = 0
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds after which it ends with what it has found by then.")
-    ] = None,
+    ] = None
     output: Annotated[
         str, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
-    ] = "runs/audit",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    replay_file: Annotated[
-        Path | None, typer.Option("--replay", help="Show a saved finding again, of the target or factory named.")
-    ] = None,
-) -> None:
+    ] = "runs/audit"
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+    replay: Annotated[Path | None, typer.Option(help="Show a saved finding again, of the target or factory named.")] = (
+        None
+    )
+
+
+@app.command(cls=Command)
+@takes(AuditOptions)
+def main(options: AuditOptions, errors: Console) -> int:
     """Attack what is certified, hold predict and certify against each other, and dictate votes through the factory.
 
     Exit status 0: nothing was found, warnings apart. 1: a certified prediction was changed, or the certifier
@@ -78,66 +87,26 @@ def main(
     found; what was found by then is shown in any case, and what was not tested. --time-limit ends the same way, with
     status 0 where nothing was found.
     """
-    if replay_file is not None:
-        raise typer.Exit(status_of(lambda errors: explaining(errors, lambda: _replay(replay_file, target, factory))))
-
-    def load() -> ImageSet | None:
-        given = {"image_size": image_size, "channels": channels, "skip_broken": skip_broken}
-        return None if dataset is None else named_images(dataset, data_root, **given)
-
-    raise typer.Exit(
-        status_of(
-            lambda errors: explaining(
-                errors,
-                lambda: _run(
-                    target,
-                    factory,
-                    patch,
-                    images,
-                    load,
-                    shape,
-                    classes,
-                    alerts,
-                    budget,
-                    seed,
-                    time_limit,
-                    Store(local_folder(output)),
-                    as_json,
-                    errors,
-                ),
-            )
-        )
-    )
+    if options.replay is not None:
+        path = options.replay
+        return explaining(errors, lambda: _replay(path, options.target, options.factory))
+    return explaining(errors, lambda: _run(options, errors))
 
 
-def _run(
-    target: str | None,
-    factory: str | None,
-    patch: str,
-    images: int,
-    load: Callable[[], ImageSet | None],
-    shape: str | None,
-    classes: int | None,
-    alerts: bool,
-    budget: int,
-    seed: int,
-    time_limit: float | None,
-    output: Store,
-    as_json: bool,
-    errors: Console,
-) -> int:
-    size = None if shape is None else _shape(shape)
-    data = load()
-    measured = (
-        size or (data.image_shape if data is not None else None) or (1, 28 if target else 40, 28 if target else 40)
-    )
-    threat = parse_threat(patch, measured[1:])
-    if images < 1:
-        raise InvalidInput(f"images is {images}; it must be at least 1")
+def _run(options: AuditOptions, errors: Console) -> int:
+    output = Store(local_folder(options.output))
+    size = None if options.shape is None else _shape(options.shape)
+    data = None
+    if options.dataset is not None:
+        given = {"image_size": options.image_size, "channels": options.channels, "skip_broken": options.skip_broken}
+        data = named_images(options.dataset, options.data_root, **given)
+    side = 28 if options.target else 40
+    threat = parse_threat(options.patch, (size or (1, side, side) if data is None else size or data.image_shape)[1:])
+    if options.images < 1:
+        raise InvalidInput(f"images is {options.images}; it must be at least 1")
     notes = [] if data is None else list(data.notes)
-    x = None if data is None else data.batch(range(min(images, len(data))))[0]
-    certifier, make = named(target, "target"), named(factory, "factory")
-    asked = asked_for(target, factory)
+    asked = names_from_anywhere(options.target, options.factory)
+    target, factory = load_named(options.target, "target"), load_named(options.factory, "factory")
     with ExitStack() as shown:
         shown.enter_context(output.held(alone=True))  # until the report is there, too
         status = shown.enter_context(errors.status("audit"))
@@ -147,34 +116,33 @@ def _run(
                 errors.print(notes.pop(0), soft_wrap=True)
             status.update(Text(what))
 
-        limit = shown.enter_context(interruptible(Limit(time_limit), errors))
         done = audit(
-            certifier,
-            factory=make,
+            target,
+            factory=factory,
             threat=threat,
-            x=x,
+            x=None if data is None else data.batch(range(min(options.images, len(data))))[0],
             image_shape=size,
-            num_classes=classes,
-            alerts=alerts,
-            images=images,
-            budget=budget,
-            seed=seed,
+            num_classes=options.classes,
+            alerts=options.alerts,
+            images=options.images,
+            budget=options.budget,
+            seed=options.seed,
             output=output,
             asked=asked,
-            limit=limit,
+            limit=shown.enter_context(_interruptible(Limit(options.time_limit), errors)),
             on_progress=on_progress,
         )
-        _write(done, output, asked)
+        commands = [again(one.path, asked) for one in done.findings if one.path is not None]
+        output.write("report.md", markdown(done, commands).encode())
+        output.write("audit.json", json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1).encode())
     console = TextConsole()
-    if as_json:
+    if options.json:
         console.print(json.dumps(done.as_dict()), soft_wrap=True)
-        return _status(done)
-    console.print(table(done))
-    console.print(f"report.md and audit.json in {Path(output.root).resolve()}", soft_wrap=True)
-    for finding in done.findings:
-        if finding.path is not None:
-            command = f"see it again: {again(finding.path, asked)}"
-            console.print(command, soft_wrap=True)
+    else:
+        console.print(table(done))
+        console.print(f"report.md and audit.json in {Path(output.root).resolve()}", soft_wrap=True)
+        for command in commands:
+            console.print(f"see it again: {command}", soft_wrap=True)
     return _status(done)
 
 
@@ -184,14 +152,28 @@ def _status(done: Audit) -> int:
     return INTERRUPTED if done.stopped == CTRL_C else HELD
 
 
-def _write(done: Audit, output: Store, asked: dict[str, Any]) -> None:
-    commands = [again(one.path, asked) for one in done.findings if one.path is not None]
-    output.write("report.md", markdown(done, commands).encode())
-    output.write("audit.json", json.dumps({**done.as_dict(), **circumstances("cpu")}, indent=1).encode())
+@contextmanager
+def _interruptible(limit: Limit, errors: Console) -> Iterator[Limit]:
+    """Ctrl-C ends the audit before the next question to the certifier; a second one at once, with nothing shown."""
+
+    def stop(*_: object) -> None:
+        if limit.why == CTRL_C:
+            raise Interrupted
+        limit.stop(CTRL_C)
+        errors.print("stopping when the certifier has answered; Ctrl-C once more ends at once, without a report")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield limit
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield limit
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _replay(path: Path, target: str | None, factory: str | None) -> int:
-    """Show a finding again with the certifier named; 1 when it still stands. What the file names is not run."""
+    """Show a finding again with the certifier named; 1 when it still stands. No code that the file names is run."""
     _, note = load(path)
     if target is None and factory is None:
         raise InvalidInput(
@@ -199,14 +181,9 @@ def _replay(path: Path, target: str | None, factory: str | None) -> int:
             f"what it says that it was found with: {again(path.resolve(), note)}"
         )
     console = TextConsole()
-    said = one_line(f"{note['check']}, {note['severity']}: {note['sentence']}", 10_000)
-    console.print(said)
-    certifier, make = named(target, "target"), named(factory, "factory")
-    if make is None and certifier is not None:
-        from evaluate.audit.run import own_factory
-
-        make = own_factory(certifier)
-    stands = replay(path, certifier, make)
+    console.print(one_line(f"{note['check']}, {note['severity']}: {note['sentence']}", 10_000))
+    certifier, make = load_named(target, "target"), load_named(factory, "factory")
+    stands = replay(path, certifier, make if certifier is None else make or own_factory(certifier))
     console.print("the finding stands" if stands else "the finding does not stand here")
     return BROKEN if stands else HELD
 

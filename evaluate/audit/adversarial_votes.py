@@ -8,79 +8,66 @@ from typing import Literal
 
 import torch
 
-from evaluate.audit.cast import Break, cast
-from evaluate.audit.causes import PLAIN, explained
-from evaluate.audit.finding import Finding
-from evaluate.audit.harness import Site, Stand
-from evaluate.audit.interface import Refused
-from evaluate.audit.limit import Stopped
-from evaluate.audit.trial import Tally, finding
+from evaluate.audit.diagnosis import PLAIN, explained
+from evaluate.audit.dictated_attack import Break, DictatedAttack
+from evaluate.audit.finding import Finding, Tally
+from evaluate.audit.harness import Harness, Site
+from evaluate.audit.stopping import Stopped
 from evaluate.audit.vote_patterns import KINDS, Ballot, ballots, overflow
-from robustpatch.threats.base import Patches
 
-_LOUD = 1000.0  # how much louder patched views speak, to those who add up scores
+_LARGE = 1000.0  # by what the scores of patched views are multiplied, for certifiers that add up scores
 Brief = Literal["sizes", "counters"]
 _PLACES: dict[Brief, int] = {"sizes": 8, "counters": 4}
+Case = tuple[Ballot, Site]
 
 
-def try_votes(
-    stand: Stand,
-    threat: Patches,
-    budget: int,
-    generator: torch.Generator,
-    brief: Brief | None = None,
-    tally: Tally | None = None,
-) -> Tally:
+def try_votes(attack: DictatedAttack, budget: int, generator: torch.Generator, brief: Brief | None = None) -> Tally:
     """Dictate votes that a patch just overturns, ask for a certificate, and where there is one, overturn them.
 
     About `budget` views are shown to the base. `brief`: few places and ballots, for one of many patch "sizes", or for
-    the "counters" of very many votes. What is found is added to `tally`, also when the audit is stopped. Raises
-    `Refused` where the certifier does not know this threat.
+    the "counters" of very many votes. Returns the tally of the attack, to which findings are added also when the audit
+    is stopped. Raises `Refused` where the certifier does not know this threat.
     """
-    tally = tally or Tally()
-    total = sum(stand.shown.values())
-    stand.subject.certify(stand.x, threat)
-    _ = stand.reach  # asked for now: explanations must not need the certifier, which may not be asked any more
-    sites = stand.sites(threat, _PLACES[brief] if brief else max(12, min(200, budget // (4 * total))), generator)
+    harness, threat, tally = attack.harness, attack.threat, attack.tally
+    harness.subject.certify(harness.x, threat)
+    _ = harness.reach  # asked for now: explanations must not need the certifier, which may not be asked any more
+    places = _PLACES[brief] if brief else max(12, min(200, budget // (4 * harness.total)))
+    sites = harness.sites(threat, places, generator)
     tally.touched = (min(s.weight for s in sites), max(s.weight for s in sites))
     chosen = telling(sites, generator)[: 3 if brief else 8]
-    cases = _ordered([(ballot, site) for site in chosen for ballot in _all(stand, site, generator)], generator)
-    most = max(40, min(240, budget // (3 * total)))
+    cases = _ordered([(ballot, site) for site in chosen for ballot in _all(harness, site, generator)], generator)
+    most = max(40, min(240, budget // (3 * harness.total)))
     if brief == "sizes":
-        cases = [case for case in cases if case[0].kind in ("two classes", "unanimous")][:10]
+        cases = [case for case in cases if case[0].kind in PLAIN][:10]
     elif brief == "counters":
         plain = [case for case in cases if case[0].kind == "two classes"][:6]
         cases = [*[case for case in cases if case[0].kind not in KINDS][:4], *plain]
     broken: list[Break] = []
     with suppress(Stopped):  # whoever asks next is stopped again: what was found by then is kept
         for ballot, site in cases[:most]:
-            found = cast(stand, threat, ballot, site, tally)
+            found = attack.cast(ballot, site)
             broken += [] if found is None else [found]
-        if (
-            brief is None
-            and not stand.varies(threat)
-            and not any(one.fall.patched and one.ballot.kind in PLAIN for one in broken)
-        ):
-            loud = [case for case in cases if case[0].kind == "unanimous"][:12]
-            tally.findings += _shouted(stand, threat, loud, tally)
+        by_plain_votes = any(one.patched and one.ballot and one.ballot.kind in PLAIN for one in broken)
+        if brief is None and not harness.varies(threat) and not by_plain_votes:
+            tally.findings += _by_large_scores(attack, [case for case in cases if case[0].kind == "unanimous"][:12])
     if broken:
-        tally.findings += explained(stand, threat, broken, sites, tally)
+        tally.findings += explained(attack, broken, sites)
     return tally
 
 
-def _shouted(stand: Stand, threat: Patches, cases: list[tuple[Ballot, Site]], tally: Tally) -> list[Finding]:
-    """A certificate of votes all alike that falls when the patched views speak louder, and not otherwise."""
+def _by_large_scores(attack: DictatedAttack, cases: list[Case]) -> list[Finding]:
+    """A certificate of votes all alike that falls when the patched views have larger scores, and not otherwise."""
     for ballot, site in cases:
-        found = cast(stand, threat, ballot, site, tally, _LOUD)
-        if found is None or not found.fall.patched:
+        found = attack.cast(ballot, site, _LARGE)
+        if found is None or not found.patched:
             continue
         try:
-            plain = cast(stand, threat, ballot, site, tally)
+            plain = attack.cast(ballot, site)
         except Stopped:  # no time to see why
-            return [finding(stand, threat, found.fall, "votes")]
+            return [attack.finding(found, "votes")]
         if plain is None:
-            cause = f"spoken as loudly as the other votes, and not {_LOUD:g} times, the same answers do not break it"
-            return [finding(stand, threat, found.fall, "loudness", cause)]
+            cause = f"spoken as loudly as the other votes, and not {_LARGE:g} times, the same answers do not break it"
+            return [attack.finding(found, "loudness", cause)]
     return []
 
 
@@ -93,32 +80,29 @@ def telling(sites: list[Site], generator: torch.Generator) -> list[Site]:
     return list({id(site): site for site in order}.values())[:8]
 
 
-def _all(stand: Stand, site: Site, generator: torch.Generator) -> Iterator[Ballot]:
-    yield from ballots(stand.shown, site.touched, stand.classes, generator)
+def _all(harness: Harness, site: Site, generator: torch.Generator) -> Iterator[Ballot]:
+    yield from ballots(harness.shown, site.touched, harness.classes, generator)
     for most in (128, 256):
-        counted = overflow(stand.shown, site.touched, most, stand.classes)
+        counted = overflow(harness.shown, site.touched, most, harness.classes)
         if counted is not None:
             yield counted
 
 
-def _ordered(cases: list[tuple[Ballot, Site]], generator: torch.Generator) -> list[tuple[Ballot, Site]]:
+def _ordered(cases: list[Case], generator: torch.Generator) -> list[Case]:
     """In random order, but a few of every kind first: a small budget is to see them all. Every other case is of a place
     where a patch changes most.
     """
     drawn = [cases[i] for i in torch.randperm(len(cases), generator=generator).tolist()]
     most = max((site.weight for _, site in cases), default=0)
-    turn, places = {True: 0, False: 0}, []
-    for _, site in drawn:
-        places.append(turn[site.weight == most])
-        turn[site.weight == most] += 1
-    mixed = [drawn[i] for i in sorted(range(len(drawn)), key=places.__getitem__)]
-    seen: dict[tuple[str, bool, bool], int] = {}
-    turns = []
-    for ballot, _ in mixed:
-        key = (ballot.kind, ballot.tie, ballot.rival < ballot.winner)
-        turns.append(seen.get(key, 0))
-        seen[key] = seen.get(key, 0) + 1
-    return [mixed[i] for i in sorted(range(len(mixed)), key=turns.__getitem__)]
+    mixed = _by_turns(drawn, [site.weight == most for _, site in drawn])
+    return _by_turns(mixed, [(one.kind, one.tie, one.rival < one.winner) for one, _ in mixed])
 
 
-__all__ = ["Refused", "Tally", "telling", "try_votes"]
+def _by_turns(cases: list[Case], keys: list) -> list[Case]:
+    """The first case of each key, then the second of each, and so on."""
+    seen: dict[object, int] = {}
+    turns: list[int] = []
+    for key in keys:
+        seen[key] = seen.get(key, -1) + 1
+        turns.append(seen[key])
+    return [cases[i] for i in sorted(range(len(cases)), key=turns.__getitem__)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from evaluate.audit.certifier import Claim
+from evaluate.audit.harness import Factory
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
 
 By = Literal["evaluation", "predict"]
-
-
-@dataclass(frozen=True)
-class ARTClaim:
-    """The answer of ART's `certify`, an entry for each image."""
-
-    prediction: Int[Tensor, " B"]
-    certified: Bool[Tensor, " B"]
 
 
 class ARTCertifier:
@@ -51,7 +44,7 @@ class ARTCertifier:
         """Returns ART's `predict`: votes (levine2020), or the sum of the model's outputs (salman2021)."""
         return torch.from_numpy(np.asarray(self.classifier.predict(self.array(x)), np.float64)).float()
 
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> ARTClaim:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Claim:
         one = threat.threats[0]
         if len(threat.threats) > 1 or one.count > 1 or one.height != one.width:
             raise InvalidInput(f"patch is {threat}; ART certifies against one square")
@@ -73,7 +66,7 @@ class ARTCertifier:
                 self.classifier.eval_and_certify(self.array(x), one_hot, one.height, verbose=False)
             finally:
                 del ablator.certify
-        return ARTClaim(
+        return Claim(
             torch.cat([torch.as_tensor(told[2]) for told in heard]).long().cpu(),
             torch.cat([torch.as_tensor(told[0]) for told in heard]).bool().cpu(),
         )
@@ -90,43 +83,29 @@ class ARTCertifier:
         return found * (high - low) + low
 
     @property
-    def with_base(self) -> ARTFactory | None:
-        """The same settings around another base: the audit's factory. None where the base is no torch module."""
+    def with_base(self) -> Factory | None:
+        """The same settings around another base: the audit's factory. None where channels come last."""
         made = self.classifier
         if not made.channels_first:
             return None
-        threshold, logits = (0.3, True) if made.threshold is None else (made.threshold, bool(made.logits))
-        return ARTFactory(
-            made.algorithm,
-            made.ablation_type,
-            made.ablation_size[0],
-            self.by,
-            threshold,
-            logits,
-            clip_values=(0.0, 1.0) if made.clip_values is None else made.clip_values,
-            preprocessing=made.preprocessing,
-            preprocessing_defences=made.preprocessing_defences,
-        )
+        votes = {} if made.threshold is None else {"threshold": made.threshold, "logits": bool(made.logits)}
+        clip = {} if made.clip_values is None else {"clip_values": made.clip_values}
+        treated = {name: getattr(made, name) for name in ("preprocessing", "preprocessing_defences")}
+        size = made.ablation_size[0]
+        return art_factory(made.algorithm, made.ablation_type, size, self.by, **votes, **clip, **treated)
 
 
-@dataclass(frozen=True)
-class ARTFactory:
+def art_factory(
+    algorithm: str, ablation_type: str, ablation_size: int, by: By = "evaluation", **options: Any
+) -> Factory:
     """Makes ART certifiers of one kind around any base, on the CPU.
 
-    `clip_values`, `preprocessing` and `preprocessing_defences` are ART's own; they have to fit images of any size.
+    `options` are ART's own, such as `threshold`, `logits`, `clip_values`, `preprocessing` and `preprocessing_defences`;
+    they have to fit images of any size.
     """
+    options = {"threshold": 0.3, "logits": True, "clip_values": (0.0, 1.0), "preprocessing": (0.0, 1.0), **options}
 
-    algorithm: str
-    ablation_type: str
-    ablation_size: int
-    by: By = "evaluation"
-    threshold: float = 0.3
-    logits: bool = True
-    clip_values: Any = (0.0, 1.0)
-    preprocessing: Any = (0.0, 1.0)
-    preprocessing_defences: Any = None
-
-    def __call__(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
+    def make(base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> ARTCertifier:
         from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
 
         classifier = PyTorchDeRandomizedSmoothing(
@@ -134,24 +113,22 @@ class ARTFactory:
             loss=nn.CrossEntropyLoss(),
             input_shape=image_shape,
             nb_classes=num_classes,
-            ablation_size=self.ablation_size,
-            algorithm=self.algorithm,
-            ablation_type=self.ablation_type,
-            threshold=self.threshold,
-            logits=self.logits,
-            clip_values=self.clip_values,
-            preprocessing=self.preprocessing,
-            preprocessing_defences=self.preprocessing_defences,
+            ablation_size=ablation_size,
+            algorithm=algorithm,
+            ablation_type=ablation_type,
             device_type="cpu",
             verbose=False,
+            **options,
         )
-        return ARTCertifier(classifier, self.by)
+        return ARTCertifier(classifier, by)
+
+    return make
 
 
-levine_column = ARTFactory("levine2020", "column", 1)
-levine_row = ARTFactory("levine2020", "row", 1)
-levine_block = ARTFactory("levine2020", "block", 3)
-levine_probabilities = ARTFactory("levine2020", "column", 1, logits=False)
-salman_column = ARTFactory("salman2021", "column", 1)
-salman_row = ARTFactory("salman2021", "row", 1)
-salman_block = ARTFactory("salman2021", "block", 3)
+levine_column = art_factory("levine2020", "column", 1)
+levine_row = art_factory("levine2020", "row", 1)
+levine_block = art_factory("levine2020", "block", 3)
+levine_probabilities = art_factory("levine2020", "column", 1, logits=False)
+salman_column = art_factory("salman2021", "column", 1)
+salman_row = art_factory("salman2021", "row", 1)
+salman_block = art_factory("salman2021", "block", 3)

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 
 from evaluate.audit.adversarial_votes import Brief, telling, try_votes
+from evaluate.audit.answer_search import AnswerSearch
 from evaluate.audit.batches import try_batches
-from evaluate.audit.causes import searched
-from evaluate.audit.edges import edges, try_edges
-from evaluate.audit.finding import Finding
-from evaluate.audit.harness import Factory, Stand, view_findings
-from evaluate.audit.interface import Refused
-from evaluate.audit.loud import try_loud
-from evaluate.audit.search import Search
-from evaluate.audit.sizes import Plan, Shape, plans
-from evaluate.audit.trial import Tally
+from evaluate.audit.certifier import Refused
+from evaluate.audit.diagnosis import searched
+from evaluate.audit.dictated_attack import DictatedAttack
+from evaluate.audit.finding import Tally
+from evaluate.audit.harness import Factory, Harness, view_findings
+from evaluate.audit.large_scores import try_large_scores
+from evaluate.audit.plans import Plan, Shape, plans
+from evaluate.audit.threshold_search import thresholds, try_thresholds
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
 _LONG = 560  # views enough for a counter of eight bits to overflow, or one in bfloat16 to lose votes, in two classes
-
-
-@dataclass
-class Tested:
-    """The result of testing a factory: findings, skipped tests, the certifier's errors and how often it raised them,
-    a line for each shape; ballots dictated, and certified.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    untested: list[tuple[str, str]] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
-    views: list[str] = field(default_factory=list)
-    ballots: int = 0
-    certified: int = 0
-
-    @property
-    def not_tested(self) -> list[tuple[str, str]]:
-        """Lists what was not tested, one line for each reason."""
-        reasons: dict[str, list[str]] = {}
-        for what, why in self.untested:
-            reasons.setdefault(why, []).append(what)
-        for why, times in self.refused.items():
-            reasons.setdefault(why, []).append(f"{times} questions" if times > 1 else "1 question")
-        return [(", ".join(what), why) for why, what in reasons.items()]
 
 
 def try_factory(
@@ -59,38 +33,36 @@ def try_factory(
     seed: int,
     on_progress: Callable[[str], None],
     alerts: bool | int = False,
-    tested: Tested | None = None,
-) -> Tested:
+    tally: Tally | None = None,
+) -> Tally:
     """Dictate votes on images of `shape`, then on the others of `plans`; what is cheap and likely comes first.
 
-    `budget`: of views shown for each shape and threat. What is found is added to `tested`, so that it is there when
+    `budget`: of views shown for each shape and threat. What is found is added to `tally`, so that it is there when
     the audit is stopped. Raises `InvalidInput` where the factory serves no shape at all.
     """
-    tested = tested or Tested()
+    tally = tally or Tally()
     threat.check_fits(*shape[1:])
-    most, served, chance, refusals = 0, 0, False, list[InvalidInput]()
+    most, chance, refusals, certified = 0, False, list[InvalidInput](), tally.certified
     for plan in plans(shape, threat, _LONG):
         if plan.only_long and most >= _LONG:
             continue
         try:
-            stand = Stand(factory, classes, plan.shape, seed, alerts=alerts)
+            harness = Harness(factory, classes, plan.shape, seed, alerts=alerts)
         except InvalidInput as refusal:
             refusals.append(refusal)
-            tested.untested.append((f"images of {_text(plan.shape)}", str(refusal)))
+            tally.untested.append((f"images of {_text(plan.shape)}", str(refusal)))
             continue
-        served, most, stand.chance = served + 1, max(most, sum(stand.shown.values())), chance
-        _try_plan(stand, plan, budget, seed, tested, on_progress)
-        chance = stand.chance
-    if not served:
+        most, harness.chance = max(most, harness.total), chance
+        _try_plan(harness, plan, budget, seed, tally, on_progress)
+        chance = harness.chance
+    if not most:
         raise refusals[0]
     if most < _LONG:
-        tested.untested.append(("counters of eight bits", f"at most {most} views were shown; {_LONG} are needed"))
-    tested.untested.append(("counters of more than eight bits", f"at most {most} votes were cast"))
-    if not tested.certified:
-        tested.untested.append(
-            ("dictated votes", "not one ballot was certified; name larger images or a smaller patch")
-        )
-    return tested
+        tally.untested.append(("counters of eight bits", f"at most {most} views were shown; {_LONG} are needed"))
+    tally.untested.append(("counters of more than eight bits", f"at most {most} votes were cast"))
+    if tally.certified == certified:
+        tally.untested.append(("dictated votes", "not one ballot was certified; name larger images or a smaller patch"))
+    return tally
 
 
 def steps(shape: Shape, threat: Patches) -> list[str]:
@@ -109,61 +81,55 @@ def _step(what: str, size: Shape, threat: Patches) -> str:
 
 
 def _try_plan(
-    stand: Stand, plan: Plan, budget: int, seed: int, tested: Tested, on_progress: Callable[[str], None]
+    harness: Harness, plan: Plan, budget: int, seed: int, total: Tally, on_progress: Callable[[str], None]
 ) -> None:
-    """All that the plan says, on one stand."""
-    total, said = sum(stand.shown.values()), []
+    """Runs all tests of the plan on one harness."""
+    said: list[str] = []
     brief: Brief | None = "counters" if plan.only_long else "sizes" if plan.brief else None
     for n, threat in enumerate(plan.fitting):
         generator, tally = torch.Generator().manual_seed(seed), Tally()
+        attack = DictatedAttack(harness, threat, tally)
         try:
-            on_progress(_step("dictating votes", stand.shape, threat))
+            on_progress(_step("dictating votes", harness.shape, threat))
             if n == 0:
-                tally.findings += view_findings(stand, threat)
-            try_votes(stand, threat, budget // plan.share, generator, brief, tally)
-            said.append(f"{threat}: {_range(tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
-            if n == 0 and plan.deep and not stand.varies(threat):
-                on_progress(_step("searching answers", stand.shape, threat))
-                _search(stand, threat, budget, seed, generator, tally)
+                tally.findings += view_findings(harness, threat)
+            try_votes(attack, budget // plan.share, generator, brief)
+            said.append(f"{threat}: {_range(*tally.touched)}, {tally.certified} of {tally.ballots} ballots certified")
+            if n == 0 and plan.deep and not harness.varies(threat):
+                on_progress(_step("searching answers", harness.shape, threat))
+                _search(attack, budget, seed, generator)
             if n == 0 and plan.batches:
-                on_progress(_step("asking about batches", stand.shape, threat))
-                try_batches(stand, threat, budget, seed, tally)
+                on_progress(_step("asking about batches", harness.shape, threat))
+                try_batches(harness, threat, budget, seed, tally)
         except Refused as refusal:
-            tested.untested.append((f"{threat} patch on {_text(stand.shape)}", str(refusal)))
+            total.untested.append((f"{threat} patch on {_text(harness.shape)}", str(refusal)))
         finally:  # also when the audit is stopped
-            _count(tested, tally)
+            total.add(tally)
     if len(said) > 5:
         said = [*said[:2], f"{len(said) - 3} more patch sizes", said[-1]]
-    tested.views.append(f"{_text(stand.shape)}: {total} views; touched by " + "; ".join(said))
+    total.views.append(f"{_text(harness.shape)}: {harness.total} views; touched by " + "; ".join(said))
 
 
-def _search(stand: Stand, threat: Patches, budget: int, seed: int, generator: torch.Generator, tally: Tally) -> None:
-    """Scores at thresholds, loud ones, and searched answers: each until it breaks a certificate."""
-    sites, rng = telling(stand.sites(threat, 40, generator), generator), random.Random(seed)
-    calls = max(60, min(1_000, budget // sum(stand.shown.values())))
+def _search(attack: DictatedAttack, budget: int, seed: int, generator: torch.Generator) -> None:
+    """Scores at thresholds, large ones, and searched answers: each until it breaks a certificate."""
+    sites, rng = telling(attack.harness.sites(attack.threat, 40, generator), generator), random.Random(seed)
+    calls = max(60, min(1_000, budget // attack.harness.total))
     if not sites:
         return
-    found = edges(stand, threat, sites[0], tally)
-    fall = try_edges(stand, threat, sites, found, calls // 4, tally)
-    if fall is not None:
-        tally.findings.append(searched(stand, threat, fall, "threshold", tally))
-    loud = try_loud(stand, threat, sites, calls // 2, rng, tally)
-    if loud is not None:
-        tally.findings.append(searched(stand, threat, loud, "loudness", tally))
-    fall = Search(stand, threat, sites, found, calls, rng, tally).run()
-    if fall is not None:
-        tally.findings.append(searched(stand, threat, fall, "answers", tally))
-
-
-def _count(tested: Tested, tally: Tally) -> None:
-    tested.findings += tally.findings
-    tested.ballots, tested.certified = tested.ballots + tally.ballots, tested.certified + tally.certified
-    tested.refused.update(tally.refused)
+    found = thresholds(attack, sites[0])
+    for name, search in (
+        ("threshold", lambda: try_thresholds(attack, sites, found, calls // 4)),
+        ("loudness", lambda: try_large_scores(attack, sites, calls // 2, rng)),
+        ("answers", lambda: AnswerSearch(attack, sites, found, calls, rng).run()),
+    ):
+        broken = search()
+        if broken is not None:
+            attack.tally.findings.append(searched(attack, broken, name))
 
 
 def _text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _range(touched: tuple[int, int]) -> str:
-    return str(touched[0]) if touched[0] == touched[1] else f"{touched[0]} to {touched[1]}"
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"

@@ -1,8 +1,9 @@
-"""The findings of an audit, and the report of all of them."""
+"""The findings of an audit, its counts while it runs, and its result."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,47 @@ class Finding:
         if "threat" not in self.note or "x" not in self.tensors:
             return None
         return str(threat_from_dict(self.note["threat"])), "x".join(map(str, self.tensors["x"].shape[-3:]))
+
+    def is_of(self, threats: set[str], shapes: set[str]) -> bool:
+        """Tells whether one of these patches on images of one of these shapes shows it."""
+        return self.where is not None and self.where[0] in threats and self.where[1] in shapes
+
+
+@dataclass
+class Tally:
+    """Findings and counts of an audit while it runs. Tests add to it at once, so that a stopped audit loses nothing.
+
+    `untested`: pairs of what was not tested and why. `refused`: how often the certifier raised which error. `views`: a
+    line for each image shape. `touched`: the fewest and the most views that a patch changes.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    untested: list[tuple[str, str]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    views: list[str] = field(default_factory=list)
+    images: int = 0
+    ballots: int = 0
+    certified: int = 0
+    attacked: int = 0
+    evaluations: int = 0
+    touched: tuple[int, int] = (0, 0)
+
+    def add(self, other: Tally) -> None:
+        """Adds what a factory's tests counted."""
+        self.findings += other.findings
+        self.ballots, self.certified = self.ballots + other.ballots, self.certified + other.certified
+        self.attacked += other.attacked
+        self.refused.update(other.refused)
+
+    @property
+    def not_tested(self) -> tuple[tuple[str, str], ...]:
+        """What was not tested, and why: one entry for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for what, why in dict.fromkeys(self.untested):
+            reasons.setdefault(why, []).append(what)
+        for why, times in self.refused.items():
+            reasons.setdefault(why, []).append(f"{times} questions" if times > 1 else "1 question")
+        return tuple((", ".join(what), why) for why, what in reasons.items())
 
 
 @dataclass(frozen=True)
@@ -81,40 +123,23 @@ class Audit:
         return any(finding.severity != "warning" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: without the tensors, which lie in the reproducers."""
-        found = [
-            {k: str(v) if k == "path" and v is not None else v for k, v in asdict(bare(finding)).items()}
-            for finding in self.findings
-        ]
-        for one, finding in zip(found, self.findings, strict=True):
-            del one["tensors"], one["note"]
-            one["patch"], one["shape"] = finding.where or (None, None)
-        rest = {k: v for k, v in vars(self).items() if k not in ("findings", "untested", "views")}
+        """The audit for JSON, without the tensors, which lie in the reproducers."""
+        found = []
+        for one in self.findings:
+            told = {name: getattr(one, name) for name in ("check", "severity", "sentence", "times")}
+            patch, shape = one.where or (None, None)
+            found.append({**told, "path": one.path and str(one.path), "patch": patch, "shape": shape})
         untested = [{"what": what, "why": why} for what, why in self.untested]
-        return {**rest, "verdict": self.verdict, "findings": found, "untested": untested, "views": list(self.views)}
-
-
-def bare(finding: Finding) -> Finding:
-    """The finding without its tensors and note."""
-    return replace(finding, tensors={}, note={})
-
-
-def is_named(finding: Finding, threats: set[str], shapes: set[str]) -> bool:
-    """Whether the finding is of a patch and of images that the audit was asked about."""
-    return finding.where is not None and finding.where[0] in threats and finding.where[1] in shapes
+        return {**vars(self), "verdict": self.verdict, "findings": found, "untested": untested}
 
 
 def gather(findings: list[Finding], threats: set[str], shapes: set[str]) -> list[Finding]:
     """One finding for each check and severity, the first of its kind, counting the others: broken ones before others,
     and those of the patches and the images that were named before those of others.
     """
-
-    def named(finding: Finding) -> bool:
-        return is_named(finding, threats, shapes)
-
     first: dict[tuple[str, str], Finding] = {}
-    for finding in sorted(findings, key=lambda finding: not named(finding)):
+    for finding in sorted(findings, key=lambda finding: not finding.is_of(threats, shapes)):
         key = (finding.check, finding.severity)
         first[key] = replace(first[key], times=first[key].times + finding.times) if key in first else finding
     order = ("broken certificate", "inconsistent", "warning")
-    return sorted(first.values(), key=lambda finding: (order.index(finding.severity), not named(finding)))
+    return sorted(first.values(), key=lambda one: (order.index(one.severity), not one.is_of(threats, shapes)))

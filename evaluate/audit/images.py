@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evaluate.audit.interface import AuditedCertifier
+from evaluate.audit.certifier import AuditedCertifier
 from robustpatch.threats.base import Patches
 
 

@@ -1,11 +1,11 @@
-"""The audit: what can be tested of a certifier is tested, and what cannot is said."""
+"""The audit: every test that can be made of a certifier, and a list of those that cannot."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evaluate.audit.attack import attack_certified
-from evaluate.audit.consistency import CHECKS
-from evaluate.audit.factory import Tested, steps, try_factory
-from evaluate.audit.finding import Audit, Finding, gather, is_named
+from evaluate.audit.certifier import AuditedCertifier, check_methods
+from evaluate.audit.factory import steps, try_factory
+from evaluate.audit.finding import Audit, Tally, gather
 from evaluate.audit.harness import Factory
-from evaluate.audit.images import seams, structured
-from evaluate.audit.interface import AuditedCertifier, Refused, check_methods
-from evaluate.audit.limit import Limit, Steps, Stopped, in_short
-from evaluate.audit.reproduce import clear, save
+from evaluate.audit.images import structured
+from evaluate.audit.reproducer import clear, save
+from evaluate.audit.stopping import Limit, Steps, Stopped, in_short
+from evaluate.audit.target import STEPS, try_target
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder
-from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.base import Threat
 from robustpatch.threats.rectangle import PatchThreat
-
-Progress = Callable[[str], None]
 
 
 def audit(
@@ -49,7 +46,7 @@ def audit(
     output: str | Path | Store | None = None,
     asked: dict[str, Any] | None = None,
     limit: int | float | Limit | None = None,
-    on_progress: Progress = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Try to break the certificates of `target`, and of what `factory` makes; every finding comes with what shows it.
 
@@ -80,252 +77,108 @@ def audit(
 
     Raises `InvalidInput` for what cannot be audited at all.
     """
-    started = time.monotonic()
-    threat = threat or PatchThreat(5, 5)
+    started, generator = time.monotonic(), torch.Generator().manual_seed(seed)
     for name, value in (("images", images), ("budget", budget)):
         if value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")
     if target is None and factory is None:
         raise InvalidInput("target and factory are both None; give a certifier, or a factory that makes one, or both")
-    with _held(output) as store:
-        return _audit(
-            target,
-            factory,
-            threat,
-            x,
-            image_shape,
-            num_classes,
-            alerts,
-            images,
-            budget,
-            seed,
-            store,
-            asked,
-            limit,
-            on_progress,
-            started,
-        )
-
-
-@contextmanager
-def _held(output: str | Path | Store | None) -> Iterator[Store | None]:
-    """The output for this audit alone, found to be writable before any work; None for none."""
-    if output is None:
-        yield None
-        return
-    store = output if isinstance(output, Store) else Store(local_folder(output))
-    with store.held(alone=True):
-        store.check_writable()
-        yield store
-
-
-def _audit(
-    target: Any,
-    factory: Factory | None,
-    threat: Threat,
-    x: Float[Tensor, "B C H W"] | None,
-    image_shape: tuple[int, int, int] | None,
-    num_classes: int | None,
-    alerts: bool | int,
-    images: int,
-    budget: int,
-    seed: int,
-    store: Store | None,
-    asked: dict[str, Any] | None,
-    limit: int | float | Limit | None,
-    on_progress: Progress,
-    started: float,
-) -> Audit:
-    """`audit` in an output that is held, or in none."""
-    generator = torch.Generator().manual_seed(seed)
-    findings: list[Finding] = []
-    untested: list[tuple[str, str]] = []
-    if target is not None:
-        check_methods(target)
-    made = _classes(target, num_classes)
-    factory = factory or own_factory(target)
-    shape = image_shape or (1, 40, 40)
-    names = []
-    for one in threat.threats:
-        names += (_STEPS if target is not None else []) + (steps(shape, one) if factory else [])
-    step = Steps(names, on_progress)
-    limit = limit if isinstance(limit, Limit) else Limit(limit)
-    asked_of, tested, stopped = _Asked(), Tested(), None
-    with limit.running():
-        try:
-            pool = torch.zeros(0)
-            if target is not None:
-                pool = _pool(x, image_shape, images, generator)
-                threat.check_fits(*pool.shape[2:])
-            for one in threat.threats:
+    threat = threat or PatchThreat(5, 5)
+    with ExitStack() as held:
+        store = None
+        if output is not None:
+            store = output if isinstance(output, Store) else Store(local_folder(output))
+            held.enter_context(store.held(alone=True))
+            store.check_writable()
+        if target is not None:
+            check_methods(target)
+        classes = _classes(target, num_classes)
+        factory = factory or own_factory(target)
+        shape, pool = image_shape or (1, 40, 40), None
+        names = [
+            step
+            for one in threat.threats
+            for step in [*(STEPS if target is not None else ()), *(steps(shape, one) if factory else ())]
+        ]
+        step, of_target, of_factory, stopped = Steps(names, on_progress), Tally(), Tally(), None
+        limit = limit if isinstance(limit, Limit) else Limit(limit)
+        with limit.running():
+            try:
                 if target is not None:
-                    subject = AuditedCertifier.of(target, made, pool[:1], alerts)
-                    _evaluating(target)
-                    _try_target(subject, pool, one, images, budget, generator, untested, step, asked_of)
-                if factory is not None:
-                    classes = num_classes or getattr(target, "num_classes", 4)
-                    try_factory(factory, classes, shape, one, 50 * budget, seed, step, alerts, tested)
-            if limit.why is not None:  # what was asked last noticed it, and had something to report
-                raise Stopped(limit.why)
-        except Stopped as stop:
-            stopped = str(stop)
-    findings += [replace(one, note={**one.note, "classes": made, "alerts": alerts}) for one in asked_of.findings]
-    findings += tested.findings
-    untested += tested.not_tested
-    if stopped is not None:
-        untested.append((in_short(step.unfinished), f"stopped by {stopped}"))
-    if target is None:
-        untested.append(("images", "no certifier was given, only a factory"))
-    if factory is None:
-        why = "no factory: the base cannot be replaced by one whose votes are dictated"
-        untested.append(("affected counts, ties, wraps, strides, swapped sides, views", why))
-    untested.append(("other devices, other precisions", "outside of this audit"))
-    note = {"threat": threat.threats[0].to_dict(), **(asked or {})}
-    note = {key: value for key, value in note.items() if value is not None}
-    findings = [replace(one, note={**note, **one.note}) for one in findings]
-    shapes = {"x".join(map(str, own)) for own in (asked_of.shape, shape) if own is not None}
-    threats = set(map(str, threat.threats))
-    named = any(is_named(one, threats, shapes) for one in findings if one.severity == "broken certificate")
-    found = gather(findings, threats, shapes)
-    if store is not None:
-        clear(store)
-        found = [save(one, store, n, {}) for n, one in enumerate(found)]
-    name = (
-        (asked or {}).get("target")
-        or (asked or {}).get("factory")
-        or type(factory if target is None else target).__name__
-    )
+                    pool = _pool(x, image_shape, images, generator)
+                    threat.check_fits(*pool.shape[2:])
+                for one in threat.threats:
+                    if pool is not None:
+                        subject = AuditedCertifier.of(target, classes, pool[:1], alerts)
+                        if isinstance(target, nn.Module):
+                            checks.evaluation_mode(target)
+                        try_target(subject, pool, one, images, budget, generator, of_target, step)
+                    if factory is not None:
+                        try_factory(factory, classes, shape, one, 50 * budget, seed, step, alerts, of_factory)
+                if limit.why is not None:  # what was asked last noticed it, and had something to report
+                    raise Stopped(limit.why)
+            except Stopped as stop:
+                stopped = str(stop)
+        untested = [*of_target.not_tested, *of_factory.not_tested]
+        if stopped is not None:
+            untested.append((in_short(step.unfinished), f"stopped by {stopped}"))
+        if target is None:
+            untested.append(("images", "no certifier was given, only a factory"))
+        if factory is None:
+            why = "no factory: the base cannot be replaced by one whose votes are dictated"
+            untested.append(("affected counts, ties, wraps, strides, swapped sides, views", why))
+        untested.append(("other devices, other precisions", "outside of this audit"))
+        told = {name: value for name, value in (asked or {}).items() if value is not None}
+        note = {"threat": threat.threats[0].to_dict(), **told}
+        findings = [replace(one, note={**one.note, "classes": classes, "alerts": alerts}) for one in of_target.findings]
+        findings = [replace(one, note={**note, **one.note}) for one in [*findings, *of_factory.findings]]
+        threats, tried = set(map(str, threat.threats)), shape if pool is None else tuple(pool.shape[1:])
+        shapes = {"x".join(map(str, own)) for own in (tried, shape)}
+        found = gather(findings, threats, shapes)
+        if store is not None:
+            clear(store)
+            found = [save(one, store, n) for n, one in enumerate(found)]
     return Audit(
-        name=str(name),
+        name=str(told.get("target") or told.get("factory") or type(factory if target is None else target).__name__),
         threat=str(threat),
         findings=tuple(found),
         untested=tuple(untested),
-        views=tuple(tested.views),
-        images=asked_of.images,
-        certified=asked_of.certified + tested.certified,
-        attacked=asked_of.attacked + tested.certified,
-        ballots=tested.ballots,
-        evaluations=asked_of.spent,
+        views=tuple(of_factory.views),
+        images=of_target.images,
+        certified=of_target.certified + of_factory.certified,
+        attacked=of_target.attacked + of_factory.attacked,
+        ballots=of_factory.ballots,
+        evaluations=of_target.evaluations,
         seconds=time.monotonic() - started,
-        shape="x".join(map(str, asked_of.shape or shape)),
-        named=named,
+        shape="x".join(map(str, tried)),
+        named=any(one.is_of(threats, shapes) for one in findings if one.severity == "broken certificate"),
         stopped=stopped,
     )
-
-
-_STEPS = [f"consistency: {name}" for name in CHECKS] + ["looking for votes about to turn", "attacking certified images"]
-
-
-@dataclass
-class _Asked:
-    """The result of testing a target: findings, images asked about, numbers certified and attacked, evaluations."""
-
-    findings: list[Finding] = field(default_factory=list)
-    images: int = 0
-    certified: int = 0
-    attacked: int = 0
-    spent: int = 0
-    shape: tuple[int, ...] | None = None
-
-
-def _try_target(
-    subject: AuditedCertifier,
-    pool: Float[Tensor, "M C H W"],
-    threat: Patches,
-    images: int,
-    budget: int,
-    generator: torch.Generator,
-    untested: list[tuple[str, str]],
-    on_progress: Progress,
-    asked: _Asked,
-) -> None:
-    """Adds what it finds to `asked` at once, so that nothing is lost when the audit is stopped."""
-    asked.shape, asked.images = tuple(pool.shape[1:]), max(asked.images, len(pool))
-    try:
-        claim = subject.certify(pool, threat)
-    except Refused as refusal:
-        raise InvalidInput(
-            f"certifier does not certify {tuple(pool.shape[1:])} images against {threat}: {refusal}"
-        ) from refusal
-    for name, check in CHECKS.items():
-        on_progress(f"consistency: {name}")
-        try:
-            for one in check(subject, pool, threat, claim):
-                asked.findings.append(replace(one, note={"threat": threat.to_dict(), **one.note}))
-        except Refused as refusal:
-            untested.append((name, str(refusal)))
-    if not isinstance(subject.target, nn.Module):
-        untested.append(("training mode", f"a {type(subject.target).__name__} is no nn.Module"))
-    try:
-        _try_attacks(subject, pool, threat, images, budget, generator, untested, on_progress, asked)
-    except Refused as refusal:
-        untested.append((_STEPS[-1], str(refusal)))
-
-
-def _try_attacks(
-    subject: AuditedCertifier,
-    pool: Float[Tensor, "M C H W"],
-    threat: Patches,
-    images: int,
-    budget: int,
-    generator: torch.Generator,
-    untested: list[tuple[str, str]],
-    on_progress: Progress,
-    asked: _Asked,
-) -> None:
-    """Attack what is certified. Raises `Refused` where the certifier raises an error instead of answering."""
-    on_progress("looking for votes about to turn")
-    composed = seams(subject, pool, threat, 4 * images, images, generator)
-    every = torch.cat([pool, composed])
-    claim = subject.certify(every, threat)
-    consistent = claim.certified & (subject.predict(every) == claim.prediction)
-    chosen = (consistent & (claim.prediction >= 0)).nonzero()[:, 0]
-    if len(chosen) < int(consistent.sum()):
-        untested.append(("certified abstentions", f"{int(consistent.sum()) - len(chosen)} images: no class to attack"))
-    if not len(chosen):
-        untested.append(("certificates of images", f"none of {len(every)} images was certified against {threat}"))
-    elif not subject.white_box(every):
-        untested.append(("gradients", "the certifier has no scores with a gradient: attacked as a black box"))
-    on_progress(_STEPS[-1])
-    asked.images = max(asked.images, len(every))
-    asked.certified += len(chosen)
-    asked.spent += attack_certified(
-        subject, every[chosen], claim.prediction[chosen], pool, threat, budget, generator, asked.findings
-    )
-    asked.attacked += len(chosen)
 
 
 def _pool(
     x: Tensor | None, image_shape: tuple[int, int, int] | None, images: int, generator: torch.Generator
 ) -> Float[Tensor, "M C H W"]:
     """The images asked about: those given or of the sample, and structured ones."""
-    if x is not None:
+    if x is None:
+        sample = load_images("mnist-sample")
+        shape = image_shape or sample.image_shape
+        x = sample.batch(range(min(images, len(sample))))[0] if shape == sample.image_shape else torch.zeros(0, *shape)
+    else:
         checks.image_values(x)
-        x = x[:images].detach().cpu().float()
         if image_shape is not None and tuple(x.shape[1:]) != tuple(image_shape):
             raise InvalidInput(f"image_shape is {image_shape}, but x has {tuple(x.shape[1:])}; leave one out")
-        channels, height, width = x.shape[1:]
-        return torch.cat([x, structured((channels, height, width), images, generator)])
-    sample = load_images("mnist-sample")
-    shape = image_shape or sample.image_shape
-    drawn = structured(shape, images, generator)
-    return (
-        torch.cat([sample.batch(range(min(images, len(sample))))[0], drawn]) if shape == sample.image_shape else drawn
-    )
+    channels, height, width = x.shape[1:]
+    return torch.cat([x[:images].detach().cpu().float(), structured((channels, height, width), images, generator)])
 
 
 def _classes(target: Any, num_classes: int | None) -> int:
-    found = (
-        num_classes if num_classes is not None else getattr(target, "num_classes", None if target is not None else 4)
-    )
+    found = num_classes
+    if found is None:
+        found = 4 if target is None else getattr(target, "num_classes", None)
     if isinstance(found, bool) or not isinstance(found, int) or found < 2:
         raise InvalidInput(f"num_classes is {found!r}; name the number of classes, at least two")
     return found
-
-
-def _evaluating(target: Any) -> None:
-    if isinstance(target, nn.Module):
-        checks.evaluation_mode(target)
 
 
 def own_factory(target: Any) -> Factory | None:

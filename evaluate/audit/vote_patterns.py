@@ -9,7 +9,7 @@ from itertools import permutations
 
 import torch
 
-from evaluate.audit.tables import Answer, Key
+from evaluate.audit.dictated_base import Key, Vote
 
 KINDS = ("two classes", "unanimous", "tied rivals", "all rivals", "double votes", "abstaining", "doubled rivals")
 
@@ -27,8 +27,8 @@ class Ballot:
     kind: str
     winner: int
     rival: int
-    answers: dict[Key, Answer]
-    others: Answer
+    answers: dict[Key, Vote]
+    others: Vote
     lead: int
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -70,7 +70,7 @@ def ballot(
     c, j, *thirds = order
     rest = sum(views[key] for key in outside)
     lead = min(lead, rest)
-    answers: dict[Key, Answer] = dict.fromkeys(touched, (c,))
+    answers: dict[Key, Vote] = dict.fromkeys(touched, (c,))
     answers.update(_spread(outside, views, *_quotas(kind, c, j, thirds, lead, rest)))
     others = (j, thirds[0]) if kind == "doubled rivals" else (j,)
     patched = {key: others if key in touched else answer for key, answer in answers.items()}
@@ -88,7 +88,7 @@ def overflow(views: Counter[Key], touched: set[Key], most: int, classes: int) ->
     if not 0 <= rest < (2 * most - 2 if classes > 2 else most) or sum(views[key] for key in touched) >= most:
         return None
     left = most - sum(views[key] for key in touched)
-    answers: dict[Key, Answer] = dict.fromkeys(touched, (0,))
+    answers: dict[Key, Vote] = dict.fromkeys(touched, (0,))
     outside = [key for key in views if key not in touched]
     answers.update(_spread(outside, views, [((0,), left), ((1,), min(rest, most - 1))], (classes - 1,)))
     before = _count(answers, views, classes)
@@ -96,10 +96,10 @@ def overflow(views: Counter[Key], touched: set[Key], most: int, classes: int) ->
     return Ballot(f"{most} votes", 0, 1, answers, (1,), left, before, _count(patched, views, classes))
 
 
-Quotas = list[tuple[Answer, int]]
+Quotas = list[tuple[Vote, int]]
 
 
-def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) -> tuple[Quotas, Answer]:
+def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) -> tuple[Quotas, Vote]:
     """Shares `rest` views out among the answers, and says what those that are left over answer."""
     if kind == "two classes":
         v = (rest - lead) // 2
@@ -121,7 +121,7 @@ def _quotas(kind: str, c: int, j: int, thirds: list[int], lead: int, rest: int) 
     return [], (c,)
 
 
-def _spread(keys: list[Key], views: Counter[Key], quotas: Quotas, spare: Answer) -> dict[Key, Answer]:
+def _spread(keys: list[Key], views: Counter[Key], quotas: Quotas, spare: Vote) -> dict[Key, Vote]:
     """The answers in turn until their quotas are used up, then `spare`."""
     left, found = [number for _, number in quotas], {}
     for key in keys:
@@ -133,7 +133,7 @@ def _spread(keys: list[Key], views: Counter[Key], quotas: Quotas, spare: Answer)
     return found
 
 
-def _count(answers: dict[Key, Answer], views: Counter[Key], classes: int) -> tuple[int, ...]:
+def _count(answers: dict[Key, Vote], views: Counter[Key], classes: int) -> tuple[int, ...]:
     counts = [0] * classes
     for key, answer in answers.items():
         for k in answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,35 +10,32 @@ import pytest
 import torch
 
 from evaluate.audit import audit, replay
-from evaluate.audit.adversarial_votes import try_votes
 from evaluate.audit.art import (
     ARTCertifier,
-    ARTFactory,
+    art_factory,
     levine_block,
     levine_column,
     levine_probabilities,
     levine_row,
     salman_column,
 )
-from evaluate.audit.harness import Stand, view_findings
-from evaluate.audit.sizes import Plan
-from evaluate.audit.tables import TableBase
+from evaluate.audit.dictated_base import DictatedBase
+from evaluate.audit.harness import Harness, view_findings
+from evaluate.audit.plans import Plan
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import images
+from tests.evaluate.audits import dictated
 from tests.toys import seeded
 
 
 def found(factory, shape, threat, budget=1_000):
-    stand = Stand(factory, 4, shape)
-    findings = view_findings(stand, threat)
-    findings += try_votes(stand, threat, budget, torch.Generator().manual_seed(0)).findings
-    return {finding.check: finding for finding in findings}
+    return {finding.check: finding for finding in dictated(Harness(factory, 4, shape), threat, budget)[0]}
 
 
 def views(factory, shape, threat):
     """What the views alone show, without any votes."""
-    return {finding.check for finding in view_findings(Stand(factory, 4, shape), threat)}
+    return {finding.check for finding in view_findings(Harness(factory, 4, shape), threat)}
 
 
 def test_the_published_tie_break():
@@ -49,16 +45,9 @@ def test_the_published_tie_break():
     assert set(findings) == {"tie among rivals"}
     votes = findings["tie among rivals"].sentence.split(", were certified")[0]
     assert sorted(map(int, re.findall(r"by (\d+)", votes))) == [10, 10, 20]
-
-
-def test_the_very_votes():
-    """[10, 20, 10, 0] themselves: ART certifies class 1, our rule does not."""
-    base = TableBase(4)
-    certifier = levine_column(base, 4, (1, 5, 40))
-    certified, _, winner = certifier.classifier.ablator.certify(
-        torch.tensor([[10, 20, 10, 0]]), size_to_certify=5, label=torch.tensor([1])
-    )
-    assert (bool(certified), int(winner)) == (True, 1)
+    ablator = levine_column(DictatedBase(4), 4, (1, 5, 40)).classifier.ablator
+    told = ablator.certify(torch.tensor([[10, 20, 10, 0]]), size_to_certify=5, label=torch.tensor([1]))
+    assert (bool(told[0]), int(told[2])) == (True, 1)  # our rule does not certify it
 
 
 @pytest.mark.slow
@@ -106,24 +95,25 @@ def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
 def test_its_preprocessing_is_audited():
     """ART normalises before it ablates when it certifies, and after that when it predicts: of other views."""
     shape, threat = (1, 3, 13), PatchThreat(1, 1)
-    mended = ARTFactory("levine2020", "column", 1, preprocessing=(0.5, 0.25))
+    given = ("levine2020", "column", 1)
+    mended = art_factory(*given, preprocessing=(0.5, 0.25))
     assert "views" in views(mended, shape, threat)
     assert "views" not in views(levine_column, shape, threat)
-    assert "views" not in views(replace(mended, by="predict"), shape, threat)
+    assert "views" not in views(art_factory(*given, "predict", preprocessing=(0.5, 0.25)), shape, threat)
 
 
 def test_a_certifier_hands_its_preprocessing_to_the_factory():
     """The same views of the same image, whatever the base: range, normalisation and all."""
-    given = ARTFactory("levine2020", "column", 1, clip_values=(-1.0, 3.0), preprocessing=(0.5, 0.25))
+    given = art_factory("levine2020", "column", 1, clip_values=(-1.0, 3.0), preprocessing=(0.5, 0.25))
     x, shape = images(2, (2, 5)), (1, 2, 5)
     seen = []
-    for make in (given, given(TableBase(4), 4, shape).with_base):
-        base = TableBase(4)
+    for make in (given, given(DictatedBase(4), 4, shape).with_base):
+        base = DictatedBase(4)
         with base.recording() as shown:
             make(base, 4, shape).predict(x)
         seen.append(shown)
     assert seen[0] == seen[1]
-    plain = TableBase(4)
+    plain = DictatedBase(4)
     with plain.recording() as shown:
         levine_column(plain, 4, shape).predict(x)
     assert shown != seen[0]

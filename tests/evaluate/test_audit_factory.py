@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from evaluate.audit import audit, replay
-from evaluate.audit.adversarial_votes import try_votes
+from evaluate.audit.dictated_base import Answers, DictatedBase, keys_of, vote
 from evaluate.audit.factory import try_factory
-from evaluate.audit.harness import Stand, view_findings
-from evaluate.audit.sizes import Plan
-from evaluate.audit.tables import TableBase, keys_of
+from evaluate.audit.harness import Harness
+from evaluate.audit.plans import Plan
 from evaluate.audit.vote_patterns import ballots
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -26,6 +26,7 @@ from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import ClippedTanh, SigmoidThreshold
 from tests import oracles
 from tests.evaluate.audit_bugs import THROUGH_A_FACTORY, make
+from tests.evaluate.audits import dictated
 from tests.evaluate.planted import PLANTS
 
 SLOW = pytest.mark.slow
@@ -44,34 +45,24 @@ def chance():
     return torch.Generator().manual_seed(0)
 
 
-def found(bug, budget=1_000):
+@pytest.mark.parametrize(("bug", "named"), THROUGH_A_FACTORY.items())
+def test_each_bug_is_found_and_named(bug, named):
     shape, threat = WHERE.get(bug, PLAIN)
-    stand = Stand(make(bug), 4, shape)
-    return view_findings(stand, threat) + try_votes(stand, threat, budget, chance()).findings
-
-
-@pytest.mark.parametrize("bug", THROUGH_A_FACTORY)
-def test_each_bug_is_found_and_named(bug):
-    wanted = THROUGH_A_FACTORY[bug]
-    names = {finding.check for finding in found(bug)}
-    if wanted is None:
-        assert not names
-    else:
-        assert wanted in names
+    names = {finding.check for finding in dictated(Harness(make(bug), 4, shape), threat)[0]}
+    assert named in names if named else not names
 
 
 @pytest.mark.parametrize("bug", [pytest.param(bug, marks=SLOW) if bug == "16 eight bits" else bug for bug in WHERE])
-def test_the_sound_certifier_stands_there(bug):
+def test_the_sound_certifier_holds_there(bug):
     shape, threat = WHERE[bug]
-    stand = Stand(make("", 3 if bug == "3 stride" else 1), 4, shape)
-    tally = try_votes(stand, threat, 1_000, chance())
-    assert not view_findings(stand, threat) + tally.findings
+    findings, tally = dictated(Harness(make("", 3 if bug == "3 stride" else 1), 4, shape), threat)
+    assert not findings
     assert tally.ballots >= 24
     assert bug == "9 more than all" or tally.certified > 0
 
 
 def test_swapped_sides_are_named(monkeypatch):
-    """Square patches stand, one that is low and wide does not; of an even number of views as well, of which two
+    """Square patches hold, one that is low and wide does not; of an even number of views as well, of which two
     classes alone cannot make every lead.
     """
     plan = Plan((1, 5, 14), (PatchThreat(2, 2), PatchThreat(1, 4)))
@@ -94,32 +85,31 @@ def test_swapped_sides_are_named(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("size", [(4, 10), pytest.param((10, 4), marks=SLOW)])
-def test_ours_stand(ablation, voting, encoding, size):
-    """Whatever is kept, voted for and encoded; and what is touched, read off the views alone, is what the loops say."""
+def test_ours_hold(ablation, voting, encoding, size):
+    """Of every ablation, vote and encoding; and the views touched, told by the views alone, are those of the loops."""
     options = {} if encoding is None else {"encoding": encoding}
 
     def factory(base, classes, shape):
         return SmoothedClassifier(base, ablation, num_classes=classes, voting=voting, **options).eval()
 
-    stand, threat = Stand(factory, 4, (1, *size)), PatchThreat(1, 2)
-    tally = try_votes(stand, threat, 500, chance())
-    assert not view_findings(stand, threat) + tally.findings
+    harness = Harness(factory, 4, (1, *size))
+    findings, tally = dictated(harness, PatchThreat(1, 2), 500)
+    assert not findings
     sizes = {len(touched) for touched in oracles.touched(f"{ablation}", (1, 2), size)}
     assert tally.touched == (min(sizes), max(sizes))
-    assert tally.certified > 0 or sum(stand.shown.values()) <= 2 * max(sizes)
+    assert tally.certified > 0 or harness.total <= 2 * max(sizes)
 
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_plants_are_found_through_a_factory(name):
     plant = PLANTS[name]
-    broken = plant.broken()
+    kind, (tall, wide) = type(plant.broken()), plant.room
 
     def factory(base, classes, shape):
-        return type(broken)(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
+        return kind(base, plant.ablation, num_classes=classes, voting=TopOne(1e-6)).eval()
 
-    tall, wide = plant.room
-    stand = Stand(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
-    assert try_votes(stand, plant.threat, 1_000, chance()).findings
+    harness = Harness(factory, 4, (1, tall + 2 * (tall > wide), wide + 3 * (wide >= tall)))
+    assert dictated(harness, plant.threat)[1].findings
 
 
 def test_a_ballot_is_just_overturned():
@@ -142,25 +132,25 @@ def test_a_ballot_is_just_overturned():
 
 def test_the_base_is_a_function_of_the_view():
     """Equal rows, equal answers; 0 and -0 are equal; arrays and tensors alike."""
-    base = TableBase(3)
+    base = DictatedBase(3)
     views = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-0.0, 1.0]])
     keys = keys_of(views)
     assert keys[0] == keys[2] != keys[1]
     assert keys == keys_of(views.numpy()) == keys_of(views.double())
-    base.dictate({keys[0]: (1,)}, (2,))
+    base.dictate(Answers({keys[0]: vote(3, (1,))}, vote(3, (2,))))
     assert base(views).argmax(dim=1).tolist() == base(views.numpy()).argmax(axis=1).tolist() == [1, 2, 1]
     with base.recording() as shown:
         base(views)
     assert shown == Counter(keys)
 
 
-def test_another_table_is_no_other_base():
-    """A certifier that tests its base whenever that has changed tests it once for all tables; a copy says the same."""
-    base, x, threat = TableBase(4), torch.rand((1, 1, 2, 8), generator=chance()), PatchThreat(1, 1)
+def test_other_answers_make_no_other_base():
+    """A certifier that tests its base whenever that has changed tests it once for all answers; a copy says the same."""
+    base, x, threat = DictatedBase(4), torch.rand((1, 1, 2, 8), generator=chance()), PatchThreat(1, 1)
     model = SmoothedClassifier(base, Columns(2), num_classes=4).eval()
     shown = []
     for k in (1, 2, 3):
-        base.dictate({}, (k,))
+        base.dictate(Answers({}, vote(4, (k,))))
         with base.recording() as views:
             assert int(model.certify(x, threat).prediction[0]) == k
         shown.append(views.total())
@@ -171,13 +161,11 @@ def test_another_table_is_no_other_base():
 @pytest.mark.usefixtures("few_plans")
 def test_a_reproducer_shows_it_again(tmp_path):
     """Its file, with the factory alone; not with a certifier that is mended."""
-    done = audit(
-        factory=make("1 off by one"), threat=PatchThreat(2, 2), image_shape=(1, 4, 11), budget=4, output=tmp_path
-    )
-    assert done.verdict == "broken"
-    assert [finding.check for finding in done.findings] == ["counts"]
+    wrong, options = make("1 off by one"), {"threat": PatchThreat(2, 2), "image_shape": (1, 4, 11), "budget": 4}
+    done = audit(factory=wrong, output=tmp_path, **options)
+    assert (done.verdict, [finding.check for finding in done.findings]) == ("broken", ["counts"])
     path = done.findings[0].path
-    assert replay(path, factory=make("1 off by one"))
+    assert replay(path, factory=wrong)
     assert not replay(path, factory=make(""))
     with pytest.raises(InvalidInput, match="give that factory"):
         replay(path)
@@ -192,21 +180,19 @@ def test_the_example_of_the_readme(capsys):
     assert capsys.readouterr().out.startswith("held []")
 
 
-def test_bad_factories_are_refused():
-    threat = PatchThreat(2, 2)
-    with pytest.raises(InvalidInput, match="without asking its base"):
-        audit(factory=lambda base, *_: make("")(Deaf(), 4, ()), threat=threat, image_shape=(1, 4, 9))
-    with pytest.raises(InvalidInput, match="without certify"):
-        audit(factory=lambda *_: Predicts(), threat=threat, image_shape=(1, 4, 9))
-    with pytest.raises(InvalidInput, match="no certifier of 4 classes"):
-        audit(factory=lambda *_: 1 / 0, threat=threat, image_shape=(1, 4, 9))
-
-
-class Deaf(nn.Module):
+class Constant(nn.Module):
     def forward(self, x):
         return torch.zeros(len(x), 4)
 
 
-class Predicts:
-    def predict(self, x):
-        return [0] * len(x)
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda base, *_: make("")(Constant(), 4, ()), "without asking its base"),
+        (lambda *_: SimpleNamespace(predict=lambda x: [0] * len(x)), "without certify"),
+        (lambda *_: 1 / 0, "no certifier of 4 classes"),
+    ],
+)
+def test_bad_factories_are_refused(factory, message):
+    with pytest.raises(InvalidInput, match=message):
+        audit(factory=factory, threat=PatchThreat(2, 2), image_shape=(1, 4, 9))

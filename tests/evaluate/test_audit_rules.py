@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evaluate.audit import audit, replay
-from evaluate.audit.sizes import Plan
+from evaluate.audit.plans import Plan
 from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.audit_rules import PLANTED, SOUND, make
 

@@ -1,119 +1,60 @@
-"""A certifier as it is: consistency checks, attacks on what it certifies, the command line."""
+"""A certifier as it is: contradictions are found, what it certifies is attacked, alerts break nothing."""
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from evaluate.audit import audit, replay
-from evaluate.audit.__main__ import app
+from evaluate.audit.certifier import AuditedCertifier, Refused
 from evaluate.audit.images import structured
 from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
+from tests.evaluate.audits import SMALL, Bright, Foreign, audited, seen
 from tests.evaluate.planted import PLANTS, wide
 
-THREAT = PatchThreat(1, 2)
 
-
-class Bright:
-    """Bright or dark, by the number of bright columns; certified where more columns than a patch covers decide.
-
-    Sound, in plain numpy or torch, whichever it is given. `wrong` names a vice.
-    """
-
-    num_classes = 2
-
-    def __init__(self, wrong: str = "") -> None:
-        self.wrong, self.asked = wrong, 0
-
-    def _lead(self, x, width):
-        bright = (np.asarray(x).mean(axis=(1, 2)) > 0.5).sum(axis=1)
-        if self.wrong == "company":
-            bright = bright + (bright.mean() > bright)
-        if self.wrong == "chance":
-            self.asked += 1
-            bright = bright + 9 * (self.asked % 3)
-        return 2 * bright - np.asarray(x).shape[3]
-
-    def predict(self, x):
-        lead = self._lead(x, 0)
-        if self.wrong == "declines":
-            return np.where(np.asarray(x)[:, 0, 0, -1] > 0.97, -1, lead > 0)
-        if self.wrong == "certifies to decline":
-            return np.full(len(lead), -1)
-        if self.wrong == "dark or nothing":
-            return np.where(lead > 0, -1, 0)
-        return (lead > 0).astype(int) if self.wrong != "contradiction" else (lead > 3).astype(int)
-
-    def certify(self, x, threat):
-        if self.wrong != "takes anything" and not (np.abs(np.asarray(x) - 0.5) <= 0.5).all():
-            raise ValueError("no image")
-        lead = self._lead(x, 0)
-        needed = 0 if self.wrong == "certifies all" else 2 * threat.count * threat.width
-        if self.wrong == "one column less":
-            needed -= 2
-        certified = np.where(lead > 0, lead > needed, -lead >= needed)
-        if self.wrong == "not the smaller":
-            certified = certified & (threat.width > 1)
-        if self.wrong == "writes":
-            x[:, :, 0, 0] = 0
-        prediction = np.full(len(lead), -1) if self.wrong == "certifies to decline" else (lead > 0).astype(int)
-        if self.wrong == "dark or nothing":
-            prediction, certified = np.where(lead > 0, -1, 0), lead <= 0
-        return SimpleNamespace(prediction=prediction, certified=certified)
-
-
-def audited(target, **options):
-    settings = {"threat": THREAT, "image_shape": (1, 2, 9), "images": 8, "budget": 60, **options}
-    return audit(target, **settings)
-
-
-def test_a_sound_one_stands():
+def test_a_sound_one_holds():
     """No finding of any kind; what could not be tested is said."""
     done = audited(Bright())
     assert (done.verdict, done.findings, done.failed) == ("held", (), False)
     assert done.attacked == done.certified > 5
     assert done.evaluations > 0
     said = " ".join(what for what, _ in done.untested)
-    assert "affected counts" in said
-    assert "training mode" in said
-    assert "gradients" in said
+    assert all(what in said for what in ("affected counts", "training mode", "gradients"))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "check", "severity"),
+    ("wrong", "found"),
     [
-        ("contradiction", "agreement", "inconsistent"),
-        ("company", "companions", "inconsistent"),
-        ("chance", "repeats", "broken certificate"),
-        ("writes", "inputs", "inconsistent"),
-        ("takes anything", "values", "warning"),
-        ("not the smaller", "smaller patch", "inconsistent"),
-        ("certifies all", "whole image", "broken certificate"),
-        ("certifies all", "attack", "broken certificate"),
-        ("one column less", "attack", "broken certificate"),
-        ("declines", "attack", "broken certificate"),
-        ("declines", "agreement", "broken certificate"),
-        ("dark or nothing", "whole image", "broken certificate"),
+        ("contradiction", [("agreement", "inconsistent")]),
+        ("company", [("companions", "inconsistent")]),
+        ("chance", [("repeats", "broken certificate")]),
+        ("writes", [("inputs", "inconsistent")]),
+        ("takes anything", [("values", "warning")]),
+        ("not the smaller", [("smaller patch", "inconsistent")]),
+        ("certifies all", [("whole image", "broken certificate"), ("attack", "broken certificate")]),
+        ("one column less", [("attack", "broken certificate")]),
+        ("declines", [("attack", "broken certificate"), ("agreement", "broken certificate")]),
+        ("dark or nothing", [("whole image", "broken certificate")]),
     ],
 )
-def test_each_vice_is_found(wrong, check, severity, tmp_path):
+def test_each_bug_is_found(wrong, found, tmp_path):
     """By name; and its file shows it again, but not with the sound one."""
     done = audited(Bright(wrong), output=tmp_path)
-    found = {(finding.check, finding.severity): finding for finding in done.findings}
-    assert (check, severity) in found
-    assert done.failed == (severity != "warning")
-    assert replay(found[check, severity].path, Bright(wrong))
-    assert not replay(found[check, severity].path, Bright())
+    assert set(found) <= seen(done)
+    assert done.failed == (wrong != "takes anything")
+    for one in done.findings:
+        if (one.check, one.severity) in found:
+            assert replay(one.path, Bright(wrong))
+            assert not replay(one.path, Bright())
 
 
 def test_certified_abstentions_are_not_attacked():
@@ -141,25 +82,11 @@ def test_plants_are_found_by_attacks(name, images, budget):
     assert not audit(Foreign(plant.sound()), x=x, **options).findings
 
 
-class Foreign:
-    """Of a smoothed classifier what any certifier has."""
-
-    def __init__(self, model):
-        self.model, self.num_classes = model, model.num_classes
-
-    def predict(self, x):
-        return self.model.predict(x)
-
-    def certify(self, x, threat):
-        return self.model.certify(x, threat)
-
-
 @pytest.mark.usefixtures("few_plans")
 def test_ours_is_tested_both_ways():
     """A smoothed classifier comes with its factory, and is attacked with gradients."""
-    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4, budget=60)
-    assert done.verdict == "held"
-    assert not done.findings
+    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4)
+    assert (done.verdict, done.findings) == ("held", ())
     assert done.ballots > 100
     assert not any("gradients" in what for what, _ in done.untested)
 
@@ -167,7 +94,7 @@ def test_ours_is_tested_both_ways():
 def test_a_view_too_wide_is_broken_by_attack(monkeypatch):
     monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", lambda *_, **__: None)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 2, 7)}
-    assert "attack" in {finding.check for finding in audited(Foreign(wide()), **options).findings}
+    assert ("attack", "broken certificate") in seen(audited(Foreign(wide()), **options))
     assert not audited(Foreign(wide(0)), **options).findings
 
 
@@ -180,115 +107,172 @@ class Dropping(nn.Module):
         return torch.from_numpy(Bright().predict(nn.functional.dropout(x, 0.5, training=self.training)))
 
     def certify(self, x, threat):
-        told = Bright().certify(x, threat)
-        return SimpleNamespace(prediction=self.predict(x), certified=told.certified)
+        return SimpleNamespace(prediction=self.predict(x), certified=Bright().certify(x, threat).certified)
 
 
 def test_training_mode():
     """Answers that differ there are found; a model that is in training mode is refused."""
     model = Dropping()
-    done = audited(model.eval(), images=8, budget=20)
-    assert [(f.check, f.severity) for f in done.findings] == [("training mode", "inconsistent")]
+    done = audited(model.eval(), budget=20)
+    assert seen(done) == {("training mode", "inconsistent")}
     with pytest.raises(InvalidInput, match="training mode"):
         audited(model.train())
 
 
-def test_wrong_calls():
-    with pytest.raises(InvalidInput, match="both None"):
-        audit()
-    with pytest.raises(InvalidInput, match="without predict and certify"):
-        audit(object(), num_classes=2)
-    with pytest.raises(InvalidInput, match="num_classes is None"):
-        audit(SimpleNamespace(predict=len, certify=len))
-    with pytest.raises(InvalidInput, match="budget is 0"):
-        audit(Bright(), budget=0)
-    with pytest.raises(InvalidInput, match="does not predict images"):
-        audit(SimpleNamespace(predict=lambda x: 1 / 0, certify=len), num_classes=2)
-    with pytest.raises(InvalidInput, match="attack_vs_cert"):
-        audit(RandomizedClassifier.of(smoothed(Level(2), Columns(2), 2)))
-    with pytest.raises(InvalidInput, match="larger than the image"):
-        audit(Bright(), image_shape=(1, 4, 4))
-    with pytest.raises(InvalidInput, match="no finding of an audit"):
-        replay("nowhere.safetensors", Bright())
+class NotNumbers(Bright):
+    """NaN beside a number: refused, not asked on with a class that it does not have."""
+
+    def predict(self, x):
+        return np.stack([super().predict(x) * np.nan, np.ones(len(x))], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (None, {}, "both None"),
+        (object(), {"num_classes": 2}, "without predict and certify"),
+        (SimpleNamespace(predict=len, certify=len), {}, "num_classes is None"),
+        (Bright(), {"budget": 0}, "budget is 0"),
+        (SimpleNamespace(predict=lambda x: 1 / 0, certify=len), {"num_classes": 2}, "does not predict images"),
+        (RandomizedClassifier.of(smoothed(Level(2), Columns(2), 2)), {}, "attack_vs_cert"),
+        (Bright(), {"image_shape": (1, 1, 9), "threat": PatchThreat(2, 2)}, "larger than the image"),
+        (NotNumbers(), {}, "predict returned scores of which none is the largest"),
+    ],
+)
+def test_wrong_calls(target, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        audited(target, **options)
 
 
 def test_structured_images_are_images():
     x = structured((3, 5, 7), 30, torch.Generator().manual_seed(0))
     assert x.shape == (30, 3, 5, 7)
-    assert x.min() == 0
-    assert x.max() == 1
+    assert (x.min(), x.max()) == (0, 1)
     assert len(torch.unique(x, dim=0)) >= 28
 
 
-sound, broken = Bright(), Bright("one column less")
-NAME = "tests.evaluate.test_audit_target:"
+class Watchful:
+    """Bright or dark by the number of bright columns; where columns are neither, an alert. Certified with a lead of
+    more than the patch covers, or where no column is in between: what it covers is answered rightly or with an alert.
+    """
+
+    num_classes = 2
+
+    def __init__(self, alert: int = -1, bold: bool = False, **attributes) -> None:
+        self.alert, self.bold = alert, bold
+        vars(self).update(attributes)
+
+    def predict(self, x):
+        column = np.asarray(x).mean(axis=(1, 2))
+        bright = (column > 0.5).sum(axis=1)
+        alarmed = ((column > 0.1) & (column < 0.9)).any(axis=1) & (not self.bold)
+        return np.where(alarmed, self.alert, (2 * bright > column.shape[1]).astype(int))
+
+    def certify(self, x, threat):
+        column = np.asarray(x).mean(axis=(1, 2))
+        lead = 2 * (column > 0.5).sum(axis=1) - column.shape[1]
+        needed = 2 * threat.count * threat.width - (2 if self.bold else 0)
+        certified = np.where(lead > 0, lead > needed, -lead >= needed)
+        return SimpleNamespace(prediction=(lead > 0).astype(int), certified=certified)
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+@pytest.mark.parametrize(("alert", "alerts"), [(-1, True), (2, True), (-7, -7)])
+def test_an_alert_breaks_nothing_where_it_is_declared(alert, alerts):
+    """A wrong class does; and so does an alert that is not declared."""
+    assert audited(Watchful(alert), alerts=alerts).verdict == "held"
+    assert audited(Watchful(alert, bold=True), alerts=alerts).verdict == "broken"
+    if alert == -1:
+        assert audited(Watchful(alert)).verdict == "broken"
+        assert audited(Watchful(alert, randomized=True)).verdict == "held"
 
 
-def test_the_command(tmp_path):
-    """0 with nothing found, 1 with a counterexample that --replay shows again, 2 with one line of what is wrong."""
-    common = ("--patch", "1x2", "--shape", "1x2x9", "--images", 16, "--budget", 300, "--output")
-    held = call(NAME + "sound", *common, tmp_path / "held")
-    assert held.exit_code == 0, held.output
-    assert "HELD" in held.output
-    assert "not tested" in held.output
-    bad = call(NAME + "broken", *common, tmp_path / "broken", "--json")
-    assert bad.exit_code == 1, bad.output
-    told = json.loads(bad.stdout)
-    assert told["verdict"] == "broken"
-    path = told["findings"][0]["path"]
-    again = call(NAME + "broken", "--replay", path)
-    assert again.exit_code == 1, again.output
-    assert "the finding stands" in again.output
-    assert call(NAME + "sound", "--replay", path).exit_code == 0
-    assert "attack" in (tmp_path / "broken" / "report.md").read_text()
-    stored = json.loads((tmp_path / "broken" / "audit.json").read_text())
-    assert {key: stored[key] for key in ("verdict", "threat")} == {"verdict": "broken", "threat": "1x2"}
+@pytest.mark.parametrize("alerts", [0, 1])
+def test_an_alert_is_no_class(alerts):
+    with pytest.raises(InvalidInput, match="that is no class"):
+        AuditedCertifier(Watchful(), 2, alerts=alerts)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "both None"),
-        (("nowhere:x",), "no module nowhere"),
-        ((NAME + "nothing",), "has no nothing"),
-        (("mnist-none",), "mnist-none"),
-        (("--factory", "make"), "use FILE.py:NAME"),
-        ((NAME + "sound", "--shape", "28"), "shape is '28'"),
-        ((NAME + "sound", "--patch", "99x99"), "larger than the image"),
-        ((NAME + "sound", "--images", 0), "images is 0"),
-        (("--replay", "nowhere.safetensors"), "no finding of an audit"),
-        ((NAME + "sound", "--time-limit", "0"), "time limit is 0"),
-        ((NAME + "sound", "--output", "/dev/null/x"), "cannot be written"),
-    ],
-)
-def test_wrong_calls_of_the_command(arguments, message):
-    result = call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr.replace("\n", " ")
-    assert "Traceback" not in result.output
+class Blanking(nn.Module):
+    """Writes zeros into whatever it is given, after it has looked."""
+
+    num_classes = 2
+
+    def forward(self, x):
+        bright = x.clone().mean(dim=(1, 2, 3)) - 0.5
+        with torch.no_grad():
+            x.zero_()
+        return torch.stack([-bright, bright], dim=1)
+
+    def predict(self, x):
+        found = (x.clone().mean(dim=(1, 2, 3)) > 0.5).long()
+        x.zero_()
+        return found
+
+    def certify(self, x, threat):
+        return SimpleNamespace(prediction=self.predict(x), certified=torch.ones(len(x), dtype=torch.bool))
 
 
-def test_a_checkpoint_of_another_defense_by_its_name(tmp_path):
-    """Attacked like any other; one that certifies nothing is refused."""
-    calls = ["--images", "1", "--budget", "20", "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, ["mnist-ibp", *calls])
-    assert result.exit_code == 0, result.output
-    assert "HELD" in result.output
-    assert json.loads((tmp_path / "out" / "audit.json").read_text())["attacked"] > 0
-    refused = CliRunner().invoke(app, ["mnist-undefended", *calls])
-    assert refused.exit_code == 2
+def test_images_are_given_as_copies():
+    """A certifier that writes to them is named, and attacked on the images as they were, by scores and predictions."""
+    x = torch.rand(4, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    before, subject = x.clone(), AuditedCertifier(Blanking().eval(), 2)
+    for ask in (subject, subject.predict, lambda own: subject.certify(own, PatchThreat(1, 1))):
+        ask(x)
+        assert torch.equal(x, before)
+    found = seen(audited(Blanking().eval(), budget=50))
+    assert {("inputs", "inconsistent"), ("attack", "broken certificate")} <= found
 
 
-def test_scores_that_are_no_numbers_are_no_answer():
-    """NaN beside a number: the certifier is refused, not asked on with a class that it does not have."""
+def test_answers_are_copies():
+    """A certifier that fills one array again and again does not change what it said before."""
+    kept = SimpleNamespace(prediction=np.zeros(1, int), certified=np.zeros(1, bool))
 
-    class Lost(Bright):
-        def predict(self, x):
-            return np.stack([super().predict(x) * np.nan, np.ones(len(x))], axis=1)
+    def certify(x, threat):
+        kept.certified[:] = np.asarray(x).mean() > 0.5
+        return kept
 
-    with pytest.raises(InvalidInput, match="predict returned scores of which none is the largest"):
-        audited(Lost())
+    subject = AuditedCertifier(SimpleNamespace(predict=len, certify=certify), 2)
+    first = subject.certify(torch.ones(1, 1, 2, 2), PatchThreat(1, 1))
+    subject.certify(torch.zeros(1, 1, 2, 2), PatchThreat(1, 1))
+    assert bool(first.certified[0])
+
+
+class Fussy(Bright):
+    """Refuses more images, or wider ones, than it was made for."""
+
+    def certify(self, x, threat):
+        if len(x) > 8 or x.shape[3] > 18:
+            raise MemoryError("at most 8 images")
+        return super().certify(x, threat)
+
+
+class Once(nn.Module):
+    """Its scores, which attacks ask for with gradients, are of one image at a time."""
+
+    num_classes = 2
+
+    def forward(self, x):
+        if len(x) > 1:
+            raise MemoryError("at most 8 images")
+        return torch.stack([0.5 - x.mean(dim=(1, 2, 3)), x.mean(dim=(1, 2, 3)) - 0.5], dim=1)
+
+    def predict(self, x):
+        return Bright().predict(x)
+
+    def certify(self, x, threat):
+        return Bright().certify(x, threat)
+
+
+@pytest.mark.parametrize("target", [Fussy("contradiction"), Fussy(), Once().eval()], ids=["wrong", "sound", "scores"])
+def test_an_error_amid_the_attacks_loses_nothing(target):
+    """What was found before is reported, and what the error kept from being tested is not held."""
+    done = audited(target)
+    assert any(what.startswith("attacking") and "at most 8 images" in why for what, why in done.untested)
+    assert done.verdict == "not tested"
+    assert done.failed == (getattr(target, "wrong", "") == "contradiction")
+
+
+def test_an_error_is_told_with_its_place():
+    message = r"MemoryError: at most 8 images \(.*test_audit_target.py, line \d+, in certify\)"
+    with pytest.raises(Refused, match=message):
+        AuditedCertifier(Fussy(), 2).certify(torch.zeros(1, 1, 2, 20), SMALL["threat"])

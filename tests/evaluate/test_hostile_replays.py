@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from evaluate.audit.__main__ import app as audit_app
-from evaluate.audit.reproduce import load as load_finding
+from evaluate.audit.reproducer import load as load_finding
 from evaluate.runs.counterexample import load_counterexample
 from evaluate.runs.replay import replay_command
 from robustpatch.checkpoints import load_checkpoint
@@ -142,7 +142,6 @@ NOTES: dict[str, Any] = {
     "classes": {**NOTE, "classes": 10**9},
     "one class": {**NOTE, "classes": True},
     "check": {**NOTE, "check": "nothing"},
-    "by": {**NOTE, "by": "__import__"},
     "sentence": {**NOTE, "sentence": ["a"]},
     "alerts": {**NOTE, "alerts": "yes"},
     "no patch": {**NOTE, "kind": "attack"},

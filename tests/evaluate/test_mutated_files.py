@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluate.audit.reproduce import load as load_finding
+from evaluate.audit.reproducer import load as load_finding
 from evaluate.runs.counterexample import load_counterexample
 from evaluate.runs.records import read_records
 from robustpatch.ablations.kinds import Columns

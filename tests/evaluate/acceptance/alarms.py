@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.evaluate.acceptance.common import bands, claim, hiding, most_touched, numpy_scores, torch_views
+from tests.evaluate.acceptance.common import ColumnVotes, claim, hiding, numpy_scores
 
 
-class WaryColumns(nn.Module):
+class WaryColumns(ColumnVotes):
     """Answers -1 where the lead is below `wary` votes. A rival needs a lead of `wary` to be named, so it is enough for
     c to lead by more than 2Δ - wary; `slack` 0 has it right, 1 takes 2Δ - wary itself for enough.
     """
@@ -17,13 +17,8 @@ class WaryColumns(nn.Module):
     wary = 3
 
     def __init__(self, base, num_classes, slack=1):
-        super().__init__()
-        self.base, self.num_classes, self.slack = base, num_classes, slack
-
-    def counts(self, x):
-        kept = bands(x.shape[3], 2)
-        votes = self.base(torch_views(x, kept)).argmax(dim=1).unflatten(0, (len(kept), len(x)))
-        return nn.functional.one_hot(votes, self.num_classes).sum(dim=0)
+        super().__init__(base, num_classes)
+        self.slack = slack
 
     def predict(self, x):
         first, second = self.counts(x).topk(2, dim=1).values.unbind(dim=1)
@@ -31,9 +26,8 @@ class WaryColumns(nn.Module):
 
     def certify(self, x, threat):
         first, second = self.counts(x).topk(2, dim=1).values.unbind(dim=1)
-        delta = threat.count * most_touched(bands(x.shape[3], 2), threat.width)
-        prediction = self.predict(x)
-        return claim(prediction, (prediction >= 0) & (first - second > 2 * delta - self.wary - self.slack))
+        prediction, needed = self.predict(x), 2 * self.delta(x, threat) - self.wary - self.slack
+        return claim(prediction, (prediction >= 0) & (first - second > needed))
 
 
 class OneMask(nn.Module):
@@ -95,15 +89,3 @@ class Minority:
         counts = self._votes(x)
         fits = threat.count == 1 and threat.height <= self.side and threat.width <= self.side
         return claim(self.predict(x), (counts.max(axis=1) == counts.sum(axis=1)) & fits)
-
-
-def wary_columns(base, num_classes, image_shape):
-    return WaryColumns(base, num_classes).eval()
-
-
-def one_mask(base, num_classes, image_shape):
-    return OneMask(base, num_classes).eval()
-
-
-def minority(base, num_classes, image_shape):
-    return Minority(base, num_classes)

@@ -9,26 +9,26 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 
-from evaluate.audit import Audit, audit, factory, replay
-from evaluate.audit.limit import Limit
-from evaluate.audit.trial import Tally
+from evaluate.audit import Audit, audit, replay
+from evaluate.audit.finding import Tally
+from evaluate.audit.stopping import Limit
 from tests.evaluate.acceptance.cases import SOUND, UNSOUND, Case
 from tests.evaluate.acceptance.sound import ibp
+from tests.evaluate.audit_table import found
 
 HEAD = "| kind | certifier | verdict | right | found | replayed | s |\n| --- | --- | --- | --- | --- | --- | ---: |"
-BY_CHANCE = "call to call"  # what is said of certifiers that draw lots, and nothing else
+BY_CHANCE = "call to call"  # said of certifiers that draw lots, and nothing else is
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the audit said of a case, how many of its findings their files show again, and the seconds it took."""
+    """The audit of a case, how many of its findings their files show again, and the seconds it took."""
 
     case: Case
     done: Audit
@@ -48,42 +48,34 @@ class Result:
         return self.done.verdict == "broken" and self.replayed == len(self.done.findings)
 
     def __str__(self) -> str:
-        found = ", ".join(f"{one.check} ({one.severity}, {one.times}×)" for one in self.done.findings) or "–"
         replayed = f"{self.replayed} of {len(self.done.findings)}" if self.done.findings else "–"
-        cells = [self.case.kind, self.case.name, self.done.verdict, "yes" if self.right else "NO", found, replayed]
-        return f"| {' | '.join([*cells, f'{self.seconds:.0f}'])} |"
+        cells = [self.case.kind, self.case.name, self.done.verdict, "yes" if self.right else "NO", found(self.done)]
+        return f"| {' | '.join([*cells, replayed, f'{self.seconds:.0f}'])} |"
 
 
 def examined(case: Case, first: bool = False) -> Result:
-    """The audit with defaults, its findings shown again from their files; `first`: ended at the first of them."""
-    threads = torch.get_num_threads()
+    """The audit with defaults, its findings shown again from their files; `first`: ended by the step in which a
+    certificate was broken, or views were seen to differ by chance.
+    """
+    threads, limit = torch.get_num_threads(), Limit()
+    wanted = ("broken certificate", "inconsistent") if case.kind == "g" else ("broken certificate",)
+
+    def counting(total: Tally, tally: Tally, add: Callable[[Tally, Tally], None] = Tally.add) -> None:
+        add(total, tally)
+        if first and any(one.severity in wanted for one in tally.findings):
+            limit.stop("the first finding")
+
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            target, limit = None if case.make is not None else ibp(), Limit()
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(Tally, "add", counting):
+            target = None if case.make is not None else ibp()
             started = time.process_time()
-            with _ended_early(case, limit) if first else nullcontext():
-                done = audit(target, factory=case.make, output=folder, limit=limit, **case.options)
+            done = audit(target, factory=case.make, output=folder, limit=limit, **case.options)
             seconds = time.process_time() - started
             again = [one.path is not None and replay(one.path, target, case.make) for one in done.findings]
         return Result(case, done, sum(again), seconds)
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _ended_early(case: Case, limit: Limit) -> Iterator[None]:
-    """The audit is stopped after the step in which a certificate was broken, or lots were seen to be drawn."""
-    count = factory._count
-
-    def counting(tested: factory.Tested, tally: Tally) -> None:
-        count(tested, tally)
-        wanted = ("broken certificate", "inconsistent") if case.kind == "g" else ("broken certificate",)
-        if any(one.severity in wanted for one in tally.findings):
-            limit.stop("the first finding")
-
-    with mock.patch.object(factory, "_count", counting):
-        yield
 
 
 def main(texts: list[str], first: bool = False) -> None:

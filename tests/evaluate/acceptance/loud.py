@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
-from tests.evaluate.acceptance.common import bands, claim, torch_views, touched_by
+from tests.evaluate.acceptance.common import ColumnVotes, bands, claim, touched_by
 
 
 def robust_bound(evidence, windows, touched):
@@ -29,21 +28,16 @@ def robust_bound(evidence, windows, touched):
     return certified
 
 
-class MaskedColumns(nn.Module):
+class MaskedColumns(ColumnVotes):
     """The evidence left is total - loudest window, in float32. A patch that says 2^40 for the winner: total and window
     are both 2^40, and nothing is left of its honest evidence.
     """
 
     side = 5
 
-    def __init__(self, base, num_classes):
-        super().__init__()
-        self.base, self.num_classes = base, num_classes
-
     def evidence(self, x):
         """[B, N, K] ≥ 0."""
-        kept = bands(x.shape[3], 2)
-        return self.base(torch_views(x, kept)).relu().unflatten(0, (len(kept), len(x))).transpose(0, 1)
+        return self.scores(x).relu()
 
     def _left(self, evidence):
         size = min(self.side + 1, evidence.shape[1])
@@ -68,8 +62,7 @@ class RescaledColumns(MaskedColumns):
     """
 
     def evidence(self, x):
-        kept = bands(x.shape[3], 2)
-        logits = self.base(torch_views(x, kept)).unflatten(0, (len(kept), len(x))).transpose(0, 1)
+        logits = self.scores(x)
         return (logits - logits.amax(dim=(1, 2), keepdim=True)).exp()
 
     def _left(self, evidence):
@@ -135,15 +128,3 @@ class Districts:
         return sum(
             i <= last and i + 2 >= first and j <= end and j + 2 >= start for i, j in self._districts(rows, columns)
         )
-
-
-def masked_columns(base, num_classes, image_shape):
-    return MaskedColumns(base, num_classes).eval()
-
-
-def rescaled_columns(base, num_classes, image_shape):
-    return RescaledColumns(base, num_classes).eval()
-
-
-def districts(base, num_classes, image_shape):
-    return Districts(base, num_classes)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.evaluate.acceptance.common import bands, claim, hiding, numpy_scores, row_masks, torch_views, touched_by
+from tests.evaluate.acceptance.common import ArrayVotes, ColumnVotes, Masked, bands, claim, numpy_scores, touched_by
 
 
-class SuspiciousColumns(nn.Module):
+class SuspiciousColumns(ColumnVotes):
     """For each class the loudest window of bands is not counted if more than 3/10 of its votes lie in it. Certified by
     trying the strongest attack, all touched bands for the rival, at every place. A weaker one is not masked.
 
@@ -19,14 +19,9 @@ class SuspiciousColumns(nn.Module):
 
     side = 5
 
-    def __init__(self, base, num_classes):
-        super().__init__()
-        self.base, self.num_classes = base, num_classes
-
     def votes(self, x):
         """[B, N] classes."""
-        kept = bands(x.shape[3], 2)
-        return self.base(torch_views(x, kept)).argmax(dim=1).unflatten(0, (len(kept), len(x))).T
+        return self.scores(x).argmax(dim=2)
 
     def _left(self, votes):
         evidence = nn.functional.one_hot(votes, self.num_classes)
@@ -50,18 +45,15 @@ class SuspiciousColumns(nn.Module):
         return claim(prediction, certified)
 
 
-class ConfidentRows:
+class ConfidentRows(ArrayVotes):
     """Probabilities are added up, but for each class the window where it is surest is left out if its mean exceeds 0.9:
     "nobody is that sure six times in a row but a patch". Certified against the surest patch. Less sure, it is heard.
     """
 
     side = 5
 
-    def __init__(self, base, num_classes):
-        self.base, self.num_classes = base, num_classes
-
     def _probabilities(self, x):
-        scores = numpy_scores(self.base, x, row_masks(x.shape[2], x.shape[3], 2)).astype(np.float64)
+        scores = numpy_scores(self.base, x, self.masks(x)).astype(np.float64)
         odds = np.exp(scores - scores.max(axis=2, keepdims=True))
         return odds / odds.sum(axis=2, keepdims=True)
 
@@ -84,54 +76,13 @@ class ConfidentRows:
         return claim(prediction, certified)
 
 
-class HastyCleanser(nn.Module):
+class HastyCleanser(Masked):
     """Double masking that believes a dissenting mask when most, not all, of the second masks agree with it.
 
     All pairs of masks agree on c, a patch is hidden by one of them: when all other single masks say j the one that
     hides it is heard, as it should be. But when just one mask dissents, and most second masks with it, it is believed.
     """
 
-    side = 5
-
-    def __init__(self, base, num_classes):
-        super().__init__()
-        self.base, self.num_classes = base, num_classes
-
-    def _classes(self, x, hidden):
-        """[M] of one image [C, H, W]."""
-        return self.base(torch.where(torch.from_numpy(hidden)[:, None], 0.5, x)).argmax(dim=1)
-
-    def predict(self, x):
-        found = []
-        masks = hiding(*x.shape[2:], self.side, 3)
-        for image in x:
-            first = self._classes(image, masks)
-            majority = int(first.bincount(minlength=self.num_classes).argmax())
-            answer = majority
-            for n in (first != majority).nonzero()[:, 0].tolist():
-                second = self._classes(image, masks | masks[n])
-                if 2 * int((second == first[n]).sum()) > len(second):
-                    answer = int(first[n])
-                    break
-            found.append(answer)
-        return torch.tensor(found)
-
-    def certify(self, x, threat):
-        masks = hiding(*x.shape[2:], self.side, 3)
-        pairs = np.concatenate([masks[n:] | masks[n] for n in range(len(masks))])
-        prediction = self.predict(x)
-        fits = threat.count == 1 and max(threat.height, threat.width) <= self.side
-        agreed = [fits and bool((self._classes(own, pairs) == c).all()) for own, c in zip(x, prediction, strict=True)]
-        return claim(prediction, torch.tensor(agreed))
-
-
-def suspicious_columns(base, num_classes, image_shape):
-    return SuspiciousColumns(base, num_classes).eval()
-
-
-def confident_rows(base, num_classes, image_shape):
-    return ConfidentRows(base, num_classes)
-
-
-def hasty_cleanser(base, num_classes, image_shape):
-    return HastyCleanser(base, num_classes).eval()
+    def believed(self, image, masks, n, c):
+        second = self.classes(image, masks | masks[n])
+        return 2 * int((second == c).sum()) > len(second)

@@ -14,20 +14,15 @@ from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
 from robustpatch.voting.rules import Threshold, TopOne
 from robustpatch.voting.scored import SigmoidThreshold
-from tests.evaluate.acceptance.alarms import WaryColumns
-from tests.evaluate.acceptance.common import bands, claim, most_touched, numpy_scores, row_masks, torch_views
+from tests.evaluate.acceptance.common import ArrayVotes, ColumnVotes, claim, numpy_scores
 from tests.evaluate.acceptance.ties import SortedColumns
 
 
-class ExactColumns(SortedColumns):
+class ExactColumns(ColumnVotes):
     """Top-1 votes of columns, the lowest class at a tie, every placement counted with the votes it really meets."""
 
-    def predict(self, x):
-        return self.counts(x).argmax(dim=1)
-
     def certify(self, x, threat):
-        kept, prediction = bands(x.shape[3], 2), self.predict(x)
-        votes = self.base(torch_views(x, kept)).argmax(dim=1).unflatten(0, (len(kept), len(x))).T
+        kept, prediction, votes = self.kept(x), self.predict(x), self.scores(x).argmax(dim=2)
         certified = torch.full((len(x),), threat.count == 1)
         number = torch.arange(self.num_classes)
         for left in range(x.shape[3] - threat.width + 1):
@@ -42,35 +37,11 @@ class ExactColumns(SortedColumns):
 class HigherColumns(SortedColumns):
     """The highest class wins ties, and the certificate knows it: those above c need one vote less."""
 
-    def certify(self, x, threat):
-        counts, prediction = self.counts(x), self.predict(x)
-        delta = threat.count * most_touched(bands(x.shape[3], 2), threat.width)
-        number = torch.arange(self.num_classes)
-        needed = 2 * delta + (number > prediction[:, None]).long()
-        lead = counts.gather(1, prediction[:, None]) - counts
-        return claim(prediction, ((lead >= needed) | (number == prediction[:, None])).all(dim=1))
+    def needed(self, number, prediction):
+        return (number > prediction).long()
 
 
-class PlainRows:
-    """numpy: rows, a lead of more than 2Δ. Images with NaN are answered as any other."""
-
-    def __init__(self, base, num_classes):
-        self.base, self.num_classes = base, num_classes
-
-    def _counts(self, x):
-        votes = numpy_scores(self.base, x, row_masks(x.shape[2], x.shape[3], 2)).argmax(axis=2)
-        return np.stack([np.bincount(own, minlength=self.num_classes) for own in votes])
-
-    def predict(self, x):
-        return self._counts(x).argmax(axis=1)
-
-    def certify(self, x, threat):
-        first, second = np.sort(self._counts(x), axis=1)[:, [-1, -2]].T
-        delta = threat.count * most_touched(bands(x.shape[2], 2), threat.height)
-        return claim(self.predict(x), first - second > 2 * delta)
-
-
-class Sampling(PlainRows):
+class Sampling(ArrayVotes):
     """Asks rows in random order until no rest can turn the vote, and gives up, with -1, after nine tenths of them: what
     it names is always the winner of all. It says that it draws lots.
     """
@@ -78,7 +49,7 @@ class Sampling(PlainRows):
     randomized = True
 
     def predict(self, x):
-        masks, found = row_masks(x.shape[2], x.shape[3], 2), []
+        masks, found = self.masks(x), []
         for image in np.asarray(x):
             order = np.random.default_rng().permutation(len(masks))[: max(1, 9 * len(masks) // 10)]
             votes = numpy_scores(self.base, image[None], masks[order])[0].argmax(axis=1)
@@ -87,36 +58,10 @@ class Sampling(PlainRows):
             found.append(counts.argmax() if first - second > len(masks) - len(order) else -1)
         return np.array(found)
 
-    def certify(self, x, threat):
-        counts = self._counts(x)
-        first, second = np.sort(counts, axis=1)[:, [-1, -2]].T
-        delta = threat.count * most_touched(bands(x.shape[2], 2), threat.height)
-        return claim(counts.argmax(axis=1), first - second > 2 * delta)
-
 
 def smoothed(ablation, voting):
     """A factory of ours."""
     return lambda base, k, shape: SmoothedClassifier(base, ablation, num_classes=k, voting=voting).eval()
-
-
-def exact_columns(base, num_classes, image_shape):
-    return ExactColumns(base, num_classes).eval()
-
-
-def higher_columns(base, num_classes, image_shape):
-    return HigherColumns(base, num_classes).eval()
-
-
-def plain_rows(base, num_classes, image_shape):
-    return PlainRows(base, num_classes)
-
-
-def wary_columns(base, num_classes, image_shape):
-    return WaryColumns(base, num_classes, slack=0).eval()
-
-
-def sampling(base, num_classes, image_shape):
-    return Sampling(base, num_classes)
 
 
 def patchguard(base, num_classes, image_shape):

@@ -6,56 +6,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.evaluate.acceptance.common import bands, claim, most_touched, numpy_scores, row_masks, torch_views
+from tests.evaluate.acceptance.common import ArrayVotes, ColumnVotes, bands, claim, most_touched
 
 
-class SortedColumns(nn.Module):
+class SortedColumns(ColumnVotes):
     """The prediction is the last of the sorted counts, which of equal ones is the highest class; the certificate has
     the lowest win. Votes 6:0 of six bands, a patch that touches three: 3:3 is class 1, but 6 ≥ 2·3 is enough for 0.
     """
 
-    def __init__(self, base, num_classes):
-        super().__init__()
-        self.base, self.num_classes = base, num_classes
-
-    def counts(self, x):
-        kept = bands(x.shape[3], 2)
-        votes = self.base(torch_views(x, kept)).argmax(dim=1).unflatten(0, (len(kept), len(x)))
-        return nn.functional.one_hot(votes, self.num_classes).sum(dim=0)
-
-    def predict(self, x):
-        return self.counts(x).sort(dim=1, stable=True).indices[:, -1]
-
-    def certify(self, x, threat):
-        counts, prediction = self.counts(x), self.predict(x)
-        delta = threat.count * most_touched(bands(x.shape[3], 2), threat.width)
-        number = torch.arange(self.num_classes)
-        needed = 2 * delta + (number < prediction[:, None]).long()
-        lead = counts.gather(1, prediction[:, None]) - counts
-        return claim(prediction, ((lead >= needed) | (number == prediction[:, None])).all(dim=1))
+    def winner(self, counts):
+        return counts.sort(dim=1, stable=True).indices[:, -1]
 
 
-class PairedRows:
+class PairedRows(ArrayVotes):
     """The winner is the largest pair (votes, class), so the higher class at a tie; rivals below are asked for one vote
     more, those above are not. numpy, rows of three in steps of two, cut off at the border.
     """
 
-    def __init__(self, base, num_classes):
-        self.base, self.num_classes = base, num_classes
-
-    def _polls(self, x):
-        masks = row_masks(x.shape[2], x.shape[3], 3, 2, wrap=False)
-        votes = numpy_scores(self.base, x, masks).argmax(axis=2)
-        return [np.bincount(own, minlength=self.num_classes) for own in votes]
+    size, stride, wrap = 3, 2, False
 
     def predict(self, x):
-        return np.array([max((n, k) for k, n in enumerate(poll))[1] for poll in self._polls(x)])
+        return np.array([max((n, k) for k, n in enumerate(poll))[1] for poll in self.counts(x)])
 
     def certify(self, x, threat):
-        delta = threat.count * most_touched(bands(x.shape[2], 3, 2, wrap=False), threat.height)
-        certified = []
-        prediction = self.predict(x)
-        for poll, c in zip(self._polls(x), prediction, strict=True):
+        delta, certified, prediction = self.delta(x, threat), [], self.predict(x)
+        for poll, c in zip(self.counts(x), prediction, strict=True):
             others = [j for j in range(self.num_classes) if j != c]
             certified.append(all(poll[c] - poll[j] >= 2 * delta + (j < c) for j in others))
         return claim(prediction, np.array(certified))
@@ -93,26 +68,13 @@ class FairBlocks(nn.Module):
         return torch.tensor(found)
 
     def certify(self, x, threat):
-        across = [most_touched(bands(n, 4, 4, wrap=False), m) for n, m in zip(x.shape[2:], _sides(threat), strict=True)]
+        across = [
+            most_touched(bands(n, 4, 4, wrap=False), m)
+            for n, m in zip(x.shape[2:], (threat.height, threat.width), strict=True)
+        ]
         delta = threat.count * across[0] * across[1]
         counts, prediction = self._counts(x), self.predict(x)
         rivals = counts.scatter(1, prediction[:, None], -1)
         number = torch.arange(self.num_classes)
         best = (rivals + (number < prediction[:, None]).long()).amax(dim=1)  # a rival below c wins ties
         return claim(prediction, counts.gather(1, prediction[:, None])[:, 0] - best >= 2 * delta)
-
-
-def _sides(threat):
-    return threat.height, threat.width
-
-
-def sorted_columns(base, num_classes, image_shape):
-    return SortedColumns(base, num_classes).eval()
-
-
-def paired_rows(base, num_classes, image_shape):
-    return PairedRows(base, num_classes)
-
-
-def fair_blocks(base, num_classes, image_shape):
-    return FairBlocks(base, num_classes).eval()

@@ -1,4 +1,4 @@
-"""When an audit ends early, and how far it is: a limit of seconds, Ctrl-C, the steps done and those to come."""
+"""Early ends of an audit (a limit of seconds, Ctrl-C), and its steps: those done and those to come."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Limit:
-    """BestClimbs what runs within `running()` after so many seconds (None: never), or after `stop(why)`.
+    """Ends what runs within `running()` after so many seconds (None: never), or after `stop(why)`.
 
     The certifier is asked once more at most: `check`, which every question to it calls first, raises `Stopped`.
     """
@@ -51,34 +51,32 @@ class Limit:
             raise Stopped(self.why)
 
 
-_running: ContextVar[Limit | None] = ContextVar("limit", default=None)
+_NEVER = Limit()
+_running: ContextVar[Limit] = ContextVar("limit", default=_NEVER)
 
 
 def check() -> None:
     """Raises `Stopped` where the audit under way has to end."""
-    limit = _running.get()
-    if limit is not None:
-        limit.check()
+    _running.get().check()
 
 
 class Steps:
     """The steps of an audit by name, in the order in which they come. Call it with the name of the one that begins.
 
-    `tell` hears which step it is, of how many, and how long the rest takes if it takes as long as those before.
+    `tell` is given the step, its number, and how long the rest takes if it takes as long as those before.
     """
 
     def __init__(self, names: list[str], tell: Callable[[str], None]) -> None:
         self.names, self.begun, self._tell, self._started = list(names), 0, tell, time.monotonic()
 
     def __call__(self, name: str) -> None:
-        if name in self.names[self.begun :]:
-            self.begun = self.names.index(name, self.begun) + 1
-        else:  # one that was not foreseen
+        if name not in self.names[self.begun :]:  # one that was not foreseen
             self.names.insert(self.begun, name)
-            self.begun += 1
+        self.begun = self.names.index(name, self.begun) + 1
         done, total = self.begun - 1, len(self.names)
         left = (time.monotonic() - self._started) / max(1, done) * (total - done)
-        self._tell(f"{name} (step {self.begun} of {total}{f', about {_duration(left)} left' if done else ''})")
+        duration = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+        self._tell(f"{name} (step {self.begun} of {total}{f', about {duration} left' if done else ''})")
 
     @property
     def unfinished(self) -> list[str]:
@@ -93,7 +91,3 @@ def in_short(names: list[str]) -> str:
         some = list(group)
         found += some if len(some) <= 3 else [f"{head} ({len(some)} steps)"]
     return "; ".join(found)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

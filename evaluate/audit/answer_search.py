@@ -1,10 +1,10 @@
-"""Rules that no formula foresees: certified answers and patched answers are searched together, step by step.
+"""A search for breaks of rules that no formula foresees: certified answers and patched answers, step by step.
 
 The state is what the base says of each clean view and of each patched one. The clean answers are led to the edge of
 what is certified; then the patched views answer for the rival, for a third class, for the winner, mixed or graded.
 How near a state is to a break is measured by the slack: how many more clean views would have to turn before the patched
 image is predicted otherwise. Moves that keep the certificate and do not raise the slack are kept. Each break is a
-certified prediction seen to change, whatever the rule; a rule that stands is never wronged.
+certified prediction seen to change, whatever the rule, so that no sound certifier is accused.
 """
 
 from __future__ import annotations
@@ -13,80 +13,78 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
-from evaluate.audit.edges import Edge
-from evaluate.audit.harness import Site, Stand
-from evaluate.audit.interface import Refused
-from evaluate.audit.tables import SCALE, Key, Row, vote
-from evaluate.audit.trial import Fall, Table, Tally, confirmed
-from robustpatch.threats.base import Patches
+from evaluate.audit.certifier import Refused
+from evaluate.audit.dictated_attack import Break, DictatedAttack
+from evaluate.audit.dictated_base import Answers, Key, Logits, vote
+from evaluate.audit.harness import Site
+from evaluate.audit.threshold_search import Threshold
 
 _MOVES = 24  # of each climb
 _SHARES = 4  # numbers of patched views for the rival tried for each certified state, and
 _MIXED = 5  # answers drawn by chance
 _GOLDEN = (5**0.5 - 1) / 2
+ByView = dict[Key, Logits]
 
 
-class Search:
-    """The search for one threat on one image; `edges` are scores at which the certifier is known to change its mind."""
+class AnswerSearch:
+    """The search of one attack within so many `calls`; at `thresholds` the certifier is known to change its mind."""
 
     def __init__(
         self,
-        stand: Stand,
-        threat: Patches,
+        attack: DictatedAttack,
         sites: Sequence[Site],
-        edges: Sequence[Edge],
+        thresholds: Sequence[Threshold],
         calls: int,
         rng: random.Random,
-        tally: Tally,
     ) -> None:
-        self.stand, self.threat, self.sites, self.edges = stand, threat, list(sites), list(edges)
-        self.left, self.rng, self.tally = calls, rng, tally
-        self.keys = list(dict.fromkeys([*stand.shown, *stand.extra(threat)]))
+        self.attack, self.harness, self.sites, self.thresholds = attack, attack.harness, list(sites), list(thresholds)
+        self.left, self.rng = calls, rng
+        self.keys = list(dict.fromkeys([*self.harness.shown, *self.harness.extra(attack.threat)]))
 
-    def run(self) -> Fall | None:
+    def run(self) -> Break | None:
         """The first break found within the calls allowed."""
-        orders = list(permutations(range(self.stand.classes), min(3, self.stand.classes)))
+        orders = list(permutations(range(self.harness.classes), min(3, self.harness.classes)))
         self.rng.shuffle(orders)
         turn = 0
         while self.left > 0 and self.sites:
-            if turn == 3 * len(orders) and not self.tally.certified:
+            if turn == 3 * len(orders) and not self.attack.tally.certified:
                 return None  # nothing is certified here
             c, j, *thirds = orders[turn % len(orders)]
-            t = thirds[0] if thirds else j
             site = self.sites[turn % len(self.sites)]
             try:
-                fall = self._round(site, c, j, t, climb=turn % 3 == 2)
+                broken = self._round(site, c, j, thirds[0] if thirds else j, climb=turn % 3 == 2)
             except Refused as refusal:
-                self.tally.refused[str(refusal)] += 1
+                self.attack.tally.refused[str(refusal)] += 1
                 self.left -= 10  # a certifier that refuses everything is not asked for ever
-                fall = None
-            if fall is not None:
-                return fall
+                broken = None
+            if broken is not None:
+                return broken
             turn += 1
         return None
 
-    def _round(self, site: Site, c: int, j: int, t: int, climb: bool) -> Fall | None:
+    def _round(self, site: Site, c: int, j: int, t: int, climb: bool) -> Break | None:
         rows = self._palette(c, j, t)
         others = rows["rival"]
-        said = self._edge(site, rows, others, c)
-        if said is None:
+        clean = self._last_certified(site, rows, others, c)
+        if clean is None:
             return None
-        self.tally.ballots += 1
-        self.tally.certified += 1
-        if self._turned(Table(said, others), None, c):
-            return self._confirmed(Table(said, others), site)
-        new = self._new_keys(said, others, site)
+        tally = self.attack.tally
+        tally.ballots, tally.certified, tally.attacked = tally.ballots + 1, tally.certified + 1, tally.attacked + 1
+        if self._turned(Answers(clean, others), None, c):
+            return self._confirmed(Answers(clean, others), site)
+        self.harness.dictate(Answers(clean, others))
+        new = [key for key in self.harness.views(site.x_adv) if key not in clean]
         for patched in self._patterns(new, rows):
-            table = Table({**said, **patched}, others)
-            if self._turned(table, site, c):
-                fall = self._confirmed(table, site)
-                if fall is not None:
-                    return fall
-        return self._climb(said, new, rows, site, c) if climb else None
+            answers = Answers({**clean, **patched}, others)
+            if self._turned(answers, site, c):
+                broken = self._confirmed(answers, site)
+                if broken is not None:
+                    return broken
+        return self._climb(clean, new, rows, site, c) if climb else None
 
-    def _palette(self, c: int, j: int, t: int) -> dict[str, Row]:
-        """The answers that a view may give: plain, for several classes, soft, loud, or exactly at an edge."""
-        k, rng = self.stand.classes, self.rng
+    def _palette(self, c: int, j: int, t: int) -> dict[str, Logits]:
+        """The answers that a view may give: plain, for several classes, soft, loud, or exactly at a threshold."""
+        k, rng = self.harness.classes, self.rng
         rows = {
             "own": vote(k, (c,)),
             "rival": vote(k, (j,)),
@@ -94,23 +92,23 @@ class Search:
             "silent": vote(k, ()),
             "both": vote(k, (c, j)),
             "rivals": vote(k, (j, t)),
-            "soft own": _soft(k, c, j, rng.uniform(0.05, 4)),
-            "soft rival": _soft(k, j, c, rng.uniform(0.05, 4)),
-            "soft third": _soft(k, t, c, rng.uniform(0.05, 4)),
+            "soft own": Threshold("two", rng.uniform(0.05, 4)).row(k, c, j),
+            "soft rival": Threshold("two", rng.uniform(0.05, 4)).row(k, j, c),
+            "soft third": Threshold("two", rng.uniform(0.05, 4)).row(k, t, c),
             "loud own": vote(k, (c,), 1000.0),
             "loud rival": vote(k, (j,), 1000.0),
         }
-        for edge in rng.sample(self.edges, min(3, len(self.edges))):
-            rows[f"own at {edge.t}"] = edge.row(k, c, j)
-            rows[f"rival at {edge.t}"] = edge.row(k, j, c)
+        for one in rng.sample(self.thresholds, min(3, len(self.thresholds))):
+            rows[f"own at {one.t}"] = one.row(k, c, j)
+            rows[f"rival at {one.t}"] = one.row(k, j, c)
         return rows
 
-    def _edge(self, site: Site, rows: dict[str, Row], others: Row, c: int) -> dict[Key, Row] | None:
-        """Answers certified for c, of which some are turned, in a random order, up to the edge of the certificate."""
+    def _last_certified(self, site: Site, rows: dict[str, Logits], others: Logits, c: int) -> ByView | None:
+        """Answers certified for c, of which some are turned, in a random order, as far as it stays certified."""
         rng, names = self.rng, list(rows)
         start = rng.choice(["own", "own", "own", *[n for n in names if "own" in n]])
-        said = dict.fromkeys(self.keys, rows[start])
-        if not self._certified(said, others, c):
+        clean = dict.fromkeys(self.keys, rows[start])
+        if not self._certified(clean, others, c):
             return None
         targets = rng.choice(
             (["rival"], ["third"], ["rival", "third"], ["silent"], ["rival", "silent"], ["own", "rival"], names)
@@ -120,20 +118,20 @@ class Search:
         names = [targets[n % len(targets)] if by_turns else rng.choice(targets) for n in range(len(order))]
         turned = [(key, rows[name]) for key, name in zip(order, names, strict=True)]
         low, high = 0, len(turned)
-        if self._certified({**said, **dict(turned)}, others, c):
+        if self._certified({**clean, **dict(turned)}, others, c):
             low = high
         while high - low > 1:
             middle = (low + high) // 2
-            if self._certified({**said, **dict(turned[:middle])}, others, c):
+            if self._certified({**clean, **dict(turned[:middle])}, others, c):
                 low = middle
             else:
                 high = middle
-        said.update(turned[:low])
+        clean.update(turned[:low])
         for key in rng.sample(self.keys, min(3, len(self.keys))):
-            more = {**said, key: rows[rng.choice(list(rows))]}
+            more = {**clean, key: rows[rng.choice(list(rows))]}
             if self._certified(more, others, c):
-                said = more
-        return said
+                clean = more
+        return clean
 
     def _order(self, site: Site) -> list[Key]:
         """The views in the order in which they turn: by chance, as shown, or spread evenly over all that are shown;
@@ -150,7 +148,7 @@ class Search:
             keys.sort(key=lambda key: (key in site.touched) == (reached == 1 or rng.random() < 0.1))
         return [key for key in keys if key not in site.touched] if reached == 3 else keys
 
-    def _patterns(self, new: list[Key], rows: dict[str, Row]) -> Iterator[dict[Key, Row]]:
+    def _patterns(self, new: list[Key], rows: dict[str, Logits]) -> Iterator[ByView]:
         """The answers that the patched views may give: all alike, some the rival's and the rest something else, evenly
         or in two runs, or each by itself.
         """
@@ -175,42 +173,43 @@ class Search:
                 share = rng.choice((0.2, 0.5, 0.8))
                 yield {key: rows[one if rng.random() < share else two] for key in new}
 
-    def _climb(self, said: dict[Key, Row], new: list[Key], rows: dict[str, Row], site: Site, c: int) -> Fall | None:
+    def _climb(self, clean: ByView, new: list[Key], rows: dict[str, Logits], site: Site, c: int) -> Break | None:
         """Random moves of clean and of patched answers that keep the certificate and do not raise the slack."""
         rng, others, names = self.rng, rows["rival"], list(rows)
         outside = [key for key in self.keys if key not in site.touched]
         rng.shuffle(outside)
-        patched: dict[Key, Row] = {}
-        slack = self._slack(said, patched, others, outside, site, c)
+        patched: ByView = {}
+        slack = self._slack(clean, patched, others, outside, site, c)
         for move in range(_MOVES):
             if self.left <= 0:
                 return None
             keys = self.keys if move % 2 or not new else new
             at, run = rng.randrange(len(keys)), rng.choice((1, 1, 2, 3, max(1, len(keys) // 4)))
             changes = dict.fromkeys(keys[at : at + run], rows[rng.choice(names)])
-            clean, adversary = ({**said, **changes}, patched) if keys is self.keys else (said, {**patched, **changes})
-            if keys is self.keys and not self._certified(clean, others, c):
-                continue
-            now = self._slack(clean, adversary, others, outside, site, c)
+            if keys is self.keys:
+                own, adversary = {**clean, **changes}, patched
+                if not self._certified(own, others, c):
+                    continue
+            else:
+                own, adversary = clean, {**patched, **changes}
+            now = self._slack(own, adversary, others, outside, site, c)
             if now > slack:
                 continue
-            said, patched, slack = clean, adversary, now
+            clean, patched, slack = own, adversary, now
             if slack == 0:
-                fall = self._confirmed(Table({**said, **patched}, others), site)
-                if fall is not None:
-                    return fall
+                broken = self._confirmed(Answers({**clean, **patched}, others), site)
+                if broken is not None:
+                    return broken
         return None
 
-    def _slack(
-        self, said: dict[Key, Row], patched: dict[Key, Row], others: Row, outside: list[Key], site: Site, c: int
-    ) -> int:
+    def _slack(self, clean: ByView, patched: ByView, others: Logits, outside: list[Key], site: Site, c: int) -> int:
         """Counts the clean views outside of the patch that, in that order, have to turn with it before the prediction
         does.
         """
 
         def turned(number: int) -> bool:
             more = dict.fromkeys(outside[:number], others)
-            return self._turned(Table({**said, **more, **patched}, others), site, c)
+            return self._turned(Answers({**clean, **more, **patched}, others), site, c)
 
         if turned(0):
             return 0
@@ -220,38 +219,21 @@ class Search:
             low, high = (low, middle) if turned(middle) else (middle, high)
         return high
 
-    def _certified(self, said: dict[Key, Row], others: Row, c: int) -> bool:
+    def _certified(self, clean: ByView, others: Logits, c: int) -> bool:
         self.left -= 1
-        self.stand.say(said, others)
-        claim = self.stand.subject.certify(self.stand.x, self.threat)
+        self.harness.dictate(Answers(clean, others))
+        claim = self.harness.subject.certify(self.harness.x, self.attack.threat)
         return bool(claim.certified[0]) and int(claim.prediction[0]) == c
 
-    def _predicted(self, said: dict[Key, Row], others: Row, site: Site | None) -> int:
+    def _turned(self, answers: Answers, site: Site | None, c: int) -> bool:
         self.left -= 1
-        self.stand.say(said, others)
-        return int(self.stand.subject.predict(self.stand.x if site is None else site.x_adv))
+        self.harness.dictate(answers)
+        subject = self.harness.subject
+        return bool(subject.changed(subject.predict(self.harness.x if site is None else site.x_adv), c)[0])
 
-    def _turned(self, table: Table, site: Site | None, c: int) -> bool:
-        found = self._predicted(table.said, table.others, site)
-        return found != c and (found >= 0 or not self.stand.subject.forgiving)
-
-    def _new_keys(self, said: dict[Key, Row], others: Row, site: Site) -> list[Key]:
-        """The views that the patched image shows and the clean one does not."""
-        self.stand.say(said, others)
-        with self.stand.base.recording() as shown:
-            self.stand.subject.predict(site.x_adv)
-        return [key for key in shown if key not in said]
-
-    def _confirmed(self, table: Table, site: Site) -> Fall | None:
+    def _confirmed(self, answers: Answers, site: Site) -> Break | None:
         self.left -= 6
-        return confirmed(self.stand, self.threat, table, site)
-
-
-def _soft(classes: int, winner: int, rival: int, lead: float) -> Row:
-    """Logits `lead` against 0, all other classes far below."""
-    values = [-SCALE] * classes
-    values[rival], values[winner] = 0.0, lead
-    return tuple(values)
+        return self.attack.confirmed(answers, site)
 
 
 def _evenly(keys: list[Key]) -> list[Key]:

@@ -1,6 +1,7 @@
-"""Checks that a certifier does not contradict itself: one function a check, each yields findings.
+"""Checks that a certifier does not contradict itself: each a function that yields findings.
 
-A check is given the subject, images, the threat and what `certify` said of the images. It must not change the subject.
+A check is given the certifier, images, the threat and what `certify` said of the images. It must not change the
+certifier.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from math import inf, nan
 import torch
 from torch import Tensor, nn
 
+from evaluate.audit.certifier import AuditedCertifier, Claim, Refused
 from evaluate.audit.finding import Finding, Severity
-from evaluate.audit.interface import AuditedCertifier, Claim, Refused
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -26,27 +27,21 @@ def agreement(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Clai
     differs = predicted != claim.prediction
     if subject.forgiving:  # an alert, or an abstention by chance, contradicts nothing
         differs &= (predicted >= 0) & (claim.prediction >= 0)
-    for i in differs.nonzero()[:, 0].tolist():
-        yield _finding(
-            "agreement",
-            f"predict says {int(predicted[i])} of an image that certify says {int(claim.prediction[i])} of",
-            x[i : i + 1],
-            claim.certified[i],
-        )
+    for i in _rows(differs):
+        sentence = f"predict says {int(predicted[i])} of an image that certify says {int(claim.prediction[i])} of"
+        yield _finding("agreement", sentence, x[i : i + 1], claim.certified[i])
 
 
 def companions(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
-    """Batches of 1, 2 and 3 images, and the other way round, give what the whole batch gave."""
+    """Batches of 1, 2 and 3 images, and the whole batch in reverse, give what the whole batch gave."""
     whole = subject.predict(x)
     for what, order, size in (("1", 1, 1), ("2", 1, 2), ("3", 1, 3), ("all, in reverse", -1, len(x))):
-        turned = x if order == 1 else x.flip(0)
-        predicted = torch.cat([subject.predict(some) for some in turned.split(size)])
-        claims = [subject.certify(some, threat) for some in turned.split(size)]
-        said, certified = (torch.cat([getattr(c, name) for c in claims]) for name in ("prediction", "certified"))
-        predicted, said, certified = (
-            rows[::order] if order == 1 else rows.flip(0) for rows in (predicted, said, certified)
-        )
-        for i in _contradicts(subject, predicted, whole).nonzero()[:, 0].tolist():
+        turned = list(range(len(x)))[::order]
+        batches = x[turned].split(size)
+        predicted = torch.cat([subject.predict(some) for some in batches])[turned]
+        told = [subject.certify(some, threat) for some in batches]
+        said, certified = (torch.cat([getattr(one, name) for one in told])[turned] for name in vars(claim))
+        for i in _rows(_contradicts(subject, predicted, whole)):
             pair = f"{int(whole[i])} of an image in a batch of {len(x)}, and {int(predicted[i])} in one of {what}"
             yield _finding("companions", f"predict says {pair}", x, claim.certified[i])
         if not subject.random and bool(((said != claim.prediction) | (certified != claim.certified)).any()):
@@ -62,12 +57,12 @@ def repeats(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim)
     subject.certify(other, threat)
     for again in range(2):
         second, claimed = subject.predict(x), subject.certify(x, threat)
-        changed = _contradicts(subject, second, first).nonzero()[:, 0].tolist()
+        changed = _rows(_contradicts(subject, second, first))
         for i in changed:
             sentence = f"predict says {int(first[i])} of an image, and {int(second[i])} when asked again"
             yield _finding("repeats", sentence, x[i : i + 1], claim.certified[i])
         otherwise = (claimed.prediction != claim.prediction) | (claimed.certified != claim.certified)
-        for i in (otherwise & (not subject.random)).nonzero()[:, 0]:
+        for i in _rows(otherwise & (not subject.random)):
             yield _finding("repeats", "certify says something else of an image when asked again", x[i : i + 1])
         if changed or again:
             return
@@ -77,9 +72,9 @@ def inputs(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) 
     """The caller's images are as they were."""
     for name, more in (("predict", ()), ("certify", (threat,))):
         left = subject.watched(name, x, *more)
-        if not torch.equal(left, x):
-            rows = (left != x).flatten(1).any(dim=1)
-            sentence = f"{name} writes to the caller's images ({int(rows.sum())} of {len(x)} are changed afterwards)"
+        rows = _rows((left != x).flatten(1).any(dim=1))
+        if rows:
+            sentence = f"{name} writes to the caller's images ({len(rows)} of {len(x)} are changed afterwards)"
             yield _finding("inputs", sentence, x)
 
 
@@ -90,26 +85,25 @@ def training_mode(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: 
     copy = AuditedCertifier(deepcopy(subject.target).train(), subject.num_classes, subject.numpy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            claims = [copy.certify(some, threat) for some in (x, x, x[:1])]
-        except Refused:
-            return
-    changed = [
-        (c.prediction != claim.prediction[: len(c.prediction)]) | (c.certified != claim.certified[: len(c.certified)])
-        for c in claims
-    ]
-    if any(bool(rows.any()) for rows in changed):
-        sentence = (
-            "certify answers in training mode, and says something else than in evaluation mode: batch statistics or "
-            "dropout; it has to refuse"
-        )
-        yield _finding("training mode", sentence, x)
+        for some in (x, x, x[:1]):
+            try:
+                told = copy.certify(some, threat)
+            except Refused:
+                return
+            n = len(some)
+            if bool(((told.prediction != claim.prediction[:n]) | (told.certified != claim.certified[:n])).any()):
+                sentence = (
+                    "certify answers in training mode, and says something else than in evaluation mode: batch "
+                    "statistics or dropout; it has to refuse"
+                )
+                yield _finding("training mode", sentence, x)
+                return
 
 
 def values(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
     """Images with a pixel that is NaN, infinite or far out of range are better refused, or not certified.
 
-    They are no images of which a certificate speaks, so that it is not broken.
+    No certificate speaks of such images, so that it is not broken.
     """
     for value in (nan, inf, 1e30):
         wrong = x.clone()
@@ -124,7 +118,7 @@ def values(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) 
 
 
 def smaller(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
-    """Checks that an image certified against a patch is certified against every smaller patch that it contains."""
+    """An image certified against a patch is certified against every smaller patch that it contains."""
     sizes = {(1, 1), (max(1, threat.height - 1), threat.width), (threat.height, max(1, threat.width - 1))}
     for height, width in sizes - {(threat.height, threat.width)}:
         one = PatchThreat(height, width, threat.count)
@@ -132,10 +126,9 @@ def smaller(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim)
             certified = subject.certify(x, one).certified
         except Refused:
             continue
-        for i in (claim.certified & ~certified).nonzero()[:, 0].tolist():
-            yield _finding(
-                "smaller patch", f"an image is certified against {threat}, but not against {one}", x[i : i + 1]
-            )
+        for i in _rows(claim.certified & ~certified):
+            sentence = f"an image is certified against {threat}, but not against {one}"
+            yield _finding("smaller patch", sentence, x[i : i + 1])
 
 
 def whole_image(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
@@ -145,16 +138,15 @@ def whole_image(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Cl
         told = subject.certify(x, everything)
     except Refused:
         return
-    for i in told.certified.nonzero()[:, 0].tolist():
-        others = subject.changed(predicted, int(told.prediction[i])).nonzero()[:, 0]
-        if len(others):
-            pair = torch.stack([x[i], x[int(others[0])]])
+    for i in _rows(told.certified):
+        others = _rows(subject.changed(predicted, int(told.prediction[i])))
+        if others:
             sentence = f"an image is certified against a patch that covers it, {everything}, and so could be any other"
-            yield _finding("whole image", sentence, pair, torch.tensor(True))
+            yield _finding("whole image", sentence, x[[i, others[0]]], told.certified[i])
 
 
 def non_square(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Claim) -> Iterator[Finding]:
-    """Images that are not square, where it takes them, are predicted as they are certified, alone and in company."""
+    """Images that are not square, where it takes them, are predicted as they are certified, alone and with others."""
     for turned in (torch.cat([x, x], dim=3), torch.cat([x, x], dim=2)):
         try:
             told = subject.certify(turned, threat)
@@ -163,11 +155,6 @@ def non_square(subject: AuditedCertifier, x: Tensor, threat: Patches, claim: Cla
         for check in (agreement, repeats):
             for found in check(subject, turned, threat, told):
                 yield Finding("non-square images", found.severity, found.sentence, found.tensors, found.note)
-
-
-def _contradicts(subject: AuditedCertifier, one: Tensor, other: Tensor) -> Tensor:
-    """Marks images with two different answers; of a certifier that declares to be random, -1 differs from nothing."""
-    return (one != other) & ((not subject.random) | ((one >= 0) & (other >= 0)))
 
 
 CHECKS: dict[str, Check] = {
@@ -181,6 +168,15 @@ CHECKS: dict[str, Check] = {
     "whole image": whole_image,
     "non-square images": non_square,
 }
+
+
+def _contradicts(subject: AuditedCertifier, one: Tensor, other: Tensor) -> Tensor:
+    """Marks images with two different answers; of a certifier that declares to be random, -1 differs from nothing."""
+    return (one != other) & ((not subject.random) | ((one >= 0) & (other >= 0)))
+
+
+def _rows(marked: Tensor) -> list[int]:
+    return marked.nonzero()[:, 0].tolist()
 
 
 def _finding(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from evaluate.audit import limit
+from evaluate.audit import stopping
 from robustpatch.classifiers.as_classifier import as_classifier, declared_randomized
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
@@ -51,7 +51,7 @@ def check_methods(target: Any) -> None:
 
 
 class AuditedCertifier(nn.Module):
-    """A certifier with `predict(x)` and `certify(x, threat)`, asked in the language it speaks.
+    """A certifier with `predict(x)` and `certify(x, threat)`, asked in torch or in numpy.
 
     `predict` may return a class for each image, or scores [B,K], of which the first largest counts. Images go in as
     float32 tensors [B,C,H,W], or as arrays where `numpy` is set; each call gets a copy, unless `watched` is used. As a
@@ -76,7 +76,7 @@ class AuditedCertifier(nn.Module):
             )
         self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
         self.random = declared_randomized(target)
-        self.alert: int | None = None  # what else than -1 means "attack"
+        self.alert: int | None = None  # the answer, besides -1, that means "attack"
         if alerts is not False:
             named = getattr(target, "alert", -1) if alerts is True else alerts
             if isinstance(named, bool) or not isinstance(named, int) or 0 <= named < num_classes:
@@ -87,10 +87,10 @@ class AuditedCertifier(nn.Module):
             self.alert = named
         if self.forgiving:
             self.randomized = True  # by which attacks know that an answer of -1 is no success
-        self._target, self._voting = (target,), (voting,)
+        self._target, self._voting = (target,), (voting,)  # in tuples: not registered as submodules
         self.training = bool(getattr(target, "training", False))
         if isinstance(target, nn.Module):
-            self.module = target  # registered: attacks refuse what is in training mode
+            self.module = target  # registered: attacks refuse a module in training mode
 
     @property
     def target(self) -> Any:
@@ -105,11 +105,10 @@ class AuditedCertifier(nn.Module):
     def of(
         cls, target: Any, num_classes: int, x: Float[Tensor, "B C H W"], alerts: bool | int = False
     ) -> AuditedCertifier:
-        """The subject, its language found out by asking for a prediction: torch first, then numpy."""
+        """The certifier, asked in torch, or in numpy where it does not predict x in torch."""
         subject = cls(target, num_classes, alerts=alerts)
         try:
             subject.predict(x)
-            return subject
         except Refused as refusal:
             subject.numpy = True
             try:
@@ -119,7 +118,7 @@ class AuditedCertifier(nn.Module):
                     f"certifier does not predict images of shape {tuple(x.shape)}: {refusal} (and of an array: {other})"
                     "; name the right image shape and number of classes"
                 ) from refusal
-            return subject
+        return subject
 
     @property
     def forgiving(self) -> bool:
@@ -133,7 +132,7 @@ class AuditedCertifier(nn.Module):
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of each image, -1 where it abstains. Raises `Refused`."""
-        found = _tensor(self._ask(self.target.predict, self._given(x)), "predict")
+        found = _tensor(self._ask(self.target.predict, self._copy(x)), "predict")
         if found.ndim == 2 and len(found) == len(x) and found.shape[1] > 1:
             try:
                 found = first_argmax(found.to(torch.float64))
@@ -143,35 +142,30 @@ class AuditedCertifier(nn.Module):
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Claim:
-        """Returns the certifier's claim for each image. Raises `Refused`."""
-        return self.claim(self._ask(self.target.certify, self._given(x), threat), len(x))
-
-    def claim(self, found: Any, images: int) -> Claim:
-        """Checks what `certify` returned. Raises `Refused` where it is no claim."""
+        """The certifier's claim for each image. Raises `Refused`."""
+        found = self._ask(self.target.certify, self._copy(x), threat)
         for name in ("prediction", "certified"):
             if not hasattr(found, name):
                 raise Refused(f"certify returned a {type(found).__name__} without .{name}")
         if getattr(found, "confidence", None) is not None:
             raise Refused("its certificates hold with a confidence only; the audit is of certificates that always hold")
-        certified = _one(_tensor(found.certified, "certified"), images)
-        if certified.shape != (images,):
-            raise Misshapen(f"certified has shape {tuple(certified.shape)} for {images} images")
-        prediction = self._classes(_tensor(found.prediction, "prediction"), images, "certify's prediction")
+        certified = _per_image(_tensor(found.certified, "certified"), len(x), "certified")
+        prediction = self._classes(_tensor(found.prediction, "prediction"), len(x), "certify's prediction")
         return Claim(prediction, certified.bool())
 
     def watched(self, name: str, x: Float[Tensor, "B C H W"], *more: Any) -> Float[Tensor, "B C H W"]:
         """Returns x as a call of that method leaves it: x itself, if it was not written to."""
-        mine = x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
+        mine = self._copy(x)
         with torch.no_grad():
             self._ask(getattr(self.target, name), mine, *more)
         return torch.as_tensor(mine)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         if hasattr(self, "module") and self.white_box(x):
-            return self._ask(self.module, x.clone())  # lent to foreign code, which may write to it
+            return self._ask(self.module, x.clone())  # a copy: foreign code may write to it
         with torch.no_grad():
             if callable(getattr(self.target, "scores", None)) and not isinstance(self.target, nn.Module):
-                return _tensor(self._ask(self.target.scores, self._given(x)), "scores").float()
+                return _tensor(self._ask(self.target.scores, self._copy(x)), "scores").float()
             predicted = self.predict(x)
             return nn.functional.one_hot(predicted.clamp(min=0), self.num_classes).float() * (predicted >= 0)[:, None]
 
@@ -191,32 +185,32 @@ class AuditedCertifier(nn.Module):
                     self._white_box = False
         return self._white_box
 
-    def _given(self, x: Tensor) -> Any:
+    def _copy(self, x: Tensor) -> Any:
         return x.detach().cpu().numpy().copy() if self.numpy else x.detach().clone()
 
     def _ask(self, method: Any, *given: Any) -> Any:
-        limit.check()
+        stopping.check()
         try:
             return method(*given)
         except Exception as error:  # foreign code raises what it likes: that it did not answer is the answer
             raise Refused(told(error)) from error
 
     def _classes(self, found: Tensor, images: int, what: str) -> Int[Tensor, " B"]:
-        found = _one(found, images)
-        if found.shape != (images,):
-            raise Misshapen(f"{what} has shape {tuple(found.shape)} for {images} images")
+        found = _per_image(found, images, what)
         whole = found.to(torch.int64)
-        if bool((whole == found).all()) and self.alert is not None:
-            whole = torch.where(whole == self.alert, -1, whole)
-            found = whole
+        if self.alert is not None and bool((whole == found).all()):
+            whole = found = torch.where(whole == self.alert, -1, whole)
         if bool((whole != found).any()) or bool(((whole < -1) | (whole >= self.num_classes)).any()):
             raise Refused(f"{what} is {found.tolist()[:8]}; classes are 0 to {self.num_classes - 1}, or -1")
         return whole
 
 
-def _one(found: Tensor, images: int) -> Tensor:
-    """A lone number for a lone image is as good as a list of one."""
-    return found.reshape(1) if images == 1 and found.ndim == 0 else found
+def _per_image(found: Tensor, images: int, what: str) -> Tensor:
+    """One entry for each image; for a single image a single number will do. Raises `Misshapen`."""
+    found = found.reshape(1) if images == 1 and found.ndim == 0 else found
+    if found.shape != (images,):
+        raise Misshapen(f"{what} has shape {tuple(found.shape)} for {images} images")
+    return found
 
 
 def told(error: BaseException) -> str:
@@ -228,7 +222,7 @@ def told(error: BaseException) -> str:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
-    """A copy on the CPU: what foreign code returned, it may write to again."""
+    """A copy on the CPU: foreign code may write again to what it returned."""
     try:
         return torch.as_tensor(np.array(value) if not isinstance(value, Tensor) else value).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
