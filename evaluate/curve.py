@@ -12,9 +12,9 @@ from evaluate.cli.command import HELD, status_of
 from evaluate.model.identity import NOT_RESUMED
 from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
-from evaluate.results.tables import Column, Table
+from evaluate.results.table import Column, Table
 from evaluate.runs.completed_run import read_run
-from evaluate.runs.places import writing
+from evaluate.runs.output import writing
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput

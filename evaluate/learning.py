@@ -12,7 +12,7 @@ import typer
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
-from evaluate.runs.places import writing
+from evaluate.runs.output import writing
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.runs.places import place_of
+from evaluate.runs.output import place_of
 from robustpatch.cli.text import visible
 from robustpatch.storage.store import Store
 

@@ -119,7 +119,7 @@ class Cluster:
                 ray.shutdown()
 
     def _room(self, ray: Any, needs: dict[str, int]) -> int:
-        """How many workers to start: those asked for, or as many as fit."""
+        """The number of workers to start: those asked for, or as many as fit."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         wanted = [(kind, needs[name]) for kind, name in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if needs[name]]
         room = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted) for node in nodes)
@@ -199,7 +199,7 @@ class _Run:
         return 0
 
     def answered(self, answer: Any, batch: range | None) -> bool:
-        """Whether the worker did what it was to do; False where it was lost. Its own errors are raised."""
+        """Return whether the worker did its task; False where it was lost. Its own errors are raised."""
         from ray.exceptions import RayError, RayTaskError
 
         try:

@@ -87,9 +87,7 @@ def load_counterexample(path: str | Path) -> Counterexample:
 
 
 def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexample:
-    """What a file holds as a counterexample. Raises `ValueError` or `KeyError` for fields that are missing, too many or
-    of other types.
-    """
+    """Check what a file holds. Raises `ValueError` or `KeyError` for fields missing, too many or of other types."""
     x, x_adv, corners = (tensors[name] for name in ("x", "x_adv", "corners"))
     if x.ndim != 3 or x_adv.shape != x.shape or not x.is_floating_point() or not x_adv.is_floating_point():
         raise ValueError(f"its images are {x.dtype} {tuple(x.shape)} and {x_adv.dtype} {tuple(x_adv.shape)}")

@@ -39,7 +39,7 @@ _MAPS = 4  # of an `AnyOf`, those of the worst members
 
 
 def outcome(record: Record) -> ImageOutcome:
-    """What became of an image: certified and changed all the same; certified, for whatever class; wrong before any
+    """The outcome of an image: certified and changed all the same; certified, for whatever class; wrong before any
     attack; broken; or standing, with no proof."""
     if record.violations:
         return "violated"
@@ -47,7 +47,7 @@ def outcome(record: Record) -> ImageOutcome:
         return "certified"
     if not record.correct:
         return "wrong"
-    return "broken" if any(attack.broken for attack in record.attacks) else "standing"
+    return "broken" if record.broken else "standing"
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int
 
 
 def exhibits_name(shard: str) -> str:
-    """Where the exhibits of the images of a shard of records lie."""
+    """The file with the exhibits of the images of a shard of records."""
     return shard.replace("records/", "exhibits/").replace(".parquet", ".npz")
 
 
@@ -244,7 +244,7 @@ def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """What JSON can hold of a dataclass; its arrays are put into `arrays`, their places taken by their names."""
+    """A dataclass as JSON types; its arrays are put into `arrays`, their places taken by their names."""
     if isinstance(value, np.ndarray):
         name = f"a{len(arrays)}"
         arrays[name] = value

@@ -28,7 +28,7 @@ def files(folder) -> dict[str, bytes]:
 
 def test_two_audits_in_one_output(tmp_path, monkeypatch):
     """The second is refused before it asks or writes anything, and nothing is left of it."""
-    monkeypatch.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
+    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     (tmp_path / "report.md").write_text("of the other")
     other = os.open(tmp_path, os.O_RDONLY)
     try:

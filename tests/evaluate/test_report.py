@@ -18,7 +18,8 @@ from evaluate import attack_vs_cert as command
 from evaluate.report import Report, page, read_report, write_report
 from evaluate.report.__main__ import app
 from evaluate.report.note import budgets, command_of
-from evaluate.results.columns import ATTACKS as ATTACK_COLUMNS
+from evaluate.results.metrics import as_json
+from evaluate.results.summary_table import ATTACKS as ATTACK_COLUMNS
 from evaluate.runs.gallery import Attacked, Exhibit, PlacementMap, exhibits_name, outcome, write_exhibits
 from evaluate.runs.records import read_records, shard_name, write_shard
 from evaluate.runs.run_identity import claim
@@ -270,7 +271,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     assert "<strong>UNFINISHED</strong>: 6 of 10 images" in rendered(tmp_path)
     stored = json.loads((tmp_path / "report.json").read_text())
     assert (stored["finished"], stored["images"], stored["planned"], stored["command"]) == (False, 6, 10, None)
-    assert stored["summary"]["clean"] == summarise(read_records(tmp_path)).clean.as_dict()
+    assert stored["summary"]["clean"] == as_json(summarise(read_records(tmp_path)).clean)
     assert {card["index"] for card in stored["cards"]} <= {0, 1, 2, 3, 8, 9}
     assert "UNFINISHED" not in html_of_whole(tmp_path / "whole")
 

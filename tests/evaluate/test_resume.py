@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.runs import runner as module
-from evaluate.runs.records import SCHEMA, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.records import open_shard, read_records, read_shard, shard_name, write_shard
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, read_table, write_table
+from evaluate.runs.sealed_table import DamagedShard, write_table
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from tests.evaluate.calls import call, refused
@@ -204,7 +204,7 @@ def bare(table: pa.Table) -> bytes:
 
 
 def other_columns(output: Path) -> bytes:
-    table = read_table(output, SHARDS[1], SCHEMA, run_of(output))
+    table = open_shard(output, SHARDS[1]).table
     write_table(output / "elsewhere", "x", table.drop_columns(["refuted"]), run_of(output))
     return (output / "elsewhere" / "x").read_bytes()
 
@@ -223,7 +223,7 @@ DAMAGE = {
     "empty": (lambda output: b"", "checksum"),
     "cut": (lambda output: (output / SHARDS[1]).read_bytes()[:-1], "checksum"),
     "flipped": (lambda output: flipped((output / SHARDS[1]).read_bytes(), 20_000), "checksum"),
-    "unsealed": (lambda output: bare(read_table(output, SHARDS[1], SCHEMA, run_of(output))), "checksum"),
+    "unsealed": (lambda output: bare(open_shard(output, SHARDS[1]).table), "checksum"),
     "other images": (lambda output: (output / SHARDS[2]).read_bytes(), "other images"),
     "too few": (too_few, "other images"),
     "other columns": (other_columns, "other columns"),

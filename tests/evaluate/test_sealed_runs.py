@@ -10,9 +10,9 @@ import pytest
 from attacks import PatchPGD
 from evaluate import Settings, evaluate
 from evaluate.report import write_report
-from evaluate.runs.records import SCHEMA, read_shard, shard_name
+from evaluate.runs.records import open_shard, read_shard, shard_name
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, read_table, write_table
+from evaluate.runs.sealed_table import DamagedShard, write_table
 from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep.records import sweep_shard
 from robustpatch.ablations.kinds import Columns
@@ -73,7 +73,7 @@ def test_files_are_sealed_with_their_table(tmp_path):
     store.write("counterexamples/a", b"a")
     run(tmp_path)
     own = run_of(tmp_path)
-    write_table(store, SHARD, read_table(store, SHARD, SCHEMA, own), own, ["counterexamples/a"])
+    write_table(store, SHARD, open_shard(store, SHARD).table, own, ["counterexamples/a"])
     assert len(read_shard(store, SHARD, own, whole=True)) == BATCH
     store.write("counterexamples/a", b"b")
     assert len(read_shard(store, SHARD, own)) == BATCH

@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from evaluate.results.metrics import Share
 from evaluate.results.published import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
+from evaluate.sweep.columns import top_column
 from evaluate.sweep.figures import _against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
-from evaluate.sweep.records import top_column
 from evaluate.sweep.table import markdown
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.errors import InvalidInput

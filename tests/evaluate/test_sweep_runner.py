@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evaluate.sweep import SweepSettings, read_sweep, sweep
-from evaluate.sweep import runner as module
-from evaluate.sweep.records import margin_column, top_column
+from evaluate.sweep import SweepSettings, columns, read_sweep, sweep
+from evaluate.sweep.columns import margin_column, top_column
 from robustpatch import precision
 from robustpatch.classifiers.checks import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -85,9 +84,9 @@ def test_the_rows_are_what_certify_says(checkpoints, tmp_path):
             varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
     assert {(name, side > 0) for name, side, _ in varied} == {(name, some) for name in checkpoints for some in (0, 1)}
     assert len(varied) > 20
-    columns, rows = ([found.columns[name, str(voting)] for voting in VOTINGS] for name in ("columns", "rows"))
+    of_columns, rows = ([found.columns[name, str(voting)] for voting in VOTINGS] for name in ("columns", "rows"))
     assert sum(some["close_votes"].sum() for some in rows) > 0
-    assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in columns)
+    assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in of_columns)
 
 
 def test_the_rows_of_top_k_are_what_certify_top_k_says(checkpoints, tmp_path):
@@ -172,7 +171,7 @@ def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
 
 def test_the_guard_noted_is_the_one_that_certifies(checkpoints, tmp_path, monkeypatch):
     """A device that computes in TF32 has a larger guard than the processor that the weights are loaded on."""
-    used, certify, on = [], module.certify_votes, ["cpu"]
+    used, certify, on = [], columns.certify_votes, ["cpu"]
 
     def to(self, device):
         on[0] = device
@@ -180,7 +179,7 @@ def test_the_guard_noted_is_the_one_that_certifies(checkpoints, tmp_path, monkey
 
     monkeypatch.setattr(SmoothedClassifier, "to", to)
     monkeypatch.setattr(precision, "is_reduced", lambda tensors, kind: on[0] != "cpu")
-    monkeypatch.setattr(module, "certify_votes", lambda *a, **o: used.append(o["guard"]) or certify(*a, **o))
+    monkeypatch.setattr(columns, "certify_votes", lambda *a, **o: used.append(o["guard"]) or certify(*a, **o))
     for device, guard in (("cpu", 1e-4), ("cpu:0", 1e-2)):
         used.clear()
         found = run({"columns": checkpoints["columns"]}, tmp_path / device, device=device)

@@ -15,7 +15,7 @@ fcntl = pytest.importorskip("fcntl", reason="folders cannot be held here")
 
 def test_the_second_is_refused_before_it_removes_anything(tmp_path, monkeypatch):
     """Where the first has gone, however it ended, nothing is in the way."""
-    monkeypatch.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
+    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     (tmp_path / "bright.py").write_text(BRIGHT)
     output = tmp_path / "audit"
     given = [f"{tmp_path}/bright.py:Bright", "--shape", "1x4x8", "--patch", "1x1", "--images", "2", "--budget", "4"]
