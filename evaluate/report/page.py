@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from importlib import resources
 from typing import Any
 
@@ -17,6 +16,7 @@ from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
 from evaluate.results.summary_table import ATTACKS, CLASSES, SIDES, Part, interval, percent
 from evaluate.results.table import Table
+from robustpatch.threats.parse import parse_threat
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -142,8 +142,9 @@ def gap_picture_text(report: Report) -> str:
 
 def tested_side(report: Report) -> int | None:
     """The side of the threat where it is one square."""
-    match = re.fullmatch(r"(\d+)x(\d+)", report.configuration["threat"])
-    return int(match[1]) if match and match[1] == match[2] else None
+    threats = parse_threat(report.configuration["threat"]).threats
+    one = threats[0]
+    return one.height if len(threats) == one.count == 1 and one.height == one.width else None
 
 
 def sides_text(report: Report) -> str:

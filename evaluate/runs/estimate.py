@@ -56,7 +56,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Cost:
-    """The cost of scoring: `seconds` of one ablation, or of one prediction where there are none; `ablations` an image."""
+    """The cost of scoring: `seconds` of an ablation, or of a prediction where there are none; `ablations` an image."""
 
     seconds: float
     ablations: int

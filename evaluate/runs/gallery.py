@@ -27,6 +27,7 @@ from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import parse_threat
 from robustpatch.voting.votes import Scored, Votes
 
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
@@ -178,7 +179,8 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
 
 
 def _attacked(record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
-    height, width = map(int, record.threat.rpartition("*")[2].split("x"))
+    (one,) = parse_threat(record.threat).threats
+    height, width = one.height, one.width
     corners = [(r, c) for r, c in zip(record.corners[::2], record.corners[1::2], strict=True)]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)

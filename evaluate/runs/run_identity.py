@@ -29,7 +29,7 @@ def claimed(store: Store, configuration: dict[str, Any]) -> Iterator[str]:
         try:
             yield run
         except InvalidInput:
-            if not store.others and not store.all_names("records", ".parquet"):
+            if not store.others and not store.names("records", ".parquet", depth=None):
                 store.remove("run.json")
             raise
 
@@ -42,7 +42,7 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
     """
     configuration = json.loads(json.dumps(configuration))
     store, run = Store.of(output), _name_of(configuration)
-    for name in [] if store.exists("run.json") else store.all_names("records", ".parquet"):
+    for name in [] if store.exists("run.json") else store.names("records", ".parquet", depth=None):
         if run_named_by(store, name) not in (run, None):
             raise InvalidInput(
                 f"output {store} has no run.json, but {name} of another run; name another output, or move that away"

@@ -136,22 +136,13 @@ class Store:
         except OSError as error:
             raise self._cannot(name, error) from error
 
-    def names(self, folder: str, ending: str) -> list[str]:
-        """The files right inside `folder` whose names end so, in order; none where there is no such folder."""
+    def names(self, folder: str, ending: str, *, depth: int | None = 1) -> list[str]:
+        """The files inside `folder`, down to a depth (None: any), whose names end so, in order; none where there is no
+        such folder.
+        """
         self._files.invalidate_cache()
-        try:
-            found = self._files.ls(self._at(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        names = (str(place).rstrip("/").rpartition("/")[2] for place in found)
-        return sorted(f"{folder}/{name}" for name in names if name.endswith(ending))
-
-    def all_names(self, folder: str, ending: str) -> list[str]:
-        """The files inside `folder`, at any depth, whose names end so, in order."""
-        self._files.invalidate_cache()
-        start = self._at("")
-        found = (str(place) for place in self._files.find(self._at(folder)))
-        return sorted(place.removeprefix(start) for place in found if place.endswith(ending))
+        found = (str(place) for place in self._files.find(self._at(folder), maxdepth=depth))
+        return sorted(place.removeprefix(self._at("")) for place in found if place.endswith(ending))
 
     def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
         place, local = self._at(name), self.local is not None

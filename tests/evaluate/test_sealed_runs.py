@@ -143,18 +143,22 @@ def rows(found) -> list:
     return [{name: column.tolist() for name, column in columns.items()} for columns in found.columns.values()]
 
 
-def test_a_shard_of_another_sweep_is_named_and_made_again(checkpoints, tmp_path):
-    """It has the right name, columns, images and checksum: it is believed by nobody."""
+def test_a_damaged_shard_of_a_sweep_is_named_and_made_again(checkpoints, tmp_path):
+    """Cut off; or another sweep's, of the right name, columns, images and checksum: it is believed by nobody."""
     expected = rows(swept(checkpoints["one"], tmp_path / "one"))
     swept(checkpoints["two"], tmp_path / "two")
-    name = sweep_shard("net", 0, 4)
-    (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
-    with pytest.raises(InvalidInput, match=r"is damaged \(it is of another run\); repeat the run's command"):
-        read_sweep(tmp_path / "one")
-    told: list = []
-    again = swept(checkpoints["one"], tmp_path / "one", on_progress=lambda _, what: told.append(what))
-    assert told == ["net (once more: its shard is damaged, it is of another run)", "done"]
-    assert rows(again) == expected
+    shard, other = (tmp_path / folder / sweep_shard("net", 0, 4) for folder in ("one", "two"))
+    for content, reason in (
+        (shard.read_bytes()[:40], "its checksum is wrong or missing"),
+        (other.read_bytes(), "it is of another run"),
+    ):
+        shard.write_bytes(content)
+        with pytest.raises(InvalidInput, match=rf"is damaged \({reason}\); repeat the run's command"):
+            read_sweep(tmp_path / "one")
+        told: list = []
+        again = swept(checkpoints["one"], tmp_path / "one", on_progress=lambda _, what, told=told: told.append(what))
+        assert told == [f"net (once more: its shard is damaged, {reason})", "done"]
+        assert rows(again) == expected
 
 
 def test_a_sweep_without_its_run_json(checkpoints, tmp_path):

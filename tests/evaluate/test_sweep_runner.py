@@ -204,39 +204,21 @@ def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"votings": ()}, "votings is empty"),
-        ({"votings": (TopOne(), TopOne())}, "votings is top1, top1: one of them twice"),
         ({"patches": ()}, "patches is empty"),
         ({"patches": (PatchThreat(1, 1),) * 2}, "patches is 1x1, 1x1: one of them twice"),
-        ({"patches": (PatchThreat(7, 7),)}, "larger than the image"),
-        ({"top_k": (1, 1)}, "top_k is 1, 1: one of them twice; drop one"),
-        ({"top_k": (0,)}, "k is 0; among 3 classes take 1 to 2"),
-        ({"top_k": (1, 3)}, "k is 3; among 3 classes take 1 to 2"),
-        ({"num_images": 0}, "num_images is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_settings_that_make_no_sweep(checkpoints, tmp_path, change, message):
-    """Refused before anything is written."""
+    """Refused before anything is written; `test_sweep_command.WRONG` has those that a command line can say."""
     with pytest.raises(InvalidInput, match=message):
         run(checkpoints, tmp_path / "new", **change)
     assert not (tmp_path / "new").exists()
 
 
-def test_folders_that_hold_no_finished_sweep(checkpoints, tmp_path):
-    """Nothing there, another kind of run, a damaged shard."""
+def test_folders_that_hold_no_sweep(tmp_path):
+    """Nothing there, another kind of run; `test_sealed_runs` damages shards."""
     with pytest.raises(InvalidInput, match="holds no sweep"):
         read_sweep(tmp_path)
     (tmp_path / "run.json").write_text('{"attacks": []}')
     with pytest.raises(InvalidInput, match="holds no sweep"):
         read_sweep(tmp_path)
-    output = tmp_path / "own"
-    run({"columns": checkpoints["columns"]}, output)
-    shard = next((output / "records" / "columns").glob("*.parquet"))
-    shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(InvalidInput, match=r"is damaged.*repeat the run's command"):
-        read_sweep(output)
-    told = []
-    run({"columns": checkpoints["columns"]}, output, on_progress=lambda _, what: told.append(what))
-    assert told == ["columns (once more: its shard is damaged, its checksum is wrong or missing)", "done"]
-    assert len(rows_of(output)) == 4 * 7
