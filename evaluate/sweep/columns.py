@@ -83,6 +83,11 @@ KEYS: tuple[Column[RuledBatch], ...] = (
 
 
 def columns(patches: Sequence[Threat], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
+    """All columns: those that say which image a row is of, and those that certificates fill."""
+    return (*KEYS, *certified_columns(patches, top_k))
+
+
+def certified_columns(patches: Sequence[Threat], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
     """The columns that certificates fill.
 
     `largest_certified` and `largest_certified_margin` are sides of squares, by the exact certificate and by the paper's

@@ -14,7 +14,7 @@ from evaluate.results.table import schema
 from evaluate.runs.records import shard_name
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.sealed_table import read_table
-from evaluate.sweep.columns import KEYS, columns
+from evaluate.sweep.columns import columns
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
@@ -47,7 +47,7 @@ def read_sweep(output: str | Path | Store) -> SweepRun:
         names = [checkpoint["name"] for checkpoint in configuration["checkpoints"]]
         votings, total = configuration["votings"], configuration["num_images"]
         patches = [parse_threat(patch) for patch in configuration["patches"]]
-        whole = schema((*KEYS, *columns(patches, configuration.get("top_k", ()))))
+        whole = schema(columns(patches, configuration.get("top_k", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
     run, found, seconds, deviations = run_of(store), {}, {}, {}

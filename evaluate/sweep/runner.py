@@ -19,7 +19,7 @@ from evaluate.runs.output import room_of_sweep
 from evaluate.runs.run_identity import claimed, of_images
 from evaluate.runs.runner import Progress
 from evaluate.runs.sealed_table import damage_of, read_table, write_table
-from evaluate.sweep.columns import KEYS, RuledBatch, columns
+from evaluate.sweep.columns import RuledBatch, certified_columns, columns
 from evaluate.sweep.records import SweepRun, read_sweep, sweep_shard
 from robustpatch.certificates.top_k import check_k
 from robustpatch.checkpoints import Checkpoint
@@ -77,7 +77,7 @@ def certify_scores(
     _check_link(model, voting)
     if top_k and labels is None:
         raise InvalidInput(f"labels is None, but top_k asks whether they are among the {top_k} most voted; give both")
-    return values(columns(patches, top_k), RuledBatch(model, scores, image_size, voting, labels))
+    return values(certified_columns(patches, top_k), RuledBatch(model, scores, image_size, voting, labels))
 
 
 def _check_link(model: SmoothedClassifier, voting: Voting) -> None:
@@ -126,7 +126,7 @@ def sweep(
         **({"top_k": list(settings.top_k)} if settings.top_k else {}),
         **(configuration or {}),
     }
-    whole, writable = schema((*KEYS, *columns(settings.patches, settings.top_k))), False
+    whole, writable = schema(columns(settings.patches, settings.top_k)), False
     with claimed(store, own) as run:
         for number, (name, checkpoint) in enumerate(checkpoints.items()):
             model = checkpoint.smoothed
@@ -175,7 +175,7 @@ def _batch(
     deviation = off_float32(model, x.to(settings.device))
     scores = model.certifiable_scores(x.to(settings.device))
     scored = time.monotonic()
-    listed, tables = (*KEYS, *columns(settings.patches, settings.top_k)), []
+    listed, tables = columns(settings.patches, settings.top_k), []
     for voting in settings.votings:
         found = values(listed, RuledBatch(model, scores, (x.shape[2], x.shape[3]), voting, y, name, index))
         held = {field: one.cpu().numpy() if isinstance(one, Tensor) else one for field, one in found.items()}

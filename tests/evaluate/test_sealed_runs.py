@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def run(output, *, gallery=1, seed=0, **options):
     return evaluate(model, scene(), PatchThreat(2, 2), (), settings, output, **options)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run, and its records."""
+    output = tmp_path_factory.mktemp("whole")
+    return output, timeless(run(output))
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of it that may be damaged."""
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
 def times(output: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
@@ -49,22 +63,21 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [(flip, "is not as it was written"), (gone, "is missing")])
-def test_a_damaged_exhibit_is_named_and_made_again(tmp_path, spoil, reason):
+def test_a_damaged_exhibit_is_named_and_made_again(whole, copied, spoil, reason):
     """With its batch and no other; a report says which it is and what to do, and is then written."""
-    before = timeless(run(tmp_path))
-    exhibit = next(iter(sorted((tmp_path / "exhibits").iterdir())))
+    exhibit = next(iter(sorted((copied / "exhibits").iterdir())))
     content = exhibit.read_bytes()
     spoil(exhibit)
     with pytest.raises(
         InvalidInput, match=rf"exhibits/{exhibit.name}, which belongs to it, {reason}.*repeat the run's"
     ):
-        write_report(tmp_path)
+        write_report(copied)
     told: list = []
-    again = run(tmp_path, on_damaged=lambda *what: told.append(what))
-    assert timeless(again) == before
+    again = run(copied, on_damaged=lambda *what: told.append(what))
+    assert timeless(again) == whole[1]
     assert [(name, reason in why) for name, why in told] == [(SHARD, True)]
     assert exhibit.read_bytes() == content
-    write_report(tmp_path)
+    write_report(copied)
 
 
 def test_files_are_sealed_with_their_table(tmp_path):
@@ -81,28 +94,27 @@ def test_files_are_sealed_with_their_table(tmp_path):
         read_shard(store, SHARD, own, whole=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
-def test_a_run_json_that_cannot_be_read(tmp_path, content):
+def test_a_run_json_that_cannot_be_read(copied):
     """The error says how to recover, and that keeps every record."""
-    run(tmp_path)
-    before, claim = times(tmp_path / "records"), (tmp_path / "run.json").read_bytes()
-    (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(InvalidInput, match=r"run\.json that cannot be read; delete that file and repeat the command"):
-        run(tmp_path)
-    (tmp_path / "run.json").unlink()
-    run(tmp_path)
-    assert times(tmp_path / "records") == before
-    assert (tmp_path / "run.json").read_bytes() == claim
+    before, claim = times(copied / "records"), (copied / "run.json").read_bytes()
+    for content in (b"", b"{", b"[]", b"\xff\xfe", b"null"):
+        (copied / "run.json").write_bytes(content)
+        with pytest.raises(InvalidInput, match=r"run\.json that cannot be read; delete that file and repeat the com"):
+            run(copied)
+        assert (copied / "run.json").read_bytes() == content
+    (copied / "run.json").unlink()
+    run(copied)
+    assert times(copied / "records") == before
+    assert (copied / "run.json").read_bytes() == claim
 
 
-def test_what_another_run_left_is_not_claimed(tmp_path):
+def test_what_another_run_left_is_not_claimed(copied):
     """Without its run.json its records are still its own: nothing is written over them."""
-    run(tmp_path)
-    (tmp_path / "run.json").unlink()
-    before = times(tmp_path)
+    (copied / "run.json").unlink()
+    before = times(copied)
     with pytest.raises(InvalidInput, match=rf"has no run\.json, but {SHARD} of another run; name another output"):
-        run(tmp_path, seed=1)
-    assert times(tmp_path) == before
+        run(copied, seed=1)
+    assert times(copied) == before
 
 
 class Refusing(PatchPGD):

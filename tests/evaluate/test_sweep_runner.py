@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from evaluate.results.table import Column
 from evaluate.sweep import SweepSettings, columns, read_sweep, sweep
 from evaluate.sweep.columns import margin_column, top_column
 from robustpatch import precision
@@ -57,68 +58,67 @@ def rows_of(output):
     )
 
 
-def test_the_rows_are_what_certify_says(checkpoints, tmp_path):
-    """For each checkpoint, rule, patch and method, image by image: prediction, margin, largest square, close votes."""
-    images = scene(13)
-    found = run(checkpoints, tmp_path, images)
-    x, y = images.batch(range(13))
-    varied = set()
+@pytest.fixture(scope="module")
+def swept(checkpoints, tmp_path_factory):
+    """A sweep of thirteen images, of top k too; for each checkpoint and rule its rows, and a classifier of that rule."""
+    found, rules = run(checkpoints, tmp_path_factory.mktemp("swept"), scene(13), top_k=(1, 2)), []
     for name, checkpoint in checkpoints.items():
         model = checkpoint.smoothed
         for voting in VOTINGS:
             rule = voting.with_guard(model.guard)
             alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
-            rows = found.columns[name, str(voting)]
-            assert rows["label"].tolist() == y.tolist()
-            assert rows["largest_certified"].tolist() == alone.largest_certified(x).tolist()
-            for method in ("exact", "margin"):
-                sides = [alone.certify(x, PatchThreat(m, m), method).certified for m in range(1, 7)]
-                side = rows["largest_certified" + "_margin" * (method == "margin")]
-                assert side.tolist() == torch.stack(sides).sum(dim=0).tolist()
-                for patch in PATCHES:
-                    certificate = alone.certify(x, patch, method)
-                    assert rows[margin_column(method, patch)].tolist() == certificate.margin.tolist()
-                    assert rows["prediction"].tolist() == certificate.prediction.tolist()
-                    assert rows["close_votes"].tolist() == certificate.close.tolist()
-            sides, margins = rows["largest_certified"], rows[margin_column("exact", PATCHES[0])]
-            varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
+            rules.append((name, found.columns[name, str(voting)], alone))
+    return found, rules
+
+
+def test_the_rows_are_what_certify_says(checkpoints, swept):
+    """For each checkpoint, rule, patch and method, image by image: prediction, margin, largest square, close votes."""
+    x, y = scene(13).batch(range(13))
+    varied = set()
+    for name, rows, alone in swept[1]:
+        assert rows["label"].tolist() == y.tolist()
+        assert rows["largest_certified"].tolist() == alone.largest_certified(x).tolist()
+        for method in ("exact", "margin"):
+            sides = [alone.certify(x, PatchThreat(m, m), method).certified for m in range(1, 7)]
+            side = rows["largest_certified" + "_margin" * (method == "margin")]
+            assert side.tolist() == torch.stack(sides).sum(dim=0).tolist()
+            for patch in PATCHES:
+                certificate = alone.certify(x, patch, method)
+                assert rows[margin_column(method, patch)].tolist() == certificate.margin.tolist()
+                assert rows["prediction"].tolist() == certificate.prediction.tolist()
+                assert rows["close_votes"].tolist() == certificate.close.tolist()
+        sides, margins = rows["largest_certified"], rows[margin_column("exact", PATCHES[0])]
+        varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
     assert {(name, side > 0) for name, side, _ in varied} == {(name, some) for name in checkpoints for some in (0, 1)}
     assert len(varied) > 20
-    of_columns, rows = ([found.columns[name, str(voting)] for voting in VOTINGS] for name in ("columns", "rows"))
+    of_columns, rows = ([rows for own, rows, _ in swept[1] if own == name] for name in ("columns", "rows"))
     assert sum(some["close_votes"].sum() for some in rows) > 0
     assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in of_columns)
 
 
-def test_the_rows_of_top_k_are_what_certify_top_k_says(checkpoints, tmp_path):
+def test_the_rows_of_top_k_are_what_certify_top_k_says(swept, checkpoints, tmp_path):
     """For each checkpoint, rule, patch and k, image by image, with the rule's own capacity; k = 1 is the exact
     certificate of the images classified correctly. Only where it is asked for.
     """
-    images = scene(13)
-    found = run(checkpoints, tmp_path / "asked", images, top_k=(1, 2))
-    assert found.configuration["top_k"] == [1, 2]
-    x, y = images.batch(range(13))
+    assert swept[0].configuration["top_k"] == [1, 2]
+    x, y = scene(13).batch(range(13))
     decided = set()
-    for name, checkpoint in checkpoints.items():
-        model = checkpoint.smoothed
-        for voting in VOTINGS:
-            rule = voting.with_guard(model.guard)
-            alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
-            rows = found.columns[name, str(voting)]
-            correct = rows["prediction"] == rows["label"]
-            assert ((rows["rank"] == 0) == correct).all()
-            for patch in PATCHES:
-                for k in (1, 2):
-                    own = alone.certify_top_k(x, y, patch, k)
-                    assert rows[top_column(k, patch)].tolist() == own.margin.tolist()
-                    assert (rows["rank"] < k).tolist() == own.clean.tolist()
-                    decided |= {(k, *pair) for pair in zip(own.clean.tolist(), own.certified.tolist(), strict=True)}
-                exact = correct & (rows[margin_column("exact", patch)] >= 0)
-                assert (exact == (rows[top_column(1, patch)] >= 0)).all()
+    for _, rows, alone in swept[1]:
+        correct = rows["prediction"] == rows["label"]
+        assert ((rows["rank"] == 0) == correct).all()
+        for patch in PATCHES:
+            for k in (1, 2):
+                own = alone.certify_top_k(x, y, patch, k)
+                assert rows[top_column(k, patch)].tolist() == own.margin.tolist()
+                assert (rows["rank"] < k).tolist() == own.clean.tolist()
+                decided |= {(k, *pair) for pair in zip(own.clean.tolist(), own.certified.tolist(), strict=True)}
+            exact = correct & (rows[margin_column("exact", patch)] >= 0)
+            assert (exact == (rows[top_column(1, patch)] >= 0)).all()
     assert decided == {(k, *pair) for k in (1, 2) for pair in ((False, False), (True, False), (True, True))}
-    plain = run(checkpoints, tmp_path / "plain", images)
+    plain = run({"columns": checkpoints["columns"]}, tmp_path, scene(13))
     assert "top_k" not in plain.configuration
     for key, rows in plain.columns.items():
-        assert all((found.columns[key][name] == column).all() for name, column in rows.items())
+        assert all((swept[0].columns[key][name] == column).all() for name, column in rows.items())
         assert not {"rank", top_column(1, PATCHES[0])} & set(rows)
 
 
@@ -145,6 +145,16 @@ def test_a_base_that_breaks_the_assumptions_is_refused(checkpoints, tmp_path):
     with pytest.raises(InvalidInput, match="mend the base"):
         run({"coupled": replace(checkpoints["columns"], model=model)}, tmp_path, images)
     assert not list(tmp_path.glob("records/**/*.parquet"))
+
+
+def test_one_entry_adds_a_column(checkpoints, tmp_path, monkeypatch):
+    """It is computed, in the shards' schema, and read again."""
+    more = Column[columns.RuledBatch](field="most", kind=int, value=lambda batch: batch.votes.counts.amax(dim=1))
+    monkeypatch.setattr(columns, "KEYS", (*columns.KEYS, more))
+    rows = run({"columns": checkpoints["columns"]}, tmp_path).columns["columns", "top1"]
+    model, (x, _) = checkpoints["columns"].smoothed, scene().batch(range(7))
+    votes = TopOne().votes(model.certifiable_scores(x), model.guard)
+    assert rows["most"].tolist() == votes.counts.amax(dim=1).tolist()
 
 
 def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
