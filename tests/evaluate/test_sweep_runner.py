@@ -60,7 +60,7 @@ def rows_of(output):
 
 @pytest.fixture(scope="module")
 def swept(checkpoints, tmp_path_factory):
-    """A sweep of thirteen images, of top k too; for each checkpoint and rule its rows, and a classifier of that rule."""
+    """A sweep of thirteen images, of top k too; for each checkpoint and rule its rows, and a classifier of it."""
     found, rules = run(checkpoints, tmp_path_factory.mktemp("swept"), scene(13), top_k=(1, 2)), []
     for name, checkpoint in checkpoints.items():
         model = checkpoint.smoothed
