@@ -17,11 +17,11 @@ from evaluate.model.identity import identity_of
 from evaluate.model.load import subject_of
 from evaluate.report import write_report
 from evaluate.results.metrics import summarise
-from evaluate.results.table import summary_table, verdict
+from evaluate.results.summary_table import summary_table, verdict
 from evaluate.runs.batch import Settings
 from evaluate.runs.cluster import Cluster
 from evaluate.runs.estimate import Estimate, estimate
-from evaluate.runs.places import place_of
+from evaluate.runs.output import place_of
 from evaluate.runs.records import read_deviation, read_workers
 from evaluate.runs.replay import replay_command, show_again
 from evaluate.runs.runner import evaluate

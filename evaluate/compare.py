@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +14,10 @@ from scipy.stats import binomtest
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.report.page import render
-from evaluate.results.metrics import Share
-from evaluate.results.tables import Column, Table
+from evaluate.results.metrics import Share, as_json
+from evaluate.results.table import Column, Table
 from evaluate.runs.completed_run import CompletedRun, read_run
-from evaluate.runs.places import writing
+from evaluate.runs.output import writing
 from evaluate.runs.records import Record
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
@@ -31,7 +31,7 @@ MEASURES: dict[str, Callable[[Record], bool | None]] = {  # what is asked of an 
     "clean": lambda record: record.correct,
     "certified (margin)": lambda r: None if r.certified_margin is None else r.certified_margin and r.correct,
     "certified (exact)": lambda r: None if r.certified_exact is None else r.certified_exact and r.correct,
-    "under all attacks": lambda r: r.correct and not any(attack.broken for attack in r.attacks),
+    "under all attacks": lambda r: r.correct and not r.broken,
 }
 
 
@@ -59,17 +59,6 @@ class Comparison:
     runs: list[str]
     shares: dict[str, list[Share | None]]
     pairs: list[Paired]
-
-    def as_dict(self) -> dict[str, object]:
-        shares = {
-            measure: [None if one is None else one.as_dict() for one in row] for measure, row in self.shares.items()
-        }
-        return {
-            "title": self.title,
-            "runs": self.runs,
-            "shares": shares,
-            "pairs": [asdict(pair) for pair in self.pairs],
-        }
 
 
 PAIRS: tuple[Column[Paired], ...] = (
@@ -131,11 +120,11 @@ def _holm(pairs: list[Paired]) -> list[Paired]:
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: pair.p)):
         least = max(least, min(1.0, (len(pairs) - rank) * pair.p))
         adjusted[id(pair)] = least
-    return [Paired(**{**asdict(pair), "adjusted": adjusted[id(pair)]}) for pair in pairs]
+    return [replace(pair, adjusted=adjusted[id(pair)]) for pair in pairs]
 
 
 def _names(runs: Sequence[CompletedRun]) -> list[str]:
-    """What tells the runs apart: the model, where that does, else the folder."""
+    """Names that tell the runs apart: the models, where they do, else the folders."""
     for names in ([run.model for run in runs], [Path(run.output).name for run in runs]):
         if len(set(names)) == len(names):
             return names
@@ -188,7 +177,7 @@ def _run(runs: list[str], output: str | None) -> int:
     with nullcontext() if output is None else writing(output, alone=True) as store:
         found = compare([read_run(run) for run in runs])
         if store is not None:
-            content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(found.as_dict(), indent=1)}
+            content = {"md": markdown(found), "html": page(found, runs), "json": json.dumps(as_json(found), indent=1)}
             for ending, text in content.items():
                 store.write(f"compare.{ending}", text.encode())
     console = TextConsole()

@@ -10,11 +10,10 @@ import typer
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.model.identity import NOT_RESUMED
-from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
+from evaluate.results.drawing import drawing_to, in_legend, load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
-from evaluate.results.tables import Column, Table
+from evaluate.results.table import Column, Table
 from evaluate.runs.completed_run import read_run
-from evaluate.runs.places import writing
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
@@ -120,9 +119,7 @@ def main(
 
 
 def _run(runs: list[Path], output: str) -> int:
-    if not output.endswith((".png", ".svg", ".pdf")):
-        raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-    with writing(folder_of(output)):
+    with drawing_to(output):
         curve = read_curve(runs)
         draw_curve(curve, output)
     console = TextConsole()

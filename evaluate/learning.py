@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from evaluate.cli.command import HELD, status_of
-from evaluate.results.drawing import folder_of, in_legend, load_matplotlib, write_picture
-from evaluate.runs.places import writing
+from evaluate.results.drawing import drawing_to, in_legend, load_matplotlib, write_picture
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
@@ -92,9 +91,7 @@ def main(
 
 
 def _run(checkpoints: list[str], output: str) -> int:
-    if not output.endswith((".png", ".svg", ".pdf")):
-        raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-    with writing(folder_of(output)):
+    with drawing_to(output):
         draw([read_learning(name) for name in checkpoints], output)
     TextConsole().print(f"drawn to {output}", soft_wrap=True)
     return HELD

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from evaluate.audit.certifier import Raised, Refused, told
-from evaluate.model.objects import named_object
+from evaluate.model.import_by_name import named_object
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from evaluate.audit.finding import Audit, Finding
-from evaluate.results.tables import Code, Column, Table
+from evaluate.results.table import Code, Column, Table
 from robustpatch.cli.text import code_block
 from robustpatch.cli.text import markdown as plain
 

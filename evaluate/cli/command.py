@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import wraps
 from importlib.metadata import version
 from inspect import Parameter, Signature
@@ -56,7 +56,13 @@ def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[
             raise typer.Exit(status_of(lambda errors: run(options(**values), errors)))
 
         parameters = [
-            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]) for f in own
+            Parameter(
+                f.name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if f.default is MISSING else f.default,
+                annotation=hints[f.name],
+            )
+            for f in own
         ]
         main.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         main.__annotations__ = {f.name: hints[f.name] for f in own}

@@ -14,10 +14,10 @@ from evaluate.cli.command import BROKEN, HELD, circumstances, showing, status_of
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
-from evaluate.leaderboard.table import markdown, parquet, table
+from evaluate.leaderboard.table import as_dicts, markdown, parquet, table
 from evaluate.leaderboard.table import ordered as ranking
 from evaluate.results.drawing import write_figure
-from evaluate.runs.places import room_of_run, writing
+from evaluate.runs.output import room_of_run, writing
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.data.images import ImageSet, named_images
@@ -100,7 +100,7 @@ def _images(board: Board) -> ImageSet:
 
 
 def _write(board: Board, rows: list[Row], store: Store, around: dict[str, object]) -> None:
-    content = {"title": board.title, "rows": [row.as_dict() for row in ranking(rows)], **around}
+    content = {"title": board.title, "rows": as_dicts(rows), **around}
     store.write("leaderboard.md", markdown(board.title, rows).encode())
     store.write("leaderboard.parquet", parquet(rows))
     write_figure(store, "leaderboard.png", draw(board.title, rows), dpi=150)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,40 +82,6 @@ class Row:
     def broken(self) -> bool:
         """Whether an attack, or `predict`, changed a certified prediction."""
         return self.verdict == "broken"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as JSON types, flat: what the Parquet file holds."""
-        clean, empirical = self.whole.clean, None if self.attacked is None else self.attacked.under_all
-        first = None if self.attacked is None else self.attacked.certified_exact
-        margin = self.whole.certified_margin
-        published = self.entry.published or (None, None)
-        options = self.entry.options
-        return {
-            "name": self.entry.name,
-            "model": options.model or options.checkpoint,
-            "defense": options.defense,
-            "images": self.whole.images,
-            **_share("clean", clean),
-            **_share("certified", self.certified),
-            **_share("certified_margin", margin),
-            "attacks": None if self.attacked is None else options.attacks,
-            "attacked_images": None if self.attacked is None else self.attacked.images,
-            **_share("empirical", empirical),
-            **_share("certified_of_attacked", first),
-            "verdict": self.verdict,
-            **{f"speed_{key}": value for key, value in asdict(self.speed).items()},
-            "train_seconds": self.train_seconds,
-            "parameters": self.parameters,
-            "published_clean": published[0],
-            "published_certified": published[1],
-            "source": self.entry.source,
-            "retrain": self.entry.retrain,
-        }
-
-
-def _share(name: str, share: Share | None) -> dict[str, float | None]:
-    low, high = (None, None) if share is None else share.interval
-    return {name: None if share is None else share.value, f"{name}_low": low, f"{name}_high": high}
 
 
 @dataclass(frozen=True)

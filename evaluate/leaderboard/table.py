@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from evaluate.cli.options import Options
-from evaluate.leaderboard.rows import Row
+from evaluate.leaderboard.rows import Row, Speed
 from evaluate.results.metrics import Share
-from evaluate.results.tables import Column, Table
+from evaluate.results.table import Column, Table, values
+from evaluate.results.table import parquet as as_parquet
 from robustpatch.cli.text import markdown as plain
 from robustpatch.cli.text import one_line
 
@@ -41,6 +41,11 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 
 def table(ranked: Sequence[Row]) -> Table:
     """A line for each row. Shares of fewer images than the others' say of how many."""
+    return Table.of(_columns(ranked), ranked)
+
+
+def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
+    """All that a board tells of a row: in Markdown and on a terminal under a heading, in its files as a field."""
     whole = {row.whole.images for row in ranked}
     attacked = {row.attacked.images for row in ranked if row.attacked is not None}
 
@@ -50,18 +55,56 @@ def table(ranked: Sequence[Row]) -> Table:
     def beside(row: Row) -> Share | None:
         return None if row.attacked is None else row.attacked.certified_exact
 
-    columns: tuple[Column[Row], ...] = (
-        Column("defense", lambda row: row.entry.name + " BROKEN" * row.broken, words=True),
-        Column("clean", lambda row: _percent(row.whole.clean, whole)),
-        Column("certified", lambda row: _percent(row.certified, whole)),
-        Column("under attack", lambda row: _percent(under(row), attacked)),
-        Column("certified of these", lambda row: _percent(beside(row), attacked)),
+    def published(row: Row, number: int) -> float | None:
+        return None if row.entry.published is None else row.entry.published[number]
+
+    name = Column[Row]("defense", lambda row: row.entry.name + " BROKEN" * row.broken, words=True)
+    return (
+        replace(name, field="name", value=lambda row: row.entry.name, kind=str),
+        Column(field="model", value=lambda row: row.entry.options.model or row.entry.options.checkpoint, kind=str),
+        Column(field="defense", value=lambda row: row.entry.options.defense, kind=str),
+        Column(field="images", value=lambda row: row.whole.images, kind=int),
+        *_share("clean", lambda row: row.whole.clean, whole, "clean"),
+        *_share("certified", lambda row: row.certified, whole, "certified"),
+        *_share("certified_margin", lambda row: row.whole.certified_margin, whole),
+        Column(field="attacks", value=lambda row: row.entry.options.attacks if row.attacked else None, kind=str),
+        Column(field="attacked_images", value=lambda row: row.attacked and row.attacked.images, kind=int),
+        *_share("empirical", under, attacked, "under attack"),
+        *_share("certified_of_attacked", beside, attacked, "certified of these"),
         Column("published clean / certified", lambda row: _published(row.entry.published)),
         Column("predict, images/s", lambda row: _rate(row.speed.predict)),
         Column("certify, images/s", lambda row: _rate(row.speed.certify)),
-        Column("training", lambda row: _duration(row.train_seconds)),
+        Column(field="verdict", value=lambda row: row.verdict, kind=str),
+        *(
+            Column[Row](field=f"speed_{own.name}", value=lambda row, name=own.name: getattr(row.speed, name), kind=kind)
+            for own, kind in zip(fields(Speed), (float, float, int, int, str, int), strict=True)
+        ),
+        Column(
+            "training",
+            lambda row: _duration(row.train_seconds),
+            field="train_seconds",
+            value=lambda row: row.train_seconds,
+        ),
+        Column(field="parameters", value=lambda row: row.parameters, kind=int),
+        Column(field="published_clean", value=lambda row: published(row, 0)),
+        Column(field="published_certified", value=lambda row: published(row, 1)),
+        Column(field="source", value=lambda row: row.entry.source, kind=str),
+        Column(field="retrain", value=lambda row: row.entry.retrain, kind=str),
     )
-    return Table.of(columns, ranked)
+
+
+def _share(field: str, of: Callable[[Row], Share | None], sizes: set[int], name: str = "") -> tuple[Column[Row], ...]:
+    """The share, its exact 95% interval beside it in files; without a `name` in files alone."""
+
+    def part(pick: Callable[[Share], float]) -> Callable[[Row], float | None]:
+        return lambda row: None if (share := of(row)) is None else pick(share)
+
+    cell = (lambda row: _percent(of(row), sizes)) if name else None
+    return (
+        Column(name, cell, field=field, value=part(lambda share: share.value)),
+        Column(field=f"{field}_low", value=part(lambda share: share.interval[0])),
+        Column(field=f"{field}_high", value=part(lambda share: share.interval[1])),
+    )
 
 
 def _notes(ranked: Sequence[Row]) -> list[str]:
@@ -145,29 +188,13 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """All numbers as JSON types, with the exact 95% intervals of the shares; a dictionary for each row, in order."""
+    ranked = ordered(rows)
+    return [values(_columns(ranked), row) for row in ranked]
 
 
 def parquet(rows: Sequence[Row]) -> bytes:
-    """All numbers, with the exact 95% intervals of the shares; a line for each row, in the table's order."""
-    found = [row.as_dict() for row in ordered(rows)]
-    kinds = {
-        "name": str,
-        "model": str,
-        "defense": str,
-        "attacks": str,
-        "verdict": str,
-        "source": str,
-        "retrain": str,
-        "speed_machine": str,
-        "images": int,
-        "attacked_images": int,
-        "parameters": int,
-        "speed_images": int,
-        "speed_batch": int,
-        "speed_threads": int,
-    }
-    schema = pa.schema([(key, _TYPES[kinds.get(key, float)]) for key in found[0]])
-    content = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(found, schema=schema), content)
-    return content.getvalue().to_pybytes()
+    """The same as a Parquet file."""
+    ranked = ordered(rows)
+    return as_parquet(_columns(ranked), ranked)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from evaluate.cli.command import HELD, status_of
 from evaluate.report.write import write_report
-from evaluate.runs.places import place_of, writing
+from evaluate.runs.output import place_of, writing
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 

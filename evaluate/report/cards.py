@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluate.report.pictures import heat, picture
 from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, PlacementMap, exhibits_name, read_exhibits
-from evaluate.runs.records import Record, read_file_of
+from evaluate.runs.records import Record, open_shard
 from robustpatch.storage.store import Store
 
 _ROWS = 6  # classes whose votes a card shows
@@ -93,8 +93,8 @@ def read_cards(store: Store, records: Sequence[Record], configuration: dict[str,
         name = exhibits_name(shard)
         if all(len(some) >= number for some in kept.values()):
             break
-        content = read_file_of(store, shard, name)
-        for exhibit in [] if content is None else read_exhibits(content, store.path(name)):
+        sealed = open_shard(store, shard)
+        for exhibit in read_exhibits(sealed.file(name), store.path(name)) if name in sealed.files else []:
             if len(kept[exhibit.outcome]) < number:
                 kept[exhibit.outcome].append(exhibit)
     exhibits = [exhibit for some in kept.values() for exhibit in some]

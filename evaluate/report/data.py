@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluate.report.cards import Card, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
-from evaluate.results.columns import ClassRow, Line
-from evaluate.results.metrics import AttackSummary, Share, Summary, summarise
-from evaluate.results.table import gap_text
-from evaluate.results.table import verdict as verdict_of
+from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, summarise
+from evaluate.results.summary_table import ClassRow, Line, gap_text
+from evaluate.results.summary_table import verdict as verdict_of
 from evaluate.runs.gallery import outcome
 from evaluate.runs.records import Record, read_deviation, read_records
 from evaluate.runs.replay import replay_command
@@ -41,7 +40,7 @@ class AttackRow(AttackSummary):
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows and report.json holds, field by field.
+    """The content of the page and of report.json, field by field.
 
     Attributes:
         schema: names this form. title: what was run on what.
@@ -83,7 +82,7 @@ class Report:
 
     def as_json(self) -> str:
         """report.json: shares as in summary.json."""
-        return json.dumps(_plain(self), indent=1)
+        return json.dumps(as_json(self), indent=1)
 
 
 def read_report(run: str | Path | Store) -> Report:
@@ -182,16 +181,3 @@ def _classes(records: list[Record], names: list[str] | None) -> list[ClassRow]:
 def _replays(store: Store, configuration: dict[str, Any]) -> list[str]:
     names = store.names("counterexamples", ".safetensors")
     return [replay_command(store.path(name), configuration) for name in names]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as JSON types."""
-    if isinstance(value, Share):
-        return value.as_dict()
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if is_dataclass(value):
-        return {key: _plain(one) for key, one in vars(value).items()}
-    return value

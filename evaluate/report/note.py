@@ -1,4 +1,4 @@
-"""What a run's configuration says in words: its title, its budgets, what its certificates lean on."""
+"""A run's configuration in words: its title, its budgets, the assumption of its certificates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assumption(
     guards: list[float],
     float32_deviation: float | None = None,
 ) -> str:
-    """What the certificates lean on. `guards`: those of single certificates, where the configuration has none.
+    """The assumption of the certificates. `guards`: those of single certificates, where the configuration has none.
     `deviation`: between evaluations; `float32_deviation`: from float32, where less was computed in.
     """
     if summary.certified_exact is None and summary.certified_images == 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from importlib import resources
 from typing import Any
 
@@ -14,9 +13,10 @@ from markupsafe import Markup
 from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
-from evaluate.results.columns import ATTACKS, CLASSES, SIDES, interval, percent
 from evaluate.results.metrics import Share
-from evaluate.results.tables import Table
+from evaluate.results.summary_table import ATTACKS, CLASSES, SIDES, Part, interval, percent
+from evaluate.results.table import Table
+from robustpatch.threats.parse import parse_threat
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -117,7 +117,7 @@ def certified_name(report: Report) -> str:
 
 
 def outcome_names(report: Report) -> dict[str, str]:
-    """What each outcome is called."""
+    """The name of each outcome."""
     return {kind: _worded(report, name) for kind, name in OUTCOMES.items()}
 
 
@@ -128,29 +128,23 @@ def _worded(report: Report, name: str) -> str:
     return name if report.summary["certified_exact"] is not None else name.replace(", not certified", "")
 
 
-def parts(report: Report) -> list[dict[str, Any]]:
+def parts(report: Report) -> list[Part]:
     """The parts of all images that occur, in the order of the picture."""
-    return [
-        {
-            "kind": kind,
-            "name": name if report.attacked else name.replace("standing, ", ""),
-            "count": report.parts[kind],
-            "share": report.parts[kind] / report.images,
-        }
-        for kind, name in PARTS.items()
-        if report.parts[kind]
-    ]
+    attacked, found = report.attacked, report.parts
+    named = {kind: name if attacked else name.replace("standing, ", "") for kind, name in PARTS.items()}
+    return [Part(kind, name, found[kind], found[kind] / report.images) for kind, name in named.items() if found[kind]]
 
 
 def gap_picture_text(report: Report) -> str:
     """The picture of the gap in words."""
-    return "Of all images: " + "; ".join(f"{percent(part['share'])} {part['name']}" for part in parts(report))
+    return "Of all images: " + "; ".join(f"{percent(part.share)} {part.name}" for part in parts(report))
 
 
 def tested_side(report: Report) -> int | None:
     """The side of the threat where it is one square."""
-    match = re.fullmatch(r"(\d+)x(\d+)", report.configuration["threat"])
-    return int(match[1]) if match and match[1] == match[2] else None
+    threats = parse_threat(report.configuration["threat"]).threats
+    one = threats[0]
+    return one.height if len(threats) == one.count == 1 and one.height == one.width else None
 
 
 def sides_text(report: Report) -> str:
@@ -159,7 +153,7 @@ def sides_text(report: Report) -> str:
 
 
 def facts(card: Card) -> str:
-    """What is known of one image, in a line or two."""
+    """One image in a line or two."""
     text = f"Label {card.label}, predicted {card.prediction}"
     attacked = card.attacked
     if attacked is not None:
@@ -178,7 +172,7 @@ def facts(card: Card) -> str:
 
 
 def places(attacked: AttackedPicture) -> str:
-    """Where the patches lie, in pixels."""
+    """The places of the patches, in pixels."""
     return " and ".join(f"row {row}, column {column}" for row, column in attacked.corners)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.runs.places import place_of
+from evaluate.runs.output import place_of, writing
 from robustpatch.cli.text import visible
+from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 
 if TYPE_CHECKING:
@@ -45,13 +48,24 @@ def in_legend(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+@contextmanager
+def drawing_to(output: str) -> Iterator[None]:
+    """Hold the place of a picture while the block draws it. Raises `InvalidInput` before, for one of no known kind, and
+    where none can be written.
+    """
+    if not output.endswith((".png", ".svg", ".pdf")):
+        raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
+    with writing(_folder_of(output)):
+        yield
+
+
 def write_picture(path: str | Path, figure: Figure) -> None:
     """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
     name = str(path).rpartition("/")[2]
-    write_figure(place_of(folder_of(path)), name, figure, dpi=150)
+    write_figure(place_of(_folder_of(path)), name, figure, dpi=150)
 
 
-def folder_of(path: str | Path) -> str:
+def _folder_of(path: str | Path) -> str:
     """The folder of a picture, or the place that fsspec knows."""
     folder, slash, _ = str(path).rpartition("/")
     return folder or slash or "."

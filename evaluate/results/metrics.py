@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +32,17 @@ class Share:
         found = binomtest(self.hits, self.total).proportion_ci(0.95, method="exact")
         return float(found.low), float(found.high)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"hits": self.hits, "total": self.total, "value": self.value, "interval95": list(self.interval)}
+
+def as_json(value: Any) -> Any:
+    """The value as JSON types: a dataclass as a dictionary of its fields, a `Share` with its value and interval."""
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    found = {key: as_json(one) for key, one in vars(value).items()}
+    return {**found, "value": value.value, "interval95": list(value.interval)} if isinstance(value, Share) else found
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many certified predictions were `changed`, against how many may be, of a classifier that certifies with
-    `confidence`.
+    """The number of certified predictions that were `changed`, against the number that chance allows, of a classifier
+    that certifies with `confidence`.
 
     An image is certified and found changed with a chance of at most its own error (see `Record`), over its samples,
     whether many are certified or few: so the count is of all `images`, whose samples are independent where they differ.
@@ -95,7 +104,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run found. `verdict` is "held" only if every certified image was attacked and none was changed; of
+    """The findings of a run. `verdict` is "held" only if every certified image was attacked and none was changed; of
     certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err),
     where it does not allow all of them, and where the judge answered some patched image: abstentions alone are no test.
 
@@ -127,13 +136,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
-        out = {key: value.as_dict() if isinstance(value, Share) else value for key, value in vars(self).items()}
-        out["allowance"] = None if self.allowance is None else asdict(self.allowance)
-        out["undecided"] = None if self.undecided is None else asdict(self.undecided)
-        out["attacks"] = {
-            name: {**asdict(attack), "accuracy": attack.accuracy.as_dict()} for name, attack in self.attacks.items()
-        }
-        return out
+        return as_json(self)
 
 
 def summarise(records: list[Record]) -> Summary:
@@ -143,29 +146,8 @@ def summarise(records: list[Record]) -> Summary:
     accuracy those classified correctly and certified. The gap is empirical accuracy under all attacks less certified
     accuracy: what neither proof nor attack has decided; `undecided` takes it apart.
     """
-    total = len(records)
-    names = list(dict.fromkeys(attack.attack for record in records for attack in record.attacks))
-    attacks = {}
-    for name in names:
-        own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
-        broken: dict[int, AttackRecord] = {}
-        for record, attack in own:
-            if attack.broken and record.correct:
-                broken.setdefault(record.index, attack)
-        visited = [attack.visited for record, attack in own if not record.certified]
-        attacks[name] = AttackSummary(
-            accuracy=Share(sum(record.correct and record.index not in broken for record in records), total),
-            broken=len(broken),
-            open_images=len({record.index for record, _ in own if not record.certified}),
-            certified_images=len({record.index for record, _ in own if record.certified}),
-            members=dict(Counter(attack.by for attack in broken.values() if attack.by).most_common()),
-            evaluations=sum(attack.evaluations for record, attack in own if not record.certified),
-            evaluations_certified=sum(attack.evaluations for record, attack in own if record.certified),
-            visited=sum(visited) / len(visited) if visited else None,
-            out_of_threat=sum(not (attack.contained and attack.in_range) for _, attack in own),
-            seconds=sum(attack.seconds for _, attack in own),
-        )
-    standing = sum(record.correct and not any(attack.broken for attack in record.attacks) for record in records)
+    names = dict.fromkeys(attack.attack for record in records for attack in record.attacks)
+    standing = [record for record in records if record.correct and not record.broken]
     certified = [record for record in records if record.certified]
     threats = {attack.threat for record in records for attack in record.attacks}
     attacked = [
@@ -173,43 +155,67 @@ def summarise(records: list[Record]) -> Summary:
         for record in certified
         if threats and threats <= record.threats_tested and all(attack.unpruned for attack in record.attacks)
     ]
-    violations = [{"index": record.index, "attack": attack} for record in certified for attack in record.violations]
     exact = _certified(records, [record.certified_exact for record in records])
-    verdict: Verdict = "held" if len(attacked) == len(certified) else "not tested"
     allowance = _allowance(records)
-    improbable = allowance is not None and allowance.probability < LEVEL
-    if improbable or any(record.violations for record in certified if record.confidence is None):
-        verdict = "broken"
-    elif exact is None and not certified:
-        verdict = "no certificate"
-    elif allowance is not None and certified and (allowance.most == allowance.images or _silent(certified)):
-        verdict = "not tested"  # no outcome could have been a break, or there was no answer that could have been one
     return Summary(
-        images=total,
-        clean=Share(sum(record.correct for record in records), total),
+        images=len(records),
+        clean=Share(sum(record.correct for record in records), len(records)),
         certified_exact=exact,
         certified_margin=_certified(records, [record.certified_margin for record in records]),
-        attacks=attacks,
-        under_all=Share(standing, total),
+        attacks={name: _of_attack(name, records) for name in names},
+        under_all=Share(len(standing), len(records)),
         under_votes=None
         if any(record.refuted is None for record in records)
-        else Share(sum(record.correct and not record.refuted for record in records), total),
-        gap=None if exact is None else standing / total - exact.value,
-        undecided=_undecided(records),
-        verdict=verdict,
+        else Share(sum(record.correct and not record.refuted for record in records), len(records)),
+        gap=None if exact is None else len(standing) / len(records) - exact.value,
+        undecided=_undecided(standing, records),
+        verdict=_verdict(certified, len(attacked), allowance, exact is None),
         certified_images=len(certified),
         certified_attacked=len(attacked),
         certified_evaluations=sum(attack.evaluations for record in certified for attack in record.attacks),
         certified_patches=sum(record.patches for record in certified),
-        violations=violations,
+        violations=[{"index": record.index, "attack": attack} for record in certified for attack in record.violations],
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
         allowance=allowance,
     )
 
 
+def _of_attack(name: str, records: list[Record]) -> AttackSummary:
+    own = [(record, attack) for record in records for attack in record.attacks if attack.attack == name]
+    open_, certified = ([pair for pair in own if pair[0].certified == kind] for kind in (False, True))
+    broken: dict[int, AttackRecord] = {}
+    for record, attack in own:
+        if attack.broken and record.correct:
+            broken.setdefault(record.index, attack)
+    return AttackSummary(
+        accuracy=Share(sum(record.correct and record.index not in broken for record in records), len(records)),
+        broken=len(broken),
+        open_images=len({record.index for record, _ in open_}),
+        evaluations=sum(attack.evaluations for _, attack in open_),
+        certified_images=len({record.index for record, _ in certified}),
+        evaluations_certified=sum(attack.evaluations for _, attack in certified),
+        visited=sum(attack.visited for _, attack in open_) / len(open_) if open_ else None,
+        out_of_threat=sum(not (attack.contained and attack.in_range) for _, attack in own),
+        seconds=sum(attack.seconds for _, attack in own),
+        members=dict(Counter(attack.by for attack in broken.values() if attack.by).most_common()),
+    )
+
+
+def _verdict(certified: list[Record], attacked: int, allowance: Allowance | None, bare: bool) -> Verdict:
+    """`bare`: some record has no certificate."""
+    improbable = allowance is not None and allowance.probability < LEVEL
+    if improbable or any(record.violations for record in certified if record.confidence is None):
+        return "broken"
+    if bare and not certified:
+        return "no certificate"
+    if allowance is not None and certified and (allowance.most == allowance.images or _silent(certified)):
+        return "not tested"  # no outcome could have been a break, or there was no answer that could have been one
+    return "held" if attacked == len(certified) else "not tested"
+
+
 def _allowance(records: list[Record]) -> Allowance | None:
-    """The count of changed certified predictions, where they are certified with a confidence; None where not."""
+    """Count the changed certified predictions, where they are certified with a confidence; None where not."""
     random = [record for record in records if record.confidence is not None]
     if not random:
         return None
@@ -240,18 +246,14 @@ def _tail(errors: list[float]) -> np.ndarray:
 
 
 def _silent(certified: list[Record]) -> bool:
-    """Whether the judge abstained under every patch of an attack, of all certified images."""
+    """Return whether the judge abstained under every patch of an attack, of all certified images."""
     attacks = [attack for record in certified for attack in record.attacks if attack.attack not in CONTROLS]
     return all(attack.forgiven for attack in attacks)
 
 
-def _undecided(records: list[Record]) -> Gap | None:
-    """The gap taken apart; None for classifiers without votes, and where nothing was attacked."""
-    open_to_both = [
-        record
-        for record in records
-        if record.correct and not record.certified and not any(attack.broken for attack in record.attacks)
-    ]
+def _undecided(standing: list[Record], records: list[Record]) -> Gap | None:
+    """Take the gap apart; None for classifiers without votes, and where nothing was attacked."""
+    open_to_both = [record for record in standing if not record.certified]
     best = [
         min((attack for attack in record.attacks if attack.lead is not None), key=lambda a: a.lead or 0, default=None)
         for record in open_to_both

@@ -1,137 +1,167 @@
-"""The table that a run ends with."""
+"""One table of columns: listed once, they are in Parquet and JSON, in Markdown, on terminals and on pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from rich.console import Group
-from rich.text import Text
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markupsafe import Markup, escape
 
-from evaluate.results.columns import ATTACKS, Line
-from evaluate.results.metrics import Allowance, Gap, Summary
-from evaluate.results.tables import Table
+from robustpatch.cli.text import markdown as plain
+from robustpatch.cli.text import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table as Shown
+
+R = TypeVar("R")
+NONE = "–"  # for a value that does not exist
+_KINDS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def summary_table(
-    summary: Summary,
-    *,
-    title: str,
-    guard: float | None,
-    deviation: float | None,
-    seconds: float,
-    float32_deviation: float | None = None,
-    top_k: int = 1,
-) -> Group:
-    """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
+class Strong(str):
+    """The text of a cell that stands out."""
 
-    `deviation` is the largest change of a score between evaluations, `float32_deviation` the largest distance from
-    float32, both as measured; None where they were not.
 
-    An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
-    time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
+class Code(str):
+    """The text of a cell that is a name of a file or a command."""
+
+
+class Meter(str):
+    """The text of a cell that a page draws as a bar, too: `filled` is the share of it, `kind` its colour."""
+
+    filled: float
+    kind: str
+
+    @classmethod
+    def of(cls, text: str, filled: float, kind: str) -> Meter:
+        meter = cls(text)
+        meter.filled, meter.kind = filled, kind
+        return meter
+
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """A column of rows: shown under the heading `name` by the text of its `cell`, and kept in files as a `field` of
+    type `kind` (str, int, float or bool) by its `value`. One without a cell is only kept, one without a value only
+    shown.
+
+    Numbers stand on the right, `words` on the left. `brief` columns are shown on a terminal, too, where there is less
+    room.
     """
-    lines = [Line("clean", summary.clean)]
-    if summary.certified_margin is not None:
-        lines.append(Line("certified (margin)", summary.certified_margin))
-    if summary.certified_exact is not None:
-        name = certified_name(summary.allowance) if top_k == 1 else f"certified (top {top_k})"
-        lines.append(Line(name, summary.certified_exact))
-    ends = [len(lines) - 1]
-    lines += [Line(f"under {name}", attack.accuracy, attack) for name, attack in summary.attacks.items()]
-    if summary.attacks:
-        lines.append(Line("under all attacks", summary.under_all))
-        if summary.under_votes is not None:
-            lines.append(Line("vote-level adversary", summary.under_votes))
-        ends.append(len(lines) - 1)
-    table = Table.of([column for column in ATTACKS if column.brief], lines)
-    known = summary.attacks and summary.gap is not None
-    last = ["gap, undecided", f"{summary.gap:.1%}"] if known else ["all", ""]
-    table.rows.append((*last, *[""] * (len(table.names) - 3), f"{seconds:.1f} s"))
-    notes = []
-    if guard is not None:
-        measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
-        votes = f"{summary.close_votes} votes close"
-        if summary.votes:
-            votes = (
-                f"{summary.close_votes} of {summary.votes:,} votes close ({summary.close_votes / summary.votes:.2e})"
+
+    name: str = ""
+    cell: Callable[[R], str] | None = None
+    words: bool = False
+    brief: bool = False
+    field: str = ""
+    value: Callable[[R], Any] | None = None
+    kind: type = float
+
+
+def schema(columns: Iterable[Column[Any]]) -> pa.Schema:
+    """The Parquet schema of the columns that are kept in files."""
+    return pa.schema([(column.field, _KINDS[column.kind]) for column in columns if column.value is not None])
+
+
+def values(columns: Iterable[Column[R]], row: R) -> dict[str, Any]:
+    """Values that files keep of a row, by field."""
+    return {column.field: column.value(row) for column in columns if column.value is not None}
+
+
+def parquet(columns: Sequence[Column[R]], rows: Iterable[R]) -> bytes:
+    """A Parquet file with a line for each of `rows`."""
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([values(columns, row) for row in rows], schema=schema(columns)), content)
+    return content.getvalue().to_pybytes()
+
+
+def schema_of(kind: type) -> pa.Schema:
+    """The columns that hold instances of a dataclass, field by field in their order: texts, whole numbers of 64 bits,
+    floats, booleans, lists, and dataclasses as structures. Every column may hold nulls.
+    """
+    return pa.schema(_fields(kind))
+
+
+def _fields(kind: type) -> list[tuple[str, pa.DataType]]:
+    hints = get_type_hints(kind)
+    return [(field.name, _type(hints[field.name])) for field in fields(kind)]
+
+
+def _type(hint: Any) -> pa.DataType:
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+    if get_origin(hint) is list:
+        return pa.list_(_type(get_args(hint)[0]))
+    return _KINDS[hint] if hint in _KINDS else pa.struct(_fields(hint))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The names of the columns, which of them hold words, and the cells of each row."""
+
+    names: tuple[str, ...]
+    words: tuple[bool, ...]
+    rows: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column[R]], rows: Iterable[R]) -> Table:
+        """A row of cells for each of `rows`."""
+        shown = [(column, column.cell) for column in columns if column.cell is not None]
+        cells = [tuple(cell(row) for _, cell in shown) for row in rows]
+        return cls(tuple(column.name for column, _ in shown), tuple(column.words for column, _ in shown), cells)
+
+    def markdown(self) -> str:
+        """Lines of Markdown; what a cell holds is text, whatever marks are in it."""
+        head, *rows = ([_marked(cell) for cell in row] for row in [self.names, *self.rows])
+        rule = ["---" if words else "---:" for words in self.words]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
+
+    def terminal(self, title: str | None = None, *, ends: Iterable[int] = (), wrap: bool = False) -> Shown:
+        """A table of rich, with a line below the rows in `ends`. Long cells are wrapped where `wrap` says so."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as Shown
+        from rich.text import Text
+
+        shown = Shown(
+            title=None if title is None else Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        )
+        for name, words in zip(self.names, self.words, strict=True):
+            shown.add_column(Text(name), justify="left" if words else "right", no_wrap=not (wrap and words))
+        last = set(ends)
+        for number, row in enumerate(self.rows):
+            shown.add_row(*map(Text, row), end_section=number in last)
+        return shown
+
+    def html(self, caption: str | None = None, kind: str = "numbers") -> Markup:
+        """An HTML table of a class of the style; the first cell of a row is its name. All text is escaped."""
+        head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in self.names)
+        rows = Markup("\n").join(
+            Markup('<tr><th scope="row">{}</th>{}</tr>').format(
+                row[0], Markup("").join(map(_cell, row[1:], self.words[1:]))
             )
-        measured += "" if float32_deviation is None else f", {float32_deviation:.1e} from float32"
-        notes.append(Text(f"guard {guard:g}{measured}; {votes}"))
-    elif float32_deviation is not None:
-        notes.append(Text(f"measured deviation {float32_deviation:.1e} from float32"))
-    for name, attack in summary.attacks.items():
-        if attack.out_of_threat:
-            notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
-    if summary.undecided is not None and summary.undecided.images:
-        notes.append(Text(gap_text(summary.undecided)))
-    return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))
+            for row in self.rows
+        )
+        said = Markup("") if caption is None else Markup("<caption>{}</caption>\n").format(caption)
+        return Markup('<table class="{}">\n{}<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>').format(
+            kind, said, head, rows
+        )
 
 
-def gap_text(gap: Gap) -> str:
-    """What is left between proof and attacks, taken apart."""
-    turned, missing = _counts(gap.turned), _counts({str(votes): images for votes, images in gap.missing.items()})
-    return (
-        f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "
-        f"each turned so many of the touched ablations ({turned}) and lacked so many votes ({missing})"
-    )
+def _marked(cell: str) -> str:
+    if isinstance(cell, Code):
+        return f"`{one_line(cell).replace('`', chr(39))}`" if cell else ""
+    return f"**{plain(cell)}**" if isinstance(cell, Strong) else plain(cell)
 
 
-def _counts(images: Mapping[str, int]) -> str:
-    """How many images each value has; of many values, the least, the median and the greatest."""
-    if len(images) <= 6:
-        return ", ".join(f"{value}: {count}" for value, count in images.items())
-    in_order = sorted(images, key=_size)
-    all_values = [value for value in in_order for _ in range(images[value])]
-    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]}"
-
-
-def _size(value: str) -> float:
-    some, _, all_ = value.partition(" of ")
-    return int(some) / max(1, int(all_ or 1))
-
-
-def certified_name(allowance: Allowance | None) -> str:
-    """What the certified accuracy is called, of exact proofs or of such as hold with a confidence."""
-    return "certified (exact)" if allowance is None else f"certified at {100 * allowance.confidence:g}%"
-
-
-def verdict(summary: Summary, top_k: int = 1) -> Text:
-    """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
-    attacked = (
-        f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
-        f"{summary.certified_patches:,} patches judged, {summary.certified_evaluations:,} evaluations"
-    )
-    found = _changed(summary, top_k)
-    if summary.verdict == "broken":
-        return Text(f"BROKEN: {found}; {attacked}", style="bold red")
-    if summary.verdict == "no certificate":
-        return Text("NO CERTIFICATE: this classifier proves nothing, so there is none to break", style="bold yellow")
-    if summary.certified_images == 0:
-        return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
-    if summary.verdict == "not tested":
-        abstained = summary.allowance is not None and summary.allowance.abstained
-        found = f"{found}; " if summary.violations or abstained else ""
-        return Text(f"NOT TESTED: {found}{attacked}", style="bold yellow")
-    return Text(f"HELD: {found}; {attacked}", style="bold green")
-
-
-def _changed(summary: Summary, top_k: int) -> str:
-    """How many certified predictions were changed, and how many chance allows where certificates are randomized."""
-    images = sorted({violation["index"] for violation in summary.violations})
-    if top_k > 1:
-        found = f"{len(images)} certified labels were (images {_some(images)})" if images else "no certified label was"
-        return f"{found} driven out of the top {top_k}"
-    text = f"{len(images)} certified predictions were changed (images {_some(images)})"
-    random = summary.allowance
-    if random is None:
-        return text if images else "no certified prediction was changed"
-    allowed = f"where an error of at most {random.error:.3%} an image allows {random.most} of {random.images}"
-    if random.abstained:
-        allowed += f" and {random.abstained} abstentions of a model declared to be randomized are none"
-    if not images:
-        return f"no certified prediction was changed, {allowed}"
-    return f"{text}, {allowed} (P ≤ {random.probability:.2g} for so many)"
-
-
-def _some(numbers: list[int], most: int = 8) -> str:
-    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+def _cell(cell: str, words: bool) -> Markup:
+    inside = escape(str(cell))
+    if isinstance(cell, Strong):
+        inside = Markup("<strong>{}</strong>").format(inside)
+    if isinstance(cell, Meter):
+        bar = '<span class="meter {}" style="--v:{}%"></span>{}'
+        inside = Markup(bar).format(cell.kind, round(100 * cell.filled, 1), inside)
+    return Markup("<td>{}</td>" if words else '<td class="number">{}</td>').format(inside)

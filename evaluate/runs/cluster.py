@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from typing import Any
@@ -38,16 +38,13 @@ class Cluster:
     `address` is "local", for a Ray of our own that ends with the run; "auto"; or HOST:PORT of a cluster. `num_workers`
     is as many as there is room for unless given. Workers that are lost are replaced, and their images done again. A
     worker whose code, versions or precision differ from those here, that does not see the output, or whose scores move
-    by more than the guard refuses the run with `InvalidInput` before it does anything.
-
-    Afterwards `machines` tells where workers ran, and `deviation` the largest change of a score that they measured.
+    by more than the guard refuses the run with `InvalidInput` before it does anything. What each says of itself is kept
+    with its records (`records.read_workers`).
     """
 
     address: str = LOCAL_RAY
     num_workers: int | None = None
     on_notice: Callable[[str], None] = lambda _: None
-    machines: list[dict[str, Any]] = field(default_factory=list, init=False)
-    deviation: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
@@ -119,7 +116,7 @@ class Cluster:
                 ray.shutdown()
 
     def _room(self, ray: Any, needs: dict[str, int]) -> int:
-        """How many workers to start: those asked for, or as many as fit."""
+        """The number of workers to start: those asked for, or as many as fit."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         wanted = [(kind, needs[name]) for kind, name in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if needs[name]]
         room = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted) for node in nodes)
@@ -199,11 +196,11 @@ class _Run:
         return 0
 
     def answered(self, answer: Any, batch: range | None) -> bool:
-        """Whether the worker did what it was to do; False where it was lost. Its own errors are raised."""
+        """Return whether the worker did its task; False where it was lost. Its own errors are raised."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            found = self.ray.get(answer)
+            self.ray.get(answer)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, InvalidInput) else error from None
         except RayError as error:
@@ -218,11 +215,6 @@ class _Run:
             return False
         if batch is None:
             self.lost[None] = 0
-            deviation = found.pop("deviation")
-            if found not in self.cluster.machines:
-                self.cluster.machines.append(found)
-            if deviation is not None:
-                self.cluster.deviation = max(deviation, self.cluster.deviation or 0.0)
         return True
 
 

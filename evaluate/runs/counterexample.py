@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as dataclass_of_pydantic
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from attacks.base import Outcome, Proposal, judge, judge_of
-from attacks.criterion import OutOfTopK
+from attacks.base import Outcome, Proposal, judge
+from attacks.criterion import Changed, OutOfTopK
+from evaluate.runs.claims import claims_of
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.classifiers.base import CertifiedClassifier
-from robustpatch.classifiers.isolation import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.bounded_json import read_object
+from robustpatch.storage.sealing import read_tensors
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Patches
 from robustpatch.threats.parse import threat_from_dict
@@ -78,39 +79,34 @@ def load_counterexample(path: str | Path) -> Counterexample:
             content: bytes = file.read(_MOST_BYTES + 1)  # type: ignore[union-attr]
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        tensors = load(content)
-        header = read_object(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return _checked(read_object(header["__metadata__"]["counterexample"]), tensors)
+        tensors, claim = read_tensors(content, "counterexample")
+        return _checked(_Claim(**claim), tensors)
     except (SafetensorError, OSError, ImportError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidInput(f"replay is {path}, which is no counterexample ({one_line(error, 200)})") from error
 
 
-def _checked(claim: dict[str, Any], tensors: dict[str, Tensor]) -> Counterexample:
-    """What a file holds as a counterexample. Raises `ValueError` or `KeyError` for fields that are missing, too many or
-    of other types.
-    """
+@dataclass_of_pydantic(config=ConfigDict(strict=True, extra="forbid"))
+class _Claim:
+    index: Annotated[int, Field(ge=0, lt=2**63)]
+    prediction: Annotated[int, Field(ge=-1, lt=2**63)]
+    attack: str
+    threat: Any
+    configuration: dict[str, Any]
+    top_k: Annotated[int, Field(ge=1, lt=2**63)] = 1
+
+
+def _checked(claim: _Claim, tensors: dict[str, Tensor]) -> Counterexample:
+    """Check what a file holds. Raises `ValueError` or `KeyError` for what no counterexample has."""
     x, x_adv, corners = (tensors[name] for name in ("x", "x_adv", "corners"))
     if x.ndim != 3 or x_adv.shape != x.shape or not x.is_floating_point() or not x_adv.is_floating_point():
         raise ValueError(f"its images are {x.dtype} {tuple(x.shape)} and {x_adv.dtype} {tuple(x_adv.shape)}")
-    (threat, *others) = threat_from_dict(claim.pop("threat")).threats
+    (threat, *others) = threat_from_dict(claim.threat).threats
     if others:
         raise ValueError("its threat is one of several, and a patch is of one")
     threat.check_fits(*x.shape[1:])
     if corners.dtype != torch.long or corners.shape != (threat.count, 2):
         raise ValueError(f"its corners are {corners.dtype} {tuple(corners.shape)}")
-    for name in ("index", "prediction"):
-        _whole(name, claim[name])
-    if _whole("top_k", claim.get("top_k", 1)) < 1:
-        raise ValueError("its top_k is below 1")
-    if not isinstance(claim["attack"], str) or not isinstance(claim["configuration"], dict):
-        raise ValueError("its attack is no text, or its configuration no table")
-    return Counterexample(x=x, x_adv=x_adv, corners=corners, threat=threat, **claim)
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or abs(value) >= 2**63:
-        raise ValueError(f"its {name} is {one_line(repr(value), 40)}, no whole number of 64 bits")
-    return value
+    return Counterexample(x, x_adv, corners, **{**vars(claim), "threat": threat})
 
 
 def replay(example: Counterexample, model: torch.nn.Module, device: torch.device | None = None) -> tuple[Outcome, bool]:
@@ -119,33 +115,21 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
     """
     device = device or next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     x, x_adv, corners = (tensor[None].to(device) for tensor in (example.x, example.x_adv, example.corners))
-    none = torch.zeros(1, device=device)
-    proposal = Proposal(x_adv, corners, none.long(), none)
-    classifier = as_classifier(model)
-    if not isinstance(classifier, CertifiedClassifier):
+    classifier, none = as_classifier(model), torch.zeros(1, device=device)
+    if not classifier.certifies:
         raise InvalidInput(f"model is a {type(model).__name__} without certify; name the one it was found with")
     claimed = torch.tensor([example.prediction], device=device)
-    if example.top_k > 1:
-        found = certify_top_k(classifier, x, claimed, example.threat, example.top_k)
-        outcome = judge(classifier, x, OutOfTopK(claimed, example.top_k), example.threat, proposal, proof=True)
-        return outcome, bool((found.certified & found.clean)[0])
-    exact = certify(classifier, x, example.threat)
-    paper = certify_paper(classifier, x, example.threat, exact)
-    claims = [exact] if paper is None else [exact, paper]
-    proof = exact.confidence is None
-    outcome = judge(classifier, x, claimed, example.threat, proposal, proof=proof)
-    if proof:  # of a proof, an abstention is a change too
-        changed = outcome.contained & outcome.in_range & (outcome.prediction != example.prediction)
-        outcome = replace(outcome, broken=changed)
+    claims = claims_of(classifier, x, claimed, example.threat, example.top_k)
+    criterion = Changed(claimed) if example.top_k == 1 else OutOfTopK(claimed, example.top_k)
+    outcome = judge(
+        classifier, x, criterion, example.threat, Proposal(x_adv, corners, none.long(), none), proof=claims.proof
+    )
     if example.attack == "predict":  # no patch: predict itself contradicted the certificate
-        answers = torch.stack(
-            [predict(one, x) for one in ([classifier] if proof else [classifier, judge_of(classifier)])]
-        )
-        wrong = answers != example.prediction
-        if not proof and classifier.randomized:  # it may abstain
-            wrong &= answers >= 0
-        outcome = replace(outcome, broken=wrong.any(dim=0))
-    return outcome, any(bool(claim.certified[0]) and int(claim.prediction[0]) == example.prediction for claim in claims)
+        outcome = replace(outcome, broken=~claims.consistent)
+    elif claims.proof:  # an abstention is a change too
+        changed = criterion.broken(outcome.prediction, outcome.counts)
+        outcome = replace(outcome, broken=outcome.contained & outcome.in_range & changed)
+    return outcome, bool(claims.certified[0]) and int(claims.prediction[0]) == example.prediction
 
 
 def check_stands(example: Counterexample, model: torch.nn.Module, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a run will cost, from a few of its images, or where those would cost too much, from a few of their ablations."""
+"""The cost of a run, estimated from a few of its images or, where those would cost too much, of their ablations."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What scoring takes: `seconds` of one ablation, of which an image has `ablations`; of a model without them, one
-    prediction.
-    """
+    """The cost of scoring: `seconds` of an ablation, or of a prediction where there are none; `ablations` an image."""
 
     seconds: float
     ablations: int

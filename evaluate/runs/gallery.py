@@ -26,6 +26,7 @@ from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import parse_threat
 from robustpatch.voting.votes import Scored, Votes
 
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
@@ -38,7 +39,7 @@ _MAPS = 4  # of an `AnyOf`, those of the worst members
 
 
 def outcome(record: Record) -> ImageOutcome:
-    """What became of an image: certified and changed all the same; certified, for whatever class; wrong before any
+    """The outcome of an image: certified and changed all the same; certified, for whatever class; wrong before any
     attack; broken; or standing, with no proof."""
     if record.violations:
         return "violated"
@@ -46,7 +47,7 @@ def outcome(record: Record) -> ImageOutcome:
         return "certified"
     if not record.correct:
         return "wrong"
-    return "broken" if any(attack.broken for attack in record.attacks) else "standing"
+    return "broken" if record.broken else "standing"
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
 
 
 def _attacked(record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
-    height, width = map(int, record.threat.rpartition("*")[2].split("x"))
+    (one,) = parse_threat(record.threat).threats
+    height, width = one.height, one.width
     corners = [(r, c) for r, c in zip(record.corners[::2], record.corners[1::2], strict=True)]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)
@@ -212,7 +214,7 @@ def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int
 
 
 def exhibits_name(shard: str) -> str:
-    """Where the exhibits of the images of a shard of records lie."""
+    """The file with the exhibits of the images of a shard of records."""
     return shard.replace("records/", "exhibits/").replace(".parquet", ".npz")
 
 
@@ -243,7 +245,7 @@ def read_exhibits(content: bytes, name: str) -> list[Exhibit]:
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """What JSON can hold of a dataclass; its arrays are put into `arrays`, their places taken by their names."""
+    """A dataclass as JSON types; its arrays are put into `arrays`, their places taken by their names."""
     if isinstance(value, np.ndarray):
         name = f"a{len(arrays)}"
         arrays[name] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -13,14 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from attacks.occlusion import CONTROLS
-from evaluate.runs.columns import schema_of
+from evaluate.results.table import schema_of
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, check_files, files_of, read_file, read_table, write_table
+from evaluate.runs.sealed_table import SealedTable, read_table, write_table
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
-
-TIMES = ("seconds",)  # the only fields in which two equal runs may differ
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class AttackRecord:
     patch: some value is another than the clean image's by half a grey level of 8 bits or more. At most one; of an
     ensemble, those of all members but controls. What an attack says of itself (`evaluations`, `visited`) has no part.
     Of a smoothed classifier, how many ablations the patch `touched`, how many of them it `turned` to a rival, and the
-    `lead` in votes that was left to the prediction (see `evaluate.results.vote_damage.Damage`).
+    `lead` in votes that was left to the prediction (see `evaluate.runs.attacking.Damage`).
     """
 
     attack: str
@@ -55,7 +51,7 @@ class AttackRecord:
 
     @property
     def forgiven(self) -> bool:
-        """Whether the model abstained under a patch within the threat and that was no change, of a certified image."""
+        """True where the model abstained under a patch within the threat, and that was no change of the prediction."""
         return self.prediction < 0 and self.contained and self.in_range and not self.broken
 
 
@@ -96,13 +92,18 @@ class Record:
 
     @property
     def correct(self) -> bool:
-        """Whether the label is predicted; an abstention is no answer, whatever a certificate says in its place."""
+        """True where the label is predicted; an abstention is no answer, whatever a certificate says in its place."""
         return self.prediction == self.label and (self.predicted is None or self.predicted >= 0)
 
     @property
     def certified(self) -> bool:
         """Certified by any method, for whatever class."""
         return bool(self.certified_exact or self.certified_margin)
+
+    @property
+    def broken(self) -> bool:
+        """Changed by some attack."""
+        return any(attack.broken for attack in self.attacks)
 
     @property
     def threats_tested(self) -> set[str]:
@@ -121,7 +122,7 @@ class Record:
 
     @property
     def patches(self) -> int:
-        """How many patches of attacks, not of controls, were judged; each attack and threat counts on its own."""
+        """The number of patches of attacks, not of controls, that were judged; each attack and threat counts apart."""
         return sum(a.patches for a in self.attacks if a.attack not in CONTROLS)
 
     @property
@@ -133,10 +134,7 @@ class Record:
 
 
 SCHEMA = schema_of(Record)
-
-
 _NAME = re.compile(r"records/(\d{8,})-(\d{8,})\.parquet")
-_DEVIATION, _PROBE, _WORKER = b"float32_deviation", b"probe", b"worker"  # in the metadata of a shard
 
 
 def shard_name(first: int, stop: int) -> str:
@@ -149,83 +147,57 @@ def write_shard(
     name: str,
     records: list[Record],
     run: str | None = None,
-    float32_deviation: float | None = None,
-    probe: list[int | None] | None = None,
     files: Iterable[str] = (),
-    worker: dict[str, Any] | None = None,
+    **notes: Any,
 ) -> None:
-    """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
-    the scores of their images were from float32's, where they were computed in less; and what the model answered a few
-    patched images (`evaluate.model.patched_answers`); and which `files`, written before, belong to them; and what the
-    `worker` of a cluster that made them says of itself.
+    """Write the records as those of `run` (that of `output` unless given; see `run_of`), with the `files`, written
+    before, that belong to them.
+
+    Notes: float32_deviation, how far the scores of their images were from float32's, where they were computed in less;
+    probe, what the model answered a few patched images (`evaluate.model.probe`); worker, what the worker of a cluster
+    that made them says of itself. Those that are None are left out.
     """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
-    about: dict[str, str] = {}
-    if float32_deviation is not None:
-        about[_DEVIATION.decode()] = json.dumps(float32_deviation)
-    if probe is not None:
-        about[_PROBE.decode()] = json.dumps(probe)
-    if worker is not None:
-        about[_WORKER.decode()] = json.dumps(worker)
-    own = run_of(output) if run is None else run
-    write_table(output, name, table.replace_schema_metadata(about), own, files)
+    write_table(output, name, table, run_of(output) if run is None else run, files, notes)
+
+
+def open_shard(output: str | Path | Store, name: str, run: str | None = None) -> SealedTable:
+    """Read a shard of `run` (as above). Raises `DamagedShard`."""
+    return read_table(output, name, SCHEMA, run_of(output) if run is None else run)
 
 
 def read_shard(output: str | Path | Store, name: str, run: str | None = None, *, whole: bool = False) -> list[Record]:
-    """The records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above), and,
-    if it is to be `whole`, when a file that belongs to it is not as it was written.
+    """Read the records of one shard. Raises `DamagedShard` when they are not those of its name and of `run` (as above),
+    and, if it is to be `whole`, when a file that belongs to it is not as it was written.
     """
-    store = Store.of(output)
-    table = read_table(store, name, SCHEMA, run_of(store) if run is None else run)
-    if whole:
-        check_files(store, name, table)
-    rows = table.to_pylist()
-    match = _NAME.fullmatch(name)
+    shard = open_shard(output, name, run)
+    for file in shard.files if whole else ():
+        shard.file(file)
+    rows, match = shard.table.to_pylist(), _NAME.fullmatch(name)
     if match is None or [row["index"] for row in rows] != list(range(*map(int, match.groups()))):
-        raise DamagedShard(store.path(name), "it has other images than its name says")
+        raise shard.damaged("it has other images than its name says")
     return [Record(**{**row, "attacks": [AttackRecord(**attack) for attack in row["attacks"]]}) for row in rows]
 
 
 def read_deviation(output: str | Path | Store) -> float | None:
     """The largest distance of a score from float32's that was seen on images of the run; None where none was sought."""
-    return max((float(one) for one in _all_about(output, _DEVIATION) if isinstance(one, int | float)), default=None)
+    found = _noted(output, "float32_deviation")
+    return max((float(one) for one in found if isinstance(one, int | float)), default=None)
 
 
 def read_workers(output: str | Path | Store) -> list[dict[str, Any]]:
-    """What the workers of a cluster that made the run's records said of themselves, in the order of the images, each
-    once; nothing of records that were made in the driver's own process.
+    """Descriptions that the workers of a cluster noted of themselves with the records they made, in the order of the
+    images, each once; none of records that were made in the driver's own process.
     """
-    found = [one for one in _all_about(output, _WORKER) if isinstance(one, dict)]
+    found = [one for one in _noted(output, "worker") if isinstance(one, dict)]
     return [one for number, one in enumerate(found) if one not in found[:number]]
 
 
-def _all_about(output: str | Path | Store, key: bytes) -> list[Any]:
-    """What each shard's metadata say under `key`, in the order of the images."""
+def _noted(output: str | Path | Store, key: str) -> list[Any]:
+    """Each shard's note, in the order of the images."""
     store = Store.of(output)
     run = run_of(store)
-    shards = store.names("records", ".parquet")
-    return [_about(store, name, read_table(store, name, SCHEMA, run), key) for name in shards]
-
-
-def read_probe(output: str | Path | Store, name: str) -> list[int | None] | None:
-    """What the model answered the patched images of a shard; None where they were not asked."""
-    store = Store.of(output)
-    return _about(store, name, read_table(store, name, SCHEMA, run_of(store)), _PROBE)
-
-
-def _about(store: Store, name: str, table: pa.Table, key: bytes) -> Any:
-    """What a shard's metadata say under `key`; None where they say nothing."""
-    try:
-        return read_json(table.schema.metadata.get(key, b"null"))
-    except ValueError as error:
-        raise DamagedShard(store.path(name), f"its {key.decode()} is no JSON") from error
-
-
-def read_file_of(output: str | Path | Store, name: str, file: str) -> bytes | None:
-    """A file that belongs to a shard; None where the shard has none of that name. Raises `DamagedShard`."""
-    store = Store.of(output)
-    digest = files_of(read_table(store, name, SCHEMA, run_of(store))).get(file)
-    return None if digest is None else read_file(store, name, file, digest)
+    return [open_shard(store, name, run).notes.get(key) for name in store.names("records", ".parquet")]
 
 
 def read_records(output: str | Path | Store) -> list[Record]:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evaluate.model.identity import NOT_RESUMED
-from evaluate.runs.shards import whose
+from evaluate.model.identity import NOT_RESUMED, package_code
+from evaluate.runs.sealed_table import run_named_by
 from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.store import Store
+
+
+@contextmanager
+def claimed(store: Store, configuration: dict[str, Any]) -> Iterator[str]:
+    """Hold `store` while the block runs, as this run's (`claim`), together with other processes of the same run. A run
+    that is refused within the block before it has written anything gives its claim up.
+    """
+    with store.held(alone=False):
+        run = claim(store, configuration)
+        try:
+            yield run
+        except InvalidInput:
+            if not store.others and not store.names("records", ".parquet", depth=None):
+                store.remove("run.json")
+            raise
 
 
 def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
@@ -24,8 +42,11 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
     """
     configuration = json.loads(json.dumps(configuration))
     store, run = Store.of(output), _name_of(configuration)
-    if not store.exists("run.json"):
-        _check_unclaimed(store, run)
+    for name in [] if store.exists("run.json") else store.names("records", ".parquet", depth=None):
+        if run_named_by(store, name) not in (run, None):
+            raise InvalidInput(
+                f"output {store} has no run.json, but {name} of another run; name another output, or move that away"
+            )
     if not store.create("run.json", json.dumps(configuration, indent=1).encode()):
         try:
             stored = read_json(store.read("run.json"))
@@ -48,22 +69,6 @@ def claim(output: str | Path | Store, configuration: dict[str, Any]) -> str:
                 "name another output, or repeat that run's options, model and code to resume it"
             )
     return run
-
-
-def _check_unclaimed(store: Store, run: str) -> None:
-    """Refuse a place without run.json that holds what another run wrote."""
-    for name in store.all_names("records", ".parquet"):
-        if whose(store, name) not in (run, None):
-            raise InvalidInput(
-                f"output {store} has no run.json, but {name} of another run; name another output, or move that away"
-            )
-
-
-def release(output: str | Path | Store) -> None:
-    """Give up a claim under which nothing was written, unless others may be at work under it."""
-    store = Store.of(output)
-    if not store.others and not store.all_names("records", ".parquet"):
-        store.remove("run.json")
 
 
 def _differing(stored: dict[str, Any], configuration: dict[str, Any]) -> list[str]:
@@ -92,6 +97,17 @@ def run_of(output: str | Path | Store) -> str:
 
 def _name_of(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+
+
+def of_images(images: ImageSet, total: int) -> dict[str, Any]:
+    """Describe for run.json the first `total` images and this package, for every kind of run."""
+    return {
+        "num_images": total,
+        "dataset": images.name,
+        "images_sha256": images_sha256(images, total),
+        "robustpatch": version("robustpatch"),
+        "code": package_code(),
+    }
 
 
 def images_sha256(images: ImageSet, total: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,17 @@ from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
 from evaluate.model.float32 import off_float32
 from evaluate.model.gradients import left_out
-from evaluate.model.identity import NOT_RESUMED, identity_of, package_code, packages
+from evaluate.model.identity import NOT_RESUMED, identity_of, packages
 from evaluate.model.patched_answers import answers, patched_images
 from evaluate.model.recheck import Recheck
 from evaluate.runs.batch import Settings, evaluate_batch
+from evaluate.runs.completed_run import IncompleteRun, check_complete
 from evaluate.runs.counterexample import save_counterexample
 from evaluate.runs.gallery import SHOWN, exhibits_name, write_exhibits
-from evaluate.runs.places import room_of_run
-from evaluate.runs.records import Record, read_probe, read_records, read_shard, shard_name, write_shard
-from evaluate.runs.run_identity import claim, images_sha256, release
-from evaluate.runs.shards import DamagedShard
-from evaluate.runs.whole import IncompleteRun, check_whole
+from evaluate.runs.output import room_of_run
+from evaluate.runs.records import Record, open_shard, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.run_identity import claimed, of_images
+from evaluate.runs.sealed_table import damage_of
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
@@ -71,19 +70,12 @@ class Job:
         if write_exhibits(self.store, exhibits_name(name), batch.exhibits):
             files.add(exhibits_name(name))
         asked = answers(self.model, patched_images(x, batch.records, self.threat)[0], len(x))
-        write_shard(self.store, name, batch.records, self.run, deviation, asked, files, self.worker)
+        notes = {"float32_deviation": deviation, "probe": asked, "worker": self.worker}
+        write_shard(self.store, name, batch.records, self.run, files, **notes)
 
     def damage(self, batch: range) -> str | None:
-        """What is wrong with the shard of these images, or with files that belong to it; "" where there is none, None
-        where all is whole.
-        """
-        try:
-            read_shard(self.store, shard_name(batch.start, batch.stop), self.run, whole=True)
-        except FileNotFoundError:
-            return ""
-        except DamagedShard as error:
-            return error.reason
-        return None
+        """The damage of the shard of these images and of the files that belong to it; see `damage_of`."""
+        return damage_of(lambda: read_shard(self.store, shard_name(batch.start, batch.stop), self.run, whole=True))
 
 
 _RESERVED = (  # keys of run.json that not every run has
@@ -167,80 +159,58 @@ def evaluate(
     total = min(settings.num_images, len(images))
     own = {
         **{name: value for name, value in vars(settings).items() if (name, value) != ("top_k", 1)},
-        "num_images": total,
+        **of_images(images, total),
         "threat": str(threat),
-        "dataset": images.name,
         "class_names": list(images.class_names),
-        "images_sha256": images_sha256(images, total),
-        "robustpatch": version("robustpatch"),
-        "code": package_code(),
         "packages": packages(model, *attacks),
         **identity_of(model, attacks, module=module),
         "attacks": [repr(attack) for attack in attacks],
     }
-    own = _with_note(own, configuration or {})
+    taken = [key for key in configuration or {} if key in {*own, *_RESERVED}]
+    if taken:  # one run would go on with the records of another
+        raise InvalidInput(
+            f"configuration has the key {', '.join(map(str, taken))}, by which run.json tells runs apart; rename it"
+        )
+    own |= configuration or {}
     notes = left_out(model, images, attacks)
     if notes:
         own["left_out"] = notes
     for note in notes:
         on_note(note)
-    with store.held(alone=False):
-        job = Job(model, threat, tuple(attacks), settings, store, own, claim(store, own))
-        try:
-            return _all(job, images, total, on_progress, on_damaged, workers or _here)
-        except InvalidInput:
-            release(store)
-            raise
-
-
-def _all(
-    job: Job, images: ImageSet, total: int, on_progress: Progress, on_damaged: Callable[[str, str], None], work: Workers
-) -> list[Record]:
-    """Do what is missing or damaged; the records of all images."""
-    store, settings = job.store, job.settings
-    batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
-    missing = _missing(job, batches, on_damaged)
-    finished = total - sum(map(len, missing))
-    whole = [batch for batch in batches if batch not in missing]
-    again, names = (
-        Recheck(job.model, images, job.threat, settings),
-        {one: shard_name(one.start, one.stop) for one in whole},
-    )
-    again.check(((one, read_shard(store, name, job.run)) for one, name in names.items()), str(store))
-    again.check_probes(
-        ((one, read_shard(store, name, job.run), read_probe(store, name)) for one, name in names.items()), str(store)
-    )
-    if missing:
-        store.check_writable(_room(job, images, sum(map(len, missing))))
-        work(job, images, missing, lambda more, what: on_progress(finished + more, what))
-    left = _missing(job, batches, lambda *_: None)
-    if left:
-        names = ", ".join(shard_name(batch.start, batch.stop) for batch in left[:8])
-        raise IncompleteRun(
-            f"the workers returned, but {len(left)} of {len(batches)} batches are not done ({names}); what is done is "
-            "kept: repeat the command"
-        )
-    records = read_records(store)
-    check_whole(records, total, job.attacks, job.threat)
+    with claimed(store, own) as run:
+        job = Job(model, threat, tuple(attacks), settings, store, own, run)
+        _finish(job, images, total, on_progress, on_damaged, workers or _here)
+        records = read_records(store)
+    check_complete(records, total, attacks, threat)
     on_progress(total, "done")
     return records
 
 
-def _room(job: Job, images: ImageSet, number: int) -> int:
-    """Bytes that so many images still need."""
-    settings = job.settings
-    shown = len(SHOWN) * (2 * settings.gallery + -(-number // settings.batch_size)) if settings.gallery else 0
-    return room_of_run(number, len(job.attacks) * len(job.threat.threats), images.image_shape, shown)
-
-
-def _with_note(own: dict[str, Any], note: dict[str, Any]) -> dict[str, Any]:
-    """Both in one; a note that hid what tells runs apart would let one run go on with the records of another."""
-    taken = [key for key in note if key in {*own, *_RESERVED}]
-    if taken:
-        raise InvalidInput(
-            f"configuration has the key {', '.join(map(str, taken))}, by which run.json tells runs apart; rename it"
+def _finish(
+    job: Job, images: ImageSet, total: int, on_progress: Progress, on_damaged: Callable[[str, str], None], work: Workers
+) -> None:
+    """Do what is missing or damaged."""
+    store, settings = job.store, job.settings
+    batches = [range(a, min(a + settings.batch_size, total)) for a in range(0, total, settings.batch_size)]
+    missing = _missing(job, batches, on_damaged)
+    names = {batch: shard_name(batch.start, batch.stop) for batch in batches if batch not in missing}
+    again = Recheck(job.model, images, job.threat, settings)
+    again.check(((batch, read_shard(store, name, job.run)) for batch, name in names.items()), str(store))
+    opened = ((batch, name, open_shard(store, name, job.run).notes.get("probe")) for batch, name in names.items())
+    again.check_probes(((one, read_shard(store, name, job.run), asked) for one, name, asked in opened), str(store))
+    if missing:
+        number = sum(map(len, missing))
+        shown = len(SHOWN) * (2 * settings.gallery + -(-number // settings.batch_size)) if settings.gallery else 0
+        tried = len(job.attacks) * len(job.threat.threats)
+        store.check_writable(room_of_run(number, tried, images.image_shape, shown))
+        work(job, images, missing, lambda more, what: on_progress(total - number + more, what))
+    left = _missing(job, batches, lambda *_: None)
+    if left:
+        some = ", ".join(shard_name(batch.start, batch.stop) for batch in left[:8])
+        raise IncompleteRun(
+            f"the workers returned, but {len(left)} of {len(batches)} batches are not done ({some}); what is done is "
+            "kept: repeat the command"
         )
-    return {**own, **note}
 
 
 def _missing(job: Job, batches: Sequence[range], on_damaged: Callable[[str, str], None]) -> list[range]:

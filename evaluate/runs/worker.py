@@ -65,7 +65,7 @@ class Worker:
 
 
 def conditions(device: str) -> dict[str, object]:
-    """What has to be equal for two processes to give the same records on the same kind of device."""
+    """Settings that have to be equal for two processes to give the same records on the same kind of device."""
     return {
         "code": package_code(),
         **{name: version(name).partition("+")[0] for name in PACKAGES},  # +cpu and +cu128 are of one version
@@ -75,7 +75,7 @@ def conditions(device: str) -> dict[str, object]:
 
 
 def takes_gpu(device: str) -> bool:
-    """Whether a run on this device asks Ray for GPUs. Raises `InvalidInput` for one of several: Ray says which."""
+    """True where a run on this device asks Ray for GPUs. Raises `InvalidInput` for one of several: Ray says which."""
     if torch.device(device).type != "cuda":
         return False
     if torch.device(device).index is not None:

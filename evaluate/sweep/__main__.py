@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from glob import glob
 from hashlib import sha256
@@ -16,9 +14,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluate.cli.command import HELD, check_dtype, check_fit, check_number, circumstances, progress_bar, status_of
+from evaluate.cli.command import HELD, check_dtype, check_fit, check_number, circumstances, showing, takes
+from evaluate.results.metrics import as_json
 from evaluate.results.published import published
-from evaluate.runs.places import place_of
+from evaluate.runs.output import place_of
 from evaluate.sweep.figures import draw
 from evaluate.sweep.metrics import Choice, choice_by, settings_of
 from evaluate.sweep.records import read_sweep
@@ -27,7 +26,6 @@ from evaluate.sweep.table import markdown
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, names
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
@@ -38,126 +36,81 @@ from robustpatch.voting.rules import Threshold, TopOne, Voting
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=Command)
-def main(
-    checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")],
-    dataset: Annotated[
-        str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")
-    ] = "mnist-sample",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
-    image_size: ImageSize = None,
-    channels: Channels = 3,
-    classes: Classes = None,
-    skip_broken: SkipBroken = False,
-    split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test",
-    theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4",
-    top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False,
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The options of a sweep, in the order of the command line."""
+
+    checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")]
+    dataset: Annotated[str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")] = (
+        "mnist-sample"
+    )
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None
+    image_size: ImageSize = None
+    channels: Channels = 3
+    classes: Classes = None
+    skip_broken: SkipBroken = False
+    split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test"
+    theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4"
+    top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False
     top_k: Annotated[
-        str, typer.Option(help="Also whether the label is among the k most voted: 1,3,5; or none.")
-    ] = "none",
-    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None,
+        str, typer.Option(help="Certify, too, that the label is among the k most voted: 1,3,5; or none.")
+    ] = "none"
+    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None
     patch: Annotated[
-        list[str] | None, typer.Option(help=f"What the attacker may change: {FORMS}; give it again for another one.")
-    ] = None,
-    num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images scored and certified together.")] = 500,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    choose_by: Annotated[Path | None, typer.Option(help="Output of a validation sweep that makes the choices.")] = None,
+        list[str] | None,
+        typer.Option(help=f"The patch of the attacker: {FORMS}; give it again for another one. Default: 5x5."),
+    ] = None
+    num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None
+    batch_size: Annotated[int, typer.Option(help="Images scored and certified together.")] = 500
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu"
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32"
+    choose_by: Annotated[Path | None, typer.Option(help="Output of a validation sweep that makes the choices.")] = None
     output: Annotated[
         str | None,
         typer.Option(help="Folder of rows, table and pictures; a killed run is resumed. Default: runs/NAME."),
-    ] = None,
-) -> None:
+    ] = None
+
+
+@app.command(cls=Command)
+@takes(SweepOptions)
+def main(options: SweepOptions, errors: Console) -> int:
     """Certify all images with each checkpoint under each voting rule, against each patch and squares of every side.
 
     Every image is scored once by each checkpoint. Exit status 0: done. 2: wrong call. 3: internal error.
     """
-    raise typer.Exit(
-        status_of(
-            lambda errors: _run(
-                checkpoints,
-                lambda: named_images(
-                    dataset,
-                    data_root,
-                    split,
-                    image_size=image_size,
-                    channels=channels,
-                    classes=classes,
-                    skip_broken=skip_broken,
-                ),
-                dataset,
-                classes is not None,
-                split,
-                theta,
-                top1,
-                top_k,
-                guard,
-                patch or ["5x5"],
-                num_images,
-                batch_size,
-                device,
-                dtype,
-                choose_by,
-                output,
-                errors,
-            )
-        )
-    )
-
-
-def _run(
-    checkpoints: list[str],
-    load: Callable[[], ImageSet],
-    dataset: str,
-    named: bool,
-    split: str,
-    theta: str,
-    top1: bool,
-    top_k: str,
-    guard: float | None,
-    patch: list[str],
-    num_images: int | None,
-    batch_size: int,
-    device: str,
-    dtype: str,
-    choose_by: Path | None,
-    output: str | None,
-    errors: Console,
-) -> int:
-    started = time.monotonic()
-    around = circumstances(check_device(device))
+    started, split = time.monotonic(), options.split
+    around = circumstances(check_device(options.device))
     if split not in ("test", "validation"):
         raise InvalidInput(f"split is {split!r}; use test or validation")
-    images = load()
+    images = named_images(
+        options.dataset,
+        options.data_root,
+        split,
+        image_size=options.image_size,
+        channels=options.channels,
+        classes=options.classes,
+        skip_broken=options.skip_broken,
+    )
     settings = SweepSettings(
-        votings=_votings(theta, top1),
-        patches=tuple(parse_threat(one, images.image_shape[1:]) for one in patch),
-        num_images=len(images) if num_images is None else num_images,
-        batch_size=batch_size,
-        device=device,
-        top_k=_numbers(top_k),
+        votings=_votings(options.theta, options.top1),
+        patches=tuple(parse_threat(one, images.image_shape[1:]) for one in options.patch or ["5x5"]),
+        num_images=len(images) if options.num_images is None else options.num_images,
+        batch_size=options.batch_size,
+        device=options.device,
+        top_k=_numbers(options.top_k),
     )
     check_number(settings.num_images, images)
-    loaded = _load(checkpoints, images, guard, dtype, named)
-    choice = None if choose_by is None else _choice(choose_by, loaded, settings, split)
-    configuration = {"dtype": dtype}
+    loaded = _load(options, images)
+    choice = None if options.choose_by is None else _choice(options.choose_by, loaded, settings, split)
+    output = options.output
     if output is None:
-        what = json.dumps([dataset, split, {name: one.sha256 for name, one in loaded.items()}, str(settings), guard])
-        output = f"runs/sweep-{dataset}-{split}-{sha256((what + dtype).encode()).hexdigest()[:8]}"
+        files = {name: one.sha256 for name, one in loaded.items()}
+        what = json.dumps([options.dataset, split, files, str(settings), options.guard, options.dtype])
+        output = f"runs/sweep-{options.dataset}-{split}-{sha256(what.encode()).hexdigest()[:8]}"
     store = place_of(output)
-    progress = progress_bar(errors)
-    task = progress.add_task("", total=len(loaded) * settings.num_images)
-    with ExitStack() as shown:
-
-        def on_progress(finished: int, what: str) -> None:
-            if not progress.live.is_started:  # not before the call is found right: an error stands alone
-                for note in images.notes:
-                    errors.print(note, soft_wrap=True)
-                shown.enter_context(progress)
-            progress.update(task, completed=finished, description=one_line(what))
-
-        run = sweep(loaded, images, settings, store, configuration=configuration, on_progress=on_progress)
+    with showing(errors, len(loaded) * settings.num_images, notes=images.notes) as on_progress:
+        about = {"dtype": options.dtype}
+        run = sweep(loaded, images, settings, store, configuration=about, on_progress=on_progress)
     found = settings_of(run)
     if split == "validation":
         choice = Choice({setting.key: setting for setting in found}, "these validation images")
@@ -165,12 +118,14 @@ def _run(
     store.write("table.md", text.encode())
     pictures = draw(run, found, choice, store)
     patches = run.configuration["patches"]
-    paper = [published(dataset, setting.ablation, setting.voting, patch) for setting in found for patch in patches]
+    paper = [
+        published(options.dataset, setting.ablation, setting.voting, patch) for setting in found for patch in patches
+    ]
     content = json.dumps(
         {
             "settings": [setting.as_dict() for setting in found],
             "choices": None if choice is None else choice.as_dict(found, patches),
-            "paper": [asdict(entry) for entry in dict.fromkeys(paper) if entry is not None],
+            "paper": as_json([entry for entry in dict.fromkeys(paper) if entry is not None]),
             "seconds_of_checkpoints": run.seconds,
             "float32_deviations": run.float32_deviations,
             "seconds": time.monotonic() - started,
@@ -206,11 +161,11 @@ def _numbers(top_k: str) -> tuple[int, ...]:
         raise InvalidInput(f"top_k is {top_k!r}; use whole numbers separated by commas, 1,3,5, or none") from error
 
 
-def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str, named: bool) -> dict[str, Checkpoint]:
+def _load(options: SweepOptions, images: ImageSet) -> dict[str, Checkpoint]:
     """All checkpoints by a name each, smoothed ones for these images; refused before any is used."""
-    precision = check_dtype(dtype)
+    precision, guard = check_dtype(options.dtype), options.guard
     paths: list[str] = []
-    for text in given:
+    for text in options.checkpoints:
         found = [name for name in names() if fnmatch(name, text)] or sorted(glob(str(Path(text).expanduser())))
         paths += found or [text]  # a missing file is refused by its own name
     loaded: dict[str, Checkpoint] = {}
@@ -219,7 +174,7 @@ def _load(given: list[str], images: ImageSet, guard: float | None, dtype: str, n
         name = text if text in names() else checkpoint.path.stem
         if name == "checkpoint":  # as training names every one: its folder tells them apart
             name = checkpoint.path.resolve().parent.name or name
-        check_fit(name, checkpoint, images, named=named)
+        check_fit(name, checkpoint, images, named=options.classes is not None)
         if any(checkpoint.sha256 == other.sha256 for other in loaded.values()):
             raise InvalidInput(f"checkpoints names {text} twice; drop one")
         model = checkpoint.smoothed.to(precision).requires_grad_(False)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.results.metrics import Share
-from evaluate.sweep.records import SweepRun, margin_column, top_column
+from evaluate.results.metrics import Share, as_json
+from evaluate.sweep.columns import margin_column, top_column
+from evaluate.sweep.records import SweepRun
 from robustpatch.errors import InvalidInput
 
 _ABLATION = re.compile(r"([^:]*):(\d+)(.*)")
@@ -19,7 +20,7 @@ Key = tuple[str, str]  # SHA-256 of a checkpoint and its voting: what a setting 
 
 
 def family_and_size(ablation: str) -> tuple[str, int]:
-    """What kind an ablation is, and the retained size: ("columns", 2), ("2*grid-blocks", 4), ("columns:s/10", 19).
+    """The kind of an ablation, and the retained size: ("columns", 2), ("2*grid-blocks", 4), ("columns:s/10", 19).
 
     Every ablation writes itself as KIND:SIZE, with what else belongs to its kind, a stride or a width, after the size.
     """
@@ -73,19 +74,7 @@ class Setting:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types, with intervals."""
-        shares = {name: {patch: share.as_dict() for patch, share in getattr(self, name).items()} for name in _BY_PATCH}
-        own = {"family": self.family, "size": self.size, "clean": self.clean.as_dict(), **shares}
-        own |= {name: list(getattr(self, name)) for name in _BY_SIDE}
-        own["clean_top"] = _as_dicts(self.clean_top)
-        own["certified_top"] = {patch: _as_dicts(some) for patch, some in self.certified_top.items()}
-        return {**vars(self), **own}
-
-
-def _as_dicts(by_k: dict[int, Share]) -> dict[str, Any]:
-    return {str(k): share.as_dict() for k, share in by_k.items()}
-
-
-_BY_PATCH, _BY_SIDE = ("exact", "margin"), ("exact_by_side", "margin_by_side")
+        return {**as_json(self), "family": self.family, "size": self.size}
 
 
 def settings_of(run: SweepRun) -> list[Setting]:
@@ -99,33 +88,30 @@ def settings_of(run: SweepRun) -> list[Setting]:
 
 def _setting(run: SweepRun, checkpoint: dict[str, Any], voting: str) -> Setting:
     rows, patches = run.columns[checkpoint["name"], voting], run.configuration["patches"]
+    top_k = run.configuration.get("top_k", ())
     correct = rows["prediction"] == rows["label"]
-    total, sides = len(correct), range(1, min(run.configuration["image_size"]) + 1)
+    sides = range(1, min(run.configuration["image_size"]) + 1)
     exact, margin = (np.where(correct, rows[f"largest_certified{end}"], 0) for end in ("", "_margin"))
 
-    top_k = run.configuration.get("top_k", ())
-
-    def certified(method: Any) -> dict[str, Share]:
-        return {p: Share(int((correct & (rows[margin_column(method, p)] >= 0)).sum()), total) for p in patches}
+    def share(hits: np.ndarray) -> Share:
+        return Share(int(hits.sum()), len(correct))
 
     return Setting(
         checkpoint=checkpoint["name"],
         sha256=checkpoint["sha256"],
         ablation=checkpoint["ablation"],
         voting=voting,
-        clean=Share(int(correct.sum()), total),
-        exact=certified("exact"),
-        margin=certified("margin"),
+        clean=share(correct),
+        exact={p: share(correct & (rows[margin_column("exact", p)] >= 0)) for p in patches},
+        margin={p: share(correct & (rows[margin_column("margin", p)] >= 0)) for p in patches},
         exact_by_side=tuple(int((exact >= m).sum()) for m in sides),
         margin_by_side=tuple(int((margin >= m).sum()) for m in sides),
         median_side=float(np.median(exact)),
         mean_side=float(exact.mean()),
         close_votes=int(rows["close_votes"].sum()),
-        votes=total * checkpoint["ablations"] * run.configuration["num_classes"],
-        clean_top={k: Share(int((rows["rank"] < k).sum()), total) for k in top_k},
-        certified_top={
-            p: {k: Share(int((rows[top_column(k, p)] >= 0).sum()), total) for k in top_k} for p in patches if top_k
-        },
+        votes=len(correct) * checkpoint["ablations"] * run.configuration["num_classes"],
+        clean_top={k: share(rows["rank"] < k) for k in top_k},
+        certified_top={p: {k: share(rows[top_column(k, p)] >= 0) for k in top_k} for p in patches if top_k},
     )
 
 

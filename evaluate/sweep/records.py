@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,64 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evaluate.results.table import schema
 from evaluate.runs.records import shard_name
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, read_table, write_table
-from robustpatch.certificates.exact import Method
+from evaluate.runs.sealed_table import read_table
+from evaluate.sweep.columns import columns
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.bounded_json import read_json, read_object
+from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
-
-_SECONDS = b"seconds"  # in the metadata of a shard: the one thing in which two equal runs may differ
-_DEVIATION = b"float32_deviation"  # in the metadata of a shard
-_TEXTS = ("checkpoint", "ablation", "voting")
-
-
-def margin_column(method: Method, patch: object) -> str:
-    """The column with the margins against one patch: certified iff ≥ 0."""
-    return f"margin_{method} {patch}"
-
-
-def top_column(k: int, patch: object) -> str:
-    """The column with the margins of the label among the k most voted, against one patch: certified iff ≥ 0."""
-    return f"margin_top{k} {patch}"
-
-
-def schema(patches: Sequence[object], top_k: Sequence[int] = ()) -> pa.Schema:
-    """The columns of a shard.
-
-    `largest_certified` and `largest_certified_margin` are sides of squares, by the exact certificate and by the paper's
-    margin; 0 where there is none. `close_votes` counts votes within the guard of turning over. `rank`, where top k
-    are asked for, is how many classes come before the label.
-    """
-    numbers = ("index", "label", "prediction", "largest_certified", "largest_certified_margin", "close_votes")
-    margins = [margin_column(method, patch) for patch in patches for method in ("exact", "margin")]
-    if top_k:
-        margins += ["rank", *(top_column(k, patch) for patch in patches for k in top_k)]
-    return pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int64()) for name in (*numbers, *margins)])
+from robustpatch.threats.parse import parse_threat
 
 
 def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
     """The shard of one checkpoint's images first, …, stop - 1."""
     folder, _, name = shard_name(first, stop).rpartition("/")
     return f"{folder}/{checkpoint}/{name}"
-
-
-def write_sweep_shard(
-    output: str | Path | Store,
-    name: str,
-    run: str,
-    rows: Sequence[dict[str, Any]],
-    whole: pa.Schema,
-    seconds: dict[str, float],
-    float32_deviation: float | None = None,
-) -> None:
-    """Write columns of `run`, one dictionary of them for each voting rule, and beside them the time they took, and how
-    far the scores were from float32's, where they were computed in less.
-    """
-    tables = [pa.table({column: some[column] for column in whole.names}, schema=whole) for some in rows]
-    about = {_SECONDS: json.dumps(seconds).encode(), _DEVIATION: json.dumps(float32_deviation).encode()}
-    write_table(output, name, pa.concat_tables(tables).replace_schema_metadata(about), run)
 
 
 @dataclass(frozen=True)
@@ -89,50 +44,28 @@ def read_sweep(output: str | Path | Store) -> SweepRun:
     store = Store.of(output)
     try:
         configuration = read_object(store.read("run.json"))
-        checkpoints, votings, patches, total = (
-            configuration[key] for key in ("checkpoints", "votings", "patches", "num_images")
-        )
+        names = [checkpoint["name"] for checkpoint in configuration["checkpoints"]]
+        votings, total = configuration["votings"], configuration["num_images"]
+        patches = [parse_threat(patch) for patch in configuration["patches"]]
+        whole = schema(columns(patches, configuration.get("top_k", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
-    run = run_of(store)
-    columns, seconds, deviations, whole = {}, {}, {}, schema(patches, configuration.get("top_k", ()))
-    for name in (checkpoint["name"] for checkpoint in checkpoints):
-        shards = [_read(store, shard, run, whole) for shard in store.names(f"records/{name}", ".parquet")]
-        rows = pa.concat_tables([whole.empty_table(), *(table for table, _, _ in shards)])
+    run, found, seconds, deviations = run_of(store), {}, {}, {}
+    for name in names:
+        shards = [read_table(store, shard, whole, run) for shard in store.names(f"records/{name}", ".parquet")]
+        rows = pa.concat_tables([whole.empty_table(), *(shard.table for shard in shards)])
         seconds[name] = {
-            part: sum(times.get(part, 0.0) for _, times, _ in shards) for part in ("scoring", "certifying")
+            part: sum(shard.notes.get("seconds", {}).get(part, 0.0) for shard in shards)
+            for part in ("scoring", "certifying")
         }
-        deviations[name] = max((deviation for _, _, deviation in shards if deviation is not None), default=None)
+        noted = [shard.notes.get("float32_deviation") for shard in shards]
+        deviations[name] = max((one for one in noted if one is not None), default=None)
         for voting in votings:
             own = rows.filter(pc.field("voting") == voting).sort_by("index")
-            found = {field: own[field].to_numpy() for field in own.column_names if field not in _TEXTS}
-            if not np.array_equal(found["index"], np.arange(total)):
+            numbers = [column.name for column in whole if column.type == pa.int64()]
+            found[name, voting] = {column: own[column].to_numpy() for column in numbers}
+            if not np.array_equal(found[name, voting]["index"], np.arange(total)):
                 raise InvalidInput(
                     f"{output} has {len(own)} of {total} images of {name}, {voting}; repeat its command to finish it"
                 )
-            columns[name, voting] = found
-    return SweepRun(configuration, columns, seconds, deviations)
-
-
-def damage(output: str | Path | Store, name: str, run: str, whole: pa.Schema) -> str | None:
-    """What is wrong with a shard of the run; "" where there is none, None where it is as it was written."""
-    try:
-        _read(output, name, run, whole)
-    except FileNotFoundError:
-        return ""
-    except DamagedShard as error:
-        return error.reason
-    return None
-
-
-def _read(
-    output: str | Path | Store, name: str, run: str, whole: pa.Schema
-) -> tuple[pa.Table, dict[str, float], float | None]:
-    """The rows, seconds, and the distance from float32."""
-    table = read_table(output, name, whole, run)
-    about = table.schema.metadata
-    try:
-        seconds, deviation = read_object(about[_SECONDS]), read_json(about.get(_DEVIATION, b"null"))
-    except (KeyError, ValueError) as error:
-        raise DamagedShard(Store.of(output).path(name), "what it says of its making is no JSON") from error
-    return table.replace_schema_metadata(None), seconds, deviation
+    return SweepRun(configuration, found, seconds, deviations)

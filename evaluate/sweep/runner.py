@@ -5,46 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluate.model.float32 import off_float32
-from evaluate.model.identity import package_code
-from evaluate.runs.places import room_of_sweep
-from evaluate.runs.run_identity import claim, images_sha256, release
+from evaluate.results.table import schema, values
+from evaluate.runs.output import room_of_sweep
+from evaluate.runs.run_identity import claimed, of_images
 from evaluate.runs.runner import Progress
-from evaluate.sweep.records import (
-    SweepRun,
-    damage,
-    margin_column,
-    read_sweep,
-    schema,
-    sweep_shard,
-    top_column,
-    write_sweep_shard,
-)
-from robustpatch.certificates.exact import Method, certify_votes, largest_certified
-from robustpatch.certificates.lead import ranks
-from robustpatch.certificates.top_k import certify_top_k, check_k
+from evaluate.runs.sealed_table import damage_of, read_table, write_table
+from evaluate.sweep.columns import RuledBatch, certified_columns, columns
+from evaluate.sweep.records import SweepRun, read_sweep, sweep_shard
+from robustpatch.certificates.top_k import check_k
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
-from robustpatch.voting.rules import Voting, first_argmax
-
-METHODS: tuple[Method, ...] = ("exact", "margin")
+from robustpatch.voting.rules import Voting
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What decides the rows besides checkpoints and images: `num_images` are taken from index 0 on.
+    """The settings that decide the rows besides checkpoints and images: `num_images` are taken from index 0 on.
 
     For each k of `top_k` it is certified, too, that the label stays among the k most voted.
     """
@@ -79,36 +68,16 @@ def certify_scores(
     labels: Int[Tensor, " B"] | None = None,
     top_k: Sequence[int] = (),
 ) -> dict[str, Int[Tensor, " B"]]:
-    """What `certify` and `largest_certified` would say with `voting`, of images already scored, by column; and of their
-    `labels`, where `top_k` asks for it, `certify_top_k`.
+    """Certify images already scored as `certify` and `largest_certified` would with `voting`, and their `labels` where
+    `top_k` asks for it as `certify_top_k`; by column (`evaluate.sweep.columns`).
 
-    `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says. Margins are in whole
-    votes, rounded down. Raises `InvalidInput` for a rule that makes other scores of the logits than the model's.
+    `scores` are `model.certifiable_scores(x)`. The guard is the model's, whatever `voting` says. Raises
+    `InvalidInput` for a rule that makes other scores of the logits than the model's.
     """
     _check_link(model, voting)
-    guard = model.guard_on(scores.device)
-    votes = voting.votes(scores, guard)
-    columns = {
-        "prediction": first_argmax(votes.counts),
-        "close_votes": votes.close.flatten(1).sum(dim=1),
-        "largest_certified": largest_certified(votes, model.ablation, image_size),
-        "largest_certified_margin": largest_certified(votes, model.ablation, image_size, "margin"),
-    }
     if top_k and labels is None:
         raise InvalidInput(f"labels is None, but top_k asks whether they are among the {top_k} most voted; give both")
-    if top_k and labels is not None:
-        columns["rank"] = ranks(votes.counts, labels.to(scores.device))
-    capacity = voting.capacity(model.num_classes)
-    for patch in patches:
-        for method in METHODS:
-            found = certify_votes(votes, model.ablation, patch, image_size, method=method, guard=guard)
-            assert found.margin is not None  # of votes there always is one
-            columns[margin_column(method, patch)] = torch.div(found.margin, found.unit, rounding_mode="floor")
-        if labels is not None:
-            for k in top_k:
-                top = certify_top_k(votes, labels, k, model.ablation, patch, image_size, capacity=capacity, guard=guard)
-                columns[top_column(k, patch)] = torch.div(top.margin, top.unit, rounding_mode="floor")
-    return columns
+    return values(certified_columns(patches, top_k), RuledBatch(model, scores, image_size, voting, labels))
 
 
 def _check_link(model: SmoothedClassifier, voting: Voting) -> None:
@@ -145,62 +114,38 @@ def sweep(
         for voting in settings.votings:
             _check_link(checkpoint.smoothed, voting)
     own = {
+        **of_images(images, total),
         "checkpoints": [_described(name, checkpoint, settings.device) for name, checkpoint in checkpoints.items()],
         "votings": [str(voting) for voting in settings.votings],
         "patches": [str(patch) for patch in settings.patches],
-        "num_images": total,
         "batch_size": settings.batch_size,
         "device": settings.device,
-        "dataset": images.name,
         "split": images.split,
         "image_size": list(images.image_shape[1:]),
         "num_classes": len(images.class_names),
-        "images_sha256": images_sha256(images, total),
-        "robustpatch": version("robustpatch"),
-        "code": package_code(),
         **({"top_k": list(settings.top_k)} if settings.top_k else {}),
         **(configuration or {}),
     }
-    with store.held(alone=False):
-        run = claim(store, own)
-        try:
-            _sweep(checkpoints, images, settings, store, run, total, on_progress)
-        except InvalidInput:
-            release(store)
-            raise
+    whole, writable = schema(columns(settings.patches, settings.top_k)), False
+    with claimed(store, own) as run:
+        for number, (name, checkpoint) in enumerate(checkpoints.items()):
+            model = checkpoint.smoothed
+            for first in range(0, total, settings.batch_size):
+                index = range(first, min(first + settings.batch_size, total))
+                shard = sweep_shard(name, first, index.stop)
+                damage = damage_of(lambda shard=shard: read_table(store, shard, whole, run))
+                if damage is None:
+                    continue
+                if not writable:
+                    store.check_writable(room_of_sweep(len(checkpoints) * total, len(settings.votings), len(whole)))
+                    writable = True
+                again = f" (once more: its shard is damaged, {damage})" if damage else ""
+                on_progress(number * total + first, name + again)
+                table, notes = _batch(name, model.to(settings.device), images, index, settings)
+                write_table(store, shard, table, run, notes=notes)
+            model.to("cpu")  # leaves the device to the next
         on_progress(len(checkpoints) * total, "done")
         return read_sweep(store)
-
-
-def _sweep(
-    checkpoints: Mapping[str, Checkpoint],
-    images: ImageSet,
-    settings: SweepSettings,
-    store: Store,
-    run: str,
-    total: int,
-    on_progress: Progress,
-) -> None:
-    """Do what is missing or damaged."""
-    whole, writable = schema(settings.patches, settings.top_k), False
-    for number, (name, checkpoint) in enumerate(checkpoints.items()):
-        model = checkpoint.smoothed
-        for first in range(0, total, settings.batch_size):
-            stop = min(first + settings.batch_size, total)
-            shard = sweep_shard(name, first, stop)
-            found = damage(store, shard, run, whole)
-            if found is None:
-                continue
-            if not writable:
-                store.check_writable(room_of_sweep(len(checkpoints) * total, len(settings.votings), len(whole)))
-                writable = True
-            again = f" (once more: its shard is damaged, {found})" if found else ""
-            on_progress(number * total + first, name + again)
-            model.to(settings.device)
-            rows, seconds, deviation = _batch(model, images, range(first, stop), settings)
-            constant = {"checkpoint": [name] * (stop - first), "ablation": [str(model.ablation)] * (stop - first)}
-            write_sweep_shard(store, shard, run, [{**constant, **row} for row in rows], whole, seconds, deviation)
-        model.to("cpu")  # leaves the device to the next
 
 
 def _described(name: str, checkpoint: Checkpoint, device: str) -> dict[str, Any]:
@@ -218,22 +163,22 @@ def _described(name: str, checkpoint: Checkpoint, device: str) -> dict[str, Any]
     }
 
 
+@torch.no_grad()
 def _batch(
-    model: SmoothedClassifier, images: ImageSet, index: range, settings: SweepSettings
-) -> tuple[list[dict[str, Any]], dict[str, float], float | None]:
-    """The columns of one batch, a dictionary for each rule, the seconds spent on scoring and on certificates, and the
-    distance of scores from float32's (`evaluate.model.float32`).
+    name: str, model: SmoothedClassifier, images: ImageSet, index: range, settings: SweepSettings
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of one batch, rule by rule; and the seconds spent on scoring and on certificates, and the distance of
+    scores from float32's (`evaluate.model.float32`).
     """
     x, y = images.batch(index)
     started = time.monotonic()
     deviation = off_float32(model, x.to(settings.device))
     scores = model.certifiable_scores(x.to(settings.device))
     scored = time.monotonic()
-    rows = []
+    listed, tables = columns(settings.patches, settings.top_k), []
     for voting in settings.votings:
-        found = certify_scores(
-            model, scores, (x.shape[2], x.shape[3]), voting, settings.patches, labels=y, top_k=settings.top_k
-        )
-        columns = {name: tensor.cpu().numpy() for name, tensor in found.items()}
-        rows.append({"voting": [str(voting)] * len(index), "index": list(index), "label": y.numpy(), **columns})
-    return rows, {"scoring": scored - started, "certifying": time.monotonic() - scored}, deviation
+        found = values(listed, RuledBatch(model, scores, (x.shape[2], x.shape[3]), voting, y, name, index))
+        held = {field: one.cpu().numpy() if isinstance(one, Tensor) else one for field, one in found.items()}
+        tables.append(pa.table(held, schema=schema(listed)))
+    seconds = {"scoring": scored - started, "certifying": time.monotonic() - scored}
+    return pa.concat_tables(tables), {"seconds": seconds, "float32_deviation": deviation}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evaluate.results.metrics import Share
 from evaluate.results.published import LEVINE_FEIZI, Published, published
-from evaluate.results.tables import NONE, Column, Strong, Table
+from evaluate.results.table import NONE, Column, Strong, Table
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import SweepRun
 from robustpatch.cli.text import markdown as literal

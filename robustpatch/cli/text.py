@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _MOST = 2_000  # characters of one message
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$]|&(?=[#A-Za-z]))")  # what Markdown or HTML inside it would obey
@@ -30,6 +30,11 @@ def visible(text: str) -> str:
 def markdown(text: object) -> str:
     """The text as Markdown that means itself: no mark-up, HTML or formula, and on one line."""
     return _MARKS.sub(r"\\\1", one_line(text))
+
+
+def some_of(numbers: Sequence[int], most: int = 8) -> str:
+    """The first of the numbers, with a sign that there are more."""
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
 
 
 def code_block(lines: Iterable[str]) -> str:

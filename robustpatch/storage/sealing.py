@@ -22,7 +22,7 @@ def sealed(content: bytes) -> bytes:
 
 
 def seal_holds(content: bytes) -> bool:
-    """Whether this is, to the byte, what `sealed` returned."""
+    """Return whether this is, to the byte, what `sealed` returned."""
     at = content.rfind(_MARK) + len(_MARK)
     stored, blank = content[at : at + len(_BLANK)], content[:at] + _BLANK + content[at + len(_BLANK) :]
     return at >= len(_MARK) and sha256(blank).hexdigest().encode() == stored

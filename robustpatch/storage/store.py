@@ -1,4 +1,4 @@
-"""Where results go: a folder of this machine, or any place that fsspec can name (s3://…, gs://…, memory://…)."""
+"""The place of results: a folder of this machine, or any place that fsspec can name (s3://…, gs://…, memory://…)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
-from robustpatch.storage.holding import held, held_by_none_else
-from robustpatch.storage.leftovers import being_written, part_name, remove_leftovers
+from robustpatch.storage.locks import being_written, held, held_by_none_else, part_name, remove_leftovers
 
 LEAST_ROOM = 2**22  # bytes that every command needs, for tables, pages and pictures
 MOST_BYTES = 2**33  # of a file that is read: the state of a training holds its weights thrice
@@ -51,7 +50,7 @@ class Store:
         return Path(self._base) if isinstance(self._files, LocalFileSystem) else None
 
     def path(self, name: str) -> str:
-        """What to call the file `name` in a message."""
+        """Return what to call the file `name` in a message."""
         return f"{self.root}/{name}"
 
     def inside(self, folder: str) -> Store:
@@ -60,22 +59,18 @@ class Store:
 
     @contextmanager
     def held(self, *, alone: bool) -> Iterator[None]:
-        """Hold the place while the block runs, `alone` or together with all who do not ask for that; see `held`. An
-        object store knows no such thing, and nothing is held there.
-        """
-        if self.local is None:
-            yield
-            return
+        """Lock the folder while the block runs; see `locks.held`. An object store has no locks, and none is taken."""
         with ExitStack() as holding:
-            try:
-                holding.enter_context(held(self.local, alone=alone))
-            except (OSError, ValueError) as error:
-                raise self._cannot("a file", error) from error
+            if self.local is not None:
+                try:
+                    holding.enter_context(held(self.local, alone=alone))
+                except (OSError, ValueError) as error:
+                    raise self._cannot("a file", error) from error
             yield
 
     @property
     def others(self) -> bool:
-        """Whether another process may be at work here. It has to be `held` by this one."""
+        """True where another process may be at work here. It has to be `held` by this one."""
         return self.local is None or not held_by_none_else(self.local)
 
     def exists(self, name: str) -> bool:
@@ -113,7 +108,7 @@ class Store:
             return False
         try:
             self._put(name, content, _link, "create")
-        except _There:
+        except FileExistsError:
             return False
         return True
 
@@ -141,35 +136,26 @@ class Store:
         except OSError as error:
             raise self._cannot(name, error) from error
 
-    def names(self, folder: str, ending: str) -> list[str]:
-        """The files right inside `folder` whose names end so, in order; none where there is no such folder."""
+    def names(self, folder: str, ending: str, *, depth: int | None = 1) -> list[str]:
+        """The files inside `folder`, down to a depth (None: any), whose names end so, in order; none where there is no
+        such folder.
+        """
         self._files.invalidate_cache()
-        try:
-            found = self._files.ls(self._at(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        names = (str(place).rstrip("/").rpartition("/")[2] for place in found)
-        return sorted(f"{folder}/{name}" for name in names if name.endswith(ending))
-
-    def all_names(self, folder: str, ending: str) -> list[str]:
-        """The files inside `folder`, at any depth, whose names end so, in order."""
-        self._files.invalidate_cache()
-        start = self._at("")
-        found = (str(place) for place in self._files.find(self._at(folder)))
-        return sorted(place.removeprefix(start) for place in found if place.endswith(ending))
+        found = (str(place) for place in self._files.find(self._at(folder), maxdepth=depth))
+        return sorted(place.removeprefix(self._at("")) for place in found if place.endswith(ending))
 
     def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
-        place, local = self._at(name), isinstance(self._files, LocalFileSystem)
+        place, local = self._at(name), self.local is not None
         failures = (OSError, ValueError) if local else Exception  # object stores raise what they like
         try:
             self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
             if local:
                 _put_locally(place, content, move)
             else:
-                self._put_remotely(place, content, mode)
-        except _There:
-            raise
+                self._files.pipe_file(place, content, mode=mode)
         except failures as error:
+            if isinstance(error, FileExistsError) and self.exists(name):  # not a file in a folder's place
+                raise
             raise self._cannot(name, error) from error
 
     def _cannot(self, name: str, error: Exception) -> InvalidInput:
@@ -178,21 +164,11 @@ class Store:
             "repeat the command: what is finished is kept"
         )
 
-    def _put_remotely(self, place: str, content: bytes, mode: str) -> None:
-        try:
-            self._files.pipe_file(place, content, mode=mode)
-        except FileExistsError as error:
-            raise _There from error
-
     def _at(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}"
 
     def __str__(self) -> str:
         return self.root
-
-
-class _There(Exception):
-    """What was to be created exists."""
 
 
 def local_folder(output: str | Path) -> Path:
@@ -261,7 +237,7 @@ def _link(part: str, place: str) -> None:
     """Move without replacing."""
     try:
         os.link(part, place)
-    except FileExistsError as error:
-        raise _There from error
+    except FileExistsError:
+        raise
     except OSError:  # a file system without hard links
         os.replace(part, place)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from evaluate.sweep import SweepRun
-from evaluate.sweep.records import margin_column
+from evaluate.sweep.columns import margin_column
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, model_from, save_checkpoint
 from robustpatch.data.images import ImageSet
 from tests.evaluate.planted import image_set

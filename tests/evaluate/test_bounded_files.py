@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluate.runs.bounded_parquet import read_parquet
 from evaluate.runs.gallery import read_exhibits
-from evaluate.runs.shards import DamagedShard, read_table, whose, write_table
+from evaluate.runs.sealed_table import DamagedShard, read_parquet, read_table, run_named_by, write_table
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.npz import read_all_arrays
@@ -86,10 +85,10 @@ def test_parquet_that_unpacks_to_much(monkeypatch):
     content = packed(few)
     assert len(content) < 100_000
     assert read_parquet(content).equals(few)
-    monkeypatch.setattr("evaluate.runs.bounded_parquet.MOST_BYTES", 2**24)
+    monkeypatch.setattr("evaluate.runs.sealed_table.MOST_BYTES", 2**24)
     with pytest.raises(ValueError, match="more than 16,777,216 bytes"):
         read_parquet(content)
-    monkeypatch.setattr("evaluate.runs.bounded_parquet.MOST_VALUES", 4_999)
+    monkeypatch.setattr("evaluate.runs.sealed_table.MOST_VALUES", 4_999)
     with pytest.raises(ValueError, match="said to have 5,000 values; at most 4,999"):
         read_parquet(content)
     with pytest.raises(ValueError, match="a is packed by ZSTD"):
@@ -119,14 +118,14 @@ def test_a_shard_that_is_sealed_by_somebody_else(files, tmp_path):
     with pytest.raises(DamagedShard, match=f"{FILES[files]}.*repeat the run's command"):
         read_table(tmp_path, "a.parquet", SCHEMA, "r")
     write_table(tmp_path, "b.parquet", pa.table({"a": [1]}), "r")
-    assert read_table(tmp_path, "b.parquet", SCHEMA, "r")["a"].to_pylist() == [1]
+    assert read_table(tmp_path, "b.parquet", SCHEMA, "r").table["a"].to_pylist() == [1]
 
 
 def test_a_seal_over_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(sealed(b"PAR1" + BLANK_SEAL.encode()))
     with pytest.raises(DamagedShard, match="it is no Parquet"):
         read_table(tmp_path, "a.parquet", SCHEMA, "r")
-    assert whose(tmp_path, "a.parquet") is None
+    assert run_named_by(tmp_path, "a.parquet") is None
 
 
 def test_files_that_are_too_large(tmp_path):

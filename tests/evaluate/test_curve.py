@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
@@ -27,9 +29,10 @@ def run(output, budget, threat=THREAT):
     return evaluate(model, data, threat, attacks, settings, output, configuration={"budget": budget})
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return {budget: (tmp_path / f"b{budget}", run(tmp_path / f"b{budget}", budget)) for budget in (20, 200)}
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {budget: (folder / f"b{budget}", run(folder / f"b{budget}", budget)) for budget in (20, 200)}
 
 
 def test_points_are_those_of_the_records(runs):
@@ -63,7 +66,7 @@ def test_the_picture_is_drawn(runs, tmp_path, ending):
 
 def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path):
     """Another threat, nothing at all, a run killed half-way, a picture of no known kind."""
-    first = runs[20][0]
+    first = shutil.copytree(runs[20][0], tmp_path / "copy")
     run(tmp_path / "other", 20, PatchThreat(1, 1))
     with pytest.raises(InvalidInput, match="another threat"):
         read_curve([first, tmp_path / "other"])

@@ -6,7 +6,7 @@ import torch
 
 from evaluate.audit import audit
 from evaluate.sweep import certify_scores
-from evaluate.sweep.records import margin_column
+from evaluate.sweep.columns import margin_column
 from robustpatch.threats import parse_threat
 from tests import toys
 

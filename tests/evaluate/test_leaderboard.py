@@ -63,6 +63,7 @@ def test_the_numbers_are_those_of_the_runs(board, tmp_path):
         whole, attacked = (summarise(read_run(folder / name).records) for name in ("all", "attacked"))
         assert (row["images"], row["attacked_images"]) == (whole.images, 8)
         assert row["clean"] == whole.clean.value
+        assert (row["clean_low"], row["clean_high"]) == whole.clean.interval
         assert row["empirical"] == attacked.under_all.value
         assert row["verdict"] == attacked.verdict
         assert row["speed_predict"] > 0

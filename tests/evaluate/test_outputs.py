@@ -91,7 +91,7 @@ def test_no_room_for_results(command, place, idle, monkeypatch):
 @pytest.mark.parametrize("command", READING)
 def test_another_at_work_there(command, place, idle, monkeypatch):
     """Found out before either writes. Pictures and reports, of one file each that is whole or not there, share."""
-    monkeypatch.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
+    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     idle(command)
     folder = place / "taken"
     held = folder / "small" / "1" if command == "recipe" else folder

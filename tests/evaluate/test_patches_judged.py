@@ -14,7 +14,7 @@ from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, Pa
 from attacks.base import LEVEL, judge, visible
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import summarise
-from evaluate.results.table import verdict
+from evaluate.results.summary_table import verdict
 from evaluate.runs.records import AttackRecord, Record, read_records
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -222,7 +222,7 @@ def test_runs_of_earlier_versions_are_told(tmp_path):
 
     from evaluate.runs.records import SCHEMA, read_shard
     from evaluate.runs.run_identity import run_of
-    from evaluate.runs.shards import DamagedShard, write_table
+    from evaluate.runs.sealed_table import DamagedShard, write_table
 
     records = run(Steady(), [SparseRS(queries=4)], tmp_path)
     name = "records/00000000-00000003.parquet"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -21,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.runs import runner as module
-from evaluate.runs.records import SCHEMA, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.records import open_shard, read_records, read_shard, shard_name, write_shard
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, read_table, write_table
+from evaluate.runs.sealed_table import DamagedShard, write_table
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from tests.evaluate.calls import call, refused
@@ -33,9 +32,17 @@ SHARDS = [shard_name(first, first + BATCH) for first in range(0, NUMBER, BATCH)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The records of a run that nothing happened to."""
-    return timeless(run(tmp_path_factory.mktemp("undisturbed")))
+def whole(tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    output = tmp_path_factory.mktemp("whole")
+    run(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole):
+    """Its records."""
+    return found(whole)
 
 
 def done_before(output, number: int) -> dict[str, bytes]:
@@ -67,17 +74,6 @@ def test_killed_at_any_step_of_any_write(undisturbed, tmp_path):
         assert {name: content for name, content in contents(output).items() if name in before} == before
     assert fatal > 4 * len(SHARDS)
     assert found(output) == undisturbed
-
-
-def test_killed_at_random_moments(undisturbed, tmp_path):
-    """SIGKILL from outside, five times, each resumed by the next."""
-    chance = random.Random(0)
-    for _ in range(5):
-        child = process(tmp_path)
-        child.join(chance.uniform(0, 1))
-        child.kill()
-        child.join()
-    assert timeless(run(tmp_path)) == undisturbed
 
 
 def test_two_processes_in_one_folder(undisturbed, tmp_path):
@@ -163,11 +159,9 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory):
+def shard(whole):
     """A shard's bytes, and a place for a copy that is not what was written."""
-    output = tmp_path_factory.mktemp("shard")
-    run(output)
-    return (output / SHARDS[0]).read_bytes(), Store("memory://damaged"), run_of(output)
+    return (whole / SHARDS[0]).read_bytes(), Store("memory://damaged"), run_of(whole)
 
 
 @settings(max_examples=300)
@@ -204,7 +198,7 @@ def bare(table: pa.Table) -> bytes:
 
 
 def other_columns(output: Path) -> bytes:
-    table = read_table(output, SHARDS[1], SCHEMA, run_of(output))
+    table = open_shard(output, SHARDS[1]).table
     write_table(output / "elsewhere", "x", table.drop_columns(["refuted"]), run_of(output))
     return (output / "elsewhere" / "x").read_bytes()
 
@@ -223,7 +217,7 @@ DAMAGE = {
     "empty": (lambda output: b"", "checksum"),
     "cut": (lambda output: (output / SHARDS[1]).read_bytes()[:-1], "checksum"),
     "flipped": (lambda output: flipped((output / SHARDS[1]).read_bytes(), 20_000), "checksum"),
-    "unsealed": (lambda output: bare(read_table(output, SHARDS[1], SCHEMA, run_of(output))), "checksum"),
+    "unsealed": (lambda output: bare(open_shard(output, SHARDS[1]).table), "checksum"),
     "other images": (lambda output: (output / SHARDS[2]).read_bytes(), "other images"),
     "too few": (too_few, "other images"),
     "other columns": (other_columns, "other columns"),
@@ -232,9 +226,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_shard_is_named_and_done_again(kind, undisturbed, tmp_path, monkeypatch):
+def test_a_damaged_shard_is_named_and_done_again(kind, whole, undisturbed, tmp_path, monkeypatch):
     """That batch and no other; whoever only reads the run refuses it."""
-    run(tmp_path)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before, (damaged, reason) = contents(tmp_path), DAMAGE[kind]
     (tmp_path / SHARDS[1]).write_bytes(damaged(tmp_path))
     with pytest.raises(InvalidInput, match=rf"00000002-00000004\.parquet is damaged \(.*{reason}.*repeat the run's"):
@@ -253,36 +247,22 @@ def test_a_damaged_shard_is_named_and_done_again(kind, undisturbed, tmp_path, mo
     assert {**contents(tmp_path), "00000002-00000004.parquet": b""} == {**before, "00000002-00000004.parquet": b""}
 
 
-def test_shards_of_no_batch(tmp_path):
+def test_shards_of_no_batch(whole, tmp_path):
     """A file that this run cannot have written is neither read nor overwritten: the run says which."""
-    run(tmp_path)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     odd = tmp_path / "records" / "00000001-00000003.parquet"
     odd.write_bytes((tmp_path / SHARDS[0]).read_bytes())
     with pytest.raises(InvalidInput, match=r"has records/00000001-00000003\.parquet, which is not of this run; remove"):
         run(tmp_path)
-    write_shard(tmp_path, "records/00000001-00000003.parquet", read_records_of(tmp_path)[1:3], run_of(tmp_path))
+    write_shard(tmp_path, "records/00000001-00000003.parquet", read_records(whole)[1:3], run_of(tmp_path))
     with pytest.raises(InvalidInput, match="has image 1 in two shards"):
         read_records(tmp_path)
 
 
-def read_records_of(output):
-    return [record for name in SHARDS for record in read_shard(output, name, run_of(output))]
-
-
 def test_the_command_line_says_what_was_done_again(checkpoint, tmp_path):
     """On the console, and in summary.json beside the numbers."""
-    given = [
-        "--checkpoint",
-        checkpoint,
-        "--attacks",
-        "none",
-        "--num-images",
-        4,
-        "--batch-size",
-        2,
-        "--output",
-        tmp_path,
-    ]
+    given = ["--checkpoint", checkpoint, "--attacks", "none", "--num-images", 4, "--batch-size", 2]
+    given += ["--output", tmp_path]
     assert call(*given).exit_code == 0
     assert json.loads((tmp_path / "summary.json").read_text())["redone"] == {}
     (tmp_path / SHARDS[1]).write_bytes(b"")

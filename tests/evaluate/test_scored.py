@@ -10,7 +10,7 @@ from evaluate import Settings
 from evaluate.model.load import load_model, with_theta
 from evaluate.runs.batch import evaluate_batch
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
-from evaluate.sweep.records import margin_column, top_column
+from evaluate.sweep.columns import margin_column, top_column
 from evaluate.sweep.runner import SweepSettings, certify_scores, sweep
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.errors import InvalidInput

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from attacks import PatchPGD
 from evaluate import Settings, evaluate
 from evaluate.report import write_report
-from evaluate.runs.records import SCHEMA, read_shard, shard_name
+from evaluate.runs.records import open_shard, read_shard, shard_name
 from evaluate.runs.run_identity import run_of
-from evaluate.runs.shards import DamagedShard, read_table, write_table
+from evaluate.runs.sealed_table import DamagedShard, write_table
 from evaluate.sweep import SweepSettings, read_sweep, sweep
 from evaluate.sweep.records import sweep_shard
 from robustpatch.ablations.kinds import Columns
@@ -35,6 +36,19 @@ def run(output, *, gallery=1, seed=0, **options):
     return evaluate(model, scene(), PatchThreat(2, 2), (), settings, output, **options)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run, and its records."""
+    output = tmp_path_factory.mktemp("whole")
+    return output, timeless(run(output))
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of it that may be damaged."""
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
 def times(output: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
@@ -49,22 +63,21 @@ def gone(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [(flip, "is not as it was written"), (gone, "is missing")])
-def test_a_damaged_exhibit_is_named_and_made_again(tmp_path, spoil, reason):
+def test_a_damaged_exhibit_is_named_and_made_again(whole, copied, spoil, reason):
     """With its batch and no other; a report says which it is and what to do, and is then written."""
-    before = timeless(run(tmp_path))
-    exhibit = next(iter(sorted((tmp_path / "exhibits").iterdir())))
+    exhibit = next(iter(sorted((copied / "exhibits").iterdir())))
     content = exhibit.read_bytes()
     spoil(exhibit)
     with pytest.raises(
         InvalidInput, match=rf"exhibits/{exhibit.name}, which belongs to it, {reason}.*repeat the run's"
     ):
-        write_report(tmp_path)
+        write_report(copied)
     told: list = []
-    again = run(tmp_path, on_damaged=lambda *what: told.append(what))
-    assert timeless(again) == before
+    again = run(copied, on_damaged=lambda *what: told.append(what))
+    assert timeless(again) == whole[1]
     assert [(name, reason in why) for name, why in told] == [(SHARD, True)]
     assert exhibit.read_bytes() == content
-    write_report(tmp_path)
+    write_report(copied)
 
 
 def test_files_are_sealed_with_their_table(tmp_path):
@@ -73,7 +86,7 @@ def test_files_are_sealed_with_their_table(tmp_path):
     store.write("counterexamples/a", b"a")
     run(tmp_path)
     own = run_of(tmp_path)
-    write_table(store, SHARD, read_table(store, SHARD, SCHEMA, own), own, ["counterexamples/a"])
+    write_table(store, SHARD, open_shard(store, SHARD).table, own, ["counterexamples/a"])
     assert len(read_shard(store, SHARD, own, whole=True)) == BATCH
     store.write("counterexamples/a", b"b")
     assert len(read_shard(store, SHARD, own)) == BATCH
@@ -81,28 +94,27 @@ def test_files_are_sealed_with_their_table(tmp_path):
         read_shard(store, SHARD, own, whole=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
-def test_a_run_json_that_cannot_be_read(tmp_path, content):
+def test_a_run_json_that_cannot_be_read(copied):
     """The error says how to recover, and that keeps every record."""
-    run(tmp_path)
-    before, claim = times(tmp_path / "records"), (tmp_path / "run.json").read_bytes()
-    (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(InvalidInput, match=r"run\.json that cannot be read; delete that file and repeat the command"):
-        run(tmp_path)
-    (tmp_path / "run.json").unlink()
-    run(tmp_path)
-    assert times(tmp_path / "records") == before
-    assert (tmp_path / "run.json").read_bytes() == claim
+    before, claim = times(copied / "records"), (copied / "run.json").read_bytes()
+    for content in (b"", b"{", b"[]", b"\xff\xfe", b"null"):
+        (copied / "run.json").write_bytes(content)
+        with pytest.raises(InvalidInput, match=r"run\.json that cannot be read; delete that file and repeat the com"):
+            run(copied)
+        assert (copied / "run.json").read_bytes() == content
+    (copied / "run.json").unlink()
+    run(copied)
+    assert times(copied / "records") == before
+    assert (copied / "run.json").read_bytes() == claim
 
 
-def test_what_another_run_left_is_not_claimed(tmp_path):
+def test_what_another_run_left_is_not_claimed(copied):
     """Without its run.json its records are still its own: nothing is written over them."""
-    run(tmp_path)
-    (tmp_path / "run.json").unlink()
-    before = times(tmp_path)
+    (copied / "run.json").unlink()
+    before = times(copied)
     with pytest.raises(InvalidInput, match=rf"has no run\.json, but {SHARD} of another run; name another output"):
-        run(tmp_path, seed=1)
-    assert times(tmp_path) == before
+        run(copied, seed=1)
+    assert times(copied) == before
 
 
 class Refusing(PatchPGD):
@@ -143,18 +155,22 @@ def rows(found) -> list:
     return [{name: column.tolist() for name, column in columns.items()} for columns in found.columns.values()]
 
 
-def test_a_shard_of_another_sweep_is_named_and_made_again(checkpoints, tmp_path):
-    """It has the right name, columns, images and checksum: it is believed by nobody."""
+def test_a_damaged_shard_of_a_sweep_is_named_and_made_again(checkpoints, tmp_path):
+    """Cut off; or another sweep's, of the right name, columns, images and checksum: it is believed by nobody."""
     expected = rows(swept(checkpoints["one"], tmp_path / "one"))
     swept(checkpoints["two"], tmp_path / "two")
-    name = sweep_shard("net", 0, 4)
-    (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
-    with pytest.raises(InvalidInput, match=r"is damaged \(it is of another run\); repeat the run's command"):
-        read_sweep(tmp_path / "one")
-    told: list = []
-    again = swept(checkpoints["one"], tmp_path / "one", on_progress=lambda _, what: told.append(what))
-    assert told == ["net (once more: its shard is damaged, it is of another run)", "done"]
-    assert rows(again) == expected
+    shard, other = (tmp_path / folder / sweep_shard("net", 0, 4) for folder in ("one", "two"))
+    for content, reason in (
+        (shard.read_bytes()[:40], "its checksum is wrong or missing"),
+        (other.read_bytes(), "it is of another run"),
+    ):
+        shard.write_bytes(content)
+        with pytest.raises(InvalidInput, match=rf"is damaged \({reason}\); repeat the run's command"):
+            read_sweep(tmp_path / "one")
+        told: list = []
+        again = swept(checkpoints["one"], tmp_path / "one", on_progress=lambda _, what, told=told: told.append(what))
+        assert told == [f"net (once more: its shard is damaged, {reason})", "done"]
+        assert rows(again) == expected
 
 
 def test_a_sweep_without_its_run_json(checkpoints, tmp_path):

@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from evaluate.results.metrics import Share
 from evaluate.results.published import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
+from evaluate.sweep.columns import top_column
 from evaluate.sweep.figures import _against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
-from evaluate.sweep.records import top_column
 from evaluate.sweep.table import markdown
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.errors import InvalidInput
@@ -229,12 +229,11 @@ def test_published_numbers():
         assert published(dataset, "columns:2", voting, patch) != found
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-def test_the_pictures(run, settings, choice, tmp_path, chosen):
+def test_the_pictures(run, settings, choice, tmp_path):
     """Each as PNG and SVG, the SVG equal whenever the sweep is; with what they are of in the text."""
     for folder in ("once", "again"):
         (tmp_path / folder).mkdir()
-        names = draw(run, settings, choice if chosen else None, tmp_path / folder)
+        names = draw(run, settings, choice, tmp_path / folder)
         paths = [tmp_path / folder / name for name in names]
     assert [path.name for path in paths] == ["size-2x2.png", "tradeoff-2x2.png", "side.png"]
     for path in paths:
@@ -244,8 +243,8 @@ def test_the_pictures(run, settings, choice, tmp_path, chosen):
         assert again.read_bytes() == once.read_bytes()
     text = (tmp_path / "once" / "side.svg").read_text()
     assert "columns, threshold:0.4" in text  # the rule that the checkpoints were made for
-    assert ("envelope" in text) != chosen
-    assert ("best for each side" in text) == chosen
+    assert "envelope" not in text
+    assert "best for each side" in text
 
 
 def test_the_trade_of_clean_against_certified(run, settings):
@@ -261,7 +260,7 @@ def test_the_trade_of_clean_against_certified(run, settings):
 
 
 def test_several_patches_have_a_picture_each(run, settings, tmp_path):
-    """Named by the patch, without a star; a sweep that certifies nothing is drawn as well."""
+    """Named by the patch, without a star; without a choice an envelope; one that certifies nothing is drawn as well."""
     twice = replace(run, configuration={**run.configuration, "patches": ["2*2x2"]})
     nothing = [
         replace(s, exact={"2*2x2": s.clean}, margin={"2*2x2": s.clean}, exact_by_side=(0,) * 4) for s in settings
@@ -271,6 +270,9 @@ def test_several_patches_have_a_picture_each(run, settings, tmp_path):
     pictures = ("size-2of2x2", "tradeoff-2of2x2", "side")
     assert names == {f"{name}.{ending}" for name in pictures for ending in ("png", "svg")}
     assert telling_sides(nothing) == range(1, 2)
+    text = (tmp_path / "side.svg").read_text()
+    assert "envelope" in text
+    assert "best for each side" not in text
 
 
 def test_of_many_sides_the_table_shows_some(settings):

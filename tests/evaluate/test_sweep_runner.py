@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from evaluate.sweep import SweepSettings, read_sweep, sweep
-from evaluate.sweep import runner as module
-from evaluate.sweep.records import margin_column, top_column
+from evaluate.results.table import Column
+from evaluate.sweep import SweepSettings, columns, read_sweep, sweep
+from evaluate.sweep.columns import margin_column, top_column
 from robustpatch import precision
 from robustpatch.classifiers.base_check import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -58,68 +58,67 @@ def rows_of(output):
     )
 
 
-def test_the_rows_are_what_certify_says(checkpoints, tmp_path):
-    """For each checkpoint, rule, patch and method, image by image: prediction, margin, largest square, close votes."""
-    images = scene(13)
-    found = run(checkpoints, tmp_path, images)
-    x, y = images.batch(range(13))
-    varied = set()
+@pytest.fixture(scope="module")
+def swept(checkpoints, tmp_path_factory):
+    """A sweep of thirteen images, of top k too; for each checkpoint and rule its rows, and a classifier of it."""
+    found, rules = run(checkpoints, tmp_path_factory.mktemp("swept"), scene(13), top_k=(1, 2)), []
     for name, checkpoint in checkpoints.items():
         model = checkpoint.smoothed
         for voting in VOTINGS:
             rule = voting.with_guard(model.guard)
             alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
-            rows = found.columns[name, str(voting)]
-            assert rows["label"].tolist() == y.tolist()
-            assert rows["largest_certified"].tolist() == alone.largest_certified(x).tolist()
-            for method in ("exact", "margin"):
-                sides = [alone.certify(x, PatchThreat(m, m), method).certified for m in range(1, 7)]
-                side = rows["largest_certified" + "_margin" * (method == "margin")]
-                assert side.tolist() == torch.stack(sides).sum(dim=0).tolist()
-                for patch in PATCHES:
-                    certificate = alone.certify(x, patch, method)
-                    assert rows[margin_column(method, patch)].tolist() == certificate.margin.tolist()
-                    assert rows["prediction"].tolist() == certificate.prediction.tolist()
-                    assert rows["close_votes"].tolist() == certificate.close.tolist()
-            sides, margins = rows["largest_certified"], rows[margin_column("exact", PATCHES[0])]
-            varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
+            rules.append((name, found.columns[name, str(voting)], alone))
+    return found, rules
+
+
+def test_the_rows_are_what_certify_says(checkpoints, swept):
+    """For each checkpoint, rule, patch and method, image by image: prediction, margin, largest square, close votes."""
+    x, y = scene(13).batch(range(13))
+    varied = set()
+    for name, rows, alone in swept[1]:
+        assert rows["label"].tolist() == y.tolist()
+        assert rows["largest_certified"].tolist() == alone.largest_certified(x).tolist()
+        for method in ("exact", "margin"):
+            sides = [alone.certify(x, PatchThreat(m, m), method).certified for m in range(1, 7)]
+            side = rows["largest_certified" + "_margin" * (method == "margin")]
+            assert side.tolist() == torch.stack(sides).sum(dim=0).tolist()
+            for patch in PATCHES:
+                certificate = alone.certify(x, patch, method)
+                assert rows[margin_column(method, patch)].tolist() == certificate.margin.tolist()
+                assert rows["prediction"].tolist() == certificate.prediction.tolist()
+                assert rows["close_votes"].tolist() == certificate.close.tolist()
+        sides, margins = rows["largest_certified"], rows[margin_column("exact", PATCHES[0])]
+        varied |= {(name, int(side), int(margin)) for side, margin in zip(sides, margins, strict=True)}
     assert {(name, side > 0) for name, side, _ in varied} == {(name, some) for name in checkpoints for some in (0, 1)}
     assert len(varied) > 20
-    columns, rows = ([found.columns[name, str(voting)] for voting in VOTINGS] for name in ("columns", "rows"))
+    of_columns, rows = ([rows for own, rows, _ in swept[1] if own == name] for name in ("columns", "rows"))
     assert sum(some["close_votes"].sum() for some in rows) > 0
-    assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in columns)
+    assert any((some["largest_certified"] > some["largest_certified_margin"]).any() for some in of_columns)
 
 
-def test_the_rows_of_top_k_are_what_certify_top_k_says(checkpoints, tmp_path):
+def test_the_rows_of_top_k_are_what_certify_top_k_says(swept, checkpoints, tmp_path):
     """For each checkpoint, rule, patch and k, image by image, with the rule's own capacity; k = 1 is the exact
     certificate of the images classified correctly. Only where it is asked for.
     """
-    images = scene(13)
-    found = run(checkpoints, tmp_path / "asked", images, top_k=(1, 2))
-    assert found.configuration["top_k"] == [1, 2]
-    x, y = images.batch(range(13))
+    assert swept[0].configuration["top_k"] == [1, 2]
+    x, y = scene(13).batch(range(13))
     decided = set()
-    for name, checkpoint in checkpoints.items():
-        model = checkpoint.smoothed
-        for voting in VOTINGS:
-            rule = voting.with_guard(model.guard)
-            alone = SmoothedClassifier(model.base, model.ablation, num_classes=CLASSES, voting=rule).eval()
-            rows = found.columns[name, str(voting)]
-            correct = rows["prediction"] == rows["label"]
-            assert ((rows["rank"] == 0) == correct).all()
-            for patch in PATCHES:
-                for k in (1, 2):
-                    own = alone.certify_top_k(x, y, patch, k)
-                    assert rows[top_column(k, patch)].tolist() == own.margin.tolist()
-                    assert (rows["rank"] < k).tolist() == own.clean.tolist()
-                    decided |= {(k, *pair) for pair in zip(own.clean.tolist(), own.certified.tolist(), strict=True)}
-                exact = correct & (rows[margin_column("exact", patch)] >= 0)
-                assert (exact == (rows[top_column(1, patch)] >= 0)).all()
+    for _, rows, alone in swept[1]:
+        correct = rows["prediction"] == rows["label"]
+        assert ((rows["rank"] == 0) == correct).all()
+        for patch in PATCHES:
+            for k in (1, 2):
+                own = alone.certify_top_k(x, y, patch, k)
+                assert rows[top_column(k, patch)].tolist() == own.margin.tolist()
+                assert (rows["rank"] < k).tolist() == own.clean.tolist()
+                decided |= {(k, *pair) for pair in zip(own.clean.tolist(), own.certified.tolist(), strict=True)}
+            exact = correct & (rows[margin_column("exact", patch)] >= 0)
+            assert (exact == (rows[top_column(1, patch)] >= 0)).all()
     assert decided == {(k, *pair) for k in (1, 2) for pair in ((False, False), (True, False), (True, True))}
-    plain = run(checkpoints, tmp_path / "plain", images)
+    plain = run({"columns": checkpoints["columns"]}, tmp_path, scene(13))
     assert "top_k" not in plain.configuration
     for key, rows in plain.columns.items():
-        assert all((found.columns[key][name] == column).all() for name, column in rows.items())
+        assert all((swept[0].columns[key][name] == column).all() for name, column in rows.items())
         assert not {"rank", top_column(1, PATCHES[0])} & set(rows)
 
 
@@ -148,6 +147,16 @@ def test_a_base_that_breaks_the_assumptions_is_refused(checkpoints, tmp_path):
     assert not list(tmp_path.glob("records/**/*.parquet"))
 
 
+def test_one_entry_adds_a_column(checkpoints, tmp_path, monkeypatch):
+    """It is computed, in the shards' schema, and read again."""
+    more = Column[columns.RuledBatch](field="most", kind=int, value=lambda batch: batch.votes.counts.amax(dim=1))
+    monkeypatch.setattr(columns, "KEYS", (*columns.KEYS, more))
+    rows = run({"columns": checkpoints["columns"]}, tmp_path).columns["columns", "top1"]
+    model, (x, _) = checkpoints["columns"].smoothed, scene().batch(range(7))
+    votes = TopOne().votes(model.certifiable_scores(x), model.guard)
+    assert rows["most"].tolist() == votes.counts.amax(dim=1).tolist()
+
+
 def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
     """Stopped in the second checkpoint, then started again: finished shards untouched, rows of an undisturbed run."""
 
@@ -172,7 +181,7 @@ def test_an_interrupted_sweep_resumes(checkpoints, tmp_path):
 
 def test_the_guard_noted_is_the_one_that_certifies(checkpoints, tmp_path, monkeypatch):
     """A device that computes in TF32 has a larger guard than the processor that the weights are loaded on."""
-    used, certify, on = [], module.certify_votes, ["cpu"]
+    used, certify, on = [], columns.certify_votes, ["cpu"]
 
     def to(self, device):
         on[0] = device
@@ -180,7 +189,7 @@ def test_the_guard_noted_is_the_one_that_certifies(checkpoints, tmp_path, monkey
 
     monkeypatch.setattr(SmoothedClassifier, "to", to)
     monkeypatch.setattr(precision, "is_reduced", lambda tensors, kind: on[0] != "cpu")
-    monkeypatch.setattr(module, "certify_votes", lambda *a, **o: used.append(o["guard"]) or certify(*a, **o))
+    monkeypatch.setattr(columns, "certify_votes", lambda *a, **o: used.append(o["guard"]) or certify(*a, **o))
     for device, guard in (("cpu", 1e-4), ("cpu:0", 1e-2)):
         used.clear()
         found = run({"columns": checkpoints["columns"]}, tmp_path / device, device=device)
@@ -205,39 +214,21 @@ def test_another_sweep_in_the_same_folder_is_refused(checkpoints, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"votings": ()}, "votings is empty"),
-        ({"votings": (TopOne(), TopOne())}, "votings is top1, top1: one of them twice"),
         ({"patches": ()}, "patches is empty"),
         ({"patches": (PatchThreat(1, 1),) * 2}, "patches is 1x1, 1x1: one of them twice"),
-        ({"patches": (PatchThreat(7, 7),)}, "larger than the image"),
-        ({"top_k": (1, 1)}, "top_k is 1, 1: one of them twice; drop one"),
-        ({"top_k": (0,)}, "k is 0; among 3 classes take 1 to 2"),
-        ({"top_k": (1, 3)}, "k is 3; among 3 classes take 1 to 2"),
-        ({"num_images": 0}, "num_images is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_settings_that_make_no_sweep(checkpoints, tmp_path, change, message):
-    """Refused before anything is written."""
+    """Refused before anything is written; `test_sweep_command.WRONG` has those that a command line can say."""
     with pytest.raises(InvalidInput, match=message):
         run(checkpoints, tmp_path / "new", **change)
     assert not (tmp_path / "new").exists()
 
 
-def test_folders_that_hold_no_finished_sweep(checkpoints, tmp_path):
-    """Nothing there, another kind of run, a damaged shard."""
+def test_folders_that_hold_no_sweep(tmp_path):
+    """Nothing there, another kind of run; `test_sealed_runs` damages shards."""
     with pytest.raises(InvalidInput, match="holds no sweep"):
         read_sweep(tmp_path)
     (tmp_path / "run.json").write_text('{"attacks": []}')
     with pytest.raises(InvalidInput, match="holds no sweep"):
         read_sweep(tmp_path)
-    output = tmp_path / "own"
-    run({"columns": checkpoints["columns"]}, output)
-    shard = next((output / "records" / "columns").glob("*.parquet"))
-    shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(InvalidInput, match=r"is damaged.*repeat the run's command"):
-        read_sweep(output)
-    told = []
-    run({"columns": checkpoints["columns"]}, output, on_progress=lambda _, what: told.append(what))
-    assert told == ["columns (once more: its shard is damaged, its checksum is wrong or missing)", "done"]
-    assert len(rows_of(output)) == 4 * 7

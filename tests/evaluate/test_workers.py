@@ -10,14 +10,15 @@ import torch
 from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate.runs.batch import evaluate_batch
+from evaluate.runs.completed_run import IncompleteRun, check_complete
 from evaluate.runs.records import read_records, read_shard, shard_name, write_shard
-from evaluate.runs.whole import IncompleteRun, check_whole
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import timeless
 
 THREAT = AnyOf([PatchThreat(1, 1), PatchThreat(2, 1)])
 ATTACKS = (PatchPGD(steps=1, restarts=1),)
@@ -123,16 +124,13 @@ def test_workers_may_choose_the_order_and_repeat(tmp_path):
     def odd(job, images, missing, on_progress):
         honest(job, images, [*missing[::-1], *missing[:2]], on_progress)
 
-    def bare(found):
-        return [replace(r, attacks=[replace(a, seconds=0.0) for a in r.attacks]) for r in found]
-
-    assert bare(run(tmp_path / "b", odd)) == bare(records)
+    assert timeless(run(tmp_path / "b", odd)) == timeless(records)
     assert summarise(records).verdict == "held"
 
 
 def test_records_are_counted_against_what_was_asked(tmp_path):
     records = run(tmp_path)
-    check_whole(records, NUMBER, ATTACKS, THREAT)
+    check_complete(records, NUMBER, ATTACKS, THREAT)
     for some, total, message in (
         (records[:-1], NUMBER, "no record of image 5"),
         (records + records[:1], NUMBER, "two records of image 0"),
@@ -140,14 +138,14 @@ def test_records_are_counted_against_what_was_asked(tmp_path):
         ([], NUMBER, "no record of images 0, 1, 2, 3, 4, 5"),
     ):
         with pytest.raises(IncompleteRun, match=message):
-            check_whole(some, total, ATTACKS, THREAT)
+            check_complete(some, total, ATTACKS, THREAT)
     with pytest.raises(IncompleteRun, match="of 4 attacks"):
-        check_whole(records, NUMBER, (*ATTACKS, ExhaustivePGD(steps=1, rounds=0)), THREAT)
+        check_complete(records, NUMBER, (*ATTACKS, ExhaustivePGD(steps=1, rounds=0)), THREAT)
 
 
 def test_the_batch_itself_gives_whole_records():
-    """What `check_whole` asks for is what `evaluate_batch` does."""
+    """What `check_complete` asks for is what `evaluate_batch` does."""
     x = torch.linspace(0, 1, NUMBER)[:, None, None, None].expand(-1, 1, 2, 9).contiguous()
     settings = Settings(NUMBER, gallery=0)
     batch = evaluate_batch(smoothed(Level(2), Columns(1), 2), x, torch.arange(NUMBER) % 2, 0, THREAT, ATTACKS, settings)
-    check_whole(batch.records, NUMBER, ATTACKS, THREAT)
+    check_complete(batch.records, NUMBER, ATTACKS, THREAT)

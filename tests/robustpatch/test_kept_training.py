@@ -135,7 +135,7 @@ def test_two_trainings_in_one_output(images, tmp_path):
     other = os.open(tmp_path / "run", os.O_RDONLY)  # as another process has it open
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.MonkeyPatch.context() as impatient:
-        impatient.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
+        impatient.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
         with pytest.raises(InvalidInput, match="where another process is at work; wait for its end, or name another"):
             train(CONFIG, images, images, tmp_path / "run")
     assert not list(tmp_path.joinpath("run").iterdir())

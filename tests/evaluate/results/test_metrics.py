@@ -11,7 +11,7 @@ from scipy.stats import beta
 
 from attacks.occlusion import CONTROLS
 from evaluate.results.metrics import Share, summarise
-from evaluate.results.table import summary_table
+from evaluate.results.summary_table import summary_table
 from evaluate.runs.records import AttackRecord, Record
 
 

@@ -299,7 +299,7 @@ def test_the_run_writes_them_before_the_records(tmp_path, monkeypatch):
     names = [exhibits_name(shard_name(first, first + 4)) for first in (0, 4)]
     before = [(tmp_path / "whole" / name).read_bytes() for name in names]
 
-    def full(*_):
+    def full(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -11,7 +11,7 @@ from PIL import Image
 from attacks import Control, Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate.runs import runner as module
-from evaluate.runs.records import Record, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.records import read_records, read_shard, shard_name, write_shard
 from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.base_check import few
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -21,6 +21,7 @@ from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, images, smoothed, strip
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import timeless
 
 THREAT = PatchThreat(2, 2)
 ATTACKS = (PatchPGD(steps=2, restarts=2), ExhaustivePGD(steps=1, rounds=0))
@@ -52,10 +53,6 @@ def run(output, model=None, data=None, threat=THREAT, attacks=ATTACKS, **setting
     data = data or scene()
     settings = Settings(**{"num_images": len(data), "batch_size": 4, "certified_budget": 500, **settings})
     return evaluate(model or classifier(), data, threat, attacks, settings, output)
-
-
-def timeless(records: list[Record]) -> list[Record]:
-    return [replace(r, attacks=[replace(a, seconds=0.0) for a in r.attacks]) for r in records]
 
 
 def test_the_right_images_are_attacked(tmp_path):
@@ -163,6 +160,21 @@ def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
     assert done == [4]
 
 
+def reweighted():
+    model = strip(SIZE)
+    with torch.no_grad():
+        model.base.embedding[0, 0, 0] += 1
+    return model
+
+
+@pytest.fixture(scope="module")
+def of_strip(tmp_path_factory):
+    """A finished run of a network with weights, which no test may change."""
+    output = tmp_path_factory.mktemp("strip")
+    run(output, strip(SIZE))
+    return output
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -174,42 +186,16 @@ def test_finished_shards_are_not_done_again(tmp_path, monkeypatch):
         {"attacks": ATTACKS[:1]},
         {"attacks": (replace(ATTACKS[0], steps=3), ATTACKS[1])},
         {"model": smoothed(Level(3), Columns(2), 3)},
-        {"model": strip(SIZE)},
+        {"model": reweighted()},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_another_run_in_the_same_folder_is_refused(change, tmp_path):
-    """Records are never taken for those of another configuration or model."""
-    run(tmp_path)
-    before = [file.read_bytes() for file in sorted((tmp_path / "records").iterdir())]
+def test_another_run_in_the_same_folder_is_refused(change, of_strip):
+    """Records are never taken for those of another configuration or model, be it by one weight."""
+    before = [file.read_bytes() for file in sorted((of_strip / "records").iterdir())]
     with pytest.raises(InvalidInput, match=r"holds another run \(other .+\); name another output"):
-        run(tmp_path, **change)
-    assert before == [file.read_bytes() for file in sorted((tmp_path / "records").iterdir())]
-
-
-def test_other_weights_are_another_run(tmp_path):
-    """The same network with one weight changed does not resume the first one's records."""
-    model = strip(SIZE)
-    run(tmp_path, model)
-    with torch.no_grad():
-        model.base.embedding[0, 0, 0] += 1
-    with pytest.raises(InvalidInput, match="model_sha256"):
-        run(tmp_path, model)
-
-
-def test_a_damaged_claim_is_another_run(tmp_path):
-    """A run.json that is no JSON is not overwritten."""
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InvalidInput, match=r"holds a run.json that cannot be read; delete that file"):
-        run(tmp_path)
-
-
-def test_an_output_that_is_no_folder(tmp_path):
-    """A file in the way is a wrong call."""
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InvalidInput, match="cannot be written"):
-        run(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
+        run(of_strip, **{"model": strip(SIZE), **change})
+    assert before == [file.read_bytes() for file in sorted((of_strip / "records").iterdir())]
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
@@ -244,16 +230,6 @@ def test_records_survive_parquet(tmp_path):
     (tmp_path / "again" / "records" / "00000010-00000020.parquet.1.part").write_bytes(b"PAR1")
     assert read_records(tmp_path / "again") == [odd, *records[1:]]
     assert not list((tmp_path / "run" / "records").glob("*.part*"))
-
-
-def test_progress_reaches_the_end(tmp_path):
-    """The numbers reported rise to the number of images."""
-    seen: list[int] = []
-    evaluate(
-        classifier(), scene(), THREAT, ATTACKS, Settings(10, 4), tmp_path, on_progress=lambda n, what: seen.append(n)
-    )
-    assert seen == sorted(seen)
-    assert seen[-1] == 10
 
 
 class Bytes(ImageSet):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from attacks.surfaces import whole_view
 from attacks.surfaces.smoothed import TouchedView
 from attacks.votes import worst_votes
-from evaluate.results.vote_damage import damage
+from evaluate.runs.attacking import damage
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import certify_votes, largest_certified

@@ -1,4 +1,4 @@
-"""Where a command may put its results."""
+"""The output of a command: the places that it may be, and the room that it needs there."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 
-_FLEETING = ("memory://",)
-
 
 def place_of(output: str | Path) -> Store:
     """The store of that name. Raises `InvalidInput` where fsspec does not know it, and for memory: what a command puts
     there is gone when it ends.
     """
-    if str(output).startswith(_FLEETING):
+    if str(output).startswith("memory://"):
         raise InvalidInput(
             f"output is {output}, which is gone when the command ends; name a folder, s3://… or the like"
         )

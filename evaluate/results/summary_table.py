@@ -1,0 +1,239 @@
+"""The tables of a run's result: their columns, as pages, Markdown and terminals show them; and its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.text import Text
+
+from evaluate.results.metrics import Allowance, AttackSummary, Gap, Share, Summary
+from evaluate.results.table import NONE, Column, Meter, Table
+from robustpatch.cli.text import some_of
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a run's result: an accuracy of all images, or of one attack (None: of none, or of all of them)."""
+
+    name: str
+    share: Share | None
+    attack: AttackSummary | None = None
+    budget: int | None = None
+    certified_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The images of one class: classified correctly, certified (None without certificates), standing under attack."""
+
+    name: str
+    clean: Share
+    certified: Share | None
+    under_all: Share | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that have one outcome, as a part of all."""
+
+    kind: str
+    name: str
+    count: int
+    share: float
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def interval(share: Share | None) -> str:
+    """The 95% interval."""
+    return "" if share is None else "–".join(map(percent, share.interval))
+
+
+def accuracy(share: Share | None) -> str:
+    return NONE if share is None else percent(share.value)
+
+
+def _each(evaluations: int, images: int) -> str:
+    return f"{evaluations / images:,.0f}" if images else NONE
+
+
+def _attack(name: str, cell: Callable[[AttackSummary], str], *, brief: bool = False) -> Column[Line]:
+    """A column that is empty but for attacks."""
+    return Column(name, lambda line: "" if line.attack is None else cell(line.attack), brief=brief)
+
+
+def _meter(share: Share | None, kind: str) -> str:
+    return NONE if share is None else Meter.of(percent(share.value), share.value, kind)
+
+
+SHARES: tuple[Column[Line], ...] = (
+    Column("", lambda line: line.name, words=True, brief=True),
+    Column("accuracy", lambda line: accuracy(line.share), brief=True),
+    Column("95% interval", lambda line: interval(line.share), brief=True),
+)
+ATTACKS: tuple[Column[Line], ...] = (
+    *SHARES,
+    _attack("broken", lambda one: f"{one.broken}"),
+    _attack("open images", lambda one: f"{one.open_images}"),
+    _attack("evaluations", lambda one: f"{one.evaluations:,}", brief=True),
+    _attack("each", lambda one: _each(one.evaluations, one.open_images)),
+    Column("budget", lambda line: "its own" if line.budget is None else f"{line.budget:,}"),
+    _attack("tried", lambda one: NONE if one.visited is None else f"{one.visited:.0%}", brief=True),
+    _attack("certified images", lambda one: f"{one.certified_images}"),
+    _attack("each of these", lambda one: _each(one.evaluations_certified, one.certified_images)),
+    Column("their budget", lambda line: f"{line.certified_budget:,}" if line.certified_budget else "no limit"),
+    _attack("left the threat", lambda one: f"{one.out_of_threat}"),
+    _attack("time", lambda one: f"{one.seconds:,.1f} s", brief=True),
+)
+SIDES: tuple[Column[tuple[int, Share]], ...] = (
+    Column("square", lambda row: f"{row[0]}×{row[0]}", words=True),
+    Column("accuracy", lambda row: accuracy(row[1])),
+    Column("95% interval", lambda row: interval(row[1])),
+    Column("images", lambda row: f"{row[1].hits}"),
+)
+CLASSES: tuple[Column[ClassRow], ...] = (
+    Column("class", lambda row: row.name, words=True),
+    Column("images", lambda row: f"{row.clean.total}"),
+    Column("clean", lambda row: _meter(row.clean, "muted-fill")),
+    Column("certified", lambda row: _meter(row.certified, "certified")),
+    Column("under attack", lambda row: _meter(row.under_all, "under-fill")),
+)
+PARTS: tuple[Column[Part], ...] = (
+    Column("of all images", lambda part: part.name, words=True),
+    Column("images", lambda part: f"{part.count}"),
+    Column("share", lambda part: percent(part.share)),
+)
+
+
+def headline(summary: Summary, top_k: int = 1) -> list[Line]:
+    """The accuracies of all images that a run tells, those without a value left out."""
+    lines = [
+        Line("clean", summary.clean),
+        Line("certified (margin)", summary.certified_margin),
+        Line(certified_name(summary.allowance, top_k), summary.certified_exact),
+    ]
+    return [line for line in lines if line.share is not None]
+
+
+def summary_table(
+    summary: Summary,
+    *,
+    title: str,
+    guard: float | None,
+    deviation: float | None,
+    seconds: float,
+    float32_deviation: float | None = None,
+    top_k: int = 1,
+) -> Group:
+    """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
+
+    `deviation` is the largest change of a score between evaluations, `float32_deviation` the largest distance from
+    float32, both as measured; None where they were not.
+
+    An attack's evaluations, and the share of open placements it tried, are those on images that are not certified; its
+    time includes the certified ones. The vote-level adversary is what is left if every touched ablation may be turned.
+    """
+    lines = headline(summary, top_k)
+    ends = [len(lines) - 1]
+    lines += [Line(f"under {name}", attack.accuracy, attack) for name, attack in summary.attacks.items()]
+    if summary.attacks:
+        lines.append(Line("under all attacks", summary.under_all))
+        if summary.under_votes is not None:
+            lines.append(Line("vote-level adversary", summary.under_votes))
+        ends.append(len(lines) - 1)
+    table = Table.of([column for column in ATTACKS if column.brief], lines)
+    known = summary.attacks and summary.gap is not None
+    last = ["gap, undecided", f"{summary.gap:.1%}"] if known else ["all", ""]
+    table.rows.append((*last, *[""] * (len(table.names) - 3), f"{seconds:.1f} s"))
+    notes = []
+    if guard is not None:
+        measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
+        votes = f"{summary.close_votes} votes close"
+        if summary.votes:
+            votes = (
+                f"{summary.close_votes} of {summary.votes:,} votes close ({summary.close_votes / summary.votes:.2e})"
+            )
+        measured += "" if float32_deviation is None else f", {float32_deviation:.1e} from float32"
+        notes.append(Text(f"guard {guard:g}{measured}; {votes}"))
+    elif float32_deviation is not None:
+        notes.append(Text(f"measured deviation {float32_deviation:.1e} from float32"))
+    for name, attack in summary.attacks.items():
+        if attack.out_of_threat:
+            notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+    if summary.undecided is not None and summary.undecided.images:
+        notes.append(Text(gap_text(summary.undecided)))
+    return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))
+
+
+def gap_text(gap: Gap) -> str:
+    """Take apart in words what neither proof nor attacks decide."""
+    turned, missing = _counts(gap.turned), _counts({str(votes): images for votes, images in gap.missing.items()})
+    return (
+        f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "
+        f"each turned so many of the touched ablations ({turned}) and lacked so many votes ({missing})"
+    )
+
+
+def _counts(images: Mapping[str, int]) -> str:
+    """The images of each value; of many values, the least, the median and the greatest."""
+    if len(images) <= 6:
+        return ", ".join(f"{value}: {count}" for value, count in images.items())
+    in_order = sorted(images, key=_size)
+    all_values = [value for value in in_order for _ in range(images[value])]
+    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]}"
+
+
+def _size(value: str) -> float:
+    some, _, all_ = value.partition(" of ")
+    return int(some) / max(1, int(all_ or 1))
+
+
+def certified_name(allowance: Allowance | None, top_k: int = 1) -> str:
+    """Name the certified accuracy: of exact proofs, or of such as hold with a confidence."""
+    if top_k > 1:
+        return f"certified (top {top_k})"
+    return "certified (exact)" if allowance is None else f"certified at {100 * allowance.confidence:g}%"
+
+
+def verdict(summary: Summary, top_k: int = 1) -> Text:
+    """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
+    attacked = (
+        f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
+        f"{summary.certified_patches:,} patches judged, {summary.certified_evaluations:,} evaluations"
+    )
+    found = _changed(summary, top_k)
+    if summary.verdict == "broken":
+        return Text(f"BROKEN: {found}; {attacked}", style="bold red")
+    if summary.verdict == "no certificate":
+        return Text("NO CERTIFICATE: this classifier proves nothing, so there is none to break", style="bold yellow")
+    if summary.certified_images == 0:
+        return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
+    if summary.verdict == "not tested":
+        abstained = summary.allowance is not None and summary.allowance.abstained
+        found = f"{found}; " if summary.violations or abstained else ""
+        return Text(f"NOT TESTED: {found}{attacked}", style="bold yellow")
+    return Text(f"HELD: {found}; {attacked}", style="bold green")
+
+
+def _changed(summary: Summary, top_k: int) -> str:
+    """Count in words the certified predictions that were changed, and those that chance allows."""
+    images = sorted({violation["index"] for violation in summary.violations})
+    if top_k > 1:
+        found = (
+            f"{len(images)} certified labels were (images {some_of(images)})" if images else "no certified label was"
+        )
+        return f"{found} driven out of the top {top_k}"
+    text = f"{len(images)} certified predictions were changed (images {some_of(images)})"
+    random = summary.allowance
+    if random is None:
+        return text if images else "no certified prediction was changed"
+    allowed = f"where an error of at most {random.error:.3%} an image allows {random.most} of {random.images}"
+    if random.abstained:
+        allowed += f" and {random.abstained} abstentions of a model declared to be randomized are none"
+    if not images:
+        return f"no certified prediction was changed, {allowed}"
+    return f"{text}, {allowed} (P ≤ {random.probability:.2g} for so many)"
