@@ -1,4 +1,4 @@
-"""What attacks have in common: the call, and the parameters that bound it."""
+"""The base class of attacks: the call, and the parameters that bound it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.checks import require
+from attacks.base import Proposal, require
 from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
 from attacks.search import Search

@@ -1,4 +1,4 @@
-"""What an attack returns, and the judge who decides whether it counts."""
+"""The protocol of attacks: what one is asked, what it returns, and the judge that decides whether it counts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,38 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from attacks.criterion import Criterion, as_criterion, counts_for, is_broken
+from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import predict
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
+
+LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
+
+
+def require(holds: bool, name: str, value: object, remedy: str) -> None:
+    """Raise `InvalidInput` for an attack's parameter out of range."""
+    if not holds:
+        raise InvalidInput(f"attack {name} is {value}; it must be {remedy}")
+
+
+def check_call(classifier: Classifier, x: Tensor, y: Tensor, threat: Patches) -> None:
+    """Raise `InvalidInput` for what no attack can be asked, before any work is done."""
+    checks.evaluation_mode(classifier.given)
+    checks.image_values(x)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.shape != x.shape[:1] or not whole or y.device != x.device:
+        raise InvalidInput(
+            f"labels have shape {tuple(y.shape)}, dtype {y.dtype} and device {y.device}; one whole number for each "
+            f"of the {len(x)} images is needed, on {x.device}"
+        )
+    classes = classifier.num_classes
+    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
+    if low < 0 or (classes and high >= classes):
+        most = classes - 1 if classes else "the number of classes less 1"
+        raise InvalidInput(f"labels range from {low} to {high}; they must lie in 0 to {most}")
+    threat.check_fits(x.shape[2], x.shape[3])
 
 
 @dataclass(frozen=True)
@@ -63,15 +90,13 @@ class PatchAttack(Protocol):
     `y` are labels, from which the prediction is to move away, or an `attacks.criterion.Criterion`. `model` is whatever
     the caller has; `as_classifier(model)` makes a `Classifier` of it.
 
-    Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs (the evaluator gives it
-    copies all the same). What it proposes is the best patch that it tried, never the clean image where it tried any:
-    an image of which no patch is judged counts as not tested. `touched_only` says
-    that it re-scores only the ablations which the patch touches, or skips placements that the certificate closes:
-    such an attack must not be used to test that certificate; `unpruned(budget)` is the same attack without both, and
-    with that many evaluations an image (None: no limit). One that asks `judge` itself, as an ensemble does of its
-    members' proposals, says by an attribute `judged` of how many of them for an image: of each a referee may err. One
-    that cannot do without gradients says so by an attribute `needs_gradient`, True; it is refused, or in an ensemble
-    left out, where the model has none.
+    Deterministic under `generator` (a CPU generator), batched, and never writes to its inputs. It proposes the best
+    patch that it tried, never the clean image where it tried any: an image of which no patch is judged counts as not
+    tested. `touched_only`: it re-scores only the ablations which the patch touches, or skips placements that the
+    certificate closes; such an attack must not be used to test that certificate. `unpruned(budget)` is the same attack
+    without both, with that many evaluations an image (None: no limit). An attribute `judged` says how many proposals of
+    an image it has judged itself, as an ensemble has; of each a referee may err. An attribute `needs_gradient`, True,
+    says that it cannot do without: it is refused, or in an ensemble left out, where the model has none.
     """
 
     @property
@@ -137,7 +162,20 @@ def judge(
     return Outcome(valid & broken, contained, in_range, prediction, counts)
 
 
+def visible(x: Float[Tensor, "B C H W"], x_adv: Float[Tensor, "B C H W"]) -> Bool[Tensor, " B"]:
+    """Tell whether some value of an image is another by half a grey level of 8 bits or more: less is no patch."""
+    return ((x_adv.float() - x.float()).abs() >= LEVEL).flatten(1).any(dim=1)
+
+
+def judged_patches(x: Float[Tensor, "B C H W"], proposal: Proposal, outcome: Outcome) -> list[frozenset[str]]:
+    """The patched images, by hash, that `judge` was asked about: of each image the proposal, where it lies inside the
+    threat and in range and shows a patch at all (`visible`); an empty set where it does not.
+    """
+    real = outcome.contained & outcome.in_range & visible(x, proposal.x_adv)
+    return [frozenset([content_hash(proposal.x_adv[i])] if real[i] else []) for i in range(len(x))]
+
+
 def content_hash(tensor: Tensor) -> str:
-    """What tells tensors apart where their text abbreviates them."""
+    """A hash of dtype, shape and values."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
     return sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + values.tobytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Gradient descent on the content of patches: one queue over images and placements, a batch of them always climbing."""
+"""Gradient descent on the content of patches: one queue over images and placements, a batch of them at any time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attacks.checks import require
+from attacks.base import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.search import Search
-from attacks.surfaces.base import Objective, View, check_objective
+from attacks.surfaces.views import Objective, View, check_objective
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """How one patch is climbed: `steps` steps against the sign of the gradient, clipped to [0, 1].
+    """Climbs one patch: `steps` steps against the sign of the gradient, clipped to [0, 1].
 
     Steps shrink from `step` to `last` times that along half a cosine wave (`last` 1: all alike). With `momentum` μ the
     direction is the sign of g_t = μ·g_{t-1} + ∇/‖∇‖₁ (Dong et al. 2018). Costs 2·steps + 1 forward passes.
@@ -50,16 +50,18 @@ class Ascent:
 @dataclass(frozen=True)
 class Task:
     """A climb to be done on one image: where (numbers of placements), towards which class (-1: the strongest), and
-    from which content [count,C,h,w] (None: uniformly random)."""
+    from which content [count,C,h,w] (None: uniformly random). `only`: no other class ends it before its last step.
+    """
 
     placement: tuple[int, ...]
     rival: int = -1
     start: Tensor | None = None
+    only: bool = False
 
 
 @dataclass
 class BestClimbs:
-    """Where the climbs of one image ended: the least objectives with their tasks and contents, at most `most`."""
+    """Keeps the ends of one image's climbs: the least objectives with their tasks and contents, at most `most`."""
 
     most: int
     _heap: list[tuple[float, int, Task, Tensor]] = field(default_factory=list)
@@ -95,9 +97,12 @@ class _Slots:
         self.drift = torch.zeros_like(self.adv)
         self.best, self.value = self.adv.clone(), torch.full((len(tasks),), inf, device=device)
         self.t = torch.zeros_like(self.image)
+        self.only = torch.tensor([task.rival if task.only else -1 for task in tasks], device=device)
+        self.missed = torch.zeros_like(self.only, dtype=torch.bool)
+        self.other = self.adv  # where missed: the last iterate of another class than the only one
         search.visit(image, [list(task.placement) for task in tasks])
 
-    _ROWS = ("image", "corners", "inside", "adv", "drift", "best", "value", "t")
+    _ROWS = ("image", "corners", "inside", "adv", "drift", "best", "value", "t", "only", "missed", "other")
 
     def keep(self, rows: Tensor) -> None:
         for name in self._ROWS:
@@ -142,8 +147,12 @@ def climb(
             for row in over.nonzero()[:, 0].tolist():
                 i = int(slots.image[row])
                 room.release(i)
+                one = slice(row, row + 1)
+                if slots.missed[row] and not search.broken[i]:
+                    least = torch.full_like(slots.value[one], inf)
+                    search.offer(slots.image[one], slots.corners[one], slots.other[one], least, slots.missed[one])
                 if ends[i].most:
-                    content = crop(slots.best[row : row + 1], slots.corners[row : row + 1], search.patch_size)[0]
+                    content = crop(slots.best[one], slots.corners[one], search.patch_size)[0]
                     ends[i].add(float(slots.value[row]), slots.tasks[row], content)
             slots.keep(~over)
 
@@ -164,7 +173,11 @@ def _step(search: Search, slots: _Slots, ascent: Ascent) -> None:
     search.spend(slots.image, slots.view.cost * (1 + moving.long()))
     better = value < slots.value
     slots.best[better], slots.value[better] = slots.adv[better], value[better]
-    search.offer(slots.image, slots.corners, slots.adv, value, search.hits(slots.image, prediction))
+    hit = search.hits(slots.image, prediction)
+    astray = hit & (slots.only >= 0) & (prediction != slots.only)
+    search.offer(slots.image, slots.corners, slots.adv, value, hit & ~astray)
+    slots.missed |= astray
+    slots.other = torch.where(astray[:, None, None, None], slots.adv, slots.other)
     if ascent.momentum:
         scale = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
         gradient = slots.drift = ascent.momentum * slots.drift + gradient / scale
@@ -175,7 +188,7 @@ def _step(search: Search, slots: _Slots, ascent: Ascent) -> None:
 
 
 class _Room:
-    """Who may begin a climb: images in turn, within their budgets, what is under way counted in full."""
+    """Admits climbs: of the images in turn, within their budgets, what is under way counted in full."""
 
     def __init__(self, search: Search, passes: int) -> None:
         self.search = search

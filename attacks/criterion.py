@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, TypeVar
 
@@ -32,7 +33,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def broken(self, prediction: Int[Tensor, " B"], counts: Num[Tensor, "B K"] | None) -> Bool[Tensor, " B"]:
-        """Where the attack has succeeded, for answers to patched images. `counts`: votes or scores of each class."""
+        """Tell where the attack has succeeded, by the answers to patched images and the `counts` of each class."""
 
     @property
     def rival(self) -> Int[Tensor, " B"]:
@@ -41,21 +42,20 @@ class Criterion(ABC):
 
     @property
     def rank(self) -> int:
-        """How many classes must come before y."""
+        """The number of classes that must come before y."""
         return 1
 
     def of(self: C, rows: Tensor | slice) -> C:
         """The same for some of the images."""
-        parts = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(self, **{name: part[rows] for name, part in parts.items() if isinstance(part, Tensor)})
+        return self._with(lambda part: part[rows])
 
     def to(self: C, device: torch.device) -> C:
         """The same with its classes as int64 copies on that device."""
+        return self._with(lambda part: part.to(device, torch.long, copy=True))
+
+    def _with(self: C, change: Callable[[Tensor], Tensor]) -> C:
         parts = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {
-            name: part.to(device, torch.long, copy=True) for name, part in parts.items() if isinstance(part, Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: change(part) for name, part in parts.items() if isinstance(part, Tensor)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def is_broken(
     prediction: Int[Tensor, " B"],
     counts: Num[Tensor, "B K"] | None = None,
 ) -> Bool[Tensor, " B"]:
-    """Where the criterion is met by these answers. Of a randomized classifier an abstention (-1) says nothing."""
+    """Tell where these answers meet the criterion. Of a randomized classifier an abstention (-1) says nothing."""
     return criterion.broken(prediction, counts) & ((prediction >= 0) | (not classifier.randomized))
 
 

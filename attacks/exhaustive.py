@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.placement import OpenPlacements, grid, open_placements
 from attacks.search import Search
@@ -89,7 +89,7 @@ class ExhaustivePGD(Attack):
         return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
     def _again(self, search: Search, ends: BestClimbs, stride: int, found: OpenPlacements) -> list[Task]:
-        """What came closest once more; on a coarse grid, its neighbours too."""
+        """The tasks that came closest once more; on a coarse grid, their neighbours too."""
         kept = [task for _, task, _ in ends.best()]
         if stride == 1:
             return kept

@@ -24,7 +24,7 @@ class NotDifferentiable(InvalidInput):
 
     @property
     def cut_off(self) -> bool:
-        """Whether autograd said that the scores do not depend on the image, rather than an error of the model's own."""
+        """True where autograd said that the scores do not depend on the image, not where the model failed."""
         cause = self.__cause__
         words = ("not require grad", "requires grad", "used in the graph", "inference tensor")
         return isinstance(cause, RuntimeError) and any(word in str(cause).lower() for word in words)
@@ -54,13 +54,13 @@ def differentiate(function: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether memory or a GPU's library failed, which torch reports as a plain RuntimeError."""
+    """Tell whether memory or a GPU's library failed, which torch reports as a plain RuntimeError."""
     words = ("memory", "cuda", "cudnn", "cublas")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def not_differentiable(error: Exception) -> NotDifferentiable:
-    """What is raised for the error that asking for a gradient ended with."""
+    """Make the exception for the error that asking for a gradient ended with."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return NotDifferentiable(f"the model's output has no gradient in the image ({reason}); {REMEDY}")
 
@@ -75,5 +75,5 @@ def check_differentiable(model: torch.nn.Module, x: Tensor) -> None:
 
 
 def climbs(attack: PatchAttack) -> bool:
-    """Whether the attack cannot do without gradients, as its attribute `needs_gradient` says (False without one)."""
+    """Tell whether the attack needs gradients, as its attribute `needs_gradient` says (False without one)."""
     return bool(getattr(attack, "needs_gradient", False))

@@ -10,14 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.base import content_hash
-from attacks.checks import require
+from attacks.base import content_hash, require
 from attacks.climb import Ascent, Task, climb
 from attacks.gradient import differentiate
 from attacks.pasting import crop
 from attacks.placement import grid, try_everywhere, window_sums
 from attacks.search import Search
-from attacks.surfaces import whole_view
 from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
@@ -105,9 +103,8 @@ def _squared_gradient(search: Search, batch: int) -> Float[Tensor, "B H W"]:
     power = torch.zeros_like(search.x[:, 0], dtype=torch.float64)
     image = search.going().nonzero()[:, 0]
     for some in image.split(batch) if len(image) else ():
-        x = search.x[some]
-        view = whole_view(search.classifier, x, search.y[some], rank=search.criterion.rank)
-        gradient = differentiate(view, x)[2]
+        view = search.whole_view(some)
+        gradient = differentiate(view, search.x[some])[2]
         search.spend(some, 2 * view.cost)
         power[some] = gradient.double().square().sum(dim=1)
     return power

@@ -6,85 +6,58 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.border import visible
-from attacks.checks import check_call
-from attacks.criterion import Criterion, as_criterion, asked
-from robustpatch.classifiers.as_classifier import as_classifier
+from attacks.attack import Attack
+from attacks.base import visible
+from attacks.criterion import asked
+from attacks.search import Search
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.base import Patches
 
 _LIMIT = 2_000_000
 
 
-@dataclass(frozen=True)
-class Oracle:
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Attack):
     """Tries every patch whose values come from `levels`, at every placement: no attack within those values is stronger.
 
-    levels^(C·h·w·count) contents times all placements; refused above two million images.
+    levels^(C·h·w·count) contents times all placements; refused above two million images. An image that no patch breaks
+    gets the first one that shows.
     """
 
     levels: tuple[float, ...] = (0.0, 1.0)
-    batch: int = 4096
     touched_only: bool = False
+    batch: int = 4096
 
     @property
     def name(self) -> str:
         return "oracle"
 
-    def check(self, threat: Patches) -> None:
-        """What it cannot enumerate depends on the image too, and is refused when it meets it."""
-
     def unpruned(self, budget: int | None) -> Oracle:
+        """The same, whatever the budget: a part of an enumeration is none."""
         return self
 
-    def __call__(
-        self,
-        model: torch.nn.Module,
-        x: Float[Tensor, "B C H W"],
-        y: Int[Tensor, " B"] | Criterion,
-        threat: Patches,
-        *,
-        generator: torch.Generator,
-    ) -> Proposal:
-        classifier, criterion = as_classifier(model), as_criterion(y)
-        check_call(classifier, x, criterion.y, threat)
-        criterion = criterion.to(x.device)
-        placements = threat.placements(*x.shape[2:]).to(x.device)
-        sites = list(combinations_with_replacement(range(len(placements)), threat.count))
-        pixels = x.shape[1] * threat.height * threat.width * threat.count
-        total = len(sites) * len(self.levels) ** pixels
+    @torch.no_grad()
+    def _run(self, search: Search) -> None:
+        shape = (search.threat.count, search.x.shape[1], *search.patch_size)
+        sites = list(combinations_with_replacement(range(len(search.placements)), search.threat.count))
+        total = len(sites) * len(self.levels) ** torch.Size(shape).numel()
         if total > _LIMIT:
             raise InvalidInput(
                 f"the oracle would try {total:,} patches an image; take an image or patch so small that "
                 f"there are at most {_LIMIT:,}"
             )
-        contents = torch.tensor(list(product(self.levels, repeat=pixels)), dtype=x.dtype, device=x.device)
-        contents = contents.unflatten(1, (threat.count, x.shape[1], threat.height, threat.width))
-        x_adv, corners = x.clone(), placements[:1].expand(len(x), threat.count, 2).clone()
-        spent = torch.zeros_like(criterion.y)
-        _, each = classifier.cost(x.shape[2], x.shape[3])
-        for i in range(len(x)):
-            held = False
-            for site in sites:
-                where = placements[list(site)]
-                worlds = x[i].expand(len(contents), -1, -1, -1).clone()
-                for patch, (row, column) in enumerate(where.tolist()):
-                    worlds[:, :, row : row + threat.height, column : column + threat.width] = contents[:, patch]
-                if not held:  # what is shown where no patch breaks it: the first one that shows
-                    seen = visible(x[i].expand_as(worlds), worlds).nonzero()[:, 0].tolist()
-                    for first in seen[:1]:
-                        held, x_adv[i], corners[i] = True, worlds[first], where
-                same = torch.full((len(worlds),), i, device=x.device)
-                aims = [criterion.of(some) for some in same.split(self.batch)]
-                parts = zip(aims, worlds.split(self.batch), strict=True)
-                broken = torch.cat([asked(classifier, aim, some)[0] for aim, some in parts])
-                spent[i] += len(worlds) * each
-                hits = broken.nonzero()
-                if len(hits):
-                    x_adv[i], corners[i] = worlds[hits[0, 0]], where
+        contents = torch.tensor(list(product(self.levels, repeat=torch.Size(shape).numel()))).to(search.x)
+        for i, site in product(search.going().nonzero()[:, 0].tolist(), sites):
+            for some in contents.unflatten(1, shape).split(self.batch):
+                if not search.going()[i]:
                     break
-        return Proposal(x_adv, corners, spent, torch.ones(len(x), device=x.device))
+                image = torch.full((len(some),), i, device=search.x.device)
+                placement = image.new_tensor(site).expand(len(some), -1)
+                x_adv = search.paste(image, placement, some)
+                broken, _, spent = asked(search.classifier, search.criterion.of(image), x_adv)
+                search.spend(image, spent)
+                search.visit([i], [list(site)])
+                shows = visible(search.x[image], x_adv) & ~search.held[image]
+                first = (broken if broken.any() else shows).nonzero()[:1, 0]
+                value = torch.full_like(search.gap[image[first]], torch.inf)
+                search.offer(image[first], search.placements[placement[first]], x_adv[first], value, broken[first])

@@ -23,7 +23,7 @@ def paste(
 def crop(
     x: Float[Tensor, "P C H W"], corners: Int[Tensor, "P count 2"], size: tuple[int, int]
 ) -> Float[Tensor, "P count C h w"]:
-    """What the images show at these corners: the inverse of `paste`."""
+    """Cut out what the images show at these corners: the inverse of `paste`."""
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
     row = corners[..., 0, None] + torch.arange(size[0], device=x.device)
     column = corners[..., 1, None] + torch.arange(size[1], device=x.device)

@@ -7,11 +7,11 @@ from itertools import islice
 from typing import ClassVar
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.climb import Ascent, Task, climb
+from attacks.placement import sites
 from attacks.search import Search
-from attacks.sites import sites
-from attacks.surfaces.base import Objective
+from attacks.surfaces.views import Objective
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -29,7 +30,7 @@ def standard() -> Ensemble:
     """The evaluator's default, 50,000 evaluations an image at the most, without a parameter to be chosen.
 
     Guided PGD, then all placements by gradient until four fifths are spent, then a black box, which gradients that lie
-    do not mislead. In order of cost, each on the images that still stand.
+    do not mislead. In order of cost, each on the images not yet broken.
     """
     members = (PatchPGD(), ExhaustivePGD(), SparseRS())
     return Ensemble(members, "standard", budget=50_000, shares=(1.0, 8.0, 1.0))
@@ -70,6 +71,7 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     of each on an image.
     """
     found: list[PatchAttack] = []
+    climbing = False
     for part in () if text.strip() == "none" else text.split(","):
         wanted = part.strip().removeprefix(_IGNORING)
         kind, colon, number = wanted.partition(":")
@@ -83,25 +85,19 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
         attack = make(**{parameter: int(number)}) if colon and parameter else make()
         if budget is not None:
             attack = replace(attack, budget=budget)  # type: ignore[type-var]
-        attack = attack if steps is None else _with_steps(attack, steps)
-        found.append(attack if wanted == part.strip() else Undefended(attack))
-    if steps is not None and not any(_has_steps(attack) for attack in found):
+        made = attack if steps is None else _with_steps(attack, steps)
+        climbing |= made is not attack
+        found.append(made if wanted == part.strip() else Undefended(made))
+    if steps is not None and not climbing:
         raise InvalidInput(f"steps is {steps}, but none of the attacks {text!r} has any; drop --steps")
     if len({attack.name for attack in found}) < len(found):
         raise InvalidInput(f"attacks is {text!r}, which names one attack twice; drop one")
     return found
 
 
-def _has_steps(attack: PatchAttack) -> bool:
-    if isinstance(attack, Undefended):
-        return _has_steps(attack.attack)
-    if isinstance(attack, Ensemble):
-        return any(_has_steps(member) for member in attack.members)
-    return any(field.name == "steps" for field in fields(attack))  # type: ignore[arg-type]
-
-
 def _with_steps(attack: Any, steps: int) -> Any:
-    """The attack with that many gradient steps, or as it is where it has none; of an ensemble, its members."""
+    """The attack with that many gradient steps, of an ensemble its members; itself where there are none."""
     if isinstance(attack, Ensemble):
-        return replace(attack, members=tuple(_with_steps(member, steps) for member in attack.members))
-    return replace(attack, steps=steps) if _has_steps(attack) else attack
+        members = tuple(_with_steps(member, steps) for member in attack.members)
+        return attack if all(map(operator.is_, members, attack.members)) else replace(attack, members=members)
+    return replace(attack, steps=steps) if any(field.name == "steps" for field in fields(attack)) else attack

@@ -1,4 +1,4 @@
-"""A search under way: the account of evaluations, chance of each image's own, the best patch yet."""
+"""A search under way: evaluations spent, random numbers of each image's own, the best patch yet."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.base import Proposal
-from attacks.behind_scores import Shares
-from attacks.border import visible
-from attacks.checks import check_call
+from attacks.base import Proposal, check_call, require, visible
 from attacks.criterion import Criterion, as_criterion, asked, counts_for, is_broken
 from attacks.pasting import paste
-from attacks.surfaces import Attacked, View, surface_of
-from attacks.surfaces.base import Objective
+from attacks.predict_sample import PredictSample
+from attacks.surfaces import Attacked, View, surface_of, whole_view
+from attacks.surfaces.views import Objective
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.base import Patches
 
 
 class Search:
-    """B images under attack: which still stand, what each has cost, and the best patch found for each.
+    """B images under attack: which are broken, what each has cost, and the best patch found for each.
 
     An image counts as broken once `predict` on the whole attacked image says so, whatever the cheaper view of it said.
-    Chance is drawn for each image on its own, from the generator's state and the image's content, so that what is
-    tried on an image does not depend on the images beside it; how much of it is under way when a budget ends may.
+    Random numbers are drawn for each image on its own, from the generator's state and the image's content, so that
+    what is tried on an image does not depend on the images beside it; how much is under way when a budget ends may.
 
     Attributes:
         surface: how the classifier looks to this search (`attacks.surfaces`). criterion: when an image is broken.
         y: Int[B], the classes to move away from.
         broken: Bool[B]. gap: Float[B], the least objective yet (-inf where broken). evaluations: Int[B].
-        held: Bool[B], whether a patch was tried that shows (`border.visible`): then `best` is one of these.
+            (This is the surface's account: to be added to in place.)
+        held: Bool[B], whether a patch was tried that shows (`attacks.base.visible`): then `best` is one of these.
         open: Int[B], how many placements are open to the attacker (all but those that a certificate closed).
     """
 
@@ -56,11 +55,12 @@ class Search:
         self._streams: dict[int, torch.Generator] = {}
         attacked = Attacked(x, self.y, threat, budget, criterion.rank)
         self.surface = surface_of(classifier, attacked, touched_only)
+        self.evaluations = self.surface.evaluations
         counts = counts_for(classifier, criterion, x)
         if counts is not None:
             self.evaluations += self.surface.forward_cost
         self.broken = is_broken(classifier, criterion, self.surface.prediction, counts)
-        self._shares = Shares(len(x)) if classifier.predicts_apart else None
+        self._sample = PredictSample(len(x)) if classifier.predicts_apart else None
         self._seen = torch.zeros_like(self.broken)  # by `predict`, under a patch
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
@@ -68,15 +68,6 @@ class Search:
         self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
         self.open = torch.full_like(self.y, len(self.placements))
         self._tried: list[set[int]] = [set() for _ in range(len(x))]
-
-    @property
-    def evaluations(self) -> Int[Tensor, " B"]:
-        """The account, which the surface keeps: to be added to in place."""
-        return self.surface.evaluations
-
-    @evaluations.setter
-    def evaluations(self, account: Int[Tensor, " B"]) -> None:
-        self.surface.evaluations = account
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -119,16 +110,30 @@ class Search:
         rival: Int[Tensor, " P"] | None = None,
         objective: Objective = "votes",
     ) -> View:
-        """How attacked copies of these images look to the attack, patched at these placements (by number): towards the
-        criterion's own class where it names one.
+        """Attacked copies of these images, patched at these placements (by number): towards the criterion's own class
+        where it names one.
         """
+        return self.surface.view(image, placement, self._rival(image, rival), objective)
+
+    def whole_view(self, image: Int[Tensor, " P"]) -> View:
+        """The same, of these images as they will be shown, scored whole."""
+        x, y = self.x[image], self.y[image]
+        return whole_view(self.classifier, x, y, self._rival(image), rank=self.criterion.rank)
+
+    def _rival(self, image: Int[Tensor, " P"], otherwise: Tensor | None = None) -> Tensor | None:
         aimed = self.criterion.rival[image]
-        if bool((aimed >= 0).any()):
-            rival = torch.where(aimed >= 0, aimed, -1 if rival is None else rival)
-        return self.surface.view(image, placement, rival, objective)
+        if not bool((aimed >= 0).any()):
+            return otherwise
+        return torch.where(aimed >= 0, aimed, -1 if otherwise is None else otherwise)
+
+    def check_target(self, target: int | None) -> None:
+        """Refuse a class that there is none of, before an index out of range brings a GPU down."""
+        if target is not None and len(self.x):
+            classes = self.classifier.count_outputs(self.x)
+            require(target < classes, "target", target, f"below {classes}, the number of classes")
 
     def hits(self, image: Int[Tensor, " P"], prediction: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
-        """Where a view's prediction of these images is worth asking the classifier itself."""
+        """Mark the rows whose prediction by a view is worth asking the classifier itself."""
         aimed = self.criterion.rival[image]
         return torch.where(aimed >= 0, prediction == aimed, prediction != self.y[image])
 
@@ -156,7 +161,6 @@ class Search:
         *,
         batch: int,
         rival: Int[Tensor, " P"] | None = None,
-        objective: Objective = "votes",
     ) -> Float[Tensor, " P"]:
         """Score patches as they are, without gradients, `batch` at a time; offer and charge them. Their objectives.
 
@@ -168,7 +172,7 @@ class Search:
             if len(rows) == 0:
                 continue
             i, where = image[rows], placement[rows]
-            view = self.view(i, where, rival[rows] if rival is not None else None, objective)
+            view = self.view(i, where, rival[rows] if rival is not None else None)
             if self.budget is not None:
                 left = self.evaluations[i] + turn(i) * view.cost < self.budget
                 rows, i, where, view = rows[left], i[left], where[left], view.keep(left)
@@ -191,15 +195,15 @@ class Search:
         """Keep what is better than the best so far. The first hit of an image that `predict` confirms breaks it.
 
         Of a classifier whose `predict` is more than its scores, hits are not only what the scores say: it is asked
-        about one in eight of the patches, and whatever is better than the best so far (see `attacks.behind_scores`).
+        about one in eight of the patches, and whatever is better than the best so far (`attacks.predict_sample`).
 
         Of what does not break the image, only patches that show are kept, and the first of them whatever its value:
         an attack whose best try were the clean image would have nothing to be judged by.
         """
         value = value.masked_fill(value.isnan(), torch.inf)
-        if self._shares is not None:
-            some = self._shares.chosen(image, x_adv, corners, self.patch_size) | (value < self.gap[image])
-            hit = hit | self._behind_scores(image, x_adv, some & ~hit)
+        if self._sample is not None:
+            some = self._sample.chosen(image, x_adv, corners, self.patch_size) | (value < self.gap[image])
+            hit = hit | self._predicted(image, x_adv, some & ~hit)
         for row in hit.nonzero()[:, 0].tolist():
             i = int(image[row])
             if self.broken[i]:
@@ -215,10 +219,10 @@ class Search:
             i = int(image[row])
             self.best[i], self.corners[i], self.gap[i], self.held[i] = x_adv[row], corners[row], value[row], True
 
-    def _behind_scores(
+    def _predicted(
         self, image: Int[Tensor, " P"], x_adv: Float[Tensor, "P C H W"], due: Bool[Tensor, " P"]
     ) -> Bool[Tensor, " P"]:
-        """Where the classifier's own answer meets the criterion, of the rows that are due, within the budget."""
+        """Ask the classifier itself, within the budget, about the rows that are due: where it meets the criterion."""
         rows = (due & self.going()[image]).nonzero()[:, 0]
         if self.budget is not None and len(rows):
             i = image[rows]
@@ -230,14 +234,14 @@ class Search:
         return changed
 
     def proposal(self) -> Proposal:
-        """What was found; `visited` counts distinct single placements tried among those open."""
+        """The best patch of each image; `visited` counts distinct single placements tried among those open."""
         tried = torch.tensor([len(sites) for sites in self._tried], device=self.y.device)
         visited = (tried / self.open.clamp(min=1)).clamp(max=1).to(torch.float32)
         return Proposal(self.best, self.corners, self.evaluations, visited, broken=self._seen)
 
 
 def turn(image: Int[Tensor, " P"]) -> Int[Tensor, " P"]:
-    """How many of the rows before each one are of the same image."""
+    """Count, for each row, the rows before it that are of the same image."""
     order = image.argsort(stable=True)
     ranked = image[order]
     turn = torch.empty_like(image)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.search import Search
 
 _HALVINGS = (10, 50, 200, 500, 1000, 4000, 8000)  # in a run of 10,000 queries: when the square's area is halved

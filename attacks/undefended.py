@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attacks.base import PatchAttack, Proposal
-from attacks.border import propose
 from attacks.criterion import Criterion
 from attacks.gradient import climbs
+from attacks.propose import propose
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
@@ -23,9 +23,9 @@ class Undefended:
     """`attack` on the network inside a defense, its proposals judged, like all others, by the defended classifier.
 
     The search climbs the bare network and is never told of a success, of the network or of the defense: it spends all
-    its steps, and proposes for each image the patch about which the network errs most confidently. What stands under it
-    and falls under `attack` itself was hidden, not defended: no number of this attack says that a defense works, and as
-    it tries no placement on the defended classifier (`visited` is 0), it tests no certificate either.
+    its steps, and proposes for each image the patch about which the network errs most confidently. An image that it
+    does not break, and `attack` itself does, was hidden and not defended: this attack says of no defense that it works,
+    and as it tries no placement on the defended classifier (`visited` is 0), it tests no certificate either.
     """
 
     attack: PatchAttack

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
 from attacks.gradient import differentiate
 from attacks.pasting import crop
+from attacks.placement import sites
 from attacks.search import Search, turn
-from attacks.sites import sites
 from attacks.surfaces import View
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from robustpatch.errors import InvalidInput
@@ -53,10 +53,12 @@ class Universal(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_training(self.steps, self.rows, self.step, self.target)
+        for name in ("steps", "rows", "tries"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.step > 0 and isfinite(self.step), "step", self.step, "positive")
+        require(self.target is None or self.target >= 0, "target", self.target, "a class, or None")
         if isinstance(self.patch, str | Path):
             object.__setattr__(self, "patch", UniversalPatch.load(self.patch))
-        require(self.tries >= 1, "tries", self.tries, "at least 1")
 
     @property
     def name(self) -> str:
@@ -83,12 +85,11 @@ class Universal(Attack):
             return
         patch = self._given
         if patch is None:
-            # The patch is trained on all images, so its chance is nobody's in particular.
+            # The patch is trained on all images, so that its random numbers are of no single one.
             chance = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=search.stream(0))))
-            room = self._room_to_train(search)
-            patch = _train(search, self.target, self.steps, self.rows, self.step, self.poses, chance, room)
+            patch = self.train(search, chance, self._room_to_train(search))
         patch.check(search.x)
-        _check_target(search, patch.target)
+        search.check_target(patch.target)
         rival = torch.full_like(search.y, -1 if patch.target is None else patch.target)
         rival = rival.masked_fill(rival == search.y, -1)
         queues = sites(search)
@@ -111,6 +112,46 @@ class Universal(Attack):
         surface = search.surface
         room = self.budget - surface.asking_cost
         return room - min(self.tries * surface.climb_cost, (room - surface.forward_cost) // 2)
+
+    def train(self, search: Search, generator: torch.Generator, budget: int | None = None) -> UniversalPatch:
+        """See `train_patch`; no image takes part in more than its evaluations stay within `budget`."""
+        search.check_target(self.target)
+        device = search.x.device
+        shape = (search.x.shape[1], search.threat.height, search.threat.width)
+        content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
+        adam = torch.optim.Adam([content], lr=self.step, betas=(0.9, 0.99))
+        each = 2 * search.surface.climb_cost
+        for _ in range(self.steps):
+            # How many rows each image can still pay for.
+            left = None if budget is None else (budget - search.evaluations) // each
+            usable = torch.ones_like(search.broken) if left is None else left > 0
+            usable = usable if self.target is None else usable & (search.y != self.target)
+            pool = usable.nonzero()[:, 0]
+            if not len(pool):
+                break
+            image = pool[torch.randint(len(pool), (self.rows,), generator=generator).to(device)]
+            if left is not None:
+                image = image[turn(image) < left[image]]
+            sizes = (len(image), search.threat.count)
+            where = torch.randint(len(search.placements), sizes, generator=generator).to(device)
+            view = search.view(image, where)
+            view = view if self.target is None else view.towards(self.target)
+            pose = self.poses.draw(len(image), generator).to(search.x)
+
+            def loss(
+                content: Tensor, view: View = view, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
+            ) -> tuple[Tensor, Tensor]:
+                value, prediction = view(draw(content[0], search.x[image], search.placements[where], pose))
+                return value.clamp(min=-search.surface.enough).mean()[None], prediction
+
+            found = differentiate(loss, content[None])[2][0]
+            content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
+            adam.step()
+            with torch.no_grad():
+                content.clamp_(0, 1)
+            search.spend(image, 2 * view.cost)
+        rounded = (content.detach() * 255).round() / 255
+        return UniversalPatch(rounded, self.target, self.poses, int(search.evaluations.sum()))
 
 
 def train_patch(
@@ -136,10 +177,10 @@ def train_patch(
     `touched_only`, a smoothed classifier has only those ablations scored that the patch touches. Costs 2·steps·rows
     forward passes. Raises `InvalidInput`.
     """
-    _check_training(steps, rows, step, target)
+    attack = Universal(target=target, steps=steps, rows=rows, step=step, poses=poses)
     search = Search(model, x, y, threat, touched_only=touched_only, budget=None, generator=generator)
     require(len(x) > 0, "images", len(x), "at least 1 in number, to train a patch on")
-    return _train(search, target, steps, rows, step, poses, generator)
+    return attack.train(search, generator)
 
 
 def train_and_transfer(
@@ -152,7 +193,7 @@ def train_and_transfer(
     generator: torch.Generator,
     **training,
 ) -> tuple[UniversalPatch, Transfer, Transfer]:
-    """A patch trained on the images at even positions, what it does to them, and to the unseen ones at odd positions.
+    """Train a patch on the images at even positions, and try it on these and on the unseen ones at odd positions.
 
     `training` goes to `train_patch`.
     """
@@ -162,65 +203,3 @@ def train_and_transfer(
         for half in (0, 1)
     )
     return patch, seen, unseen
-
-
-def _check_training(steps: int, rows: int, step: float, target: int | None) -> None:
-    require(steps >= 1, "steps", steps, "at least 1")
-    require(rows >= 1, "rows", rows, "at least 1")
-    require(step > 0 and isfinite(step), "step", step, "positive")
-    require(target is None or target >= 0, "target", target, "a class, or None")
-
-
-def _check_target(search: Search, target: int | None) -> None:
-    """Before an index out of range brings a GPU down."""
-    if target is not None:
-        classes = search.classifier.count_outputs(search.x)
-        require(target < classes, "target", target, f"below {classes}, the number of classes")
-
-
-def _train(
-    search: Search,
-    target: int | None,
-    steps: int,
-    rows: int,
-    step: float,
-    poses: Poses,
-    generator: torch.Generator,
-    budget: int | None = None,
-) -> UniversalPatch:
-    """See `train_patch`; no image takes part in more than its evaluations stay within `budget`."""
-    _check_target(search, target)
-    device = search.x.device
-    shape = (search.x.shape[1], search.threat.height, search.threat.width)
-    content = torch.rand(shape, generator=generator).to(search.x).requires_grad_()
-    adam = torch.optim.Adam([content], lr=step, betas=(0.9, 0.99))
-    each = 2 * search.surface.climb_cost
-    for _ in range(steps):
-        left = None if budget is None else (budget - search.evaluations) // each  # rows that each image can still pay
-        usable = torch.ones_like(search.broken) if left is None else left > 0
-        usable = usable if target is None else usable & (search.y != target)
-        pool = usable.nonzero()[:, 0]
-        if not len(pool):
-            break
-        image = pool[torch.randint(len(pool), (rows,), generator=generator).to(device)]
-        if left is not None:
-            image = image[turn(image) < left[image]]
-        where = torch.randint(len(search.placements), (len(image), search.threat.count), generator=generator).to(device)
-        view = search.view(image, where)
-        view = view if target is None else view.towards(target)
-        pose = poses.draw(len(image), generator).to(search.x)
-
-        def loss(
-            content: Tensor, view: View = view, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
-        ) -> tuple[Tensor, Tensor]:
-            value, prediction = view(draw(content[0], search.x[image], search.placements[where], pose))
-            return value.clamp(min=-search.surface.enough).mean()[None], prediction
-
-        found = differentiate(loss, content[None])[2][0]
-        content.grad = found.nan_to_num(0.0, 0.0, 0.0)  # what Adam has once seen it keeps
-        adam.step()
-        with torch.no_grad():
-            content.clamp_(0, 1)
-        search.spend(image, 2 * view.cost)
-    rounded = (content.detach() * 255).round() / 255
-    return UniversalPatch(rounded, target, poses, int(search.evaluations.sum()))

@@ -1,4 +1,4 @@
-"""A patch that can be printed: its content, how prints of it vary, how it is put on images and what it does there."""
+"""A patch that can be printed: its content, the variation of its prints, and the predictions that they change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from attacks.base import content_hash
-from attacks.checks import require
+from attacks.base import content_hash, require
 from attacks.pasting import crop, paste
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import predict
@@ -31,7 +30,7 @@ _KEY = "robustpatch"  # of the PNG's text chunk
 
 @dataclass(frozen=True)
 class Poses:
-    """How a printed patch varies within its rectangle: rotated by at most `rotation` degrees either way, scaled by
+    """The variation of a printed patch within its rectangle: turned by at most `rotation` degrees either way, scaled by
     `scale[0]` to `scale[1]` ≤ 1, with at most `brightness` added or taken away. All zero, and scale 1: as it is.
     """
 
@@ -138,7 +137,7 @@ class UniversalPatch:
         count: int = 1,
         generator: torch.Generator,
     ) -> Transfer:
-        """What the patch does to these images at `tries` random placements and poses each, judged by `predict`."""
+        """Put the patch on these images at `tries` random placements and poses each, judged by `predict`."""
         placements = PatchThreat(self.content.shape[1], self.content.shape[2], count).placements(*x.shape[2:])
         classifier = as_classifier(model)
         right = predict(classifier, x) == y

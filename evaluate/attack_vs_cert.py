@@ -68,7 +68,13 @@ def main(options: Options, errors: Console) -> int:
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
     settings = Settings(
-        count, options.batch_size, options.certified_budget or None, options.seed, options.device, options.gallery
+        count,
+        options.batch_size,
+        options.certified_budget or None,
+        options.seed,
+        options.device,
+        options.gallery,
+        options.top_k,
     )
     threat = parse_threat(options.patch, images.image_shape[1:])
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
@@ -128,13 +134,12 @@ def main(options: Options, errors: Console) -> int:
     }
     store.write("summary.json", json.dumps(content, indent=1).encode())
     if options.quiet:
-        console.print(verdict(summary), soft_wrap=True)
+        console.print(verdict(summary, settings.top_k), soft_wrap=True)
     else:
-        title = (
-            f"{len(records)} {options.dataset} test images, {threat} patch, {subject.name} ({classifier.in_words()})"
-        )
+        asked = f"{threat} patch" if options.top_k == 1 else f"{threat} patch, top {options.top_k}"
+        title = f"{len(records)} {options.dataset} test images, {asked}, {subject.name} ({classifier.in_words()})"
         guard = classifier.guard
-        measured = {"deviation": deviation, "float32_deviation": off}
+        measured = {"deviation": deviation, "float32_deviation": off, "top_k": options.top_k}
         console.print(summary_table(summary, title=title, guard=guard, **measured, seconds=seconds))
         _say(console, f"records, summary.json and run.toml (to repeat: --config) in {output}")
     broken = summary.verdict == "broken"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attacks.art.models import Scores, as_module, estimator_of, seeded
 from attacks.attack import Attack
-from attacks.checks import require
+from attacks.base import require
+from attacks.placement import sites
 from attacks.search import Search
-from attacks.sites import Site, sites
-from attacks.surfaces import whole_view
+from attacks.surfaces.base import Site
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
 
@@ -104,21 +104,24 @@ class FromART(Attack):
         return cls(build=Named(name, tuple(options.items())), kind=kind, tries=tries, copies=copies)
 
     @classmethod
+    def _masked(cls, name: str, tries: int, **options: Any) -> FromART:
+        return cls.named(name, kind="mask", tries=tries, copies=tries, batch_size=512, eps=1.0, **options)
+
+    @classmethod
     def pgd(cls, *, steps: int = 30, step: float = 0.1, restarts: int = 1, tries: int = 10) -> FromART:
         """ProjectedGradientDescent of any content (eps 1): `restarts` random starts at each placement."""
-        options = {"eps": 1.0, "eps_step": step, "max_iter": steps, "num_random_init": restarts, "verbose": False}
-        return cls.named("ProjectedGradientDescent", kind="mask", tries=tries, copies=tries, batch_size=512, **options)
+        options = {"eps_step": step, "max_iter": steps, "num_random_init": restarts, "verbose": False}
+        return cls._masked("ProjectedGradientDescent", tries, **options)
 
     @classmethod
     def bim(cls, *, steps: int = 30, step: float = 0.1, tries: int = 10) -> FromART:
         """BasicIterativeMethod: PGD that starts from the image."""
-        options = {"eps": 1.0, "eps_step": step, "max_iter": steps, "batch_size": 512, "verbose": False}
-        return cls.named("BasicIterativeMethod", kind="mask", tries=tries, copies=tries, **options)
+        return cls._masked("BasicIterativeMethod", tries, eps_step=step, max_iter=steps, verbose=False)
 
     @classmethod
     def fgm(cls, *, tries: int = 10) -> FromART:
         """FastGradientMethod: one step to the corners of [0, 1]."""
-        return cls.named("FastGradientMethod", kind="mask", tries=tries, copies=tries, eps=1.0, batch_size=512)
+        return cls._masked("FastGradientMethod", tries)
 
     @classmethod
     def apgd(cls, *, steps: int = 30, restarts: int = 1, tries: int = 10) -> FromART:
@@ -186,7 +189,9 @@ class FromART(Attack):
         x, y = search.x[rows], search.y[rows]
         asked = search.placements[torch.tensor([numbers for numbers, _ in some], device=x.device)]
         other = (y.cpu() + torch.randint(1, classes, (len(some),), generator=search.stream(i))) % classes
-        goals = [rival if rival >= 0 else int(any_) for (_, rival), any_ in zip(some, other, strict=True)]
+        aimed = int(search.criterion.rival[i])
+        rivals = [rival if aimed < 0 else aimed for _, rival in some]
+        goals = [rival if rival >= 0 else int(k) for rival, k in zip(rivals, other, strict=True)]
         inside = search.threat.footprint(asked, *x.shape[2:])[:, None].expand_as(x)
         scores = Scores(search.classifier, x, inside if self.kind == "content" else None)
         seed = int(torch.randint(2**31, (), generator=search.stream(i)))
@@ -199,7 +204,7 @@ class FromART(Attack):
         claimed = search.threat.footprint(corners, *x.shape[2:])[:, None]
         valid = ((x_adv >= 0) & (x_adv <= 1) & ((x_adv == x) | claimed)).flatten(1).all(dim=1)
         if valid.any():
-            view = whole_view(search.classifier, x[valid], y[valid], rank=search.criterion.rank)
+            view = search.whole_view(rows[valid])
             with torch.no_grad():
                 value, prediction = view(x_adv[valid])
             search.spend(rows[valid], view.cost)

@@ -45,7 +45,7 @@ class Scores(nn.Module):
         self.evaluations = 0
 
     def shown(self, x: Float[Tensor, "P C H W"]) -> Float[Tensor, "P C H W"]:
-        """What the model sees of ART's images."""
+        """Put the image x outside of `inside`."""
         return x if self._inside is None else torch.where(self._inside, x, self._x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,18 +105,17 @@ class _Apart(torch.autograd.Function):
 
 
 def estimator_of(scores: Scores, x: Float[Tensor, "P C H W"], classes: int) -> PyTorchClassifier:
-    """What ART attacks. It computes on the CPU, the scores wherever the model is."""
+    """Make the classifier that ART attacks. It computes on the CPU, the scores wherever the model is."""
     from art.estimators.classification import PyTorchClassifier
 
-    return PyTorchClassifier(
-        model=scores,
-        loss=nn.CrossEntropyLoss(),
-        input_shape=tuple(x.shape[1:]),
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        preprocessing=None,
-        device_type="cpu",
-    )
+    return PyTorchClassifier(**estimator_options(scores, x, classes))
+
+
+def estimator_options(scores: Scores, x: Float[Tensor, "P C H W"], classes: int) -> dict[str, Any]:
+    """The arguments of that classifier."""
+    shape, loss = tuple(x.shape[1:]), nn.CrossEntropyLoss()
+    own = {"model": scores, "loss": loss, "input_shape": shape, "nb_classes": classes}
+    return {**own, "clip_values": (0.0, 1.0), "preprocessing": None, "device_type": "cpu"}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from attacks.art.models import Scores
+from attacks.art.models import Scores, estimator_options
 from robustpatch.certificates.exact import Certificate, Method
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
@@ -42,16 +42,7 @@ def to_art(model: torch.nn.Module, image_shape: tuple[int, int, int]) -> PyTorch
     tensor = next(model.parameters(), torch.zeros(()))
     example = torch.zeros(1, *image_shape, device=tensor.device)
     smoothed.predict(example)  # refuses training mode and wrong shapes, before ART is told of anything
-    return _kind()(
-        model=Scores(smoothed, example),
-        loss=torch.nn.CrossEntropyLoss(),
-        input_shape=tuple(image_shape),
-        nb_classes=smoothed.num_classes,
-        clip_values=(0.0, 1.0),
-        preprocessing=None,
-        device_type="cpu",
-        certifier=model,
-    )
+    return _kind()(**estimator_options(Scores(smoothed, example), example, smoothed.num_classes), certifier=model)
 
 
 @lru_cache(maxsize=1)

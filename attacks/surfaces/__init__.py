@@ -1,16 +1,19 @@
-"""How each kind of classifier looks to a search for patches; one file a defense."""
+"""Surfaces: classifiers as searches for patches see them; one file a defense."""
 
 from attacks.surfaces import patchcleanser, patchguard, smoothed
-from attacks.surfaces.base import Attacked, OpenPlacements, Surface, View, surface_of, whole_view
+from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
+from attacks.surfaces.views import View, WholeView, whole_view, whole_view_class
 
 __all__ = [
     "Attacked",
     "OpenPlacements",
     "Surface",
     "View",
+    "WholeView",
     "patchcleanser",
     "patchguard",
     "smoothed",
     "surface_of",
     "whole_view",
+    "whole_view_class",
 ]

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import Attacked, Objective, Surface, View, answered, gap, surface_of
-from attacks.surfaces.smoothed import TouchedVotes
+from attacks.surfaces.base import Attacked, Surface, surface_of
+from attacks.surfaces.smoothed import TouchedSurface
 from attacks.surfaces.touched import OfTouched, soft_votes
+from attacks.surfaces.views import View
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers.lending import lent
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threats.base import Patches
-from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 
 def rival_margins(
     model: MaskedClassifier, votes: Votes | Scored, y: Int[Tensor, " B"], patch: Patches, size: tuple[int, int]
 ) -> Int[Tensor, "B S K"]:
-    """How far y stays ahead of each rival, at least, whatever a single `patch` does at each of the S distinct sets of
-    ablations that it can touch; below zero where the attacker may have it in his power to raise the rival. A patch that
-    touches all ablations can silence them all, so that nothing is closed to it.
+    """The least lead of y over each rival that a single `patch` leaves at each of the S distinct sets of ablations that
+    it can touch; below zero where it may raise the rival above y. A patch that touches all ablations can silence them
+    all, so that nothing is closed to it.
     """
     sets = incidence(model.network.ablation, patch, size)
     margins = model.masking(*size).rival_margins(votes, y, sets)
@@ -35,8 +34,8 @@ def rival_margins(
     return margins.masked_fill(all_touched & rivals, -1)
 
 
-@dataclass(frozen=True)
-class MaskedView(OfTouched):
+@dataclass(frozen=True, kw_only=True)
+class PatchGuardView(OfTouched):
     """Robust masking of which only the touched ablations are scored again; the rest contribute what they did.
 
     The objective is what masking leaves of y less what it leaves of the rival, in whole contributions; its gradient
@@ -48,40 +47,19 @@ class MaskedView(OfTouched):
     masking: Masking
     cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"]
 
-    _ROWS: ClassVar[tuple[str, ...]] = (*OfTouched._ROWS, "cast")
-
-    @classmethod
-    def of(
-        cls,
-        classifier: MaskedClassifier,
-        y: Tensor,
-        cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"],
-        touched: Touched,
-        placement: Int[Tensor, "P count"],
-        size: tuple[int, int],
-        rival: Tensor | None = None,
-        reach: Bool[Tensor, "P K"] | None = None,
-        rank: int = 1,
-    ) -> MaskedView:
-        """As `TouchedView.of`, of images of that size."""
-        rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
-        return cls(**rows, rank=rank, classifier=classifier, masking=classifier.masking(*size), cast=cast)
-
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network = self.classifier.network
         logits = network.logits(lent(x_adv), lent(self.index))
-        scores = network.voting.scores(logits.detach())
-        votes, known = network.voting.votes(scores, network.guard_on(x_adv.device)), has_score(scores)
+        soft, votes, known = soft_votes(network, logits)
         row, place = self.valid.nonzero(as_tuple=True)
         where = row, self.index[row, place]
         heard, left = self.masking.remainder(self.cast.index_put(where, votes.cast[row, place]))
-        soft = torch.where(known, soft_votes(network.voting, torch.where(known, logits, 0), votes), 0)
+        soft = torch.where(known, soft, 0)
         said = (self.cast.float() / votes.unit).index_put(where, soft[row, place])
-        value = gap((said * heard).sum(dim=1), self.y, self.rival, self.reach, self.rank)
-        return value, answered(left, self.y, self.rank)
+        return self.value((said * heard).sum(dim=1), self.reach), self.answer(left)
 
 
-class WholeMasked(Surface):
+class WholePatchGuardSurface(Surface):
     """Robust masking, scored whole."""
 
     def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
@@ -89,7 +67,7 @@ class WholeMasked(Surface):
         self.enough = self.forward_cost / 5  # votes
 
 
-class MaskedVotes(TouchedVotes):
+class PatchGuardSurface(TouchedSurface):
     """Robust masking of which the touched ablations alone are scored again."""
 
     def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
@@ -104,14 +82,10 @@ class MaskedVotes(TouchedVotes):
     def asking_cost(self) -> int:
         return 0  # the votes that are known say what is open
 
-    def view(
-        self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
-    ) -> View:
-        if objective != "votes":
-            return Surface.view(self, image, placement, rival, objective)
-        y, cast, size = self.attacked.y[image], self.votes.cast[image], self.attacked.size
-        reach, rank = self._reached(image, placement), self.attacked.rank
-        return MaskedView.of(self.masked, y, cast, self.touched, placement, size, rival, reach, rank)
+    def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
+        rows = OfTouched.rows(y, self.touched, placement, cast.shape[2], rival, reach)
+        masking = self.masked.masking(*self.attacked.size)
+        return PatchGuardView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
         if type(self.masked).certify is not MaskedClassifier.certify:
@@ -124,4 +98,4 @@ class MaskedVotes(TouchedVotes):
 
 @surface_of.register
 def _(classifier: MaskedClassifier, attacked: Attacked, pruned: bool) -> Surface:
-    return MaskedVotes(classifier, attacked) if pruned else WholeMasked(classifier, attacked)
+    return PatchGuardSurface(classifier, attacked) if pruned else WholePatchGuardSurface(classifier, attacked)

@@ -1,6 +1,6 @@
 """A smoothed classifier as an attack sees it: votes of ablations, few of which a patch touches, and its certificate.
 
-Two views that must agree: `WholeVotesView` scores all ablations of the attacked image and knows no geometry;
+Two views that must agree: `VotesView` scores all ablations of the attacked image and knows no geometry;
 `TouchedView` scores only those that the patch touches.
 """
 
@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import (
-    Attacked,
-    Objective,
-    OpenPlacements,
-    Surface,
-    View,
-    WholeView,
-    answered,
-    surface_of,
-    value_of,
-    view_as,
-    whole_view,
-)
-from attacks.surfaces.clean import votes_of
+from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
+from attacks.surfaces.clean_votes import votes_of
 from attacks.surfaces.touched import OfTouched, sums
+from attacks.surfaces.views import Objective, View, WholeView, whole_view_class
 from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.asking import certify
@@ -37,51 +25,37 @@ from robustpatch.classifiers.lending import lent
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
 from robustpatch.threats.rectangle import PatchThreat
-from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import UNITS, first_argmax
 
 
-@dataclass(frozen=True)
-class WholeVotesView(WholeView):
-    """A smoothed classifier over all its ablations. `objective`:
-
-    - "votes": the soft votes (or summed scores) of y less those of the rival; below zero about when it succeeds.
-    - "mean-softmax": log of the mean over ablations of the softmax of y (less that of the rival, if one is named): the
-      cross-entropy that Levine & Feizi's release climbs.
+@dataclass(frozen=True, kw_only=True)
+class VotesView(WholeView):
+    """A smoothed classifier over all its ablations, by the soft votes (or summed scores) of its classes; "mean-softmax"
+    is of the mean over ablations of the softmax: the cross-entropy that Levine & Feizi's release climbs.
     """
 
     classifier: SmoothedClassifier
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         soft, counts, heard = sums(self.classifier, self.classifier.logits(lent(x_adv)), None, self.objective)
-        return self._value(soft), torch.where(heard, answered(counts, self.y, self.rank), -1)
+        return self.value(soft), torch.where(heard, self.answer(counts), -1)
 
 
-@whole_view.register
-def _(
-    classifier: SmoothedClassifier,
-    x: Tensor,
-    y: Tensor,
-    rival: Tensor | None = None,
-    objective: Objective = "votes",
-    rank: int = 1,
-) -> View:
-    return view_as(WholeVotesView, classifier, x, y, rival, objective, rank)
+@whole_view_class.register
+def _(classifier: SmoothedClassifier) -> type[WholeView]:
+    return VotesView
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TouchedView(OfTouched):
     """A smoothed classifier of which only the touched ablations are scored again; the rest keep their clean votes.
 
-    `untouched` are those votes, `untouched_soft` what they add to the objective, for which see `WholeVotesView`.
+    `untouched` are those votes, or the units of their scores.
     """
 
     classifier: SmoothedClassifier
     untouched: Int[Tensor, "P K"]
-    untouched_soft: Float[Tensor, "P K"]
-    objective: Objective = "votes"
-
-    _ROWS: ClassVar[tuple[str, ...]] = (*OfTouched._ROWS, "untouched", "untouched_soft")
+    unit: int = 1
 
     @classmethod
     def of(
@@ -92,38 +66,29 @@ class TouchedView(OfTouched):
         touched: Touched,
         placement: Int[Tensor, "P count"],
         rival: Tensor | None = None,
-        *,
-        scores: Float[Tensor, "P N K"] | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
         rank: int = 1,
     ) -> TouchedView:
         """`cast` are the clean votes of each row's image, or the units of its scores, `placement` the numbers of its
-        rectangles' placements.
-
-        With the clean `scores` the objective is "mean-softmax", else "votes". For `reach` see `OfTouched.rows`.
+        rectangles' placements. For `reach` see `OfTouched.rows`.
         """
         rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
         member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
         member.scatter_(1, rows["index"], rows["valid"])
         kind, unit = (torch.int32, 1) if cast.dtype == torch.bool else (torch.int64, UNITS)
         untouched = cast.masked_fill(member[:, :, None], 0).sum(dim=1, dtype=kind)
-        soft = untouched.float() / unit if scores is None else scores.masked_fill(member[:, :, None], 0).sum(dim=1)
-        more = {"untouched": untouched, "untouched_soft": soft, "rank": rank}
-        return cls(**rows, **more, classifier=classifier, objective="votes" if scores is None else "mean-softmax")
+        return cls(**rows, rank=rank, classifier=classifier, untouched=untouched, unit=unit)
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         logits = self.classifier.logits(lent(x_adv), lent(self.index))
-        soft, counts, heard = sums(self.classifier, logits, self.valid, self.objective)
-        if self.objective == "votes":
-            soft = soft + self.untouched_soft
-        else:
-            soft = torch.logaddexp(soft, self.untouched_soft.log())
-        value = value_of(soft, self.y, self.rival, self.objective, self.reach, self.rank)
+        soft, counts, heard = sums(self.classifier, logits, self.valid)
+        soft = soft + self.untouched.float() / self.unit
         some_left = self.valid.sum(dim=1) < self.classifier.ablation.count(*x_adv.shape[2:])
-        return value, torch.where(heard | some_left, answered(counts + self.untouched, self.y, self.rank), -1)
+        answer = self.answer(counts + self.untouched)
+        return self.value(soft, self.reach), torch.where(heard | some_left, answer, -1)
 
 
-class WholeVotes(Surface):
+class VotesSurface(Surface):
     """A smoothed classifier of which all ablations are scored."""
 
     blind = False
@@ -133,7 +98,7 @@ class WholeVotes(Surface):
         self.enough = self.forward_cost / 5  # votes
 
 
-class TouchedVotes(Surface):
+class TouchedSurface(Surface):
     """A classifier that decides by the votes of `voting`'s ablations, of which the touched ones alone are scored again.
 
     `votes`: what the ablations contribute on the clean images. `reach`: Bool[B,S,K], the classes that the certificate
@@ -156,7 +121,6 @@ class TouchedVotes(Surface):
 
     @cached_property
     def touched(self) -> Touched:
-        """Which ablations each placement touches."""
         return self.voting.ablation.touched(self.attacked.threat, *self.attacked.size)
 
     @property
@@ -168,14 +132,6 @@ class TouchedVotes(Surface):
         own = type(self.certifier).certify is not SmoothedClassifier.certify
         return self.forward_cost if own else 0  # else the votes that are known say what is open
 
-    @cached_property
-    def _scores(self) -> Float[Tensor, "B N K"]:
-        self.evaluations += self.forward_cost
-        with torch.no_grad():
-            # Of "mean-softmax", whatever votes are made of.
-            scores = self.voting.logits(lent(self.attacked.x)).softmax(dim=-1)
-        return torch.where(has_score(scores), scores, 0)
-
     def _reached(self, image: Tensor, placement: Tensor) -> Bool[Tensor, "P K"] | None:
         if self.reach is None:
             return None
@@ -184,14 +140,18 @@ class TouchedVotes(Surface):
     def view(
         self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
     ) -> View:
-        scores = self._scores[image] if objective == "mean-softmax" else None
-        y, cast = self.attacked.y[image], self.votes.cast[image]
-        more = {"scores": scores, "reach": self._reached(image, placement), "rank": self.attacked.rank}
-        return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, **more)
+        if objective != "votes":
+            return super().view(image, placement, rival, objective)
+        return self._view(
+            self.attacked.y[image], self.votes.cast[image], placement, rival, self._reached(image, placement)
+        )
+
+    def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
+        return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, reach, self.attacked.rank)
 
     def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
-        """How far y stays ahead of each rival whatever a single patch does at each touched set, of each image: below
-        zero where the attacker may raise it above y. None where the classifier proves nothing, or in a way of its own.
+        """The least lead of y over each rival that a single patch leaves at each touched set, of each image: below zero
+        where it may raise the rival above y. None where the classifier proves nothing, or in a way of its own.
         """
         if type(self.certifier).certify is not SmoothedClassifier.certify:
             return None
@@ -244,4 +204,4 @@ class TouchedVotes(Surface):
 
 @surface_of.register
 def _(classifier: SmoothedClassifier, attacked: Attacked, pruned: bool) -> Surface:
-    return TouchedVotes(classifier, classifier, attacked) if pruned else WholeVotes(classifier, attacked)
+    return TouchedSurface(classifier, classifier, attacked) if pruned else VotesSurface(classifier, attacked)

@@ -1,43 +1,33 @@
-"""Views of which only the ablations that the patch touches are scored; what the views of smoothed classifiers share."""
+"""Views of which only the ablations that the patch touches are scored; what the views of voting classifiers share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import Objective, Towards, View
+from attacks.surfaces.views import Objective, View
 from robustpatch.ablations.touched import Touched
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.voting.rules import Voting
 from robustpatch.voting.silence import has_score
 from robustpatch.voting.votes import Scored, Votes
 
-T = TypeVar("T", bound="OfTouched")
 
-
-@dataclass(frozen=True)
-class OfTouched:
-    """P attacked images of which only the ablations that the patch touches are scored, a row each.
+@dataclass(frozen=True, kw_only=True)
+class OfTouched(View):
+    """Attacked images of which only the ablations that the patch touches are scored.
 
     Attributes:
-        y: Int[P]. rival: Int[P], the class to be raised, or -1: the strongest at each step, among those in `reach`.
         index: Int[P,A], the ablations touched. valid: Bool[P,A], False where a row is filled up to its neighbours.
-        reach: Bool[P,K], the classes that can win at all. rank: how many classes must come before y.
+        reach: Bool[P,K], the classes that can win at all, among which a rival that is not named is sought.
     """
 
-    y: Int[Tensor, " P"]
-    rival: Int[Tensor, " P"]
     index: Int[Tensor, "P A"]
     valid: Bool[Tensor, "P A"]
     reach: Bool[Tensor, "P K"]
-    rank: int
-
-    _ROWS: ClassVar[tuple[str, ...]] = ("y", "rival", "reach")
-    _PADDED: ClassVar[tuple[str, ...]] = ("index", "valid")
 
     @staticmethod
     def rows(
@@ -67,45 +57,36 @@ class OfTouched:
     def cost(self) -> Int[Tensor, " P"]:
         return self.valid.sum(dim=1).clamp(min=1)  # not what fills a row up to the width of its neighbours
 
-    def keep(self: T, rows: Tensor) -> T:
-        return replace(self, **{name: getattr(self, name)[rows] for name in (*self._ROWS, *self._PADDED)})
-
-    def join(self: T, other: T) -> T:
-        both = {name: [getattr(self, name), getattr(other, name)] for name in (*self._ROWS, *self._PADDED)}
-        for name in self._PADDED:
-            most = max(part.shape[1] for part in both[name])
-            both[name] = [torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in both[name]]
-        return replace(self, **{name: torch.cat(parts) for name, parts in both.items()})
-
-    def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
-        raise NotImplementedError
-
-    def towards(self, target: int) -> View:
-        return Towards(replace(self, y=torch.full_like(self.y, target)))
-
 
 def sums(
-    classifier: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective
+    classifier: SmoothedClassifier, logits: Tensor, valid: Tensor | None, objective: Objective = "votes"
 ) -> tuple[Float[Tensor, "P K"], Int[Tensor, "P K"], Bool[Tensor, " P"]]:
     """Over the ablations scored: what the objective is made of, differentiable, the votes cast, and whether any was
     heard. Those with a score that is no number are not, as in the classifier's `predict`.
     """
-    scores = classifier.voting.scores(logits.detach())
-    votes, heard = classifier.voting.votes(scores, classifier.guard_on(logits.device)), has_score(scores)
-    logits = torch.where(heard, logits, 0)  # 0 · NaN is NaN: what is not heard is not to reach the sum
-    heard = heard if valid is None else heard & valid[..., None]
-    counts = replace(votes, cast=votes.cast.masked_fill(~heard, 0)).counts
+    soft, votes, heard = soft_votes(classifier, logits)
+    said = heard if valid is None else heard & valid[..., None]
+    counts = replace(votes, cast=votes.cast.masked_fill(~said, 0)).counts
     if objective == "votes":
-        soft = torch.where(heard, soft_votes(classifier.voting, logits, votes), 0).sum(dim=1)
+        total = torch.where(said, soft, 0).sum(dim=1)
     else:
-        soft = logits.log_softmax(dim=-1).masked_fill(~heard, -1e30).logsumexp(dim=1)
-    return soft, counts, heard.flatten(1).any(dim=1)
+        log = torch.where(heard, logits, 0).log_softmax(dim=-1)  # 0 · NaN is NaN: what is not heard must not reach it
+        total = log.masked_fill(~said, -1e30).logsumexp(dim=1)
+    return total, counts, said.flatten(1).any(dim=1)
 
 
-def soft_votes(voting: Voting, logits: Float[Tensor, "P n K"], votes: Votes | Scored) -> Float[Tensor, "P n K"]:
-    """A differentiable stand-in for the `votes` that the rule makes of these logits, in [0, 1]."""
+def soft_votes(
+    classifier: SmoothedClassifier, logits: Float[Tensor, "P n K"]
+) -> tuple[Float[Tensor, "P n K"], Votes | Scored, Bool[Tensor, "P n 1"]]:
+    """A differentiable stand-in in [0, 1] for the votes that the rule makes of these logits, the votes themselves, and
+    whether there is a score to make them of.
+    """
+    voting: Voting = classifier.voting
+    scores = voting.scores(logits.detach())
+    votes, heard = voting.votes(scores, classifier.guard_on(logits.device)), has_score(scores)
+    logits = torch.where(heard, logits, 0)
     if isinstance(votes, Scored):
-        return voting.soft(logits)
+        return voting.soft(logits), votes, heard
     margins = voting.margins(logits)
     # The sigmoid of a large margin is 1 and its gradient 0: a sure vote is less by what is missing from it.
-    return torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins))
+    return torch.where(margins > 0, 1 - torch.sigmoid(-margins), torch.sigmoid(margins)), votes, heard

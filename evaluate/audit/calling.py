@@ -14,7 +14,7 @@ from rich.console import Console
 
 from evaluate.audit.interface import Raised, Refused, told
 from evaluate.audit.limit import Limit
-from evaluate.model.objects import named_object
+from evaluate.model.import_by_name import named_object
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.cli.status import Interrupted

@@ -149,6 +149,13 @@ class Options:
             **_completing("standard", "quick", "none"),
         ),
     ] = "standard"
+    top_k: Annotated[
+        int,
+        typer.Option(
+            help="Certify and attack that the label stays among the K classes of most votes; 1: the prediction.",
+            rich_help_panel=_ATTACK,
+        ),
+    ] = 1
     steps: Annotated[
         int | None,
         typer.Option(help="Gradient steps of a climb instead of each attack's own.", rich_help_panel=_ATTACK),

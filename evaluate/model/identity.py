@@ -21,7 +21,7 @@ import attacks
 import evaluate
 import robustpatch
 from evaluate.model.source_files import OURS, files_of, is_own
-from evaluate.model.values import NoFile, values_of
+from evaluate.model.state_hash import NoFile, hash_state
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended
@@ -35,7 +35,7 @@ def identity_of(model: torch.nn.Module, attacks: Iterable[object] = (), *, modul
 
     "model_sha256": weights, buffers and how a defense votes (`weights_sha256`); "model_files": the SHA-256 of each file
     of the user's own that code of the model is in or imports, `module`, which made it, among them; "model_values": a
-    hash of what its objects hold (`values_of`); "attacks_files" and "attacks_values" where there are attacks. Of code
+    hash of what its objects hold (`hash_state`); "attacks_files" and "attacks_values" where there are attacks. Of code
     that is in no file, and of objects that cannot be copied, nobody can say in another process whether they are the
     same: "not_resumed" says what was found, and is unlike that of any other run.
     """
@@ -44,7 +44,7 @@ def identity_of(model: torch.nn.Module, attacks: Iterable[object] = (), *, modul
     held = [("model", [model], {module} if module else set()), *([("attacks", attacks, set())] if attacks else [])]
     for name, objects, more in held:
         try:
-            values, modules = values_of(objects, caches=name == "attacks")
+            values, modules = hash_state(objects, caches=name == "attacks")
         except NoFile as reason:
             return {**identity, NOT_RESUMED: f"{reason} ({uuid4().hex})"}
         identity |= {f"{name}_files": files_of(modules | more), f"{name}_values": values}
@@ -68,7 +68,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
             digest.update(held.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             continue
         try:  # what a module's get_extra_state returns
-            digest.update(repr((name, values_of([held], caches=True)[0])).encode())
+            digest.update(repr((name, hash_state([held], caches=True)[0])).encode())
         except NoFile:  # like nothing else
             digest.update(uuid4().bytes)
     return digest.hexdigest()

@@ -1,25 +1,36 @@
-"""The model that a run is asked for: a checkpoint with what the options change of it, or an object of the user's."""
+"""Load the model of a run: a checkpoint with what the options change of it, or an object of the user's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluate.cli.command import check_fit
+from evaluate.cli.command import check_dtype, check_fit
 from evaluate.cli.options import Options
-from evaluate.model.configured import check_answers, load_model, own_model, with_defense
-from evaluate.model.objects import module_of
+from evaluate.model.import_by_name import module_of, named_object
+from robustpatch.ablations.parse import parse_source
+from robustpatch.certificates.randomized import Sampling
+from robustpatch.checkpoints import Checkpoint, load_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.lending import lent
+from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
+from robustpatch.defenses import Defended, parse_defense
 from robustpatch.errors import InvalidInput
+from robustpatch.voting.parse import parse_voting
+from robustpatch.voting.rules import Threshold, Voting, first_argmax
+from robustpatch.voting.scored import SigmoidThreshold
+
+_OF_CHECKPOINTS = ("ablation", "theta", "voting", "guard", "randomized", "alpha", "samples")  # options
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model of a run: what to call it, what a run notes of it to find it again, how long its training took by its
+    """The model of a run: its name, what a run notes of it to find it again, how long its training took by its
     checkpoint (None where that says nothing), and the user's module that made it (None of a checkpoint).
     """
 
@@ -37,23 +48,17 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
         loaded = load_model(
             options.checkpoint,
             defense=options.defense,
-            ablation=options.ablation,
-            theta=options.theta,
-            voting=options.voting,
-            guard=options.guard,
-            randomized=options.randomized,
-            alpha=options.alpha,
-            samples=options.samples,
             seed=options.seed,
             device=device,
             dtype=options.dtype,
+            **{name: getattr(options, name) for name in _OF_CHECKPOINTS},
         )
         check_fit(options.checkpoint, loaded, images, named=options.classes is not None)
         about = as_classifier(loaded.model).describe()
         note = {"checkpoint": options.checkpoint, "checkpoint_sha256": loaded.sha256, **about}
         seconds = loaded.config.get("train_seconds")
         return Subject(loaded.model, options.checkpoint, Path(options.checkpoint).stem, note, seconds)
-    for name in ("ablation", "theta", "voting", "guard", "randomized", "alpha", "samples"):
+    for name in _OF_CHECKPOINTS:
         value = getattr(options, name)
         if value:
             raise InvalidInput(
@@ -67,3 +72,174 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
     stem = options.model.rpartition(":")[2]
     note = {"model": options.model, **as_classifier(model).describe()}
     return Subject(model, options.model, stem, note, module=module_of(options.model, "model").__name__)
+
+
+def load_model(
+    name: str,
+    *,
+    defense: str | None = None,
+    ablation: str | None = None,
+    theta: float | None = None,
+    voting: str | None = None,
+    guard: float | None = None,
+    randomized: bool = False,
+    alpha: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Checkpoint:
+    """Load the checkpoint of that name, its votes as asked for, with that `defense` around it; None leaves what it has.
+
+    `randomized`: its ablations sampled; of a sparse checkpoint they always are. `alpha`, `samples` (a tenth as many
+    choose the class) and `seed` are for those alone. Raises `InvalidInput` for what the checkpoint gives no meaning.
+    """
+    precision = check_dtype(dtype)
+    loaded = load_checkpoint(name, ablation=None if ablation is None else parse_source(ablation))
+    about = as_classifier(loaded.model).describe()
+    asked = (("theta", theta), ("voting", voting), ("guard", guard), ("randomized", randomized or None))
+    for option, value in asked:
+        kind = f"of {about['defense']}" if "defense" in about else "undefended"
+        if value is not None and voting_classifier(as_classifier(loaded.model)) is None:
+            raise InvalidInput(
+                f"{option} is {value}, but checkpoint {name} is {kind} and casts no votes; "
+                f"drop --{option} or name another checkpoint"
+            )
+    sampled = randomized or "sampling" in about
+    for option, value in asked[:2] if sampled else ():
+        if value is not None:
+            raise InvalidInput(f"{option} is {value}, but randomized certificates are of top-1 votes; drop --{option}")
+    if theta is not None and voting is not None:
+        raise InvalidInput(f"theta is {theta} and voting is {voting}, a rule with its own numbers; drop --theta")
+    for option, value in (("alpha", alpha), ("samples", samples)):
+        if value is not None and not sampled:
+            raise InvalidInput(
+                f"{option} is {value}, but of checkpoint {name} nothing is left to chance; drop --{option}, or sample "
+                "its ablations with --randomized"
+            )
+    if theta is not None:
+        loaded.smoothed.voting = _with_theta(loaded.smoothed.voting, theta)
+    if voting is not None:
+        loaded.smoothed.voting = parse_voting(voting, loaded.smoothed.voting.guard)
+    if sampled:
+        options: dict[str, Any] = {"seed": seed}
+        options |= {} if alpha is None else {"alpha": alpha}
+        options |= {} if samples is None else {"estimation": samples, "selection": max(1, samples // 10)}
+        loaded = replace(loaded, model=_sampled(loaded, Sampling(**options)))
+    model = loaded.model
+    if guard is not None:
+        as_classifier(model).set_guard(guard)
+    if defense is not None:
+        model = with_defense(model, defense, len(loaded.config["class_names"]), f"checkpoint {name}")
+        counted = guarded_classifier(as_classifier(model))
+        for option, value in asked[:2]:
+            if value is not None and counted is not None and counted.voting != loaded.smoothed.voting:
+                raise InvalidInput(f"{option} is {value}, but {defense} counts {counted.voting}; drop --{option}")
+    model.to(device, precision)
+    without_gradients(model)
+    return replace(loaded, model=model)
+
+
+def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
+    """Put the defense of that text around the model, in evaluation mode. Raises `InvalidInput` for one that has a
+    defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """
+    defense, about = parse_defense(text), as_classifier(model).describe()
+    if "defense" in about:
+        raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
+    if "sampling" in about:
+        raise InvalidInput(
+            f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"
+        )
+    if defense.encoding is not None:
+        raise InvalidInput(
+            f"defense is {text}, which shows hidden pixels to the network by the encoding {defense.encoding.name!r}, "
+            f"but {named} takes images as they are; train one that knows it: python -m robustpatch.train --ablation "
+            f"none --defense {text}"
+        )
+    return defense.wrap(model, num_classes=num_classes).eval()
+
+
+def _with_theta(voting: Voting, theta: float) -> Voting:
+    if voting.link not in ("softmax", "sigmoid"):
+        raise InvalidInput(f"theta is {theta}, but {voting} sums scores that have no threshold; drop --theta")
+    return (Threshold if voting.link == "softmax" else SigmoidThreshold)(theta, voting.guard)
+
+
+def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torch.nn.Module:
+    """Import the module FILE.py:NAME or MODULE:NAME, or call the function of that name that returns one, and bring it
+    into evaluation mode. Raises `InvalidInput` where it is no `torch.nn.Module`.
+    """
+    precision = check_dtype(dtype)
+    found = named_object(name, "model")
+    if not isinstance(found, torch.nn.Module) and callable(found):
+        found = found()
+    if not isinstance(found, torch.nn.Module):
+        raise InvalidInput(
+            f"model is {name}, a {type(found).__name__}; name a torch.nn.Module or a function without arguments that "
+            "returns one (any other certifier: python -m evaluate.audit)"
+        )
+    return without_gradients(found.eval()).to(device, precision)
+
+
+@torch.no_grad()
+def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: str) -> None:
+    """Refuse a module that does not answer images of this size with one score for each class, each a number."""
+    x, _ = images.batch(range(min(2, len(images))))
+    tensor = next((one for one in model.parameters() if one.is_floating_point()), None)
+    given = x.to(device) if tensor is None else x.to(device, tensor.dtype)  # as everywhere else
+    try:
+        scores = model(lent(given))
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "bring a folder's images to the size it takes with --image-size and --channels"
+        if voting_classifier(as_classifier(model)) is not None:
+            remedy = "its base sees encoded images, by default of 2C channels, and returns num_classes scores"
+        raise InvalidInput(
+            f"model {name} fails on {images.name}'s images, {tuple(x.shape)} ({reason}); {remedy}"
+        ) from error
+    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != len(x):
+        what = type(scores).__name__ if shape is None else f"a tensor of shape {shape}"
+        raise InvalidInput(f"model {name} answers {len(x)} images with {what}; it must return scores [B,K]")
+    if shape[1] != len(images.class_names):
+        raise InvalidInput(
+            f"model {name} has {shape[1]} outputs, but {images.name} has {len(images.class_names)} classes; name those "
+            "of the outputs, in order, with --classes"
+        )
+    try:
+        first_argmax(scores)
+    except InvalidInput as error:
+        raise InvalidInput(f"model {name}: {error}") from error
+
+
+def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
+    """Give the checkpoint's model the votes, samples and defense that a run noted."""
+    if "defense" in as_classifier(loaded.model).describe():
+        return loaded.model
+    if note.get("defense") is None:
+        return _voting_as_in_run(loaded, note)
+    inner = loaded.model if note["ablation"] is None else _voting_as_in_run(loaded, note)
+    return with_defense(inner, note["defense"], len(loaded.config["class_names"]), f"checkpoint {loaded.path.name}")
+
+
+def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:
+    if "sampling" in note:
+        sampled = _sampled(loaded, Sampling(**note["sampling"]))
+        sampled.set_guard(note["guard"])
+        return sampled
+    model = loaded.smoothed
+    model.voting = parse_voting(note["voting"], note["guard"])
+    return model
+
+
+def _sampled(loaded: Checkpoint, sampling: Sampling) -> RandomizedClassifier:
+    randomized = "sampling" in as_classifier(loaded.model).describe()
+    return RandomizedClassifier.of(as_classifier(loaded.model) if randomized else loaded.smoothed, sampling)
+
+
+def without_gradients(model: torch.nn.Module) -> torch.nn.Module:
+    """Turn off the gradients of the weights: also TorchScript's, which knows no `requires_grad_`."""
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    return model

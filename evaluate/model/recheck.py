@@ -1,6 +1,6 @@
 """Ask about a few recorded images once more, before a run goes on: records must be those of the model at hand.
 
-What a model answers under a patch is looked at as well, on a few patched images (`evaluate.model.probe`).
+What a model answers under a patch is looked at as well, on a few patched images (`evaluate.model.patched_answers`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from evaluate.model import probe
+from evaluate.model.patched_answers import Answers, first_differing, patched_images
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.records import Record
 from robustpatch.ablations.sparse import Draws
@@ -64,7 +64,7 @@ class Recheck:
             if left == 0:
                 return
 
-    def check_probes(self, shards: Iterable[tuple[range, Sequence[Record], probe.Answers | None]], output: str) -> None:
+    def check_probes(self, shards: Iterable[tuple[range, Sequence[Record], Answers | None]], output: str) -> None:
         """Raise `InvalidInput` where the model answers patched images of the first eight shards otherwise than was
         noted there, and not by rounding: certificates speak of what it answers under a patch, which clean images do
         not show. A foreign model that declares to answer by chance is not asked.
@@ -75,8 +75,8 @@ class Recheck:
         for batch, records, before in islice(shards, IMAGES):
             if before is not None:
                 x = self.images.batch(batch)[0].to(self.settings.device)
-                some, rows = probe.patched(x, records, self.threat)
-                differing = probe.unlike(self.model, some, len(batch), before)
+                some, rows = patched_images(x, records, self.threat)
+                differing = first_differing(self.model, some, len(batch), before)
                 if differing:
                     number, one, other = differing
                     raise InvalidInput(
@@ -92,7 +92,7 @@ class Recheck:
         return as_classifier(self.model)
 
     def _elsewhere(self) -> bool:
-        """Whether the model is on a device of another kind than the run's."""
+        """True where the model is on a device of another kind than the run's."""
         placed = next(
             (tensor.device for tensor in chain(self.model.parameters(), self.model.buffers())), torch.device("cpu")
         )
@@ -137,7 +137,7 @@ class Recheck:
         return names
 
     def _rounding(self, before: Record, again: Record, differing: list[str]) -> bool:
-        """Whether rounding may be why these fields of the record differ."""
+        """True where rounding may be why these fields of the record differ."""
         smoothed = voting_classifier(self._classifier)
         if smoothed is not None and smoothed is not self.model:  # sampled
             return before.close_votes + again.close_votes + self._loose(smoothed, before.index) > 0

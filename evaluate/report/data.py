@@ -114,7 +114,7 @@ def read_report(run: str | Path | Store) -> Report:
             **{key: around[key] for key in around if key in known},
             "configuration": configuration,
         },
-        verdict=str(verdict_of(summary)),
+        verdict=str(verdict_of(summary, configuration.get("top_k", 1))),
         assumption=assumption(summary, configuration, around.get("measured_deviation"), guards, off),
         gap=gap_text(summary.undecided) if summary.undecided is not None and summary.undecided.images else None,
         attacked=bool(summary.attacks),

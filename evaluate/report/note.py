@@ -15,6 +15,7 @@ _LOGIT = "what the network says of an image in which the patch does not show"
 def title_of(configuration: dict[str, Any], images: int) -> str:
     """Images, patch, and the classifier as far as the run names it."""
     title = f"{images:,} {configuration['dataset']} test images, {configuration['threat']} patch"
+    title += f", top {configuration['top_k']}" if configuration.get("top_k", 1) > 1 else ""
     model = configuration.get("checkpoint") or configuration.get("model")
     if model is None:
         return title

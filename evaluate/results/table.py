@@ -20,6 +20,7 @@ def summary_table(
     deviation: float | None,
     seconds: float,
     float32_deviation: float | None = None,
+    top_k: int = 1,
 ) -> Group:
     """Clean, certified and empirical accuracy with intervals, and the verdict below. `guard` is None without votes.
 
@@ -33,7 +34,8 @@ def summary_table(
     if summary.certified_margin is not None:
         lines.append(Line("certified (margin)", summary.certified_margin))
     if summary.certified_exact is not None:
-        lines.append(Line(certified_name(summary.allowance), summary.certified_exact))
+        name = certified_name(summary.allowance) if top_k == 1 else f"certified (top {top_k})"
+        lines.append(Line(name, summary.certified_exact))
     ends = [len(lines) - 1]
     lines += [Line(f"under {name}", attack.accuracy, attack) for name, attack in summary.attacks.items()]
     if summary.attacks:
@@ -62,7 +64,7 @@ def summary_table(
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
-    return Group(table.terminal(title, ends=ends), *notes, verdict(summary))
+    return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))
 
 
 def gap_text(gap: Gap) -> str:
@@ -93,13 +95,13 @@ def certified_name(allowance: Allowance | None) -> str:
     return "certified (exact)" if allowance is None else f"certified at {100 * allowance.confidence:g}%"
 
 
-def verdict(summary: Summary) -> Text:
+def verdict(summary: Summary, top_k: int = 1) -> Text:
     """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
     attacked = (
         f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
         f"{summary.certified_patches:,} patches judged, {summary.certified_evaluations:,} evaluations"
     )
-    found = _changed(summary)
+    found = _changed(summary, top_k)
     if summary.verdict == "broken":
         return Text(f"BROKEN: {found}; {attacked}", style="bold red")
     if summary.verdict == "no certificate":
@@ -113,9 +115,12 @@ def verdict(summary: Summary) -> Text:
     return Text(f"HELD: {found}; {attacked}", style="bold green")
 
 
-def _changed(summary: Summary) -> str:
+def _changed(summary: Summary, top_k: int) -> str:
     """How many certified predictions were changed, and how many chance allows where certificates are randomized."""
     images = sorted({violation["index"] for violation in summary.violations})
+    if top_k > 1:
+        found = f"{len(images)} certified labels were (images {_some(images)})" if images else "no certified label was"
+        return f"{found} driven out of the top {top_k}"
     text = f"{len(images)} certified predictions were changed (images {_some(images)})"
     random = summary.allowance
     if random is None:

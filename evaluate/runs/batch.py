@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.base import Outcome, PatchAttack, Proposal, judge, judge_of
-from attacks.border import patches, propose
+from attacks.base import Outcome, PatchAttack, Proposal, judge, judge_of, judged_patches
 from attacks.criterion import Changed, Criterion, OutOfTopK, counts_for
 from attacks.ensemble import counts_itself, is_control
 from attacks.occlusion import CONTROLS
-from attacks.surfaces.clean import known_votes
+from attacks.propose import propose
+from attacks.surfaces.clean_votes import known_votes
 from attacks.votes import worst_votes
-from evaluate.model.alone import check_alone, check_clean, twin
+from evaluate.model.batch_independence import check_alone, check_clean, fresh_copy
 from evaluate.results.vote_damage import damage
 from evaluate.runs.counterexample import Counterexample, check_stands
 from evaluate.runs.gallery import Exhibit, Furthest, exhibit
@@ -142,7 +142,7 @@ def evaluate_batch(
     elsewhere, has no part in the result; a counterexample carries `configuration`.
     """
     classifier = as_classifier(model)
-    fresh = twin(classifier) if attacks and classifier.certifies and not classifier.randomized else None
+    fresh = fresh_copy(classifier) if attacks and classifier.certifies and not classifier.randomized else None
     predicted = predict(classifier, x)
     if settings.top_k == 1:
         exact, paper = _certify(classifier, x, threat)
@@ -291,7 +291,7 @@ def _attack(
     outcome = judge(classifier, x, criterion, threat, proposal, proof=proof)
     if again is not None:
         check_alone(again.model, proposal.x_adv, criterion, outcome, proposal.broken, again.first, attack.name)
-    judged = patches(x, proposal, outcome)
+    judged = judged_patches(x, proposal, outcome)
     if counts_itself(attack) and proposal.patches is not None:  # of any other it would be a mere claim
         judged = proposal.patches
     broken = outcome.contained & outcome.in_range & criterion.broken(outcome.prediction, outcome.counts)

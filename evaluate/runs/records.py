@@ -156,8 +156,8 @@ def write_shard(
 ) -> None:
     """Write the records, and that they are those of `run` (that of `output` unless given; see `run_of`); and how far
     the scores of their images were from float32's, where they were computed in less; and what the model answered a few
-    patched images (`evaluate.model.probe`); and which `files`, written before, belong to them; and what the `worker` of
-    a cluster that made them says of itself.
+    patched images (`evaluate.model.patched_answers`); and which `files`, written before, belong to them; and what the
+    `worker` of a cluster that made them says of itself.
     """
     table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
     about: dict[str, str] = {}

@@ -11,9 +11,9 @@ from rich.console import Console
 from attacks.base import judge_of
 from evaluate.cli.command import BROKEN, HELD, check_dtype
 from evaluate.cli.options import Options
-from evaluate.model.configured import as_in_run, own_model, with_defense
 from evaluate.model.identity import identity_of
-from evaluate.model.objects import module_of
+from evaluate.model.import_by_name import module_of
+from evaluate.model.load import as_in_run, own_model, with_defense
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
 from robustpatch.checkpoints import load_checkpoint, names
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -123,10 +123,11 @@ def _judged(example: Counterexample, model: torch.nn.Module, device: str, consol
         counts = "" if votes is None else f"votes {votes.votes(lent(image)).counts[0].tolist()}, "
         _say(console, f"{name}: {counts}prediction {int(predict(judge_of(classifier), image))}")
     stands = certified and bool(outcome.broken[0])
+    changed = "prediction changed" if example.top_k == 1 else f"driven out of the top {example.top_k}"
     _say(
         console,
-        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; "
-        f"prediction changed: {bool(outcome.broken[0])}",
+        f"certified: {certified}; inside the threat: {bool(outcome.contained[0] and outcome.in_range[0])}; {changed}: "
+        f"{bool(outcome.broken[0])}",
     )
     sampling = classifier.describe().get("sampling")
     if sampling is not None:

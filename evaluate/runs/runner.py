@@ -15,10 +15,10 @@ from attacks.base import PatchAttack
 from attacks.ensemble import is_control
 from attacks.occlusion import CONTROLS
 from attacks.undefended import Undefended
-from evaluate.model import probe
 from evaluate.model.float32 import off_float32
 from evaluate.model.gradients import left_out
 from evaluate.model.identity import NOT_RESUMED, identity_of, package_code, packages
+from evaluate.model.patched_answers import answers, patched_images
 from evaluate.model.recheck import Recheck
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.counterexample import save_counterexample
@@ -70,7 +70,7 @@ class Job:
         files = {save_counterexample(self.store, self.model, example) for example in batch.counterexamples}
         if write_exhibits(self.store, exhibits_name(name), batch.exhibits):
             files.add(exhibits_name(name))
-        asked = probe.answers(self.model, probe.patched(x, batch.records, self.threat)[0], len(x))
+        asked = answers(self.model, patched_images(x, batch.records, self.threat)[0], len(x))
         write_shard(self.store, name, batch.records, self.run, deviation, asked, files, self.worker)
 
     def damage(self, batch: range) -> str | None:

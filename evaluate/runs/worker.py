@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.model.configured import without_gradients
 from evaluate.model.identity import package_code
+from evaluate.model.load import without_gradients
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.runner import Job
 from robustpatch import precision

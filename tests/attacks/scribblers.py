@@ -74,7 +74,7 @@ class Sum(Uncertified):
         return claim(self.forward(x).argmax(1), threat)
 
 
-def claim(prediction: Tensor, threat: Threat, **more) -> Certificate:
-    """That all of these predictions stand."""
-    certified = torch.ones_like(prediction, dtype=torch.bool)
+def claim(prediction: Tensor, threat: Threat, certified: Tensor | None = None, **more) -> Certificate:
+    """The claim that these predictions stand; all, unless `certified` says which."""
+    certified = torch.ones_like(prediction, dtype=torch.bool) if certified is None else certified
     return Certificate(prediction, certified, None, None, threat, "exact", 0.0, 0 * prediction, **more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, Oracle, PatchPGD, SparseRS, judge
+from attacks import ROA, Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, PatchPGD, SparseRS, judge
 from attacks.base import Proposal
 from attacks.criterion import Became, Changed, NoAlert, OutOfTopK, as_criterion
 from evaluate import Settings, evaluate
@@ -17,7 +17,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne
-from tests.attacks.toys import Level, Lookup, images, smoothed, worlds
+from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, worlds
 from tests.evaluate.planted import image_set
 
 ONE = PatchThreat(1, 1)
@@ -94,6 +94,30 @@ def test_gradients_drive_a_class_out_of_the_top_k(attack, touched_only):
         assert truth is possible
         proposal = attack(model, x, criterion, two, generator=torch.Generator().manual_seed(0))
         assert bool(judge(model, x, criterion, two, proposal).broken[0]) is truth
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PatchPGD(restarts=2, steps=8),
+        LaVAN(steps=30),
+        ROA(search="gradient", steps=8),
+        Ensemble((Control(content="noise", tries=3), PatchPGD(restarts=2, steps=8)), "two"),
+        FromART.named("ProjectedGradientDescent", kind="mask", targeted=True, tries=2, eps=1.0, max_iter=9),
+    ],
+    ids=lambda attack: attack.name,
+)
+def test_searches_go_to_the_class_of_the_criterion(attack):
+    """A linear classifier, every pixel in the attacker's hand: each class can be had, and none but it counts."""
+    model, x = Plain(20, classes=4).eval(), images(3, (4, 5))
+    y = model(x).argmax(1)
+    for step in (1, 2, 3):
+        target = (y + step) % 4
+        criterion = Became(y, target)
+        found = attack(model, x, criterion, PatchThreat(4, 5), generator=torch.Generator().manual_seed(0))
+        outcome = judge(model, x, criterion, PatchThreat(4, 5), found)
+        assert torch.equal(outcome.broken, outcome.prediction == target)
+        assert outcome.broken.all()
 
 
 def _grid():

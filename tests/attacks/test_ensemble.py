@@ -13,7 +13,7 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
-from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
+from tests.attacks.toys import Level, Lookup, Plain, images, labels, smoothed, strip
 
 SIZE, THREAT = (5, 6), PatchThreat(2, 3)
 MEMBERS = (PatchPGD(steps=2, restarts=2), ExhaustivePGD(steps=2, rounds=1), Oracle(levels=(0.0, 1.0)))
@@ -27,10 +27,6 @@ MODELS = {
 def run(attack, model, x, y, threat=THREAT, seed=3):
     proposal = attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
     return proposal, judge(model, x, y, threat, proposal).broken
-
-
-def labels(model, x):
-    return model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)
 
 
 @pytest.mark.parametrize("kind", MODELS)

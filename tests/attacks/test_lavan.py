@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import PatchAttack, judge
+from attacks import judge
 from attacks.lavan import LaVAN
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
+from tests.attacks import toys
 from tests.attacks.toys import Level, Plain, images, smoothed, strip
 
 SIZE = (5, 6)
@@ -34,9 +35,8 @@ class Unreachable(nn.Module):
         return torch.cat([scores, scores[:, :1] * 0 - 50], dim=1)
 
 
-def run(attack, model, x, threat=THREAT, y=None, seed=0):
-    y = (model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)) if y is None else y
-    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
+def run(attack, model, x, threat=THREAT, **more):
+    return toys.run(attack, model, x, threat, **more)
 
 
 def dark(batch=3):
@@ -114,78 +114,6 @@ def test_without_a_corner_it_is_random():
     assert len(corners.unique(dim=0)) > 1
 
 
-def test_success_ends_it():
-    """Broken images cost no further step; the others take all of them."""
-    model, x = smoothed(Level(2), Columns(1), 2), torch.zeros(2, 1, *SIZE)
-    wide, narrow = PatchThreat(1, 6), PatchThreat(1, 2)
-    assert (run(LaVAN(steps=100), model, x, wide).evaluations < 6 * 30).all()
-    assert (run(LaVAN(steps=100), model, x, narrow).evaluations == 6 + 201 * 2).all()
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("target", [None, 1])
-@pytest.mark.parametrize("batch", [2, 512])
-def test_the_generator_decides_and_inputs_are_kept(kind, target, batch):
-    """The same proposal for the same seed, another for another; any rectangles, any channels; nothing written to."""
-    model, x = MODELS[kind](), images(5, SIZE, channels=2 if kind == "plain" else 1)
-    y, attack = torch.tensor([0, 1, 2, 3, 0]), LaVAN(steps=4, target=target, batch=batch)
-    before = (x.clone(), y.clone())
-    for threat in (PatchThreat(1, 1), PatchThreat(5, 6), PatchThreat(2, 5, 2)):
-        first = run(attack, model, x, threat, y, seed=1)
-        torch.rand(5)
-        again = run(attack, model, x, threat, y, seed=1)
-        for name in ("x_adv", "corners", "evaluations", "visited"):
-            assert torch.equal(getattr(first, name), getattr(again, name)), name
-        outcome = judge(model, x, y, threat, first)
-        assert outcome.contained.all()
-        assert outcome.in_range.all()
-    assert not torch.equal(first.x_adv, run(attack, model, x, threat, y, seed=2).x_adv)
-    assert torch.equal(x, before[0])
-    assert torch.equal(y, before[1])
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("target", [None, 1])
-@pytest.mark.parametrize("touched_only", [True, False])
-def test_evaluations_are_counted(target, touched_only):
-    """One for each row that the base sees, and one for each that it is differentiated at."""
-    model, x = smoothed(Level(3), Columns(2), 3, chunk=1000), images(5, SIZE) * 0.4
-    y, rows = model.predict(x), []
-
-    def seen(_, inputs):
-        rows.append(len(inputs[0]) * (2 if inputs[0].requires_grad else 1))
-
-    model.base.register_forward_pre_hook(seen)
-    proposal = run(LaVAN(steps=9, target=target, touched_only=touched_only), model, x, y=y)
-    assert int(proposal.evaluations.sum()) == sum(rows)
-
-
-@pytest.mark.parametrize("budget", [1, 6, 7, 50, 500])
-@pytest.mark.parametrize("touched_only", [True, False])
-def test_the_budget_is_kept(budget, touched_only):
-    """No step is begun beyond it."""
-    model, (x, _), n = smoothed(Level(2), Columns(1), 2), dark(), 1 if touched_only else 6
-    spent = run(LaVAN(steps=60, budget=budget, touched_only=touched_only), model, x, PatchThreat(2, 1)).evaluations
-    assert (spent >= min(budget, 6 + 121 * n)).all()
-    assert (spent < max(budget, 6) + 2 * n).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 0}, "steps is 0"),
-        ({"step": 0.0}, "step is 0.0"),
-        ({"last": 2.0}, "last is 2.0"),
-        ({"target": -1}, "target is -1"),
-        ({"batch": 0}, "batch is 0"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    """By name and value."""
-    with pytest.raises(InvalidInput, match=message):
-        LaVAN(**settings)
-
-
 @pytest.mark.parametrize("corner", [(4, 0), (0, 2), (-1, 0), (0, -1)])
 def test_a_corner_that_does_not_fit_is_refused(corner):
     """With those that do."""
@@ -197,17 +125,3 @@ def test_a_corner_places_one_patch():
     """Several at one corner would be one."""
     with pytest.raises(InvalidInput, match="leave corner None"):
         LaVAN(corner=(0, 0)).check(PatchThreat(1, 1, 2))
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_target_that_is_no_class_is_refused(kind):
-    """Before any work, on a GPU too."""
-    with pytest.raises(InvalidInput, match="target is 4; it must be below 4"):
-        run(LaVAN(target=4), MODELS[kind](), images(1, SIZE))
-
-
-def test_it_is_an_attack():
-    """A target is part of the name, so that two of them can stand in one table."""
-    assert isinstance(LaVAN(), PatchAttack)
-    assert [LaVAN().name, LaVAN(target=3).name] == ["lavan", "lavan-3"]
-    assert LaVAN(target=3).unpruned(9) == LaVAN(target=3, budget=9, touched_only=False)

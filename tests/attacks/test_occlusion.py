@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import pytest
 import torch
 from torch import nn
 
 import attacks.occlusion
-from attacks import PatchAttack, judge
+from attacks import judge
 from attacks.occlusion import ROA, Control
 from attacks.placement import grid
 from attacks.search import Search
-from robustpatch.ablations.kinds import Blocks, Columns
+from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
-from tests.attacks.toys import Level, Plain, images, smoothed, strip
+from tests.attacks.toys import Level, Plain, images, run, smoothed
 
 SIZE = (5, 6)
 GREY, NOISE, NATURAL = (Control(content=content, tries=5) for content in ("grey", "noise", "natural"))
-MODELS = {
-    "enumerated": lambda: smoothed(Level(3), Columns(2), 3),
-    "blocks": lambda: smoothed(Level(3), Blocks(2, 3, 2), 3),
-    "one pass": lambda: strip(SIZE),
-    "plain": lambda: Plain(30).eval(),
-}
-ATTACKS = [ROA(steps=2), ROA(steps=2, search="gradient", candidates=3, random_start=True), GREY, NOISE, NATURAL]
 
 
 class Pixels(nn.Module):
@@ -46,11 +37,6 @@ class Steady(nn.Module):
 
     def forward(self, x):
         return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(dim=1, keepdim=True)
-
-
-def run(attack, model, x, threat, y=None, seed=0):
-    y = (model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)) if y is None else y
-    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -236,85 +222,6 @@ def test_enough_tries_are_all_placements(tried, content):
     assert (run(Control(content=content, tries=8), Steady().eval(), x, threat).visited == 0.5).all()
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_the_generator_decides_and_inputs_are_kept(kind, attack):
-    """The same proposal for the same seed; images, labels and weights untouched; contained, with any rectangle."""
-    model, x = MODELS[kind](), images(3, SIZE)
-    y = torch.tensor([0, 1, 2])
-    before = (x.clone(), y.clone())
-    for threat in (PatchThreat(1, 1), PatchThreat(5, 6), PatchThreat(2, 5, 2)):
-        first = run(attack, model, x, threat, y)
-        torch.rand(5)
-        again = run(attack, model, x, threat, y)
-        for name in ("x_adv", "corners", "evaluations", "visited"):
-            assert torch.equal(getattr(first, name), getattr(again, name)), name
-        outcome = judge(model, x, y, threat, first)
-        assert outcome.contained.all()
-        assert outcome.in_range.all()
-    assert torch.equal(x, before[0])
-    assert torch.equal(y, before[1])
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("touched_only", [True, False])
-@pytest.mark.parametrize(
-    "attack", [ROA, lambda **o: ROA(search="gradient", **o), lambda **o: Control(content="noise", **o)]
-)
-def test_evaluations_are_counted(attack, touched_only):
-    """One for each row that the base sees."""
-    model, x = smoothed(Level(2), Columns(2), 2, chunk=1000), images(3, SIZE) * 0.3
-    y, rows = model.predict(x), []
-
-    def seen(_, inputs):
-        rows.append(len(inputs[0]) * (2 if inputs[0].requires_grad else 1))
-
-    model.base.register_forward_pre_hook(seen)
-    proposal = run(attack(touched_only=touched_only), model, x, PatchThreat(2, 2), y)
-    assert int(proposal.evaluations.sum()) == sum(rows)
-
-
-@pytest.mark.parametrize("budget", [1, 7, 61, 200])
-@pytest.mark.parametrize("attack", [ROA(), ROA(search="gradient"), GREY, NOISE, NATURAL])
-@pytest.mark.parametrize("touched_only", [True, False])
-def test_the_budget_is_kept(attack, budget, touched_only):
-    """No try and no step is begun beyond it."""
-    model, x, threat = smoothed(Level(2), Columns(2), 2), torch.zeros(3, 1, *SIZE), PatchThreat(2, 1)
-    attack = type(attack)(**{**attack.__dict__, "budget": budget, "touched_only": touched_only})
-    spent = run(attack, model, x, threat).evaluations
-    assert (spent < max(budget, 1) + 2 * 6).all()
-    assert (spent >= min(budget, 6 + (2 if touched_only else 6) * 5)).all()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ROA(candidates=0), "candidates is 0"),
-        (lambda: ROA(stride=0), "stride is 0"),
-        (lambda: ROA(top=0), "top is 0"),
-        (lambda: ROA(steps=0), "steps is 0"),
-        (lambda: ROA(step=-1.0), "step is -1"),
-        (lambda: Control(content="grey", tries=0), "tries is 0"),
-        (lambda: Control(content="grey", source=images(1, SIZE)), "source is given"),
-        (lambda: Control(content="natural", source=images(1, SIZE) + 1), "range from 1"),
-        (lambda: Control(content="natural", source=images(1, SIZE)[:0]), "source is empty"),
-    ],
-)
-def test_impossible_settings_are_refused(make, message):
-    """By name and value."""
-    with pytest.raises(InvalidInput, match=message):
-        make()
-
-
-@pytest.mark.parametrize(("attack", "name"), [(ROA(), "search"), (GREY, "content")])
-def test_unknown_names_are_refused(attack, name):
-    """With those that there are; set behind the type checker's back."""
-    attack = copy(attack)
-    object.__setattr__(attack, name, "pink")
-    with pytest.raises(InvalidInput, match=f"{name} is 'pink'; it must be .*gr"):
-        attack.__post_init__()
-
-
 def test_a_source_that_does_not_serve_is_refused():
     """Smaller than the patch, or of other channels."""
     x = images(2, SIZE)
@@ -322,12 +229,3 @@ def test_a_source_that_does_not_serve_is_refused():
         Control(content="natural", source=images(1, (2, 2))).check(PatchThreat(3, 3))
     with pytest.raises(InvalidInput, match="source has 3 channels, the images 1"):
         run(Control(content="natural", source=images(1, SIZE, channels=3)), Steady().eval(), x, PatchThreat(2, 2))
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_they_are_attacks(attack):
-    """Names as the literature has them; unpruned, the same attack within another budget."""
-    assert isinstance(attack, PatchAttack)
-    assert attack.name in ("roa", "roa-gradient", "grey", "noise", "natural")
-    unpruned = attack.unpruned(7)
-    assert (unpruned.budget, unpruned.touched_only, unpruned.name) == (7, False, attack.name)

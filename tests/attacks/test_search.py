@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, PatchPGD, judge
+from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.climb import Ascent, BestClimbs, Task, climb
 from attacks.pasting import crop, paste
 from attacks.placement import open_placements
@@ -255,14 +255,6 @@ def test_steps_shrink_along_a_cosine():
     assert Ascent(1, 0.4).sizes(torch.arange(1)).tolist() == pytest.approx([0.4])
 
 
-def test_nothing_changes_outside_the_footprint():
-    """Each iterate agrees with the image outside, bit by bit, and stays in [0, 1]."""
-    search, _ = scripted([[0, 0, 0, 0]], [0])
-    for x in search.shown[0]:
-        assert (x[:, 1] == 0.5).all()
-        assert ((x >= 0) & (x <= 1)).all()
-
-
 def test_paste_and_crop_are_inverse():
     """A patch read where it was put is the patch, also at the last row and column; the rest is the image."""
     x, patch = images(3, SIZE, channels=2), images(3, (2, 3), channels=2, seed=5)[:, None]
@@ -279,7 +271,7 @@ def test_chance_is_each_image_s_own():
     model, threat = strip(SIZE), PatchThreat(2, 3)
     x = images(6, SIZE)
     y = model.predict(x)
-    for attack in (PatchPGD(steps=2, restarts=3), ExhaustivePGD(steps=1, rounds=1)):
+    for attack in (PatchPGD(steps=2, restarts=3), ExhaustivePGD(steps=1, rounds=1), SparseRS(queries=20)):
         together = attack(model, x, y, threat, generator=torch.Generator().manual_seed(1))
         rows = torch.tensor([4, 1])
         apart = attack(model, x[rows], y[rows], threat, generator=torch.Generator().manual_seed(1))
@@ -492,16 +484,6 @@ def test_visited_is_the_share_of_distinct_placements(tried, count):
         assert float(proposal.visited[i]) == pytest.approx(len(set(tried[i])) / 48)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 512])
-def test_batches_only_bound_memory(batch):
-    """Whatever the batch, the searches succeed on what is easy."""
-    model, x, threat = smoothed(Level(2), Columns(2), 2), torch.zeros(3, 1, *SIZE), PatchThreat(2, 4)
-    y = model.predict(x)
-    for attack in (PatchPGD(steps=4, restarts=4, batch=batch), ExhaustivePGD(steps=4, batch=batch)):
-        proposal = attack(model, x, y, threat, generator=torch.Generator())
-        assert judge(model, x, y, threat, proposal).broken.all()
-
-
 @pytest.mark.parametrize("voting", [Threshold(0.3), TopOne()])
 def test_a_patch_between_the_bands_touches_nothing(voting):
     """Bands with gaps: a climb that no ablation sees ends without success and without an error."""
@@ -530,3 +512,17 @@ def test_what_abstains_is_broken_before_the_search():
         search = Search(model, x, y, PatchThreat(1, 1), touched_only=True, budget=None, generator=generator)
         assert search.broken.tolist() == [broken] * 2
         assert search.going().tolist() == [not broken] * 2
+
+
+@pytest.mark.parametrize("batch", [1, 7, 512])
+@pytest.mark.parametrize("budget", [50, None])
+def test_patches_of_one_image_in_one_batch_share_its_budget(batch, budget):
+    """Of a hundred patches for either of two images, as many are scored as the budget begins; without one, all."""
+    model, x = smoothed(Level(3), Columns(2), 3), torch.ones(2, 1, 5, 6) * images(1, (5, 6))
+    threat = PatchThreat(1, 1)
+    search = Search(model, x, model.predict(x), threat, touched_only=False, budget=budget, generator=torch.Generator())
+    image, none = torch.arange(200) % 2, torch.zeros(200, 1, dtype=torch.long)
+    value = search.try_patches(image, none, torch.zeros(200, 1, 1, 1, 1), batch=batch)
+    tried = 8 if budget else 100  # 6 for the clean image, then 8 times 6 begin below 50
+    assert search.evaluations.tolist() == [6 + 6 * tried] * 2
+    assert value.isfinite().tolist() == [row < 2 * tried for row in range(200)]

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
-from attacks import PatchAttack, judge
+from attacks import judge
 from attacks.search import Search
 from attacks.sparse_rs import SparseRS
-from robustpatch.ablations.kinds import Blocks, Columns
-from robustpatch.errors import InvalidInput
+from robustpatch.ablations.kinds import Columns
 from robustpatch.threats.rectangle import PatchThreat
-from tests.attacks.toys import Level, Plain, images, smoothed, strip
+from tests.attacks.toys import Level, Plain, images, run, smoothed
 
 SIZE = (5, 6)
-MODELS = {
-    "enumerated": lambda: smoothed(Level(3), Columns(2), 3),
-    "blocks": lambda: smoothed(Level(3), Blocks(2, 3, 2), 3),
-    "one pass": lambda: strip(SIZE),
-    "plain": lambda: Plain(30).eval(),
-}
 
 
 class _NoBackward(torch.autograd.Function):
@@ -63,11 +54,6 @@ class Firm(Plain):
 
     def forward(self, x):
         return super().forward(x) + torch.tensor([1000.0, 0.0, 0.0])
-
-
-def run(attack, model, x, threat, y=None, seed=0):
-    y = (model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)) if y is None else y
-    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
@@ -167,71 +153,3 @@ def test_moves_are_even_and_shrink():
         assert reached.max() < 2 * reached.min()
         last = attack._moved(search, sites, 999, u)[:, 0].bincount(minlength=30)
         assert torch.equal(last > 0, near == 1)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_generator_decides_and_inputs_are_kept(kind):
-    """The same proposal for the same seed, another for another; images and labels untouched."""
-    model, x = MODELS[kind](), images(3, SIZE)
-    y = model(x).argmax(dim=1)
-    before, attack = (x.clone(), y.clone()), SparseRS(queries=20)
-    first = run(attack, model, x, PatchThreat(2, 2), y, seed=1)
-    torch.rand(5)
-    again = run(attack, model, x, PatchThreat(2, 2), y, seed=1)
-    other = run(attack, model, x, PatchThreat(2, 2), y, seed=2)
-    for name in ("x_adv", "corners", "evaluations", "visited"):
-        assert torch.equal(getattr(first, name), getattr(again, name)), name
-    assert not torch.equal(first.x_adv, other.x_adv)
-    assert torch.equal(x, before[0])
-    assert torch.equal(y, before[1])
-
-
-def test_images_do_not_depend_on_their_company():
-    """Alone, an image is asked the same questions as among others, some of which are done sooner."""
-    model, x = smoothed(Level(3), Columns(2), 3), images(4, SIZE)
-    x[::2] *= 0.2
-    y, threat = model.predict(x), PatchThreat(2, 3)
-    together = run(SparseRS(queries=30), model, x, threat, y)
-    assert together.evaluations.unique().numel() > 1
-    for i in range(4):
-        alone = run(SparseRS(queries=30), model, x[i : i + 1], threat, y[i : i + 1])
-        assert torch.equal(alone.x_adv[0], together.x_adv[i])
-        assert alone.evaluations[0] == together.evaluations[i]
-
-
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("size", [(1, 1), (5, 6), (3, 2)])
-@pytest.mark.parametrize("count", [1, 3])
-def test_any_rectangle(kind, size, count):
-    """Single pixels, whole images, several rectangles: contained and in range."""
-    model, x, threat = MODELS[kind](), images(2, SIZE), PatchThreat(*size, count)
-    proposal = run(SparseRS(queries=9, batch=1), model, x, threat)
-    outcome = judge(model, x, torch.zeros(2, dtype=torch.long), threat, proposal)
-    assert outcome.contained.all()
-    assert outcome.in_range.all()
-
-
-@pytest.mark.parametrize("budget", [1, 20, 21, 22])
-def test_the_budget_is_kept(budget):
-    """No query is begun beyond it, and none within it left out."""
-    model, x, threat = smoothed(Level(2), Columns(2), 2), torch.zeros(3, 1, *SIZE), PatchThreat(2, 1)
-    spent = run(SparseRS(budget=budget), model, x, threat).evaluations
-    assert (spent == max(6, -(-budget // 2) * 2)).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("queries", 0), ("alpha", 0.0), ("alpha", 1.5), ("alpha", float("nan")), ("move_every", 1), ("budget", 0)],
-)
-def test_impossible_settings_are_refused(name, value):
-    """By name and value."""
-    with pytest.raises(InvalidInput, match=f"{name} is {value}"):
-        SparseRS(**{name: value})
-
-
-def test_it_is_an_attack():
-    """Unpruned within another budget, it is the same attack."""
-    attack = replace(SparseRS(), queries=5)
-    assert isinstance(attack, PatchAttack)
-    assert attack.name == "sparse-rs"
-    assert attack.unpruned(7) == SparseRS(queries=5, touched_only=False, budget=7)

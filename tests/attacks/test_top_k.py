@@ -1,4 +1,4 @@
-"""Whole tiny classifiers against every patch, and against patch PGD, that would drive a class out of the top k."""
+"""Whole tiny classifiers against every patch, and against PGD at all placements, to drive a class out of the top k."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attacks import ExhaustivePGD, OutOfTopK, judge
 from robustpatch.ablations.kinds import Blocks, Columns, GridColumns, Rows
 from robustpatch.certificates.lead import ranks
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -58,34 +59,12 @@ def _worst_ranks(model: SmoothedClassifier, image: Tensor, threat: PatchThreat |
     return torch.stack([ranks(counts, torch.full((len(counts),), y)).amax() for y in range(counts.shape[1])])
 
 
-def driven_out(model: SmoothedClassifier, x: Tensor, y: Tensor, threat: PatchThreat, k: int, steps: int = 6) -> Tensor:
-    """Whether signed gradient steps on a patch, from random content at every placement, rank k classes before y [B]:
-    they lower the soft votes of y less those of the k-th strongest other class, and every iterate is counted.
-    """
-    corners = threat.placements(*x.shape[2:])
-    inside = threat.footprint(corners[:, None], *x.shape[2:])[None, :, None]
-    generator, placements = torch.Generator().manual_seed(0), len(corners)
-    noise = torch.rand(len(x), placements, *x.shape[1:], generator=generator)
-    adv = torch.where(inside, noise, x[:, None]).flatten(0, 1)
-    target, out = y.repeat_interleave(placements), torch.zeros(len(adv), dtype=torch.bool)
-    for t in range(steps + 1):
-        adv.requires_grad_()
-        soft = model.soft(adv)
-        others = soft.scatter(1, target[:, None], -1.0).topk(k, dim=1).values[:, -1]
-        (gradient,) = torch.autograd.grad((soft.gather(1, target[:, None])[:, 0] - others).sum(), adv)
-        adv = adv.detach()
-        out |= ranks(model.votes(adv).counts, target) >= k
-        moved = (adv - 0.5 * (1 - t / steps) * gradient.sign()).clamp(0, 1)
-        adv = torch.where(inside, moved.unflatten(0, (len(x), placements)), x[:, None]).flatten(0, 1)
-    return out.view(len(x), placements).any(dim=1)
-
-
 @pytest.mark.parametrize(
     ("kind", "voting"), [("level", Threshold(0.2)), ("level", SummedScores()), ("strip", TopOne())], ids=str
 )
 def test_gradients_never_drive_a_certified_class_out(kind, voting):
-    """Networks with something to climb: PGD against the k-th strongest succeeds, but on no certified image."""
-    size, broken, certified = (2, 10), 0, 0
+    """Networks with something to climb: PGD at every placement succeeds, but on no certified image."""
+    size, broken, certified, attack = (2, 10), 0, 0, ExhaustivePGD(steps=6, rounds=0).unpruned(None)
     x = images(6, size, seed=5)
     if kind == "level":
         model, x = smoothed(Level(4), Columns(1), 4, voting), x * torch.linspace(0.2, 1, 6)[:, None, None, None]
@@ -97,10 +76,12 @@ def test_gradients_never_drive_a_certified_class_out(kind, voting):
         for threat in (P(1, 1), P(2, 3)):
             order = model.votes(x).counts.argsort(dim=1, descending=True, stable=True)
             for y in (order[:, 0], order[:, k - 1]):
-                found = model.certify_top_k(x, y, threat, k)
-                assert found.clean.all()
-                out = driven_out(model, x, y, threat, k)
-                assert not (out & found.certified).any()
+                proved = model.certify_top_k(x, y, threat, k)
+                assert proved.clean.all()
+                criterion = OutOfTopK(y, k)
+                found = attack(model, x, criterion, threat, generator=torch.Generator().manual_seed(0))
+                out = judge(model, x, criterion, threat, found).broken
+                assert not (out & proved.certified).any()
                 broken += int(out.sum())
-                certified += int(found.certified.sum())
+                certified += int(proved.certified.sum())
     assert min(broken, certified) > 0

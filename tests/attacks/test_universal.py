@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attacks import PatchAttack, judge
+from attacks import judge
 from attacks.search import Search
 from attacks.universal import Poses, Universal, UniversalPatch, train_and_transfer, train_patch
 from robustpatch.ablations.kinds import Columns
@@ -18,7 +18,7 @@ from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
-from tests.attacks.toys import Level, Plain, images, smoothed, strip
+from tests.attacks.toys import Level, Plain, images, run, smoothed
 
 SIZE = (5, 6)
 WILD = Poses(rotation=180.0, scale=(0.3, 1.0), brightness=1.0)
@@ -37,10 +37,6 @@ class Mean(torch.nn.Module):
 
 def seed(value=0):
     return torch.Generator().manual_seed(value)
-
-
-def run(attack, model, x, y, threat, value=0):
-    return attack(model, x, y, threat, generator=seed(value))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -115,7 +111,7 @@ def test_a_png_holds_the_patch(tmp_path, channels):
     with Image.open(tmp_path / "patch.png") as image:
         assert (image.format, image.mode, image.size) == ("PNG", "L" if channels == 1 else "RGB", (3, 2))
     given = Universal(patch=str(tmp_path / "patch.png"), tries=2)
-    first, second = run(given, model, x, y, threat), run(replace(given, patch=patch), model, x, y, threat)
+    first, second = run(given, model, x, threat, y), run(replace(given, patch=patch), model, x, threat, y)
     assert given.name == "universal-to-1"
     assert torch.equal(first.x_adv, second.x_adv)
     assert repr(UniversalPatch(patch.content.bfloat16())) != repr(UniversalPatch(patch.content))
@@ -155,7 +151,7 @@ def test_a_targeted_patch_reaches_its_target(target):
     assert seen.to_target == unseen.to_target == unseen.changed == 1
     assert len(seen.y) == len(unseen.y) == 20
     assert (patch.content.mean() > 0.2) == (target == 2)
-    proposal = run(Universal(patch=patch), model, x, y, PatchThreat(4, 5))
+    proposal = run(Universal(patch=patch), model, x, PatchThreat(4, 5), y)
     assert (model(proposal.x_adv).argmax(dim=1) == target).all()
 
 
@@ -198,7 +194,7 @@ def test_a_smoothed_classifier_is_broken(pruned):
     assert (y == 0).all()
     attack = Universal(steps=40, rows=8, tries=2, poses=STILL)
     attack = attack if pruned else attack.unpruned(None)
-    proposal = run(attack, model, x, y, threat)
+    proposal = run(attack, model, x, threat, y)
     assert judge(model, x, y, threat, proposal).broken.all()
 
 
@@ -216,44 +212,8 @@ def test_transfer_is_what_predict_says():
     assert torch.tensor(replace(found, target=None).to_target).isnan()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 6)])
-@pytest.mark.parametrize("count", [1, 2])
-def test_proposals_are_within_the_threat(size, count):
-    """Trained or given, pruned or not: contained and in range."""
-    threat = PatchThreat(*size, count)
-    for model in (smoothed(Level(3), Columns(2), 3), strip(SIZE), Plain(30).eval()):
-        x, y = images(3, SIZE), torch.zeros(3, dtype=torch.long)
-        for attack in (FEW, FEW.unpruned(100), replace(FEW, target=2)):
-            outcome = judge(model, x, y, threat, run(attack, model, x, y, threat))
-            assert outcome.contained.all()
-            assert outcome.in_range.all()
-
-
-@pytest.mark.parametrize("attack", [FEW, FEW.unpruned(None), replace(FEW, target=1)])
-def test_evaluations_are_counted(attack):
-    """On an enumerating base one evaluation is one row scored; what checkpointing scores again is the backward."""
-    model, x, threat = smoothed(Level(3), Columns(2), 3, chunk=1), images(3, SIZE), PatchThreat(2, 3)
-    model.check_base = lambda *_: None  # what tests the base is no part of an attack
-    y, rows = model.predict(x), []
-    model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    proposal = run(attack, model, x, y, threat)
-    assert int(proposal.evaluations.sum()) == sum(rows)
-    rows.clear()
-    patch = train_patch(model, x, y, threat, steps=3, rows=4, touched_only=attack.touched_only, generator=seed())
-    assert patch.evaluations == sum(rows)
-
-
-@pytest.mark.parametrize("target", [None, 1])
-def test_the_budget_is_kept(target):
-    """No image takes part in training, or is tried, once its own budget is spent."""
-    model, x, threat = smoothed(Level(3), Columns(2), 3), images(3, SIZE), PatchThreat(2, 3)
-    attack = Universal(target=target, steps=100, rows=1, tries=50, budget=100)
-    spent = run(attack, model, x, model.predict(x), threat).evaluations
-    assert (spent < 100 + 2 * 6).all(), spent
-
-
 @pytest.mark.parametrize("touched_only", [False, True])
-@pytest.mark.parametrize(("budget", "tries"), [(40, 2), (100, 5), (1000, 20), (1000, 500)])
+@pytest.mark.parametrize(("budget", "tries"), [(40, 2), (300, 12), (300, 150)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_training_leaves_room_for_the_tries(budget, tries, batch, touched_only, monkeypatch):
     """However long it might train: the patch is put on every image, as often as asked for or for half of the budget."""
@@ -261,7 +221,7 @@ def test_training_leaves_room_for_the_tries(budget, tries, batch, touched_only, 
     tried = []
     monkeypatch.setattr(Search, "offer", lambda _, image, *rest: tried.extend(image.tolist()))  # no success ends it
     attack = Universal(budget=budget, tries=tries, rows=32, touched_only=touched_only)
-    spent = run(attack, model, x, model.predict(x), threat).evaluations
+    spent = run(attack, model, x, threat).evaluations
     each = 4 if touched_only else 6
     least = min(tries, (budget - 12) // 2 // each)
     assert not model.certify(x, threat).certified.any()
@@ -276,22 +236,8 @@ def test_pruned_it_goes_where_the_certificate_leaves_it_open():
     model, x, threat = smoothed(Level(2), Columns(1), 2), torch.zeros(2, 1, *SIZE), PatchThreat(2, 2)
     assert model.certify(x, threat).certified.all()
     white = Universal(patch=UniversalPatch(torch.ones(1, 2, 2)), tries=5)
-    assert (run(white, model, x, model.predict(x), threat).visited == 0).all()
-    assert (run(white.unpruned(None), model, x, model.predict(x), threat).visited > 0).all()
-
-
-def test_the_generator_decides():
-    """The same seed gives the same proposal, another seed another one; neither inputs nor weights are written to."""
-    model, x, threat = Plain(30).eval(), images(3, SIZE), PatchThreat(2, 3)
-    y = model(x).argmax(dim=1)
-    before, chance = x.clone(), torch.get_rng_state()
-    first, again, other = (run(FEW, model, x, y, threat, value) for value in (1, 1, 2))
-    for name in ("x_adv", "corners", "evaluations", "visited"):
-        assert torch.equal(getattr(first, name), getattr(again, name)), name
-    assert not torch.equal(first.x_adv, other.x_adv)
-    assert torch.equal(x, before)
-    assert torch.equal(chance, torch.get_rng_state())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert (run(white, model, x, threat).visited == 0).all()
+    assert (run(white.unpruned(None), model, x, threat).visited > 0).all()
 
 
 def test_wrong_calls():
@@ -309,21 +255,14 @@ def test_wrong_calls():
         (lambda: Poses(scale=(0.9, 0.8)), "scale is"),
         (lambda: Poses(scale=(0.0, 1.5)), "scale is"),
         (lambda: Poses(brightness=-0.1), "brightness is -0.1"),
-        (lambda: run(Universal(patch=patch), model, x, y, threat), "patch is 2x3, but the trained one has 3x2"),
-        (lambda: run(Universal(target=3), model, x, y, threat), "target is 3; it must be below 3"),
+        (lambda: run(Universal(patch=patch), model, x, threat, y), "patch is 2x3, but the trained one has 3x2"),
+        (lambda: run(Universal(target=3), model, x, threat, y), "target is 3; it must be below 3"),
         (lambda: patch.apply(images(2, SIZE, 3), torch.zeros(2, 1, 2, dtype=torch.long)), "3 channels and the patch 1"),
         (lambda: patch.apply(x, torch.tensor([[[0, 0]], [[3, 0]]])), "beyond the image"),
         (lambda: train_patch(model, x[:0], y[:0], threat, generator=seed()), "images is 0"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             make()
-
-
-def test_it_is_an_attack():
-    """What the evaluator needs."""
-    assert isinstance(Universal(), PatchAttack)
-    assert (Universal().name, Universal(target=3).name) == ("universal", "universal-to-3")
-    assert (FEW.unpruned(77).budget, FEW.unpruned(77).touched_only) == (77, False)
 
 
 def test_on_the_shipped_classifier():
@@ -337,17 +276,6 @@ def test_on_the_shipped_classifier():
     assert unseen.to_target > 4 * noise.transfer(model, x[1::2], y[1::2], tries=3, generator=seed()).to_target
 
 
-@pytest.mark.parametrize("kind", ["smoothed", "plain"])
-@pytest.mark.parametrize("given", [True, False])
-def test_a_target_that_is_no_class_is_refused(kind, given):
-    """Of a patch to be trained and of one that is given."""
-    model = smoothed(Level(3), Columns(2), 3) if kind == "smoothed" else Plain(30).eval()
-    patch = UniversalPatch(torch.rand(1, 2, 3, generator=seed()), target=3) if given else None
-    attack = Universal(target=None if given else 3, patch=patch, steps=1, rows=1, tries=1)
-    with pytest.raises(InvalidInput, match="target is 3; it must be below 3"):
-        run(attack, model, images(2, SIZE), torch.zeros(2, dtype=torch.long), PatchThreat(2, 3))
-
-
 def test_images_of_the_target_class_keep_the_try_that_went_furthest():
     """Towards any other class: their own is no rival."""
     model, x, threat = Plain(30).eval(), images(6, SIZE), PatchThreat(2, 3)
@@ -356,6 +284,15 @@ def test_images_of_the_target_class_keep_the_try_that_went_furthest():
     for target in y.unique().tolist():
         own = y == target
         free, aimed = (
-            run(Universal(patch=UniversalPatch(content, goal), tries=9), model, x, y, threat) for goal in (None, target)
+            run(Universal(patch=UniversalPatch(content, goal), tries=9), model, x, threat, y) for goal in (None, target)
         )
         assert torch.equal(free.x_adv[own], aimed.x_adv[own])
+
+
+def test_training_says_what_it_spent():
+    model, x, rows = smoothed(Level(3), Columns(2), 3, chunk=1), images(3, SIZE), []
+    model.check_base = lambda *_: None  # what tests the base is no part of an attack
+    y = model.predict(x)
+    model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    patch = train_patch(model, x, y, PatchThreat(2, 3), steps=3, rows=4, generator=seed())
+    assert patch.evaluations == sum(rows)

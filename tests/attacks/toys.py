@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement, product
 import torch
 from torch import Tensor, nn
 
-from attacks import Ensemble, FromART, PatchAttack, parse_attacks
+from attacks import Ensemble, FromART, PatchAttack, Proposal, parse_attacks
 from attacks.registry import _KNOWN
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Columns
@@ -64,6 +64,18 @@ class Plain(nn.Module):
         return x.flatten(1) @ self.weight.T
 
 
+class Counting(nn.Module):
+    """Counts the images that reach the network, and those that a gradient comes back for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows = inner, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x) * (2 if torch.is_grad_enabled() and x.requires_grad else 1)
+        return self.inner(x)
+
+
 def smoothed(
     base: nn.Module, ablation: Ablation, classes: int, voting: Voting | None = None, **options
 ) -> SmoothedClassifier:
@@ -113,6 +125,19 @@ def flipped(model: nn.Module, x: Tensor, threat: PatchThreat) -> Tensor:
     """Whether some patch of zeros and ones changes the prediction of each image [B]."""
     clean = model.predict(x)
     return torch.stack([(model.predict(worlds(image, threat)) != clean[i]).any() for i, image in enumerate(x)])
+
+
+def labels(model: nn.Module, x: Tensor) -> Tensor:
+    """The predictions of a classifier, or the argmax of a plain module."""
+    return model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)
+
+
+def run(
+    attack: PatchAttack, model: nn.Module, x: Tensor, threat: PatchThreat, y: Tensor | None = None, seed: int = 0
+) -> Proposal:
+    """The attack's proposal against what the model predicts, or these labels."""
+    y = labels(model, x) if y is None else y
+    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
 
 
 def registered(**numbers: int) -> dict[str, PatchAttack]:

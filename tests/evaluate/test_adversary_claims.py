@@ -20,10 +20,11 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.errors import InvalidInput
 from tests.asking import referee
+from tests.attacks.scribblers import claim
 from tests.attacks.toys import Level
+from tests.evaluate.foreign import ONE, PGD, RANDOM, Bright, run, scores
 from tests.evaluate.planted import image_set
 from tests.evaluate.results.test_metrics import attack, record
-from tests.evaluate.test_adversary_judging import ONE, PGD, RANDOM, Bright, claim, run, scores
 
 GREY = image_set(torch.full((4, 1, 4, 4), 0.3), torch.zeros(4).long(), 2)
 BLACK = image_set(torch.zeros(3, 1, 4, 8), torch.zeros(3).long(), 2)

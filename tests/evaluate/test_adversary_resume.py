@@ -21,7 +21,7 @@ from attacks import SparseRS
 from evaluate import Settings, evaluate
 from evaluate.model import identity
 from evaluate.model.identity import identity_of
-from evaluate.model.values import NoFile, values_of
+from evaluate.model.state_hash import NoFile, hash_state
 from evaluate.runs import runner
 from robustpatch.certificates.exact import Certificate
 from robustpatch.data.images import load_images
@@ -33,7 +33,7 @@ ATTACKS = (SparseRS(queries=20),)
 
 
 def code_of(*held):
-    return values_of(held)[0]
+    return hash_state(held)[0]
 
 
 class Rule(nn.Module):
@@ -326,7 +326,7 @@ def test_what_attacks_of_this_package_hold_is_noted(tmp_path):
     """Their text abbreviates long arrays, and no code of the user's need be in them."""
     run(Rule(2.0), tmp_path)
     noted = json.loads((tmp_path / "run.json").read_text())
-    assert noted["attacks_values"] == values_of(ATTACKS, caches=True)[0] != values_of([SparseRS(queries=21)])[0]
+    assert noted["attacks_values"] == hash_state(ATTACKS, caches=True)[0] != hash_state([SparseRS(queries=21)])[0]
     assert noted["attacks_files"] == {}
 
 

@@ -1,7 +1,8 @@
-"""How often an image is scored clean: once by the certificate, once by `predict`, and not by each attack again."""
+"""Clean scorings of an image: one by the certificate, one by `predict`, and one by each attack on a certified image."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from attacks import Ensemble, PatchPGD, SparseRS
@@ -28,48 +29,43 @@ class Counting(SmoothedClassifier):
         return super().logits(x, index)
 
 
-def scorings(*attacks) -> tuple[list[int], list]:
-    """How often each image was scored clean by `evaluate_batch`, and its records."""
-    model = Counting(Level(2), Columns(1), num_classes=2, voting=TopOne(0.0)).eval()
-    y = model.predict(X)
+def scorings(*attacks, dark: bool = False) -> tuple[list[int], list]:
+    """The clean scorings of each image by `evaluate_batch`, and its records; of `dark` images all are certified."""
+    model, x = Counting(Level(2), Columns(1), num_classes=2, voting=TopOne(0.0)).eval(), X / 4 if dark else X
+    y = model.predict(x)
+    CLEAN[:] = [image.numpy().tobytes() for image in x]
     asked.clear()
-    records = evaluate_batch(model, X, y, 0, ONE, attacks, Settings(3, gallery=0)).records
-    assert not any(record.certified for record in records)
+    records = evaluate_batch(model, x, y, 0, ONE, attacks, Settings(3, gallery=0)).records
+    assert all(record.certified == dark for record in records)
     assert all(len(record.attacks) == len(attacks) for record in records)
     return [asked.count(i) for i in range(3)], records
 
 
-def test_attacks_on_what_is_not_certified_score_no_image_clean_again():
+FIRST, SECOND = PatchPGD(restarts=2, steps=2), SparseRS(queries=4)
+ATTACKS = [(), (FIRST,), (FIRST, SECOND), (Ensemble(members=(FIRST, SECOND), label="both"),)]
+
+
+@pytest.mark.parametrize("attacks", ATTACKS, ids=len)
+def test_attacks_on_what_is_not_certified_score_no_image_clean_again(attacks):
     """Twice in all: by `certify` and by `predict`, which must agree. Guided PGD took two more, Sparse-RS one."""
-    first, second = PatchPGD(restarts=2, steps=2), SparseRS(queries=4)
-    for attacks in ((), (first,), (first, second), (Ensemble(members=(first, second), label="both"),)):
-        assert scorings(*attacks)[0] == [2, 2, 2]
+    assert scorings(*attacks)[0] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("attacks", ATTACKS, ids=len)
+def test_what_is_certified_is_scored_clean_once_by_the_certificate_and_once_by_each_attack(attacks):
+    """And once by `predict`: an attack that tests a certificate takes no answer from elsewhere."""
+    searches = sum(getattr(attack, "judged", 1) for attack in attacks)
+    assert scorings(*attacks, dark=True)[0] == [2 + searches] * 3
 
 
 def test_by_itself_an_attack_asks_once_and_is_charged_the_same():
     attack = PatchPGD(restarts=1, steps=1)
+    _, records = scorings(attack)
     model = Counting(Level(2), Columns(1), num_classes=2, voting=TopOne(0.0)).eval()
     y = model.predict(X)
-    _, records = scorings(attack)
     asked.clear()
     proposal = attack(model, X, y, ONE, generator=torch.Generator().manual_seed(0))
     assert [asked.count(i) for i in range(3)] == [1, 1, 1]
     least = 2 * 6 + 1  # the votes, the certificate, and a try
     assert bool((proposal.evaluations >= least).all())
     assert all(record.attacks[0].evaluations >= least for record in records)
-
-
-def test_what_is_certified_is_attacked_afresh():
-    """All ablations of the clean image are asked again by each attack that tests a certificate."""
-    model = Counting(Level(2), Columns(1), num_classes=2, voting=TopOne(0.0)).eval()
-    dark = X / 4
-    before = CLEAN.copy()
-    CLEAN[:] = [image.numpy().tobytes() for image in dark]
-    try:
-        asked.clear()
-        attacks = [PatchPGD(restarts=1, steps=1), SparseRS(queries=2)]
-        records = evaluate_batch(model, dark, model.predict(dark), 0, ONE, attacks, Settings(3, gallery=0)).records
-        assert all(record.certified for record in records)
-        assert all(asked.count(i) >= 2 + len(attacks) for i in range(3))
-    finally:
-        CLEAN[:] = before

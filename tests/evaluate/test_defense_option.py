@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from evaluate.model.configured import as_in_run, load_model
 from evaluate.model.identity import weights_sha256
+from evaluate.model.load import as_in_run, load_model
 from evaluate.runs.completed_run import read_run
 from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns

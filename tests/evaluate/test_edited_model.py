@@ -146,7 +146,7 @@ def test_in_processes_of_their_own(mine):
 def test_an_edit_that_no_hash_sees_is_seen_in_the_records(what, field, mine, monkeypatch):
     """The few images asked again name the image, what its record says and what the model says, and the remedy."""
     monkeypatch.setattr(identity, "files_of", lambda *_: {})
-    monkeypatch.setattr(identity, "values_of", lambda *_, **__: ("", set()))
+    monkeypatch.setattr(identity, "hash_state", lambda *_, **__: ("", set()))
     assert command("--output", "out").exit_code == 0
     edit(mine, what)
     result = command("--output", "out")

@@ -15,7 +15,7 @@ from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.asking import certify
 from robustpatch.errors import InvalidInput
-from tests.evaluate.test_adversary_judging import DARK, ONE, RANDOM, Bright, run, scores
+from tests.evaluate.foreign import DARK, ONE, RANDOM, Bright, run, scores
 
 
 class Claim(Certificate):

@@ -230,6 +230,24 @@ def test_differentiate_is_the_gradient():
     assert not any(tensor.requires_grad for tensor in (value, gradient, x))
 
 
+def test_failing_memory_is_no_missing_gradient():
+    """Else an ensemble would go on without all that climbs, and say nothing."""
+
+    def scarce(x):
+        if torch.is_grad_enabled():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return x.flatten(1).sum(dim=1), torch.zeros(len(x), dtype=torch.long)
+
+    def whole(x):
+        return x.detach().flatten(1).sum(dim=1), torch.zeros(len(x), dtype=torch.long)
+
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        differentiate(scarce, x)
+    with pytest.raises(NotDifferentiable):
+        differentiate(whole, x)
+
+
 MODULE = """
 import torch
 class Hard(torch.nn.Module):

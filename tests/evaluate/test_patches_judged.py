@@ -8,38 +8,20 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, PatchPGD, Proposal, SparseRS
-from attacks.base import judge
-from attacks.border import LEVEL, visible
+from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, PatchPGD, SparseRS
+from attacks.base import LEVEL, judge, visible
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import summarise
 from evaluate.results.table import verdict
 from evaluate.runs.records import AttackRecord, Record, read_records
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
-from tests.attacks.scribblers import claim
-from tests.attacks.toys import images, registered
+from tests.attacks.toys import registered
+from tests.evaluate.foreign import DARK, Bright, Told, put
+from tests.evaluate.foreign import ONE as THREAT
 from tests.evaluate.planted import image_set
-
-THREAT = PatchThreat(1, 1)
-
-
-class Bright(nn.Module):
-    """Class 1 where a pixel exceeds 0.9, with a gradient that is 0; claims that no patch changes its answer."""
-
-    num_classes = 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        bright = (x.amax((1, 2, 3)) > 0.9).float() + 0 * x.sum((1, 2, 3))
-        return torch.stack([1 - bright, bright], 1)
-
-    def predict(self, x: Tensor) -> Tensor:
-        return self(x).argmax(1)
-
-    def certify(self, x: Tensor, threat):
-        return claim(self.predict(x), threat)
 
 
 class Steady(Bright):
@@ -47,30 +29,6 @@ class Steady(Bright):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([1 + 0 * x.sum((1, 2, 3)), -x.mean((1, 2, 3))], 1)
-
-
-DARK = image_set(images(4, (4, 4)) * 0.5, torch.zeros(4, dtype=torch.long), 2)
-
-
-class Told:
-    """Returns the clean image with `change` made to it, and says of itself whatever sounds best."""
-
-    touched_only = False
-
-    def __init__(self, change=lambda x: x, corner=(0, 0), name="told") -> None:
-        self.change, self.corner, self.name = change, corner, name
-
-    def unpruned(self, budget):
-        return self
-
-    def check(self, threat):
-        pass
-
-    def __call__(self, model, x, y, threat, *, generator):
-        corners = torch.tensor(self.corner).expand(len(x), threat.count, 2).clone()
-        spent, everything = torch.full((len(x),), 10**6), torch.ones(len(x))
-        mine = [frozenset(map(str, range(99)))] * len(x)
-        return Proposal(self.change(x.clone()), corners, spent, everything, patches=mine)
 
 
 def run(model, attacks, output, data=DARK, threat=THREAT, budget=500, **settings) -> list[Record]:
@@ -81,14 +39,6 @@ def outcome_of(*arguments, **options) -> tuple[str, list[int]]:
     """The verdict, and the patches judged on each image."""
     records = run(*arguments, **options)
     return summarise(records).verdict, [record.patches for record in records]
-
-
-def put(value):
-    def change(x):
-        x[:, :, 0, 0] = value(x[:, :, 0, 0]) if callable(value) else value
-        return x
-
-    return change
 
 
 CHANGES = {

@@ -7,7 +7,7 @@ import torch
 
 from attacks import PatchPGD
 from evaluate import Settings
-from evaluate.model.configured import _with_theta, load_model
+from evaluate.model.load import _with_theta, load_model
 from evaluate.runs.batch import evaluate_batch
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
 from evaluate.sweep.records import margin_column, top_column

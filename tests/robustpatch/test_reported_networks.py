@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluate.model.configured import check_answers
+from evaluate.model.load import check_answers
 from robustpatch import Columns, wrap
 from robustpatch.data.images import load_images
 from robustpatch.defenses import parse_defense

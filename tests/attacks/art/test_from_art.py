@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import PatchAttack, PatchPGD, judge
+from attacks import PatchPGD, judge
 from attacks.art.from_art import FromART, _claim, as_module
 from attacks.art.models import Scores
 from robustpatch.ablations.kinds import Blocks, Columns
@@ -21,21 +21,11 @@ from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
-from tests.attacks.toys import Level, Lookup, Plain, images, smoothed, strip
+from tests.attacks.toys import Level, Lookup, Plain, images, labels, smoothed
 
 SIZE = (5, 6)
-STEPS = {"eps": 1.0, "max_iter": 3, "verbose": False}
 PGD = FromART.pgd(steps=3, tries=2)
-ATTACKS = {
-    "pgd": PGD,
-    "unpruned": PGD.unpruned(None),
-    "bim": FromART.bim(steps=3, tries=2),
-    "fgm": FromART.fgm(tries=2),
-    "apgd": FromART.apgd(steps=3, tries=2),
-    "square": FromART.named("SquareAttack", p_init=0.1, nb_restarts=1, tries=1, **STEPS),
-    "targeted": FromART.named("ProjectedGradientDescent", kind="mask", targeted=True, tries=1, **STEPS),
-    "patch": FromART.patch(steps=2, tries=2, side=1),
-}
+PATCH = FromART.patch(steps=2, tries=2, side=1)
 
 
 def seed(value=0):
@@ -48,32 +38,12 @@ def run(attack, model, x, threat, value=0):
     return proposal, judge(model, x, y, threat, proposal)
 
 
-def chance():
-    """The state of the global sources; Python's own is left out, since beartype draws from it."""
-    return str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
-
-
-def labels(model, x):
-    return model.predict(x) if hasattr(model, "predict") else model(x).argmax(dim=1)
-
-
-@pytest.mark.parametrize("kind", ATTACKS)
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 6)])
-def test_proposals_are_within_the_threat(kind, size):
-    """On smoothed and bare classifiers: ART's images are contained and in range where it keeps to the rectangle."""
-    for model in (smoothed(Level(3), Columns(2), 3), strip(SIZE), Plain(30).eval()):
-        proposal, outcome = run(ATTACKS[kind], model, images(1, SIZE, seed=4), PatchThreat(*size))
-        assert outcome.contained.all()
-        assert outcome.in_range.all()
-        assert ((proposal.visited >= 0) & (proposal.visited <= 1)).all()
-
-
 def test_two_patches():
     """Masks may be of several rectangles, ART's own patch may not."""
     model, threat = Plain(30).eval(), PatchThreat(2, 2, 2)
     assert run(PGD, model, images(2, SIZE), threat)[1].contained.all()
     with pytest.raises(InvalidInput, match="puts down one"):
-        run(ATTACKS["patch"], model, images(2, SIZE), threat)
+        run(PATCH, model, images(2, SIZE), threat)
 
 
 def test_a_patch_larger_than_it_says_is_out_of_the_threat():
@@ -144,17 +114,6 @@ def test_it_breaks_the_shipped_classifier():
     assert not (outcome.broken & model.certify(x, threat).certified).any()
 
 
-@pytest.mark.parametrize("kind", ATTACKS)
-def test_evaluations_are_counted(kind):
-    """On an enumerating base one evaluation is one row scored; what checkpointing scores again is the backward."""
-    model, x, threat = smoothed(Level(3), Columns(2), 3, chunk=1), images(1, SIZE, seed=4), PatchThreat(2, 2)
-    model.check_base = lambda *_: None  # what tests the base is no part of an attack
-    y, rows = model.predict(x), []
-    model.base.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    proposal = ATTACKS[kind](model, x, y, threat, generator=seed())
-    assert int(proposal.evaluations.sum()) == sum(rows)
-
-
 def test_evaluations_of_a_bare_classifier():
     """One for each image scored, one more for each that a gradient was taken of."""
     model, x, rows = Plain(30).eval(), images(2, SIZE), []
@@ -172,35 +131,6 @@ def test_the_budget_is_kept():
     spent = run(replace(attack, budget=400), model, x, threat)[0].evaluations
     assert (spent >= 400).all()
     assert (spent < 400 + once).all()
-
-
-@pytest.mark.parametrize("kind", ATTACKS)
-def test_the_generator_decides(kind):
-    """The same seed gives the same proposal whatever the global sources of chance did; those are left as they were."""
-    model, x, threat = Plain(30).eval(), images(2, SIZE), PatchThreat(2, 2)
-    first, _ = run(ATTACKS[kind], model, x, threat, 1)
-    np.random.seed(5)  # noqa: NPY002
-    torch.rand(5)
-    before = chance()
-    again, _ = run(ATTACKS[kind], model, x, threat, 1)
-    assert before == chance()
-    for name in ("x_adv", "corners", "evaluations", "visited"):
-        assert torch.equal(getattr(first, name), getattr(again, name)), name
-
-
-@pytest.mark.parametrize("kind", ATTACKS)
-def test_nothing_of_the_callers_is_changed(kind):
-    """Images, labels, weights, their gradients and modes are as before."""
-    model, x = Plain(30).eval(), images(2, SIZE)
-    model.weight.grad = torch.ones_like(model.weight)
-    y = labels(model, x)
-    before = [x.clone(), y.clone(), model.weight.detach().clone()]
-    ATTACKS[kind](model, x, y, PatchThreat(2, 2), generator=seed())
-    assert all(torch.equal(a, b) for a, b in zip(before, [x, y, model.weight], strict=True))
-    assert (model.weight.grad == 1).all()
-    assert model.weight.requires_grad
-    assert not x.requires_grad
-    assert not model.training
 
 
 @pytest.mark.parametrize("voting", [Threshold(0.3), TopOne()])
@@ -230,7 +160,7 @@ def test_a_line_of_pixels_is_refused_where_art_cannot_draw_on_it(size):
     """Its perspective is undetermined there, which would end in an error from within torchvision."""
     model, x = Plain(size[0] * size[1]).eval(), images(2, size)
     with pytest.raises(InvalidInput, match=f"images are {size[0]}x{size[1]}; ART draws patches on 2x2"):
-        run(ATTACKS["patch"], model, x, PatchThreat(1, 1))
+        run(PATCH, model, x, PatchThreat(1, 1))
     assert run(PGD, model, x, PatchThreat(1, 1))[1].contained.all()
 
 
@@ -239,19 +169,12 @@ def test_wrong_settings():
     for make, message in [
         (lambda: FromART.pgd(tries=0), "tries is 0"),
         (lambda: replace(PGD, copies=0), "copies is 0"),
-        (lambda: replace(ATTACKS["patch"], copies=2), "copies is 2"),
+        (lambda: replace(PATCH, copies=2), "copies is 2"),
         (lambda: FromART.patch(side=0), "side is 0"),
         (lambda: run(FromART.named("NoSuch"), Plain(30).eval(), images(1, SIZE), PatchThreat(1, 1)), "'NoSuch'"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             make()
-
-
-def test_it_is_an_attack():
-    """What the evaluator needs."""
-    assert isinstance(PGD, PatchAttack)
-    assert PGD.name == "art-ProjectedGradientDescent"
-    assert (PGD.unpruned(77).budget, PGD.unpruned(77).touched_only) == (77, False)
 
 
 def test_art_and_kornia_are_imported_late():

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from attacks import PatchPGD, SparseRS
-from attacks.surfaces import Attacked, OpenPlacements, Surface, surface_of, whole_view
-from attacks.surfaces.base import WholeView, view_as
+from attacks.surfaces import Attacked, OpenPlacements, Surface, WholeView, surface_of, whole_view_class
 from evaluate import Settings, evaluate
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -39,7 +38,7 @@ class Thresholded(Classifier):
         return self(x).argmax(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Undecided(WholeView):
     """What the defense sees before it decides."""
 
@@ -48,9 +47,9 @@ class Undecided(WholeView):
         return 1 - seen.mean(1), (seen.amax(1) > 0.95).long()
 
 
-@whole_view.register
-def _(classifier: Thresholded, x, y, rival=None, objective="votes", rank=1):
-    return view_as(Undecided, classifier, x, y, rival, objective, rank)
+@whole_view_class.register
+def _(classifier: Thresholded) -> type[WholeView]:
+    return Undecided
 
 
 class RightHalf(Surface):

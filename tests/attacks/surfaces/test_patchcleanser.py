@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 
 import pytest
 import torch
@@ -14,24 +14,13 @@ from torch import Tensor, nn
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.patchcleanser import CleanMaskedPredictions
+from attacks.surfaces import Attacked
+from attacks.surfaces.patchcleanser import PatchCleanserSurface
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.threats.rectangle import PatchThreat
-from tests.attacks.toys import Lookup, images
+from tests.attacks.toys import Counting, Lookup, images
 
 SIZE = (4, 5)
-
-
-class Counting(nn.Module):
-    """Counts the images that reach the network, and those that a gradient comes back for."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.rows = inner, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x) * (2 if torch.is_grad_enabled() and x.requires_grad else 1)
-        return self.inner(x)
 
 
 class Linear(nn.Module):
@@ -71,6 +60,11 @@ def changed(model: PatchCleanser, x: Tensor, threat: PatchThreat) -> Tensor:
     return torch.stack(found, dim=1)
 
 
+def surface(model: PatchCleanser, x: Tensor, threat: PatchThreat, most: int | None = None) -> PatchCleanserSurface:
+    """With at most so many evaluations for looks at the clean images."""
+    return PatchCleanserSurface(model, Attacked(x, model.predict(x), threat, None if most is None else 4 * most))
+
+
 def search_of(model: nn.Module, x: Tensor, threat: PatchThreat, budget: int | None = None) -> Search:
     y = model.predict(x)
     return Search(model, x, y, threat, touched_only=True, budget=budget, generator=torch.Generator().manual_seed(0))
@@ -87,7 +81,7 @@ def search_of(model: nn.Module, x: Tensor, threat: PatchThreat, budget: int | No
 def test_no_placement_is_closed_where_some_patch_changes_the_prediction(seed, patch, masks, threat, most):
     """All contents, at all placements; of smaller patches than the masks are made for, and of looks cut short."""
     model, x = cleansed(seed, masks, patch), near_grey(3, seed % 100)
-    looks, truth = CleanMaskedPredictions.of(model, x, threat, most), changed(model, x, threat)
+    looks, truth = surface(model, x, threat, most), changed(model, x, threat)
     assert torch.equal(looks.prediction, model.predict(x))
     assert not (truth & ~looks.open).any()
     if most is None:
@@ -103,7 +97,7 @@ def test_placements_are_closed_and_open():
     threat, counts = PatchThreat(1, 1), torch.zeros(3, dtype=torch.long)
     for seed in range(0, 6, 2):
         model, x = cleansed(seed, patch="2x2"), near_grey(8, seed)
-        open_ = CleanMaskedPredictions.of(model, x, threat).open
+        open_ = surface(model, x, threat).open
         mixed = open_.any(dim=1) & ~open_.all(dim=1)
         counts += torch.stack([(~open_[mixed]).sum(), open_[mixed].sum(), changed(model, x, threat)[mixed].sum()])
     assert (counts > 10).all(), counts
@@ -112,14 +106,14 @@ def test_placements_are_closed_and_open():
 def test_openings_are_what_is_open_the_least_held_first():
     model, x, threat = cleansed(4, "3", "2x2"), near_grey(12, 3), PatchThreat(2, 2)
     search = search_of(model, x, threat)
-    looks = search.surface.looks
-    assert looks is not None
+    looks = search.surface
+    assert isinstance(looks, PatchCleanserSurface)
     found = open_placements(search)
     assert 0 < sum(len(each) for each in found) < looks.open.numel()
     for i, each in enumerate(found):
         assert set(each.placement.tolist()) == set(looks.open[i].nonzero()[:, 0].tolist())
-        assert torch.equal(looks.hold[i][each.placement], looks.hold[i][each.placement].sort().values)
-    assert max(len(set(looks.hold[i][each.placement].tolist())) for i, each in enumerate(found)) > 3
+        assert torch.equal(looks.resistance[i][each.placement], looks.resistance[i][each.placement].sort().values)
+    assert max(len(set(looks.resistance[i][each.placement].tolist())) for i, each in enumerate(found)) > 3
 
 
 def test_the_share_of_a_patch_that_views_hide():
@@ -128,7 +122,7 @@ def test_the_share_of_a_patch_that_views_hide():
     masks = model.defense.mask_set(*SIZE)
     footprints = threat.footprint(threat.placements(*SIZE)[:, None], *SIZE)
     expected = (footprints[:, None] & masks.hidden()).flatten(2).sum(dim=2) / 6
-    looks = CleanMaskedPredictions.of(model, x, threat)
+    looks = surface(model, x, threat)
     assert torch.allclose(looks.share, expected)
     assert torch.equal(looks.share == 1, masks.hiding_at(threat))
 
@@ -153,7 +147,7 @@ def test_looks_keep_to_their_part_of_the_budget():
     assert every == 36
     needed = model.predict_with_cost(x)[1]
     for most in (0, 10, 20, every, None):
-        looks = CleanMaskedPredictions.of(model, x, threat, most)
+        looks = surface(model, x, threat, most)
         assert (looks.evaluations >= needed).all()
         assert (looks.evaluations <= needed + max(0, (every if most is None else most) - 8)).all()
         assert bool((looks.evaluations == every).all()) == bool(looks.complete.all()) == (most in (every, None))
@@ -163,34 +157,35 @@ def test_looks_keep_to_their_part_of_the_budget():
 def test_no_view_is_asked_that_hides_the_patch(masks):
     """Unless all do: what no content moves would stand in the way of every success."""
     model, x, threat = cleansed(2, masks), near_grey(2, 3), PatchThreat(1, 2)
-    looks, hides = CleanMaskedPredictions.of(model, x, threat), model.defense.mask_set(*SIZE).hiding_at(threat)
+    looks, hides = surface(model, x, threat), model.defense.mask_set(*SIZE).hiding_at(threat)
     assert not hides.all(dim=1).any()
     site = torch.arange(len(hides)).repeat(2)
     image = torch.arange(2).repeat_interleave(len(hides))
-    victim = looks.view(image, site[:, None], model.predict(x)[image])
+    victim = looks.view(image, site[:, None])
     members = looks.masks.unions
     for row, (asked, valid) in enumerate(zip(victim.union, victim.valid, strict=True)):
         views = asked[valid & (members[asked][:, 0] == members[asked][:, -1])]  # unions of one mask
         assert len(views)
         assert not hides[site[row], views].any()
     assert (victim.cost == victim.valid.sum(dim=1)).all()
-    assert int(victim.cost.max()) <= looks.cost
+    assert int(victim.cost.max()) <= looks.climb_cost
 
 
 def test_several_patches_go_where_a_view_that_is_not_steady_hides_them_all():
-    """The least held first: what `several` says of the pairs that it draws, and that an attack pays for all it asks."""
+    """The least held first: what the pairs that `several` draws, and that an attack pays for all it asks."""
     model, x, threat = cleansed(2, "2x3", "2*1x2"), near_grey(4, 3), PatchThreat(1, 2, 2)
-    looks, chance = CleanMaskedPredictions.of(model, x, threat), torch.Generator().manual_seed(0)
+    looks, chance = surface(model, x, threat), torch.Generator().manual_seed(0)
     hides, shaken = model.defense.mask_set(*SIZE).hiding_at(PatchThreat(1, 2)), looks.lead <= 0
     for i in range(len(x)):
-        pairs = looks.several(i, 40, chance)
+        pairs = torch.tensor([site for site, _ in islice(looks.several(i, chance), 64)])
         assert len({tuple(pair) for pair in pairs.tolist()}) > 5
         assert (hides[pairs].all(dim=1) & shaken[i]).any(dim=1).all()
-        hold = (looks.share[pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
-        assert torch.equal(hold, hold.sort().values)
+        resistance = (looks.share[pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
+        assert torch.equal(resistance, resistance.sort().values)
     for least in (-1.0, 0.5):  # one view shaken, or none: the least sure
-        lead = torch.ones_like(looks.lead).index_fill(1, torch.tensor([2]), least)
-        assert hides[replace(looks, lead=lead).several(0, 40, chance)].all(dim=1)[:, 2].all()
+        looks.lead = torch.ones_like(looks.lead).index_fill(1, torch.tensor([2]), least)
+        pairs = torch.tensor([site for site, _ in islice(looks.several(0, chance), 64)])
+        assert hides[pairs].all(dim=1)[:, 2].all()
     y = model.predict(x)
     certified = model.certify(x, threat).certified
     model.network = Counting(model.network).eval()

@@ -13,8 +13,8 @@ from torch import Tensor
 from attacks import ExhaustivePGD, PatchPGD, SparseRS, judge
 from attacks.placement import open_placements
 from attacks.search import Search
-from attacks.surfaces.base import WholeView
-from attacks.surfaces.patchguard import MaskedView, rival_margins
+from attacks.surfaces.patchguard import PatchGuardView, rival_margins
+from attacks.surfaces.views import WholeView
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.certificates.robust_masking import incidence
@@ -24,8 +24,7 @@ from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne, Voting
 from robustpatch.voting.scored import ClippedTanh, SummedScores
 from robustpatch.voting.votes import first_argmax
-from tests.attacks.surfaces.test_patchcleanser import Counting
-from tests.attacks.toys import Level, Lookup, images, smoothed, worlds
+from tests.attacks.toys import Counting, Level, Lookup, images, smoothed, worlds
 from tests.toys import one_pass
 
 SIZE = (3, 6)
@@ -74,7 +73,7 @@ def test_the_touched_ablations_say_what_all_of_them_say(seed, ablation, voting, 
     placement = torch.cat([first[:, None], rest], dim=1)
     x_adv = search.paste(image, placement, torch.rand(len(image), count, 1, 2, 2, generator=chance))
     victim = search.view(image, placement)
-    assert isinstance(victim, MaskedView)
+    assert isinstance(victim, PatchGuardView)
     half = torch.arange(len(image)) % 2 == 0
     parts = victim.keep(half).join(victim.keep(~half))
     for seen, rows in (

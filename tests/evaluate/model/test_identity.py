@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evaluate.model.identity import identity_of
-from evaluate.model.objects import module_of
+from evaluate.model.import_by_name import module_of
 from evaluate.runs.run_identity import claim
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput

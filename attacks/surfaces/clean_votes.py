@@ -1,7 +1,6 @@
-"""Votes of clean images that are known already: an image is scored clean once, and not by each attack again.
+"""Votes of clean images that the certificate has made already: pruned searches do not score the images clean again.
 
-What is known serves searches that lean on the certificate alone (`surface_of(…, pruned=True)`). Certified images are
-attacked by others, which ask afresh.
+Certified images are attacked by searches that are not pruned (`surface_of(…, pruned=False)`), which ask afresh.
 """
 
 from __future__ import annotations
@@ -32,10 +31,9 @@ _known: ContextVar[_Known | None] = ContextVar("clean votes", default=None)
 
 @contextmanager
 def known_votes(classifier: Classifier, x: Tensor, votes: Votes | Scored | None) -> Iterator[None]:
-    """Within it, searches of this classifier take these votes of all ablations for those of the images x [B,C,H,W].
+    """Let searches of this classifier within it take these votes (None: none) for those of the images x [B,C,H,W].
 
-    They are charged all the same: what a budget buys does not depend on what somebody else knew. None: nothing is
-    known.
+    They are charged all the same, so that what a budget buys does not depend on what is known.
     """
     row = {key: i for i, key in enumerate(_keys(x))} if votes is not None else {}
     token = _known.set(None if votes is None else _Known(classifier.given, row, votes))

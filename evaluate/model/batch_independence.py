@@ -1,4 +1,4 @@
-"""Images asked about once more, each alone and afresh: as deployed, and as no memory of earlier questions answers."""
+"""Ask about a few images once more, each alone, and a model that was asked nothing before: answers must be the same."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _WHY = (
 )
 
 
-def twin(model: C) -> C:
-    """A copy of the model as it is now, which knows nothing of what is asked of the model hereafter. It shares the
-    weights and buffers, so that it costs little; where a model cannot be copied, the model itself.
+def fresh_copy(model: C) -> C:
+    """Copy the model as it is now: what it is asked hereafter has no effect on the copy. Weights and buffers are
+    shared, so that it costs little; of a model that cannot be copied, return the model itself.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     try:
@@ -49,7 +49,7 @@ def check_alone(
     first: list[int],
     attack: str,
 ) -> None:
-    """Of certified images that `judge` found unchanged, up to `FEW` are judged once more, each alone, by a `twin`.
+    """Judge up to `FEW` of the certified images that `judge` found unchanged once more, each alone, by a `fresh_copy`.
 
     Raises `InvalidInput` where the answer is another, or where the search itself had `seen` the prediction change: then
     it cannot be said that the image held. `first`: the images' numbers.
@@ -75,7 +75,7 @@ def check_alone(
 
 
 def check_clean(model: Classifier, x: Tensor, threat: Threat, certificate: Certificate, first: int) -> None:
-    """The first certified image of a batch alone: raises `InvalidInput` where it is certified or predicted otherwise.
+    """Ask about the first certified image of a batch alone; raises `InvalidInput` where the answers are others.
 
     Of smoothed classifiers `certify` itself asks its base alone and in company.
     """
@@ -97,7 +97,7 @@ def check_clean(model: Classifier, x: Tensor, threat: Threat, certificate: Certi
 
 @torch.no_grad()
 def _answered(model: Classifier, image: Float[Tensor, "1 C H W"]) -> int:
-    """What the model predicts for this very tensor, of which `asking.predict` would make a copy elsewhere."""
+    """The prediction for this very tensor, of which `asking.predict` would make a copy elsewhere."""
     return int(classes_of(model.predict(image), image, f"predict of {type(model.given).__name__}")[0])
 
 

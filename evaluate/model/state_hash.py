@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import pickletools
+import re
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -28,12 +31,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from evaluate.model.source_files import OURS, is_own
-from evaluate.model.torchscript import archive
 from robustpatch.classifiers.content import BY_TEXT, READ, Parts, filled
 
 _OF_MODULES = {*vars(nn.Module())}  # what every module has
 _NOT_OF_OURS = {"chunk", "passed", "_traced"}  # decide speed alone, or record what was tested before
 _WRAPPERS = (FunctionType, MethodType, staticmethod, classmethod, property, functools.partial)
+_NO_PART_OF_CODE = re.compile(r"\.debug_pkl$|/traced_inputs|/\.data/")  # files of TorchScript without effect
+_MANGLED = re.compile(r"_?_?_torch_mangle_\d+\.?")  # the number counts what the process compiled before
 _DESCRIPTORS = (GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, WrapperDescriptorType)
 
 
@@ -41,7 +45,7 @@ class NoFile(Exception):
     """Something is held that no file tells and no copy could be made of."""
 
 
-def values_of(held: Iterable[object], *, caches: bool = False) -> tuple[str, set[str]]:
+def hash_state(held: Iterable[object], *, caches: bool = False) -> tuple[str, set[str]]:
     """Return a hash of all that the objects hold, at any depth, and the user's modules that their code is in.
 
     Told by value: numbers, texts, tensors, arrays, and the parts of containers, modules and other objects that a copy
@@ -99,7 +103,7 @@ class _Values(Parts):
     def parts(self, value: Any) -> tuple[Any, ...]:
         kind = type(value)
         if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            return archive(value.save_to_buffer(_extra_files={})), _hooks(value)
+            return _torchscript(value.save_to_buffer(_extra_files={})), _hooks(value)
         if isinstance(value, nn.Module):
             return self._of_module(value)
         if isinstance(value, ModuleType):
@@ -156,7 +160,7 @@ class _Values(Parts):
         return type(value), told, value._parameters, value._buffers, value._modules, _hooks(value), code
 
     def _alone(self, value: object) -> str:
-        digest, modules = values_of([value], caches=self._caches)
+        digest, modules = hash_state([value], caches=self._caches)
         self.modules |= modules
         return digest
 
@@ -176,13 +180,36 @@ class _Values(Parts):
         return {name: one for name, one in sorted(table.items()) if not may_be_one(name, one)}
 
     def _read(self, names: set[str], space: Mapping[str, Any], seen: set[int]) -> dict[str, Any]:
-        """What code that uses these names finds by them: in its module, and in others of the user's that it names."""
+        """Look up the names that code uses: in its module, and in others of the user's that it names."""
         found = self._without_caches({name: space[name] for name in names if name in space})
         for name, one in found.items():
             if isinstance(one, ModuleType) and is_own(one.__name__) and id(one) not in seen:
                 seen.add(id(one))
                 found[name] = one, self._read(names, vars(one), seen)
         return found
+
+
+def _torchscript(saved: bytes) -> list[tuple[str, str]]:
+    """Hash the files of a saved TorchScript module, by name: equal wherever it was compiled. (The Python object has no
+    attribute that tells modules apart.) Pickles are read as a list of instructions, and nothing is built from them.
+    """
+    found = []
+    with zipfile.ZipFile(io.BytesIO(saved)) as files:
+        for name in files.namelist():
+            if _NO_PART_OF_CODE.search(name):
+                continue
+            content = files.read(name)
+            if name.endswith(".pkl"):
+                steps = [(op.name, _unmangled(str(argument))) for op, argument, _ in pickletools.genops(content)]
+                content = repr([step for step in steps if step[0] != "FRAME"]).encode()
+            elif name.endswith(".py"):
+                content = _unmangled(content.decode()).encode()
+            found.append((_unmangled(name), sha256(content).hexdigest()))
+    return sorted(found)
+
+
+def _unmangled(text: str) -> str:
+    return _MANGLED.sub("", text)
 
 
 def _hooks(value: Any) -> list[list[Any]]:
@@ -196,7 +223,7 @@ def _is_cached_property(kind: type, name: str) -> bool:
 
 
 def _is_of_user(value: Any) -> bool:
-    """Whether what is in a library's class is a function of the user's."""
+    """Tell whether an attribute of a library's class is a function of the user's."""
     inner = value.__func__ if isinstance(value, staticmethod | classmethod) else value
     return isinstance(inner, FunctionType) and is_own(str(inner.__globals__.get("__name__")))
 
@@ -206,8 +233,8 @@ def _is_in(code: CodeType, file: str) -> bool:
 
 
 def _is_generated(value: FunctionType) -> bool:
-    """Whether a library wrote the function: a method of a dataclass or a named tuple, or a check of types around one of
-    the user's, which is told.
+    """Tell whether a library wrote the function: a method of a dataclass or a named tuple, or a check of types around
+    one of the user's.
     """
     origin, name = value.__code__.co_filename, value.__name__
     method = name.startswith("__") and name.endswith("__") and name != "__call__"

@@ -18,7 +18,7 @@ from robustpatch.threats.base import Threat
 Answers = list[int | None]  # of each patched image; None where the model has no answer to it
 
 
-def patched(
+def patched_images(
     x: Float[Tensor, "B C H W"], records: Sequence[Record], threat: Threat
 ) -> tuple[Float[Tensor, "9 C H W"], list[int]]:
     """Nine patched images and the indices of the images they are of: a white, a black and a noise patch, each at the
@@ -40,7 +40,7 @@ def patched(
 
 @torch.no_grad()
 def answers(model: torch.nn.Module, images: Float[Tensor, "P C H W"], batch: int) -> Answers:
-    """What the model predicts of the images, asked about `batch` at a time; all None where it refuses one of them."""
+    """Predict the images, `batch` at a time; all None where the model refuses one of them."""
     classifier = as_classifier(model)
     try:
         return [found for some in images.split(batch) for found in predict(classifier, some).tolist()]
@@ -48,7 +48,7 @@ def answers(model: torch.nn.Module, images: Float[Tensor, "P C H W"], batch: int
         return [None] * len(images)
 
 
-def unlike(
+def first_differing(
     model: torch.nn.Module, images: Float[Tensor, "P C H W"], batch: int, before: Answers
 ) -> tuple[int, int | None, int | None] | None:
     """The number of the first patched image that the model answers otherwise than before, with both answers; None where

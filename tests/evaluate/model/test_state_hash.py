@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from evaluate.model.identity import identity_of
-from evaluate.model.values import values_of
+from evaluate.model.state_hash import hash_state
 from evaluate.runs.run_identity import claim
 from robustpatch import Columns, PatchThreat, SmoothedClassifier
 from robustpatch.classifiers.base import Classifier
@@ -48,7 +48,7 @@ PAIRS = {
 
 
 def code_of(model):
-    return values_of([model])[0]
+    return hash_state([model])[0]
 
 
 class Holder(nn.Module):
