@@ -116,7 +116,7 @@ def damage(
     cast = votes.cast
     member = torch.zeros_like(cast[:, :, 0], dtype=torch.bool)
     for patch, family in enumerate(threat.families(height, width)):
-        touched = model.ablation.touched_by(family)
+        touched = model.ablation.touched_at(family)
         member |= touched.member(touched.set_of_placement.to(corners.device)[family.find(corners[:, patch])])
     counts = votes.counts
     own = torch.nn.functional.one_hot(prediction, counts.shape[1]).bool()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, combinations
@@ -14,10 +15,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from robustpatch.ablations.shapes import ShiftedTouched, SomeTouched, TogetherTouched
 from robustpatch.ablations.touched import Axis, DenseTouched, Touched, WindowsTouched
 from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Patches, Placements
+from robustpatch.threats.stamp import Translations
+from robustpatch.threats.within import Allowed
 
+_LISTED = 256  # windows up to which a list of the sets that a shape touches is as quick as running sums
 _MOST_CHOICES = 2**20  # ablations of a grid: more of them nobody would score for one image
 
 
@@ -37,8 +42,19 @@ class Ablation(ABC):
         """True at the kept pixels: of all N ablations, or of those in `index`, on the device of `index`."""
 
     def touched(self, threat: Patches, height: int, width: int) -> Touched:
-        """The sets of ablations that one patch of `threat` shares a pixel with, at each of its placements."""
-        return self.touched_by(threat.families(height, width)[0])
+        """The sets of ablations that one patch of `threat` shares a pixel with, at each of its placements.
+
+        Of patches of different shapes, what all of them can touch (`TogetherTouched`).
+        """
+        families = Counter(threat.families(height, width))
+        parts = [(self.touched_at(family), count) for family, count in families.items()]
+        return parts[0][0] if len(parts) == 1 else TogetherTouched(parts)
+
+    def touched_at(self, placements: Placements) -> Touched:
+        """As `touched_by`; of places that are some of a shape's, by those of all its places."""
+        if isinstance(placements, Allowed):
+            return SomeTouched(self.touched_at(placements.base), placements.kept)
+        return self.touched_by(placements)
 
     def touched_by(self, placements: Placements) -> Touched:
         """The sets of ablations that a patch shares a pixel with, read off the masks.
@@ -51,8 +67,7 @@ class Ablation(ABC):
 
     def affected(self, threat: Patches, height: int, width: int) -> int:
         """Δ: the most ablations that one placement of `threat` touches; min(N, count · Δ) for several patches."""
-        most = int(self.touched(threat, height, width).sizes.max())
-        return min(self.count(height, width), threat.count * most)
+        return self.touched(threat, height, width).most(threat.count)
 
 
 class Windows(Ablation):
@@ -74,9 +89,18 @@ class Windows(Ablation):
         return row[..., :, None] & columns.masks(index % columns.count)[..., None, :]
 
     def touched_by(self, placements: Placements) -> Touched:
-        if placements.rectangle is None:
-            return super().touched_by(placements)
-        return WindowsTouched(*self.axes(*placements.size), *placements.rectangle)
+        rows, columns = self.axes(*placements.size)
+        if placements.rectangle is not None:
+            return WindowsTouched(rows, columns, *placements.rectangle)
+        if isinstance(placements, Translations):
+            pattern = placements.pattern
+            for other, dim in ((rows, 0), (columns, 1)):
+                if other.size == other.length and bool(pattern.any(dim=dim).all()):
+                    # A band sees which columns (or rows) a shape covers, not how much of each: those of its box.
+                    return WindowsTouched(rows, columns, *placements.extent)
+            if ShiftedTouched.applies(rows, columns) and rows.count * columns.count > _LISTED:
+                return ShiftedTouched(rows, columns, pattern)
+        return super().touched_by(placements)
 
 
 def window_axis(kind: str, name: str, size: int, stride: int, length: int) -> Axis:

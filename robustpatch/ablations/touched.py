@@ -40,6 +40,10 @@ class Touched(ABC):
         """The ablations of set `s`, ascending."""
         return self.member(torch.tensor(s)).nonzero()[:, 0]
 
+    def most(self, count: int) -> int:
+        """At least the most ablations in a union of `count` sets: `count` times the largest set, at most N."""
+        return min(self.num_ablations, count * int(self.sizes.max()))
+
     def worst_union(self, damage: Int[Tensor, "B N J"], count: int) -> Int[Tensor, "B J"]:
         """At least the largest Σ of non-negative integer `damage` over a union of `count` sets.
 
@@ -50,7 +54,7 @@ class Touched(ABC):
         worst = self.sums(damage).amax(dim=1)
         if count == 1:
             return worst
-        return torch.minimum(count * worst.long(), damage.sum(dim=1, dtype=torch.int64)).to(_wide(damage))
+        return torch.minimum(count * worst.long(), damage.sum(dim=1, dtype=torch.int64)).to(sum_type(damage))
 
 
 class DenseTouched(Touched):
@@ -70,7 +74,7 @@ class DenseTouched(Touched):
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
         incidence = self._incidence.to(values.device, torch.float64)  # exact far beyond any number of ablations
-        return torch.einsum("sn,bnk->bsk", incidence, values.to(torch.float64)).to(_wide(values))
+        return torch.einsum("sn,bnk->bsk", incidence, values.to(torch.float64)).to(sum_type(values))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class WindowsTouched(Touched):
         return (chosen[0][..., :, None] & chosen[1][..., None, :]).flatten(-2)
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
-        grid = values.to(_wide(values)).unflatten(1, self._counts)
+        grid = values.to(sum_type(values)).unflatten(1, self._counts)
         for dim in (2, 1):
             first, length = (run.to(values.device) for run in self._runs[dim - 1])
             grid = _circular_run_sums(grid, dim, first, length)
@@ -167,7 +171,7 @@ class WindowsTouched(Touched):
         if self._line is None or count == 1:
             return super().worst_union(damage, count)
         begin, end = (ends.to(damage.device) for ends in _maximal(*self._line))
-        n, kind = self.num_ablations, _wide(damage)
+        n, kind = self.num_ablations, sum_type(damage)
         count = min(count, n)
         prefix = torch.nn.functional.pad(
             damage.to(kind).repeat(1, 3, 1).cumsum(1, dtype=kind), (0, 0, 1, 0)
@@ -188,7 +192,7 @@ class WindowsTouched(Touched):
         return best
 
 
-def _wide(values: Tensor) -> torch.dtype:
+def sum_type(values: Tensor) -> torch.dtype:
     """The integer type of sums: int64 for the int64 units of scores, int32 for votes."""
     return torch.int64 if values.dtype == torch.int64 else torch.int32
 

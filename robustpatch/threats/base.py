@@ -33,6 +33,10 @@ class Placements(ABC):
     def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
         """The pixels that the patch covers at the places of these numbers, on the device of `index`."""
 
+    def corners(self, anchors: Int[Tensor, "... 2"]) -> Int[Tensor, "... 2"]:
+        """The top-left corner (row, column) of the box that holds the patch's content, at the place of each anchor."""
+        return anchors
+
     @property
     def rectangle(self) -> tuple[int, int] | None:
         """Height and width where the places are all those of one rectangle, in row-major order; else None.
@@ -139,13 +143,19 @@ class Patches(Threat):
         return (self,)
 
     @abstractmethod
+    def on(self, height: int, width: int) -> Patches: ...
+
+    @abstractmethod
     def families(self, height: int, width: int) -> tuple[Placements, ...]:
         """The places of each of the `count` patches on images of that size. Raises `InvalidInput` where none fits."""
 
     @classmethod
-    @abstractmethod
     def read(cls, text: str) -> Patches | None:
-        """The threat that a text in lower case describes; None for a text of another shape."""
+        """One patch of this shape from its text, without count, angles or region; None for a text of another shape.
+
+        A text without a colon comes in lower case.
+        """
+        return None
 
     def placements(self, height: int, width: int) -> Int[Tensor, "L 2"]:
         """The anchors of the first patch's places: of a rectangle all top-left corners (row, column), row-major."""

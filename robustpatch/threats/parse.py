@@ -3,26 +3,71 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations_with_replacement, product
+from math import comb
 from typing import Any
 
+from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.bitmap import black_and_white
+from robustpatch.threats.footprints import Footprints
 from robustpatch.threats.rectangle import AreaShare, PatchThreat
+from robustpatch.threats.several import Several
+from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
+from robustpatch.threats.within import Within
 
-SHAPES: tuple[type[Patches], ...] = (PatchThreat, AreaShare)  # a new shape is a class, and an entry here
-FORMS = '"5x5" or "5" (height x width in pixels), "2%" (of the area), "2*5x5" (two patches), "2x10,10x2" (either)'
+SHAPES: tuple[type[Patches], ...] = (
+    PatchThreat,
+    AreaShare,
+    Disc,
+    Cross,
+    Polygon,
+    Mask,
+    Footprints,
+)  # a new shape: here
+FORMS = (
+    '"5x5" or "5" (height x width in pixels), "2%" (of the area), "disc:7", "cross:9/3", "polygon:0/0;0/7;7/7", '
+    '"mask:sticker.png", "3x8@0,45" (turned), "2*5x5" (two), "disc:5 & 3x3" (both), "2x10,10x2" (either), '
+    '"5x5 in region.png" (only there)'
+)
+MOST_ALTERNATIVES = 1024
+_ANGLES = re.compile(r"@\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?(?=\s*(?:,|&|$|in\s)))*")
 
 
 def parse_threat(text: str, image_size: tuple[int, int] | None = None) -> Threat:
-    """Read "5x5", "5", "2x10" (height × width), "2%" (the smallest square of at least that share of the area), "2*5x5"
-    (two patches), or several separated by commas ("2x10,10x2": one or the other). `str(threat)` is the inverse.
+    """Read one threat, or several separated by commas, of which the attacker picks one ("2x10,10x2").
 
-    With an `image_size`, the threat `on` images of that size. Raises `InvalidInput`.
+    - Shapes: "5x5", "5", "2x10" (height × width), "2%" (the smallest square of at least that share of the area),
+      "disc:7" (diameter), "cross:9/3" (length/thickness), "polygon:0/0;0/7;7/7" (row/column), "mask:FILE" (white
+      pixels of a black-and-white picture), "footprints:FILE.npz" (an array `masks` of booleans [n,H,W]).
+    - Turned: "3x8@0,45,90", counterclockwise, by any one of these angles in degrees; plain numbers behind @ are angles.
+    - Several at the same time: "2*5x5", "disc:5 & 3x3". Of a shape that may be turned, each is turned on its own.
+    - Only where every pixel is allowed: "5x5 in region.png" (white pixels of a picture of the images' size).
+
+    `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Raises `InvalidInput`.
     """
-    threats = list(dict.fromkeys(map(_parse_one, text.split(","))))
+    threats: list[Patches] = []
+    for alternative in _alternatives(text):
+        choices = [_parse_one(part) for part in alternative.split("&")]
+        _check_number(text, len(threats) + _product(len(each) for each in choices))
+        threats += [together(parts) for parts in product(*choices)]
+    threats = list(dict.fromkeys(threats))
     threat = threats[0] if len(threats) == 1 else AnyOf(threats)
     return threat if image_size is None else threat.on(*image_size)
+
+
+def together(parts: Sequence[Patches]) -> Patches:
+    """Returns all of these patches at the same time: equal shapes as one with a count, different ones as `Several`."""
+    counted: Counter[Patches] = Counter()
+    for part in (one for each in parts for one in _parts(each)):
+        counted[_with_count(part, 1)] += part.count
+    merged = [_with_count(part, count) for part, count in counted.items()]
+    return merged[0] if len(merged) == 1 else Several(merged)
 
 
 def threat_from_dict(value: object) -> Threat:
@@ -34,20 +79,101 @@ def threat_from_dict(value: object) -> Threat:
     return _one_from_dict(value)
 
 
-def _one_from_dict(value: object) -> Patches:
+def _one_from_dict(value: object, inside: bool = False) -> Patches:
     """One alternative: `to_dict` writes no alternatives of alternatives, and a file of them is refused."""
-    shapes = {shape.shape: shape for shape in SHAPES}
     fields: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
     shape = fields.pop("shape", None)
+    if shape == Several.shape and fields.keys() == {"parts"} and isinstance(fields["parts"], list) and not inside:
+        return Several(_one_from_dict(part, inside=True) for part in fields["parts"])
+    patch, *others = (fields.get(name) for name in ("patch", "region", "name"))
+    nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape)
+    if shape == Within.shape and len(fields) == 3 and not nested and all(isinstance(each, str) for each in others):
+        return Within(_one_from_dict(patch, inside=True), *others)
+    shapes = {each.shape: each for each in SHAPES}
     if not isinstance(shape, str) or shape not in shapes:
-        raise InvalidInput(f"threat is {str(value)[:80]!r}; it must name its shape, one of {', '.join(shapes)}")
-    return shapes[shape].from_dict(fields)
+        raise InvalidInput(
+            f"threat is {one_line(value, 80)!r}; it must name its shape, one of "
+            f"{', '.join([*shapes, Several.shape, Within.shape])}, with what belongs to it"
+        )
+    threat = shapes[shape].from_dict(fields)
+    if isinstance(threat, Mask):
+        _check_name(threat)
+    return threat
 
 
-def _parse_one(text: str) -> Patches:
-    plain = re.sub(r"\s*([*x%])\s*", r"\1", text.strip().lower())
+def _check_name(mask: Mask) -> None:
+    """Refuse a mask that a file calls by the text of another shape."""
+    if mask.name.startswith("mask:") or not mask.name:
+        return
+    known = _parse_one(mask.name) if "@" in mask.name and "mask:" not in mask.name else []
+    if known != [replace(mask, count=1)]:
+        raise InvalidInput(f"threat is a mask named {one_line(mask.name, 60)!r}, but its pixels are not those of one")
+
+
+def _alternatives(text: str) -> list[str]:
+    """The parts between commas, but for commas of lists of angles."""
+    angles = [match.span() for match in _ANGLES.finditer(text)]
+    ends = [at for at, one in enumerate(text) if one == "," and not any(a <= at < b for a, b in angles)]
+    return [text[a:b] for a, b in zip([0, *(at + 1 for at in ends)], [*ends, len(text)], strict=True)]
+
+
+def _parse_one(text: str) -> list[Patches]:
+    """The alternatives of one part: one, or as many as a turned shape has."""
+    shape, _, region = (part.strip() for part in re.sub(r"\s+in\s+", "\n", text.strip(), count=1).partition("\n"))
+    counted = re.fullmatch(r"(\d{1,9})\s*\*\s*(.+)", shape)
+    count, shape = (int(counted[1]), counted[2]) if counted else (1, shape)
+    base, _, angles = shape.partition("@")
+    patch = _read(base.strip(), text)
+    turned = [patch]
+    if angles:
+        if not re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?(\s*,\s*\d{1,9}(\.\d{1,9})?)*\s*", angles):
+            raise InvalidInput(f"patch {text.strip()!r} is turned by {angles!r}; give degrees, as in @0,45,90")
+        turned = list(dict.fromkeys(rotated(patch, float(angle)) for angle in angles.split(",")))
+    _check_number(text, comb(len(turned) + count - 1, count) if len(turned) > 1 else 1)
+    if count < 1:
+        raise InvalidInput(f"patch count is {count}; it must be a whole number of at least 1")
+    found: list[Patches]
+    if len(turned) == 1:
+        found = [_with_count(turned[0], count)]
+    else:
+        found = [together(parts) for parts in combinations_with_replacement(turned, count)]
+    if not region:
+        return found
+    allowed = black_and_white(region)
+    return [together([Within.of(one, allowed, region) for one in _parts(each)]) for each in found]
+
+
+def _read(base: str, text: str) -> Patches:
+    plain = re.sub(r"\s*([x%])\s*", r"\1", base, flags=re.IGNORECASE).lower() if ":" not in base else base
     for shape in SHAPES:
         found = shape.read(plain)
         if found is not None:
             return found
-    raise InvalidInput(f"patch is {text!r}, which is no patch; use {FORMS}")
+    raise InvalidInput(f"patch is {one_line(text.strip(), 200)!r}, which is no patch; use {FORMS}")
+
+
+def _parts(patch: Patches) -> Iterator[Patches]:
+    yield from patch.parts if isinstance(patch, Several) else (patch,)
+
+
+def _with_count(patch: Patches, count: int) -> Patches:
+    if patch.count == count:
+        return patch
+    if isinstance(patch, Within):
+        return replace(patch, patch=_with_count(patch.patch, count))
+    return replace(patch, count=count)  # type: ignore[type-var]  a dataclass, as all shapes are
+
+
+def _product(numbers: Iterator[int]) -> int:
+    found = 1
+    for number in numbers:
+        found *= number
+    return found
+
+
+def _check_number(text: str, number: int) -> None:
+    if number > MOST_ALTERNATIVES:
+        raise InvalidInput(
+            f"patch {one_line(text.strip(), 80)!r} has {number} alternatives; take fewer angles or patches, for at "
+            f"most {MOST_ALTERNATIVES}"
+        )

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Patches, Placements
 
-_SIZE = re.compile(r"(?:(\d{1,9})\*)?(\d{1,9})(?:x(\d{1,9}))?")
-_SHARE = re.compile(r"(?:(\d{1,9})\*)?(\d{1,9}(?:\.\d{1,30})?)%")
+_SIZE = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?")
+_SHARE = re.compile(r"(\d{1,9}(?:\.\d{1,30})?)%")
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,9 @@ class PatchThreat(Patches):
 
     @classmethod
     def read(cls, text: str) -> PatchThreat | None:
-        """Read "5x5", "5", "2x10" (height × width) and "2*5x5" (two patches)."""
+        """Read "5x5", "5" and "2x10" (height × width)."""
         match = _SIZE.fullmatch(text)
-        if match is None:
-            return None
-        count, height, width = match.groups()
-        return cls(int(height), int(width or height), int(count or 1))
+        return None if match is None else cls(int(match[1]), int(match[2] or match[1]))
 
     def on(self, height: int, width: int) -> PatchThreat:
         if self.height > height or self.width > width:
@@ -146,8 +143,9 @@ class AreaShare(Patches):
 
     @classmethod
     def read(cls, text: str) -> AreaShare | None:
+        """Read "2%" and "0.5%"."""
         match = _SHARE.fullmatch(text)
-        return None if match is None else cls(match[2], int(match[1] or 1))
+        return None if match is None else cls(match[1])
 
     @property
     def height(self) -> int:  # type: ignore[override]  no pixels are known yet
