@@ -277,3 +277,27 @@ def test_half_precision_overflows():
     assert model.certify(x, PatchThreat(4, 1)).certified.all()
     assert not torch.isfinite(model.logits(changed)).all()
     assert torch.equal(model.predict(changed), model.predict(x))
+
+
+class Silenced(nn.Module):
+    """Class 0, unless a pixel is bright: then no number."""
+
+    def forward(self, x):
+        broken = torch.where(x[:, :1].flatten(1).amax(dim=1) == 1, torch.nan, 0.0)
+        return torch.stack([1 + broken, broken], dim=1)
+
+
+@pytest.mark.parametrize("rule", ["top1", "scores"])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_patchguard_does_not_certify_a_patch_that_silences_all(rule, threshold):
+    """Of four bands of two columns a patch of three touches all; one of a single column does not."""
+    columns = parse_ablation("columns:2")
+    inner = SmoothedClassifier(Silenced(), columns, num_classes=2, voting=parse_voting(rule)).eval()
+    model = PatchGuard(window="1x3", threshold=threshold).wrap(inner, num_classes=2).eval()
+    x = torch.zeros(1, 1, 2, 4)
+    attacked = x.clone()
+    attacked[0, 0, 0, :3] = 1.0
+    assert [int(model.predict(some)) for some in (x, attacked)] == [0, -1]
+    found = model.certify(x, PatchThreat(1, 3))
+    assert found.certified.tolist() == [False]
+    assert (found.placement_margin < 0).all()
