@@ -234,8 +234,8 @@ class SmoothedClassifier(CertifiedClassifier):
         Raises `InvalidInput` where a score of any ablation is no number: on clean images that is no patch's doing.
 
         The first call also tests the proof's assumptions, on the first image and on a black, a white and a noisy one,
-        64 ablations each, all different where there are as many: the same scores alone, in company and twice, and, for
-        a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
+        64 ablations each, all different where there are as many: the same scores alone, beside others and twice, and,
+        for a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
         change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes, methods,
         hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one of the images, going
         on where the last one stopped: alone, or with everything outside the band replaced. So each of the N ablations
@@ -277,12 +277,11 @@ class SmoothedClassifier(CertifiedClassifier):
             return
         state = scoring_state(self, x, self.guard_on(x.device))
         again = self.check == "once" and state in self.passed
-        n, one = self.ablation.count(*x.shape[2:]), self.passed.calls % len(x)  # another image of the batch each time
+        n, one = self.ablation.count(*x.shape[2:]), self.passed.calls % len(x)  # each call another image of the batch
         first = self.passed.turn(n, base_check.few(n) if again else base_check.ABLATIONS)
         self.passed.calls += 1
-        images, known = (x[one : one + 1], scores) if again else (x, None)
-        some = None if known is None else known[one : one + 1]
-        base_check.base_is_sound(self, images, first=first, again=again, scores=some)
+        known = scores[one : one + 1] if again and scores is not None else None
+        base_check.base_is_sound(self, x[one : one + 1] if again else x, first=first, again=again, scores=known)
         self.passed.add(state)
 
 

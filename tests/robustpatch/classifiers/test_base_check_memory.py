@@ -241,7 +241,7 @@ def test_plain_bases_have_their_turn():
     model, x = SmoothedClassifier(Shy(), Columns(2), num_classes=2, voting=TopOne()).eval(), toys.images(2)
     model.certify(x, ONE)
     SHIFT[0] = 50.0  # a global, of which nothing can be told: what every call asks shows it
-    with pytest.raises(InvalidInput, match="alone and in company"):
+    with pytest.raises(InvalidInput, match="alone and beside others"):
         model.certify(x, ONE)
 
 
