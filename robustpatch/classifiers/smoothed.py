@@ -137,9 +137,7 @@ class SmoothedClassifier(CertifiedClassifier):
         return self.guard_on(None)
 
     def guard_on(self, device: torch.device | str | None) -> float:
-        """The same for images on that device; None: where the weights are, and of a base without any on the GPU if
-        there is one, where precision may be the least. Certificates are of the images' device.
-        """
+        """The same for images on that device; None: where the weights are, or without any on a GPU if there is one."""
         if self.voting.guard is not None:
             return self.voting.guard
         return GUARD_REDUCED if precision.is_reduced_anywhere(self, device) else GUARD_FLOAT32
@@ -235,9 +233,9 @@ class SmoothedClassifier(CertifiedClassifier):
 
         The first call also tests the proof's assumptions, on the first image and on a black, a white and a noisy one,
         64 ablations each, all different where there are as many: the same scores alone, beside others and twice, and,
-        for a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
-        change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes, methods,
-        hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one of the images, going
+        for a one-pass base, with everything outside the band replaced by black, white and noise. So does every call
+        after a change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes,
+        methods, hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one image, going
         on where the last one stopped: alone, or with everything outside the band replaced. So each of the N ablations
         has been tested after 64 calls for images of one size, and all of up to 256 after the first. These tests find
         gross violations; they do not prove that there are none.
