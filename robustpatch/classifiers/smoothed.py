@@ -73,8 +73,7 @@ class SmoothedClassifier(CertifiedClassifier):
         self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
         self.num_classes, self.chunk = num_classes, chunk
         check_when(check)
-        self.check = check
-        self.passed = PassedChecks()
+        self.check, self.passed = check, PassedChecks()
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
@@ -91,7 +90,6 @@ class SmoothedClassifier(CertifiedClassifier):
         return {"num_classes": self.num_classes, "encoding": self.encoding, "chunk": self.chunk, "check": self.check}
 
     def count_outputs(self, x: Float[Tensor, "B C H W"]) -> int:
-        """K; outputs of another number are refused."""
         return self.num_classes
 
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
@@ -109,8 +107,7 @@ class SmoothedClassifier(CertifiedClassifier):
         self.voting = self.voting.with_guard(guard)
 
     def check_overridden(self) -> None:
-        changed = self.overridden(SmoothedClassifier, "scores", "votes")
-        if changed:
+        if changed := self.overridden(SmoothedClassifier, "scores", "votes"):
             raise InvalidInput(
                 f"{type(self).__name__} overrides {' and '.join(changed)} of SmoothedClassifier, but attacks read its "
                 "logits and its voting; override logits, or pass a Voting of your own"
