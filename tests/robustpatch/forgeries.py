@@ -229,6 +229,7 @@ _VALUES = [
     *(2**31, 2**40, 2**62, 10**30, -(10**30), "x" * 70_000),
 ]
 _ABLATIONS = """
+columns:0 columns:2/0 2*grid-columns:0 2*grid-blocks:2x3 2*grid-blocks:2/2 grid-columns:2 columns:2+ 2*columns:2
 columns:1 columns:2 columns:3 columns:8 rows:1 rows:2 blocks:1 blocks:2 blocks:3x2 columns:2/2 rows:2/3 blocks:2/2
 1*grid-columns:1 2*grid-columns:2 3*grid-blocks:2 blocks:2x3/2 columns:1/0 columns:01 columns:1/1 columns:1/01
 Columns:1 columns:+1 columns:1.0 columns:1e0 columns:٢ columns:２ columns:-1 columns:1_0 columns: columns:99
@@ -252,7 +253,8 @@ _OTHERS: dict[str, Any] = {  # of one field alone
         "[[1, 1, 1000000]], [[1, 1, 100000000000000000]], [[0, 1, 1]], [[1, 0, 1]], [[1, 1, 0]], [[-1, 1, 1]], "
         "[[1, 1, -1]], [[1, 1]], "
         '[[1, 1, 1, 1]], [[99, 1, 1]], [[1, 99, 1]], [[1.0, 1, 1]], [[1, 1, true]], [["1", 1, 1]], '
-        "[[1, 2, 1], [0, 0, 0]], [[1, 2, 1], [99, 99, 1]], [[[1, 1, 1]]], [[1, 2, 1], [2, 1, 1]], "
+        "[[1, 2, 1], [0, 0, 0]], [[1, 2, 1], [99, 99, 1]], [[1, 2, 1], [1, -2, 1]], [], "
+        "[[1, 6, 1]], [[1, 2, 1], [1, 5, 1]], [[[1, 1, 1]]], [[1, 2, 1], [2, 1, 1]], "
         '[[1, 2, 1], [1, 2, 1]], [[2, 3, 1], [1, 1, 1]], {"0": [1, 1, 1]}, "1x1", [1, 1, 1], [null]]'
     ),
     "method": ("exact", "margin", "randomized", "bounds", "Exact", "exact ", ["exact"], "exact\n"),

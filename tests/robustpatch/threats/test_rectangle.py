@@ -13,7 +13,6 @@ from robustpatch.threats.parse import parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 from tests import oracles
 
-
 ON_224 = {  # text: height, width, count
     **{"5x5": (5, 5, 1), "5": (5, 5, 1), "2x10": (2, 10, 1), " 2 X 10 ": (2, 10, 1), "224x1": (224, 1, 1)},
     **{"2*5x5": (5, 5, 2), "3 * 4": (4, 4, 3), "2*2%": (32, 32, 2), "100%": (224, 224, 1)},
