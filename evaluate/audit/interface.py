@@ -168,7 +168,7 @@ class AuditedCertifier(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         if hasattr(self, "module") and self.white_box(x):
-            return self._ask(self.module, x.clone())  # lent to foreign code, which may write to it
+            return self._ask(self.module, x.clone())  # a copy: foreign code may write to it
         with torch.no_grad():
             if callable(getattr(self.target, "scores", None)) and not isinstance(self.target, nn.Module):
                 return _tensor(self._ask(self.target.scores, self._given(x)), "scores").float()
