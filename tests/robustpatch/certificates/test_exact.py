@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,26 @@ def test_largest_certified_is_the_last_size_that_certifies(election, method):
         certified = [bool(certify(alone, method, patch=(m, m)).certified) for m in range(1, min(size) + 1)]
         assert certified == [m <= largest for m in range(1, min(size) + 1)]
         assert largest_certified(one, ablation, size, method).tolist() == [largest]
+
+
+@pytest.mark.parametrize("text", ["columns:1", "blocks:1", "rows:2"])
+def test_largest_certified_of_many_images_at_once(text):
+    """Side by side equal to `certify_votes`, also where the exact margin is 0 at a side that the paper's refuses."""
+    size, ablation = (7, 8), parse_ablation(text)
+    generator = torch.Generator().manual_seed(0)
+    density = torch.rand(400, 1, 3, generator=generator)
+    cast = torch.rand(400, ablation.count(*size), 3, generator=generator) < density
+    votes = Votes(cast, torch.zeros_like(cast))
+    reached = {}
+    for method in ("exact", "margin"):
+        each = [certify_votes(votes, ablation, PatchThreat(m, m), size, method=method) for m in range(1, 8)]
+        reached[method] = largest_certified(votes, ablation, size, method)
+        assert torch.equal(reached[method], torch.stack([one.certified for one in each]).long().sum(dim=0))
+        if method == "exact":
+            margins = torch.stack([one.margin for one in each])
+    beyond = reached["exact"] > reached["margin"]
+    last = margins.gather(0, (reached["exact"] - 1).clamp(min=0)[None])[0]
+    assert (last[beyond] == 0).any()
 
 
 @given(elections(geometries=GEOMETRIES[:5]))
