@@ -163,7 +163,7 @@ def test_the_oracle_of_counts_is_the_oracle_of_subsets(seed):
     ),
     st.sampled_from(["exact", "margin"]),
 )
-@settings(max_examples=150)
+@settings(max_examples=40)
 def test_largest_certified_is_the_last_size_that_certifies(election, method):
     """At every side: certified up to the one returned, and not beyond (monotone); in company as alone."""
     text, _, size, votes = election
@@ -198,6 +198,7 @@ def test_largest_certified_of_many_images_at_once(text):
 
 
 @given(elections(geometries=GEOMETRIES[:5]))
+@settings(max_examples=25)
 def test_any_of_has_the_least_margin(election):
     """A 1×2 or a 2×1 patch: the minimum of both, and the maps one after the other."""
     text, _, (height, width), votes = election
