@@ -135,6 +135,6 @@ def _margin(
     """
     c = first_argmax(counts)[:, None]
     number = torch.arange(counts.shape[1])
-    possible = votes.possible[:, ~rivals].sum(dim=1) + (votes.unit * int(rivals.sum()) if gained is None else gained)
-    lead = votes.sure[:, ~own].sum(dim=1).gather(1, c) - possible - (number < c).long()
+    possible = votes.upper[:, ~rivals].sum(dim=1) + (votes.unit * int(rivals.sum()) if gained is None else gained)
+    lead = votes.lower[:, ~own].sum(dim=1).gather(1, c) - possible - (number < c).long()
     return lead.masked_fill(number == c, torch.iinfo(torch.int64).max).amin(dim=1)

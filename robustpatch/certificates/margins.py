@@ -47,8 +47,10 @@ def paper_margins(votes: Votes | Scored, c: Int[Tensor, " B"], affected: int) ->
 
     (Levine & Feizi 2020, Algorithms 1 and 2.)
     """
-    own = votes.lower.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).sum(dim=1)[:, 0]
-    return lead(own, votes.upper.sum(dim=1), c).amin(dim=1) - 2 * votes.unit * affected
+    return (
+        lead(_of_class(votes.lower, c).sum(dim=1)[:, 0], votes.upper.sum(dim=1), c).amin(dim=1)
+        - 2 * votes.unit * affected
+    )
 
 
 def exact_margins(votes: Votes | Scored, c: Int[Tensor, " B"], touched: Touched, count: int) -> Int[Tensor, "B S"]:
@@ -79,8 +81,7 @@ def leads(
     for first in range(0, len(c), images):
         rows = slice(first, first + images)
         some = votes.of(rows)
-        lower, upper = some.lower, some.upper
-        own = lower.gather(2, c[rows, None, None].expand(-1, lower.shape[1], 1)).to(kind)
+        own, upper = _of_class(some.lower, c[rows]).to(kind), some.upper
         for rivals in _rivals(upper, k).split(max(1, budget // (cells * images))):
             j = upper.index_select(2, rivals).to(kind)
             damage = own - j + raised
@@ -96,16 +97,19 @@ def rival_margins(votes: Votes | Scored, c: Int[Tensor, " B"], touched: Touched)
     his power to raise j above c. For j = c itself a number beyond all others. Memory O(B·N·K + B·S·K).
     """
     kind = votes.sums
-    own = votes.lower.gather(2, c[:, None, None].expand(-1, votes.cast.shape[1], 1)).to(kind)
-    upper = votes.upper.to(kind)
+    own, upper = _of_class(votes.lower, c).to(kind), votes.upper.to(kind)
     before = lead(own.sum(dim=1, dtype=kind)[:, 0], upper.sum(dim=1, dtype=kind), c)
     return before[:, None] - touched.sums(own - upper + votes.unit)
 
 
-def _rivals(upper: Tensor, k: int) -> Int[Tensor, " J"]:
-    """The classes among which the k worst are: those with a vote in some image, and the k + 1 lowest without.
+def _of_class(values: Tensor, c: Int[Tensor, " B"]) -> Tensor:
+    return values.gather(2, c[:, None, None].expand(-1, values.shape[1], 1))
 
-    All classes without a vote cost c the same but for ties, so the lowest k stand for them, or the next for c itself.
+
+def _rivals(upper: Tensor, k: int) -> Int[Tensor, " J"]:
+    """The classes that the k worst are among: those with a vote in some image, and the k + 1 lowest without.
+
+    All classes without a vote cost c the same but for ties, so the lowest k are enough, and one more for c itself.
     """
     voted = (upper != 0).flatten(0, 1).any(dim=0)
     return torch.cat([voted.nonzero()[:, 0], (~voted).nonzero()[: k + 1, 0]])

@@ -117,11 +117,11 @@ def base_is_sound(
 def _check_few(model: Scoring, x: Float[Tensor, "1 C H W"], index: Tensor, scores: Tensor | None) -> float:
     """Each ablation asked by itself: held against the scores of a pass over all of them, in which votes are cast."""
     if scores is None:
-        scores = _as_voted(model, _in_company(x), index)[1:2]
+        scores = _as_voted(model, _beside_others(x), index)[1:2]
     else:
         scores = scores[:, index]
     if not model.one_pass:
-        what = "the same image alone and in company: the base couples images or is random"
+        what = "the same image alone and beside others: the base couples images or is random"
         return within_guard(model, scores, [scores_of(model, x, index)], what)
     kept, fills = model.ablation.masks(x.shape[2], x.shape[3], index)[:, None], _fills(x)
     ablated = torch.cat([torch.where(kept, x, fill) for fill in fills.values()])
@@ -135,9 +135,9 @@ def check_image(model: Scoring, x: Float[Tensor, "1 C H W"], index: Tensor | Non
     n = model.ablation.count(*x.shape[2:])
     index = spread(n, 0, _EACH, x.device) if index is None else index
     alone = _as_voted(model, x, index)
-    others = [_as_voted(model, _in_company(x), index)[1:2], _as_voted(model, x, index)]
+    others = [_as_voted(model, _beside_others(x), index)[1:2], _as_voted(model, x, index)]
     deviation = within_guard(
-        model, alone, others, "the same image alone, in company and twice: the base couples images or is random"
+        model, alone, others, "the same image alone, beside others and twice: the base couples images or is random"
     )
     if not model.one_pass:
         # Where the chunk divides N, every chunk above held the same ablations of the same image: shift them by one.
@@ -195,7 +195,7 @@ def scores_of(model: Scoring, x: Tensor, index: Tensor | None = None) -> Tensor:
     return model.scores(x.clone(), index)
 
 
-def _in_company(x: Tensor) -> Tensor:
+def _beside_others(x: Tensor) -> Tensor:
     return torch.cat([noise(x), x, torch.ones_like(x)])
 
 

@@ -31,7 +31,7 @@ _PRODUCTS = ("conv", "mm", "linear", "attention")  # in the names of the operato
 class Calibration:
     """The largest changes of any score that were measured on so many `images`.
 
-    `itself`: over batch sizes, chunks, companions and repetition. `float32`: from the scores of a float32 copy of the
+    `itself`: over batch sizes, chunks, neighbours and repetition. `float32`: from the scores of a float32 copy of the
     model, computed outside autocast and without TF32; None where the model itself computes in float32.
     """
 
@@ -53,7 +53,7 @@ def calibrate_guard(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> f
 
 
 def calibrate(model: SmoothedClassifier, x: Float[Tensor, "B C H W"]) -> Calibration:
-    """Measure the changes of the images' scores over batch sizes, chunks, companions and repetition; for a one-pass
+    """Measure the changes of the images' scores over batch sizes, chunks, neighbours and repetition; for a one-pass
     base, from enumeration: the scores of band n of the image in which all but band n is replaced; and, in less than
     float32, the distance from float32's, with NaN and large numbers left in memory before.
 
@@ -72,9 +72,9 @@ def _between_evaluations(model: SmoothedClassifier, x: Float[Tensor, "B C H W"])
         return base_check.scores_of(model, images)
 
     reference = scored(x)
-    # Coupling hides in company of one's own kind: noise, black and white images are company too.
-    company = torch.cat([base_check.noise(x), torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
-    runs = [scored(x), scored(torch.cat([company, x]))[len(company) :], scored(x.flip(0)).flip(0)]
+    # Coupling may show beside other kinds of images alone: noise, black and white too.
+    others = torch.cat([base_check.noise(x), torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+    runs = [scored(x), scored(torch.cat([others, x]))[len(others) :], scored(x.flip(0)).flip(0)]
     runs += [torch.cat([scored(some) for some in x.split(size)]) for size in (1, 2, 3)]
     chunk, n = model.chunk, reference.shape[1]
     try:
@@ -85,7 +85,7 @@ def _between_evaluations(model: SmoothedClassifier, x: Float[Tensor, "B C H W"])
         model.chunk = chunk
     if model.one_pass:
         runs.append(base_check.scores_of(model, x, torch.arange(n, device=x.device)))
-    deviation = base_check.within_guard(model, reference, runs, "batch sizes, chunks and companions")
+    deviation = base_check.within_guard(model, reference, runs, "batch sizes, chunks and other images")
     return max([deviation, *(base_check.check_image(model, image[None]) for image in x)])
 
 

@@ -73,8 +73,7 @@ class SmoothedClassifier(CertifiedClassifier):
         self.base, self.ablation, self.voting, self.encoding = base, ablation, voting, encoding
         self.num_classes, self.chunk = num_classes, chunk
         check_when(check)
-        self.check = check
-        self.passed = PassedChecks()
+        self.check, self.passed = check, PassedChecks()
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SmoothedClassifier:
@@ -91,7 +90,6 @@ class SmoothedClassifier(CertifiedClassifier):
         return {"num_classes": self.num_classes, "encoding": self.encoding, "chunk": self.chunk, "check": self.check}
 
     def count_outputs(self, x: Float[Tensor, "B C H W"]) -> int:
-        """K; outputs of another number are refused."""
         return self.num_classes
 
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
@@ -109,8 +107,7 @@ class SmoothedClassifier(CertifiedClassifier):
         self.voting = self.voting.with_guard(guard)
 
     def check_overridden(self) -> None:
-        changed = self.overridden(SmoothedClassifier, "scores", "votes")
-        if changed:
+        if changed := self.overridden(SmoothedClassifier, "scores", "votes"):
             raise InvalidInput(
                 f"{type(self).__name__} overrides {' and '.join(changed)} of SmoothedClassifier, but attacks read its "
                 "logits and its voting; override logits, or pass a Voting of your own"
@@ -137,9 +134,7 @@ class SmoothedClassifier(CertifiedClassifier):
         return self.guard_on(None)
 
     def guard_on(self, device: torch.device | str | None) -> float:
-        """The same for images on that device; None: where the weights are, and of a base without any on the GPU if
-        there is one, where precision may be the least. Certificates are of the images' device.
-        """
+        """The same for images on that device; None: where the weights are, or without any on a GPU if there is one."""
         if self.voting.guard is not None:
             return self.voting.guard
         return GUARD_REDUCED if precision.is_reduced_anywhere(self, device) else GUARD_FLOAT32
@@ -234,10 +229,10 @@ class SmoothedClassifier(CertifiedClassifier):
         Raises `InvalidInput` where a score of any ablation is no number: on clean images that is no patch's doing.
 
         The first call also tests the proof's assumptions, on the first image and on a black, a white and a noisy one,
-        64 ablations each, all different where there are as many: the same scores alone, in company and twice, and, for
-        a one-pass base, with everything outside the band replaced by black, white and noise. So does every call after a
-        change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes, methods,
-        hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one of the images, going
+        64 ablations each, all different where there are as many: the same scores alone, beside others and twice, and,
+        for a one-pass base, with everything outside the band replaced by black, white and noise. So does every call
+        after a change of the classifier that `robustpatch.classifiers.state_digest` sees: of weights, attributes,
+        methods, hooks, precision or image shape. Every other call scores 1 in 64 of the ablations, of one image, going
         on where the last one stopped: alone, or with everything outside the band replaced. So each of the N ablations
         has been tested after 64 calls for images of one size, and all of up to 256 after the first. These tests find
         gross violations; they do not prove that there are none.
@@ -277,12 +272,11 @@ class SmoothedClassifier(CertifiedClassifier):
             return
         state = scoring_state(self, x, self.guard_on(x.device))
         again = self.check == "once" and state in self.passed
-        n, one = self.ablation.count(*x.shape[2:]), self.passed.calls % len(x)  # another image of the batch each time
+        n, one = self.ablation.count(*x.shape[2:]), self.passed.calls % len(x)  # each call another image of the batch
         first = self.passed.turn(n, base_check.few(n) if again else base_check.ABLATIONS)
         self.passed.calls += 1
-        images, known = (x[one : one + 1], scores) if again else (x, None)
-        some = None if known is None else known[one : one + 1]
-        base_check.base_is_sound(self, images, first=first, again=again, scores=some)
+        known = scores[one : one + 1] if again and scores is not None else None
+        base_check.base_is_sound(self, x[one : one + 1] if again else x, first=first, again=again, scores=known)
         self.passed.add(state)
 
 

@@ -38,11 +38,11 @@ _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a type's flags: it was made while Pytho
 
 
 class Digest:
-    """Equals another that was made while this one was there, if nothing that is told has changed in between."""
+    """The state of an object at one moment. Equal to a later one if nothing that is compared has changed in between."""
 
     def __init__(self, digest: bytes | None, kept: list[object]) -> None:
-        self._digest = digest  # None: like nothing
-        self._kept = kept  # what is told by its address, so that no other object is given that
+        self._digest = digest  # None: equal to nothing
+        self._kept = kept  # what is compared by its address, so that no other object can take that over
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Digest) and self._digest is not None and self._digest == other._digest
@@ -52,18 +52,18 @@ class Digest:
 
 
 def digest(model: nn.Module, leave_out: Iterable[str] = ()) -> Digest:
-    """Return a value that is equal at two moments unless something that can be told from the model changed between.
+    """Return the state of the model: equal at two moments unless something that is compared changed between them.
 
-    Told by value: parameters, buffers and all other tensors and arrays (SHA-256, about 1 ms a MB), numbers, texts,
-    bytes, and what containers, partial functions and objects hold of these, attributes and slots, at any depth; module
-    attributes `leave_out` of the model itself. Told by identity: functions, with their code, defaults, closures and
-    attributes; classes, with what they define, those they derive from and metaclasses; all else. So are hooks, global
-    ones as well, and what `compile` leaves behind. What a model holds of TorchScript, or of tensors whose numbers
-    cannot be read, equals nothing, itself included.
+    Compared by value: parameters, buffers and all other tensors and arrays (SHA-256, about 1 ms a MB), numbers, texts,
+    bytes, and what containers, partial functions and objects hold of these, attributes and slots, at any depth.
+    Compared by identity: functions, with their code, defaults, closures and attributes; classes, with what they define,
+    those they derive from and metaclasses; all else. Hooks count, global ones as well, and what `compile` leaves
+    behind. A model that holds TorchScript, or tensors whose numbers cannot be read, equals nothing, itself included.
 
-    Not told: what functions read from a module's globals, context variables, files or elsewhere; the insides of objects
-    that other languages implement (generators of random numbers, iterators) and of torch's own, but for those of
-    `torch.nn` and `torch.distributions`; code replaced within a function of torch or NumPy.
+    Not compared: attributes `leave_out` of the model itself; what functions read from a module's globals, context
+    variables, files or elsewhere; the insides of objects that other languages implement (generators of random numbers,
+    iterators) and of torch's own, but for those of `torch.nn` and `torch.distributions`; code replaced within a
+    function of torch or NumPy.
     """
     skipped = set(leave_out)
     own = {name: value for name, value in vars(model).items() if name not in skipped}
@@ -84,11 +84,11 @@ def digest_of(value: object) -> Digest:
 
 
 def holds(*_: object) -> None:
-    """Stands in what is written before the parts of an object."""
+    """Marks, in the pickle, the parts of an object."""
 
 
 class Parts(pickle.Pickler):
-    """Takes objects apart, those of Python's own containers aside: functions and classes afterwards, each once."""
+    """Takes objects apart, but for Python's own containers; functions and classes come last, each once."""
 
     def __init__(self, sink: io.BytesIO) -> None:
         super().__init__(sink, protocol=5)
@@ -128,7 +128,7 @@ class Parts(pickle.Pickler):
         kind = type(value)
         if isinstance(value, nn.Module):
             if isinstance(value, torch.jit.ScriptModule):
-                raise TypeError("TorchScript is not told")
+                raise TypeError("TorchScript cannot be compared")
             return kind, vars(value), self._filled_slots(value)
         if isinstance(value, BY_TEXT):
             return (repr(value),)
@@ -258,7 +258,7 @@ def _of_tensor(value: Tensor) -> tuple[Any, ...]:
         names, context = value.__tensor_flatten__()  # type: ignore[operator]
         return *told, context, tuple(getattr(value, name) for name in names)
     if value.is_meta:
-        raise ValueError("a tensor without numbers is not told")
+        raise ValueError("a tensor without numbers cannot be compared")
     return *told, str(value.layout), bits_of_tensor(value)
 
 

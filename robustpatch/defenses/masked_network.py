@@ -131,10 +131,10 @@ class MaskedNetwork(Defended):
 
     @torch.no_grad()
     def check_network(self, x: Float[Tensor, "B C H W"]) -> None:
-        """Refuse logits that depend on other images or on chance: the first image alone, in company and twice.
+        """Refuse logits that depend on other images or on chance: the first image alone, beside others and twice.
 
         Once the network has passed, and unless `robustpatch.classifiers.state_digest` sees a change since or `check` is
-        "every call": another image, under the next union of masks, alone and in company. Raises `InvalidInput`.
+        "every call": another image, under the next union of masks, alone and beside others. Raises `InvalidInput`.
         """
         check_when(self.check)
         if not len(x):
@@ -149,15 +149,15 @@ class MaskedNetwork(Defended):
             others = [self._network(torch.cat([1 - shown, shown]))[1:]]
         else:
             shown = self._shown(x[:1], torch.ones_like(x[:1, 0], dtype=torch.bool))
-            company = torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)])
-            others = [self._network(shown.clone()), self._network(company)[1:2]]
+            batch = torch.cat([1 - shown, shown, torch.ones_like(shown), shown.flip(2, 3)])
+            others = [self._network(shown.clone()), self._network(batch)[1:2]]
         self.passed.calls += 1
         alone = self._network(shown.clone())
         checks.finite_scores(alone)
         deviation = float(torch.stack([(alone - again).abs().max() for again in others]).max())
         if not deviation <= guard:
             raise InvalidInput(
-                f"logits differ by {deviation:.2g} for the same image alone, in company and twice; the guard is "
+                f"logits differ by {deviation:.2g} for the same image alone, beside others and twice; the guard is "
                 f"{guard:g}: the network couples images or is random; mend it, or choose a larger guard"
             )
         self.passed.add(now)

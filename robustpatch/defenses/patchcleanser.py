@@ -103,8 +103,8 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
     `predict` of the attacked image is the same: the proof is at `double_masking.certify`. With the patch that the masks
     are made for, that takes all pairs of masks; smaller ones are hidden by several. It takes one thing for granted: an
     image under masks that hide the patch gets the logits of the clean image under them, up to `guard`. Hidden pixels
-    are selected away, so the network is shown the same numbers; that it answers alike, alone and in company, is tested
-    at every call that certifies (`check_network`), most thoroughly at the first one.
+    are selected away, so the network is shown the same numbers; every call that certifies tests that it answers alike
+    alone and beside others (`check_network`), the first one most thoroughly.
 
         model = PatchCleanser(network, DoubleMasking(patch="32x32"), num_classes=1000).eval()
         certificate = model.certify(x, PatchThreat(32, 32))
@@ -157,7 +157,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         """Prove, for each image, that no patch within `threat` changes `predict`.
 
         `close` counts the unions that were seen to name the class by no more than 2·guard. Raises `InvalidInput` where
-        some placement lies inside no mask, and for a network whose logits differ alone and in company.
+        some placement lies inside no mask, and for a network whose logits differ alone and beside others.
         """
         checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])

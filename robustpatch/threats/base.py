@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, get_type_hints
 
@@ -48,15 +48,13 @@ class Placements(ABC):
     @property
     def pixels(self) -> int:
         """The most pixels that the patch covers at any place."""
-        numbers = torch.arange(len(self)).split(self._chunk())
-        return max(int(self.footprint(some).flatten(1).sum(dim=1).max()) for some in numbers)
+        return max(int(covered.flatten(1).sum(dim=1).max()) for covered in self._footprints())
 
     @property
     def extent(self) -> tuple[int, int]:
         """Height and width of the smallest rectangle that holds what the patch covers, wherever it is."""
         sizes = []
-        for some in torch.arange(len(self)).split(self._chunk()):
-            covered = self.footprint(some)
+        for covered in self._footprints():
             for dim in (2, 1):  # the rows that hold a pixel, then the columns
                 held = covered.any(dim=dim).long()
                 last = held.shape[1] - held.flip(1).argmax(dim=1)
@@ -74,25 +72,22 @@ class Placements(ABC):
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         """True where the patch shares a pixel with the mask, at each place."""
         marked = masks.flatten(1).to(torch.float32)
-        numbers = torch.arange(len(self), device=masks.device)
-        shared = [self.footprint(some).flatten(1).to(torch.float32) @ marked.T for some in numbers.split(self._chunk())]
+        shared = [covered.flatten(1).to(torch.float32) @ marked.T for covered in self._footprints(masks.device)]
         return torch.cat(shared) > 0
 
     def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
         """The mean of the values over the pixels that the patch covers, at each place."""
-        numbers, flat = torch.arange(len(self), device=values.device), values.flatten(1)
-        parts = []
-        for some in numbers.split(self._chunk()):
-            covered = self.footprint(some).flatten(1).to(values.dtype)
-            parts.append(flat @ covered.T / covered.sum(dim=1))
-        return torch.cat(parts, dim=1)
+        flat = (covered.flatten(1).to(values.dtype) for covered in self._footprints(values.device))
+        return torch.cat([values.flatten(1) @ covered.T / covered.sum(dim=1) for covered in flat], dim=1)
 
     def inside(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         """True where the mask holds all of the patch, at each place."""
         return ~self.hits(~masks)
 
-    def _chunk(self) -> int:
-        return max(1, 2**24 // (self.size[0] * self.size[1]))  # footprints held at once: 64 MiB of floats
+    def _footprints(self, device: torch.device | str = "cpu") -> Iterator[Bool[Tensor, "n H W"]]:
+        """The footprints of all places, some at a time: 64 MiB as floats."""
+        some = max(1, 2**24 // (self.size[0] * self.size[1]))
+        return map(self.footprint, torch.arange(len(self), device=device).split(some))
 
 
 class Threat(ABC):

@@ -221,168 +221,41 @@ _ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
     },
     "is NaN": lambda a: np.full(a.shape, np.nan),
 }
-_VALUES = (
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        2,
-        7,
-        -1,
-        0.0,
-        0.5,
-        1.0,
-        1e300,
-        2**31,
-        2**40,
-        2**62,
-        10**30,
-        -(10**30),
-        "",
-        "1",
-        "columns:1",
+_VALUES = [
+    *json.loads(
+        '[null, true, false, 0, 1, 2, 7, -1, 0.0, 0.5, 1.0, 1e300, "", "1", "columns:1", "\\ud800", "\\u001b[31m"]'
     ),
-    *(
-        [],
-        [1],
-        [0],
-        [1, 1],
-        [1, 1, 1],
-        [[1, 1, 1]],
-        [[]],
-        [None],
-        [True, True],
-        {},
-        {"a": 1},
-        "\ud800",
-        "\x1b[31m",
-        "x" * 70_000,
+    *json.loads('[[], [1], [0], [1, 1], [1, 1, 1], [[1, 1, 1]], [[]], [null], [true, true], {}, {"a": 1}]'),
+    *(2**31, 2**40, 2**62, 10**30, -(10**30), "x" * 70_000),
+]
+_ABLATIONS = """
+columns:0 columns:2/0 2*grid-columns:0 2*grid-blocks:2x3 2*grid-blocks:2/2 grid-columns:2 columns:2+ 2*columns:2
+columns:1 columns:2 columns:3 columns:8 rows:1 rows:2 blocks:1 blocks:2 blocks:3x2 columns:2/2 rows:2/3 blocks:2/2
+1*grid-columns:1 2*grid-columns:2 3*grid-blocks:2 blocks:2x3/2 columns:1/0 columns:01 columns:1/1 columns:1/01
+Columns:1 columns:+1 columns:1.0 columns:1e0 columns:٢ columns:２ columns:-1 columns:1_0 columns: columns:99
+columns:9999999 columns:99999999999999999999 columns:1/99 rows:99 blocks:99x1 blocks:2x2 blocks:0 blocks:2x0
+blocks:2x blocks:x2 columns:2x2 stripes:2 2*columns:1 grid-columns:1 0*grid-columns:1 99*grid-columns:1
+2*grid-rows:1 2*grid-blocks:2x2 2*grid-blocks:1/1 columns:1+ +columns:1 columns:1++columns:1 columns:1+columns:1
+columns:2+rows:1 rows:1+columns:2 columns:2+rows:1+rows:1 (columns:1) columns:1;rows:1
+"""
+_OTHERS: dict[str, Any] = {  # of one field alone
+    "ablation": [
+        *_ABLATIONS.split(),
+        *("columns: 1", " columns:1", "columns:1\n", "columns:1\0", "+".join(["columns:1"] * 500)),
+    ],
+    "image_size": json.loads(
+        "[[9, 3], [3, 9], [4, 5], [5, 6], [2, 9], [9], [3, 9, 1], [0, 9], [9, 0], [0, 0], [-3, -9], [3.0, 9.0], "
+        '[3, true], ["3", "9"], [[3, 9]], "39", [1099511627776, 1099511627776], [1, 16777216], [16777216, 1], [40, 9], '
+        '[3, 40], [null, null], {"0": 3, "1": 9}, [4, 9], [3, 10], [7, 9], [6, 10], [2, 7], [2, 6], [1, 27]]'
     ),
-)
-_OTHERS: dict[str, tuple[Any, ...]] = {
-    "ablation": (
-        *("columns:1", "columns:2", "columns:3", "columns:8", "rows:1", "rows:2", "blocks:1", "blocks:2", "blocks:3x2"),
-        *(
-            "columns:2/2",
-            "rows:2/3",
-            "blocks:2/2",
-            "1*grid-columns:1",
-            "2*grid-columns:2",
-            "3*grid-blocks:2",
-            "blocks:2x3/2",
-        ),
-        *(
-            "columns:1/0",
-            "columns:01",
-            "columns:1/1",
-            "columns:1/01",
-            "columns: 1",
-            " columns:1",
-            "columns:1\n",
-            "Columns:1",
-        ),
-        *(
-            "columns:+1",
-            "columns:1.0",
-            "columns:1e0",
-            "columns:٢",
-            "columns:２",
-            "columns:-1",
-            "columns:1_0",
-            "columns:",
-        ),
-        *("columns:99", "columns:9999999", "columns:99999999999999999999", "columns:1/99", "rows:99", "blocks:99x1"),
-        *("blocks:2x2", "blocks:0", "blocks:2x0", "blocks:2x", "blocks:x2", "columns:2x2", "stripes:2", "2*columns:1"),
-        *(
-            "grid-columns:1",
-            "0*grid-columns:1",
-            "99*grid-columns:1",
-            "2*grid-rows:1",
-            "2*grid-blocks:2x2",
-            "2*grid-blocks:1/1",
-        ),
-        *(
-            "columns:1+",
-            "+columns:1",
-            "columns:1++columns:1",
-            "columns:1+columns:1",
-            "columns:2+rows:1",
-            "rows:1+columns:2",
-        ),
-        *("columns:2+rows:1+rows:1", "+".join(["columns:1"] * 500), "(columns:1)", "columns:1;rows:1", "columns:1\0"),
-    ),
-    "image_size": (
-        *(
-            [9, 3],
-            [3, 9],
-            [4, 5],
-            [5, 6],
-            [2, 9],
-            [9],
-            [3, 9, 1],
-            [0, 9],
-            [9, 0],
-            [0, 0],
-            [-3, -9],
-            [3.0, 9.0],
-            [3, True],
-        ),
-        *(
-            ["3", "9"],
-            [[3, 9]],
-            "39",
-            [2**40, 2**40],
-            [1, 2**24],
-            [2**24, 1],
-            [40, 9],
-            [3, 40],
-            [None, None],
-            {"0": 3, "1": 9},
-        ),
-        *([4, 9], [3, 10], [7, 9], [6, 10], [2, 7], [2, 6], [1, 27]),
-    ),
-    "threats": (
-        *(
-            [[1, 1, 1]],
-            [[1, 2, 1]],
-            [[2, 1, 1]],
-            [[2, 2, 1]],
-            [[1, 2, 2]],
-            [[1, 1, 3]],
-            [[1, 1, 9]],
-            [[1, 1, 10**6]],
-            [[1, 1, 10**17]],
-        ),
-        *(
-            [[0, 1, 1]],
-            [[1, 0, 1]],
-            [[1, 1, 0]],
-            [[-1, 1, 1]],
-            [[1, 1, -1]],
-            [[1, 1]],
-            [[1, 1, 1, 1]],
-            [[99, 1, 1]],
-            [[1, 99, 1]],
-        ),
-        *(
-            [[1.0, 1, 1]],
-            [[1, 1, True]],
-            [["1", 1, 1]],
-            [[1, 2, 1], [0, 0, 0]],
-            [[1, 2, 1], [99, 99, 1]],
-            [[[1, 1, 1]]],
-        ),
-        *(
-            [[1, 2, 1], [2, 1, 1]],
-            [[1, 2, 1], [1, 2, 1]],
-            [[2, 3, 1], [1, 1, 1]],
-            {"0": [1, 1, 1]},
-            "1x1",
-            [1, 1, 1],
-            [None],
-        ),
+    "threats": json.loads(
+        "[[[1, 1, 1]], [[1, 2, 1]], [[2, 1, 1]], [[2, 2, 1]], [[1, 2, 2]], [[1, 1, 3]], [[1, 1, 9]], "
+        "[[1, 1, 1000000]], [[1, 1, 100000000000000000]], [[0, 1, 1]], [[1, 0, 1]], [[1, 1, 0]], [[-1, 1, 1]], "
+        "[[1, 1, -1]], [[1, 1]], "
+        '[[1, 1, 1, 1]], [[99, 1, 1]], [[1, 99, 1]], [[1.0, 1, 1]], [[1, 1, true]], [["1", 1, 1]], '
+        "[[1, 2, 1], [0, 0, 0]], [[1, 2, 1], [99, 99, 1]], [[1, 2, 1], [1, -2, 1]], [], "
+        "[[1, 6, 1]], [[1, 2, 1], [1, 5, 1]], [[[1, 1, 1]]], [[1, 2, 1], [2, 1, 1]], "
+        '[[1, 2, 1], [1, 2, 1]], [[2, 3, 1], [1, 1, 1]], {"0": [1, 1, 1]}, "1x1", [1, 1, 1], [null]]'
     ),
     "method": ("exact", "margin", "randomized", "bounds", "Exact", "exact ", ["exact"], "exact\n"),
     "guard": (0.001, 0.01, 0.5, 0.99, 0.9999999, 1 - 1e-16, 1.0001, -1e-9, 1e-300, "0.0001", [0.0001], 0.0001000001),

@@ -123,7 +123,7 @@ def grids(draw, longest=8):
 
 
 @given(geometries(longest=6), st.sampled_from(["columns:1", "rows:1/2", "2*grid-columns:1", "blocks:1"]))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_any_union_equals_the_oracle(geometry, other):
     """Whatever its parts are."""
     text, patch, size = geometry
@@ -140,7 +140,7 @@ def test_any_grid_equals_the_oracle(geometry):
 
 
 @given(geometries())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_any_geometry_equals_the_oracle(geometry):
     """Random sizes, strides, patches and images."""
     agrees_with_the_oracle(*geometry)

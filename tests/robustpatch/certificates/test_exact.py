@@ -12,7 +12,7 @@ from robustpatch.certificates.exact import certify_votes, largest_certified
 from robustpatch.certificates.margins import rival_margins
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
-from robustpatch.voting.rules import TopOne, Votes
+from robustpatch.voting.rules import Votes
 from tests import oracles
 
 GEOMETRIES = [  # ablation, patch, image
@@ -117,22 +117,6 @@ def test_close_votes_count_against_the_certificate(election):
         assert oracles.worst_lead(lists, frozenset(), close) >= 0
 
 
-@given(elections())
-@settings(max_examples=100)
-def test_every_refusal_has_a_corruption_that_flips(election):
-    """Withdraw all votes for c and cast all for one rival j in one touched set: a recount elects another class."""
-    text, patch, size, votes = election
-    certificate, c = certify(election), int(certify(election).prediction)
-    flipped = False
-    for touched in oracles.touched(text, patch, size):
-        for j in set(range(votes.cast.shape[2])) - {c}:
-            corrupted = votes.cast[0].clone()
-            corrupted[sorted(touched), c] = False
-            corrupted[sorted(touched), j] = True
-            flipped |= oracles.winner(corrupted.sum(dim=0).tolist()) != c
-    assert flipped != bool(certificate.certified)
-
-
 @given(elections(geometries=GEOMETRIES[:7]), st.integers(2, 3))
 def test_several_patches_against_every_union(election, count):
     """Bands: the margin is the least lead over all unions. Blocks: never above it. No placement map."""
@@ -165,22 +149,6 @@ def test_the_oracle_of_counts_is_the_oracle_of_subsets(seed):
     assert set(oracles.corruptions(votes, frozenset({1, 3}))) == oracles.subset_corruptions(votes, frozenset({1, 3}))
 
 
-@given(st.lists(st.integers(0, 3), min_size=5, max_size=5), st.integers(1, 2))
-def test_top_one_votes_flip_only_where_refused(voters, width):
-    """One vote an ablation: every recast of the touched votes, enumerated, against the exact certificate."""
-    scores = torch.nn.functional.one_hot(torch.tensor(voters), 4)[None].float()
-    votes = TopOne().votes(scores, 0.0)
-    certificate = certify(("columns:1", (1, width), (1, 5), votes))
-    flips = False
-    for touched in oracles.touched("columns:1", (1, width), (1, 5)):
-        for recast in torch.cartesian_prod(*[torch.arange(4)] * len(touched)).reshape(-1, len(touched)).tolist():
-            now = list(voters)
-            for n, k in zip(sorted(touched), recast, strict=True):
-                now[n] = k
-            flips |= oracles.winner([now.count(k) for k in range(4)]) != int(certificate.prediction)
-    assert flips != bool(certificate.certified)
-
-
 @given(
     elections(
         geometries=[
@@ -195,7 +163,7 @@ def test_top_one_votes_flip_only_where_refused(voters, width):
     ),
     st.sampled_from(["exact", "margin"]),
 )
-@settings(max_examples=150)
+@settings(max_examples=40)
 def test_largest_certified_is_the_last_size_that_certifies(election, method):
     """At every side: certified up to the one returned, and not beyond (monotone); in company as alone."""
     text, _, size, votes = election
@@ -230,6 +198,7 @@ def test_largest_certified_of_many_images_at_once(text):
 
 
 @given(elections(geometries=GEOMETRIES[:5]))
+@settings(max_examples=25)
 def test_any_of_has_the_least_margin(election):
     """A 1×2 or a 2×1 patch: the minimum of both, and the maps one after the other."""
     text, _, (height, width), votes = election

@@ -54,13 +54,6 @@ def test_a_third_class_can_be_lifted():
     assert not bool(certificate.certified)
 
 
-@pytest.mark.parametrize("counts", [[3, 3, 3], [1, 3, 3], [0, 0, 0], [0, 0, 1]])
-def test_predictions_are_the_lowest_index_among_ties(counts):
-    """Ties and empty elections included."""
-    certificate = certify_votes(counted(counts, 5), Columns(1), PatchThreat(1, 1), (1, 5))
-    assert int(certificate.prediction) == oracles.winner(counts)
-
-
 def test_three_hundred_votes_do_not_wrap():
     """PITFALLS 16 and 24: 300 > 255 (uint8), 257 > 256 (bfloat16), 2049 > 2048 (float16), 256·256 (int16)."""
     for n, counts in ((300, [256 + 30, 40]), (300, [256, 257]), (2100, [2048, 2049]), (70_000, [65_536, 65_537])):

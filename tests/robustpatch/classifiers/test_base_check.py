@@ -91,7 +91,7 @@ class Neighboring(nn.Module):
 def test_company_couples_whatever_it_shows(kind, before):
     """Nothing but noise in front of an image, or white behind it, tells that the base couples images."""
     model = toys.smoothed(Neighboring(kind, before))
-    with pytest.raises(InvalidInput, match="alone, in company and twice"):
+    with pytest.raises(InvalidInput, match="alone, beside others and twice"):
         model.certify(torch.full((2, 1, *toys.SIZE), 0.5), ONE)
 
 
@@ -111,7 +111,7 @@ def test_the_same_question_twice():
     """Its first answers, to one image or to several, all agree."""
     model, x = toys.smoothed(Drifting()), toys.images(2)
     assert torch.equal(model.scores(x)[0], toys.smoothed(Drifting()).scores(x[:1])[0])
-    with pytest.raises(InvalidInput, match="alone, in company and twice"):
+    with pytest.raises(InvalidInput, match="alone, beside others and twice"):
         toys.smoothed(Drifting()).certify(x, ONE)
 
 

@@ -16,7 +16,6 @@ from robustpatch.classifiers import base_check
 from robustpatch.classifiers.base_check import spread
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.classifiers.state_digest import digest
 from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -64,54 +63,27 @@ def leaky(**options) -> SmoothedClassifier:
     return SmoothedClassifier(Leaky(Columns(1)), Columns(1), num_classes=2, voting=TopOne(), **options).eval()
 
 
-def edit(name: str, base: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lets the base see all of the image, and changes no version counter."""
+def _widened(base: nn.Module, _: object) -> None:
     old = base.score_all
-
-    def wide(x, index=None):
-        return old(x, index) + torch.stack([0 * x.sum((1, 2, 3)), 20 * x.sum((1, 2, 3))], dim=1)[:, None]
-
-    match name:
-        case "data":
-            base.weight.data.copy_(torch.ones(1))
-        case "buffer":
-            base.buffer.data.fill_(1.0)
-        case "numpy":
-            base.weight.detach().numpy()[:] = 1.0
-        case "attribute":
-            base.plain = 1.0
-        case "tensor":
-            base.tensor = torch.ones(1)
-        case "array":
-            base.array[0] = 1.0
-        case "nested":
-            base.table["nested"][0] = 1.0
-        case "object":
-            base.holder.value = 1.0
-        case "method":
-            base.score_all = wide
-        case "class":
-            monkeypatch.setattr(Leaky, "gain", lambda self: torch.ones(1))
-        case "class attribute":
-            monkeypatch.setattr(Leaky, "weight_of_class", 1.0)
-        case "code":
-            monkeypatch.setattr(Leaky.gain, "__code__", (lambda self: torch.ones(1)).__code__)
+    base.score_all = lambda x, index=None: (
+        old(x, index) + torch.stack([0 * x.sum((1, 2, 3)), 20 * x.sum((1, 2, 3))], dim=1)[:, None]
+    )
 
 
-EDITS = [
-    "data",
-    "buffer",
-    "numpy",
-    "attribute",
-    "tensor",
-    "array",
-    "nested",
-    "object",
-    "method",
-    "class",
-    "class attribute",
-    "code",
-]
+EDITS = {  # each lets the base see all of the image, and changes no version counter
+    "data": lambda base, _: base.weight.data.copy_(torch.ones(1)),
+    "buffer": lambda base, _: base.buffer.data.fill_(1.0),
+    "numpy": lambda base, _: base.weight.detach().numpy().fill(1.0),
+    "attribute": lambda base, _: setattr(base, "plain", 1.0),
+    "tensor": lambda base, _: setattr(base, "tensor", torch.ones(1)),
+    "array": lambda base, _: base.array.fill(1.0),
+    "nested": lambda base, _: base.table["nested"].__setitem__(0, 1.0),
+    "object": lambda base, _: setattr(base.holder, "value", 1.0),
+    "method": _widened,
+    "class": lambda _, patch: patch.setattr(Leaky, "gain", lambda self: torch.ones(1)),
+    "class attribute": lambda _, patch: patch.setattr(Leaky, "weight_of_class", 1.0),
+    "code": lambda _, patch: patch.setattr(Leaky.gain, "__code__", (lambda self: torch.ones(1)).__code__),
+}
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -126,7 +98,7 @@ def test_every_edit_is_seen(name, monkeypatch):
     model.certify(x, ONE)
     model.certify(x, ONE)
     assert tested == [False, True]
-    edit(name, model.base, monkeypatch)
+    EDITS[name](model.base, monkeypatch)
     with pytest.raises(InvalidInput, match="sees more than its band"):
         model.certify(x, ONE)
     assert tested == [False, True, False]
@@ -269,7 +241,7 @@ def test_plain_bases_have_their_turn():
     model, x = SmoothedClassifier(Shy(), Columns(2), num_classes=2, voting=TopOne()).eval(), toys.images(2)
     model.certify(x, ONE)
     SHIFT[0] = 50.0  # a global, of which nothing can be told: what every call asks shows it
-    with pytest.raises(InvalidInput, match="alone and in company"):
+    with pytest.raises(InvalidInput, match="alone and beside others"):
         model.certify(x, ONE)
 
 
@@ -345,93 +317,6 @@ def test_copies_start_anew(compiled, monkeypatch):
     copy.deepcopy(smoothed).certify(x, ONE)
     smoothed.certify(x, ONE)
     assert tested == [True, False]
-
-
-def equal(model: nn.Module) -> bool:
-    return digest(model) == digest(model)
-
-
-@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning", "ignore:Sparse CS[RC]:UserWarning")
-def test_tensors_of_all_kinds_are_told():
-    """Bits, not numbers: NaN equals itself, and -0 is not 0. Sparse and quantised ones, narrow and complex ones."""
-    values = torch.tensor([[1.0, 0.0], [torch.nan, 3.0]])
-    quantised = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.1, 3, torch.quint8)
-    channels = torch.quantize_per_channel(
-        torch.ones(2, 2), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
-    )
-    kinds = [
-        values,
-        values.T,
-        values.bfloat16(),
-        values.to(torch.float8_e4m3fn),
-        values.to(torch.complex64).conj(),
-        values > 0,
-        values.to_sparse(),
-        values.to_sparse_csr(),
-        values.to_sparse_csc(),
-        torch.zeros(0, 3),
-        torch.tensor(3),
-        quantised,
-        channels,
-    ]
-    with torch.inference_mode():
-        kinds.append(torch.ones(3))
-    told = []
-    for tensor in kinds:
-        module = nn.Module()
-        module.held = tensor
-        assert equal(module), tensor
-        told.append(digest(module))
-    assert all(a != b for i, a in enumerate(told) for b in told[:i])
-    module = nn.Module()
-    module.held = torch.zeros(2)
-    before = digest(module)
-    module.held = -torch.zeros(2)
-    assert digest(module) != before
-    module.held = torch.zeros(2, device="meta")
-    assert not equal(module)  # nobody can say what it holds: no check is remembered
-
-
-def test_other_values_are_told():
-    """Numbers of another type, order, aliases, cycles, functions and their closures, classes; what has none is kept."""
-    module = nn.Module()
-    module.held = None
-    state = [0]
-
-    def closure():
-        return state
-
-    cycle: list = []
-    cycle.append(cycle)
-    values = [
-        1,
-        True,
-        1.0,
-        np.float64(1.0),
-        "1",
-        (1,),
-        [1],
-        {1},
-        {1: 2},
-        {1: 3},
-        cycle,
-        closure,
-        Columns(1),
-        Columns(2),
-    ]
-    told = []
-    for value in [*values, torch.nan, object(), torch.Generator(), Leaky, nn.Linear(2, 2)]:
-        module.held = value
-        assert equal(module), value
-        told.append(digest(module))
-    assert all(a != b for i, a in enumerate(told) for b in told[:i])
-    module = nn.Module()
-    module.held = closure
-    before = digest(module)
-    state[0] = 1
-    assert digest(module) != before
-    module.held = np.array([object()])
-    assert not equal(module)
 
 
 def test_scripts_are_tested_at_every_call(monkeypatch):

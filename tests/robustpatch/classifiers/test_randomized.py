@@ -192,21 +192,3 @@ def test_bad_parameters():
         classifier(toys.strip(Columns(2)))
     with pytest.raises(InvalidInput, match="sparse keep is 60, more than the image's 48 pixels"):
         classifier(ablation=SparseAblation(60)).predict(toys.images(1))
-
-
-def test_the_base_is_checked_once(monkeypatch):
-    """The first certificate tests the base in full, later ones do not, and one with other weights does."""
-    calls = []
-
-    def note(model, x, *, again, **_):
-        calls.extend([] if again else [str(model.ablation)])
-
-    monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", note)
-    model, x = classifier(), toys.images(1)
-    for _ in range(2):
-        model.certify(x, ONE)
-    assert calls == ["256 draws of sparse:3"]
-    with torch.no_grad():
-        model.base[1].weight += 0.1
-    model.certify(x, ONE)
-    assert len(calls) == 2

@@ -291,3 +291,90 @@ def test_what_a_type_checker_wraps(kind):
     wrapper.scale = 2.0  # type: ignore[attr-defined]
     told.append(digest(model))
     assert all(one != other for one, other in itertools.combinations(told, 2))
+
+
+def equal(model: nn.Module) -> bool:
+    return digest(model) == digest(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning", "ignore:Sparse CS[RC]:UserWarning")
+def test_tensors_of_all_kinds_are_told():
+    """Bits, not numbers: NaN equals itself, and -0 is not 0. Sparse and quantised ones, narrow and complex ones."""
+    values = torch.tensor([[1.0, 0.0], [torch.nan, 3.0]])
+    quantised = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.1, 3, torch.quint8)
+    channels = torch.quantize_per_channel(
+        torch.ones(2, 2), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
+    )
+    kinds = [
+        values,
+        values.T,
+        values.bfloat16(),
+        values.to(torch.float8_e4m3fn),
+        values.to(torch.complex64).conj(),
+        values > 0,
+        values.to_sparse(),
+        values.to_sparse_csr(),
+        values.to_sparse_csc(),
+        torch.zeros(0, 3),
+        torch.tensor(3),
+        quantised,
+        channels,
+    ]
+    with torch.inference_mode():
+        kinds.append(torch.ones(3))
+    told = []
+    for tensor in kinds:
+        module = nn.Module()
+        module.held = tensor
+        assert equal(module), tensor
+        told.append(digest(module))
+    assert all(a != b for i, a in enumerate(told) for b in told[:i])
+    module = nn.Module()
+    module.held = torch.zeros(2)
+    before = digest(module)
+    module.held = -torch.zeros(2)
+    assert digest(module) != before
+    module.held = torch.zeros(2, device="meta")
+    assert not equal(module)  # nobody can say what it holds: no check is remembered
+
+
+def test_other_values_are_told():
+    """Numbers of another type, order, aliases, cycles, functions and their closures, classes; what has none is kept."""
+    module = nn.Module()
+    module.held = None
+    state = [0]
+
+    def closure():
+        return state
+
+    cycle: list = []
+    cycle.append(cycle)
+    values = [
+        1,
+        True,
+        1.0,
+        np.float64(1.0),
+        "1",
+        (1,),
+        [1],
+        {1},
+        {1: 2},
+        {1: 3},
+        cycle,
+        closure,
+        Columns(1),
+        Columns(2),
+    ]
+    told = []
+    for value in [*values, torch.nan, object(), torch.Generator(), Plain, nn.Linear(2, 2)]:
+        module.held = value
+        assert equal(module), value
+        told.append(digest(module))
+    assert all(a != b for i, a in enumerate(told) for b in told[:i])
+    module = nn.Module()
+    module.held = closure
+    before = digest(module)
+    state[0] = 1
+    assert digest(module) != before
+    module.held = np.array([object()])
+    assert not equal(module)

@@ -13,12 +13,12 @@ from robustpatch import defenses
 from robustpatch.checkpoints import load_checkpoint, network_of
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.data.images import ImageSet, load_images
+from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
-from tests import toys
+from tests import helpers, toys
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def images() -> ImageSet:
-    x, y = load_images("mnist-sample").batch(range(80))
-    return ImageSet("some", "train", tuple("0123456789"), (1, 28, 28), y, _bytes=(x * 255).round().to(torch.uint8))
+    return helpers.digits(80)
 
 
 @pytest.mark.parametrize("text", ["brighter", "brighter:by=0.2", "brighter:by=0.3,word=a,often=2,on=False"])
@@ -93,8 +92,8 @@ def test_a_defended_network_is_trained_resumed_and_loaded_as_such(images, tmp_pa
     """The same weights in one go and in two, and the checkpoint is the defended classifier."""
     config = TrainingConfig(**SETTINGS)
     alone = train(config, images, images, tmp_path / "alone")
-    with pytest.raises(KeyboardInterrupt):
-        train(config, images, images, tmp_path / "cut", on_epoch=_interrupt)
+    with pytest.raises(helpers.Interrupted):
+        train(config, images, images, tmp_path / "cut", on_epoch=helpers.interrupt)
     resumed = train(config, images, images, tmp_path / "cut", resume=True)
     loaded = load_checkpoint(tmp_path / "cut" / "checkpoint.safetensors")
     x, _ = images.batch(range(5))
@@ -106,10 +105,6 @@ def test_a_defended_network_is_trained_resumed_and_loaded_as_such(images, tmp_pa
     assert as_classifier(loaded.model).describe() == {"ablation": None, "defense": "brighter:by=0.2"}
     with pytest.raises(InvalidInput, match="brighter"):
         _ = loaded.smoothed
-
-
-def _interrupt(_row):
-    raise KeyboardInterrupt
 
 
 def test_a_fingerprint_tells_defenses_apart_and_what_they_are_around():

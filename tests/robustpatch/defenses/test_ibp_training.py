@@ -10,7 +10,6 @@ from torch import nn
 
 from robustpatch import PatchThreat
 from robustpatch.checkpoints import load_checkpoint
-from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.ibp_training import Guide, drawn_placements, every_placement
 from robustpatch.errors import InvalidInput
@@ -18,7 +17,7 @@ from robustpatch.networks import MLP, SmallCNN
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
-from tests import toys
+from tests import helpers, toys
 from tests.robustpatch.defenses.test_ibp import CLASSES, SIZE, deep, defended, images, linear, patched
 
 
@@ -112,9 +111,7 @@ def test_the_loss_goes_from_clean_to_worst_case():
 
 def test_a_guided_run_is_resumed_to_the_bit(tmp_path):
     """The guide's weights are resumed with the network's; the checkpoint certifies what the trained model does."""
-    x, y = load_images("mnist-sample").batch(range(60))
-    pixels = (x[..., 10:18, 10:18] * 255).round().to(torch.uint8)
-    some = ImageSet("some", "train", tuple("0123456789"), (1, 8, 8), y, _bytes=pixels)
+    some = helpers.digits(60, slice(10, 18))
     network = {"name": "mlp", "widths": [6], "norm": False}
     config = TrainingConfig(
         ablation=None, defense="ibp:placements=4,guided=True", network=network, patch="3x3", epochs=2, batch_size=30,
@@ -122,11 +119,8 @@ def test_a_guided_run_is_resumed_to_the_bit(tmp_path):
     )  # fmt: skip
     alone = train(config, some, some, tmp_path / "alone")
 
-    def interrupt(_row):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, some, some, tmp_path / "cut", on_epoch=interrupt)
+    with pytest.raises(helpers.Interrupted):
+        train(config, some, some, tmp_path / "cut", on_epoch=helpers.interrupt)
     resumed = train(config, some, some, tmp_path / "cut", resume=True)
     for name, tensor in alone.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -12,7 +12,6 @@ from torch import nn
 from attacks.base import judge
 from attacks.pgd import PatchPGD
 from robustpatch.checkpoints import load_checkpoint
-from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.double_masking import majority
 from robustpatch.defenses.patchcleanser import GUARD_REDUCED, DoubleMasking, PatchCleanser
@@ -23,7 +22,7 @@ from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.voting.rules import Threshold
-from tests import toys
+from tests import helpers, toys
 from tests.as_evaluator import evaluations
 
 SIZE = (4, 5)
@@ -323,8 +322,8 @@ def test_the_worst_pair_is_found_greedily():
 
 
 def test_a_network_is_trained_under_masks_and_loaded(tmp_path):
-    x, y = load_images("mnist-sample").batch(range(80))
-    sample = ImageSet("some", "train", tuple("0123456789"), (1, 28, 28), y, _bytes=(x * 255).round().to(torch.uint8))
+    sample = helpers.digits(80)
+    x, y = sample.batch(range(80))
     config = TrainingConfig(
         ablation=None,
         defense="patchcleanser:masks=2,hidden=mask,worst=2",

@@ -15,7 +15,6 @@ from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.checkpoints import load_checkpoint
-from robustpatch.data.images import ImageSet, load_images
 from robustpatch.defenses import parse_defense
 from robustpatch.defenses.patchguard import MaskedClassifier, PatchGuard
 from robustpatch.errors import InvalidInput
@@ -26,7 +25,7 @@ from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.voting.scored import ClippedLogits, SummedScores
 from robustpatch.voting.votes import UNITS, Scored, Votes, first_argmax
-from tests import oracles, toys
+from tests import helpers, oracles, toys
 
 GEOMETRIES = [  # ablation, window of the detector, patch, image
     ("columns:1", (1, 1), (1, 1), (1, 4)),
@@ -258,8 +257,8 @@ def test_the_classifier_inside_is_not_changed():
 
 def test_it_is_trained_as_the_smoothed_classifier_inside(tmp_path):
     """The weights after two steps are those of the same settings without the defense; the checkpoint is masked."""
-    x, y = load_images("mnist-sample").batch(range(40))
-    images = ImageSet("some", "train", tuple("0123456789"), (1, 28, 28), y, _bytes=(x * 255).round().to(torch.uint8))
+    images = helpers.digits(40)
+    x, _ = images.batch(range(40))
     config = {
         "network": {"name": "strip", "widths": [4], "hidden": 4},
         "epochs": 1,

@@ -16,7 +16,6 @@ from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import Certificate, certify_votes
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import UNITS, Scored, Votes
 from tests import oracles
@@ -102,26 +101,6 @@ def turned(array: np.ndarray, i: int, value) -> np.ndarray:
     return array
 
 
-def test_tampering_is_caught(saved):
-    """Prediction, certified, margin, threat, ablation, image size, votes, close votes: each lie is found."""
-    assert tampered(saved) == 0
-    for i in range(8):
-        assert tampered(saved, prediction=lambda a, i=i: turned(a, i, (a[i] + 1) % 3)) == 1
-        assert tampered(saved, prediction=lambda a, i=i: turned(a, i, -1)) == 1
-        assert tampered(saved, certified=lambda a, i=i: turned(a, i, not a[i])) == 1
-        assert tampered(saved, margin=lambda a, i=i: turned(a, i, a[i] + 1)) == 1
-        assert tampered(saved, margin=lambda a, i=i: turned(a, i, -1 - a[i])) == 1
-    assert tampered(saved, threats=[[1, 3, 1]]) == 1
-    assert tampered(saved, threats=[[1, 2, 1], [1, 5, 1]]) == 1
-    assert tampered(saved, threats=[[1, 2, 2]]) == 1
-    assert tampered(saved, ablation="columns:3") == 1
-    assert tampered(saved, ablation="columns:2/2") == 1
-    assert tampered(saved, image_size=[3, 13]) == 1
-    assert tampered(saved, cast=lambda a: a * 0) == 1
-    assert tampered(saved, cast=lambda a: ~a) == 1
-    assert tampered(saved, close=lambda a: ~a) == 1
-
-
 @pytest.mark.parametrize(
     "forged",
     [
@@ -160,31 +139,13 @@ def test_a_prediction_is_checked_even_where_nothing_is_certified(tmp_path, predi
 
 
 def test_what_cannot_be_read_is_no_proof(saved, tmp_path, capsys):
-    """Exit status 2: garbage, a missing file, a truncated one, a foreign ablation, a patch that does not fit."""
+    """Exit status 2: garbage, a missing file, a truncated one, more choices than are drawn; and a wrong call."""
     (tmp_path / "garbage").write_bytes(b"not a proof")
     (tmp_path / "short").write_bytes(saved.read_bytes()[:-40])
     for name in ("garbage", "short", "missing"):
         assert proof.main(["verify", str(tmp_path / name)]) == 2
-    for change in (
-        {"ablation": "stripes:2"},
-        {"ablation": "2*grid-rows:2"},
-        {"ablation": "2*grid-columns:0"},
-        {"ablation": "columns:0"},
-        {"ablation": "columns:2x3"},
-        {"ablation": "columns:2/0"},
-        {"ablation": "2*columns:2"},
-        {"ablation": "grid-columns:2"},
-        {"ablation": "2*grid-blocks:2x3"},
-        {"ablation": "2*grid-blocks:2/2"},
-        {"ablation": "columns:2+"},
-        {"threats": [[4, 1, 1]]},
-        {"threats": []},
-        {"threats": [[0, 2, 1]]},
-        {"threats": [[1, 2, 1], [1, -2, 1]]},
-        {"threats": [[1, 2, 0]]},
-        {"ablation": "30*grid-columns:1", "image_size": [3, 60]},
-    ):
-        assert tampered(saved, **change) == 2
+    assert tampered(saved) == 0
+    assert tampered(saved, ablation="30*grid-columns:1", image_size=[3, 60]) == 2
     assert tampered(saved, shape=lambda a: a[:2]) == 2
     assert proof.main([]) == proof.main(["verify"]) == proof.main(["check", str(saved)]) == 2
     assert "usage" in capsys.readouterr().err
@@ -272,21 +233,3 @@ def test_a_certificate_of_no_image_cannot_be_saved(tmp_path):
     made = certify_votes(Votes(none, none), parse_ablation("columns:2"), PatchThreat(1, 1), (3, 9))
     with pytest.raises(InvalidInput, match="of 0 images"):
         made.save(tmp_path / "proof.npz")
-
-
-def test_a_wrong_certificate_does_not_verify(tmp_path):
-    """The verifier is no rubber stamp: a certificate for a smaller patch, relabelled, is refused."""
-    made = certificate("columns:2", "1x1", (3, 12))
-    lie = Certificate(
-        made.prediction,
-        made.certified,
-        made.margin,
-        None,
-        AnyOf([PatchThreat(1, 6)]),
-        "exact",
-        0.0,
-        made.close,
-        evidence=made.evidence,
-    )
-    lie.save(tmp_path / "lie.npz")
-    assert proof.main(["verify", str(tmp_path / "lie.npz")]) == 1

@@ -61,12 +61,6 @@ def test_votes_that_a_change_within_the_guard_turns_over_are_close(seed, guard, 
     assert not ((before.cast != after.cast) & ~before.close).any()
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
-def test_first_argmax_is_the_lowest_index_of_the_largest(values):
-    """Against Python's `index(max)`."""
-    assert int(first_argmax(torch.tensor(values))) == values.index(max(values))
-
-
 @given(st.integers(0, 10_000), st.sampled_from([0.1, 1.0, 5.0]))
 def test_log_odds_equals_the_formula_in_float64(seed, scale):
     """log p - log(1 - p), to float32's precision."""

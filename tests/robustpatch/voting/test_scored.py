@@ -68,7 +68,7 @@ def worst_lead(cast: list[list[int]], touched: frozenset[int], slack: int) -> in
 
 
 @given(elections())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_exact_certificate_is_the_truth(election):
     """The margin of every placement is the least lead over all extreme corruptions and all rounding."""
     text, patch, size, votes = election
@@ -86,7 +86,7 @@ def test_the_exact_certificate_is_the_truth(election):
 
 
 @given(elections(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_content_and_no_rounding_overturns_what_is_certified(election, chance):
     """Arbitrary contributions in the touched set, any rounding outside of it: never below the margin of that set."""
     text, patch, size, votes = election
@@ -105,7 +105,7 @@ def test_no_content_and_no_rounding_overturns_what_is_certified(election, chance
 
 
 @given(elections(geometries=GEOMETRIES[:4]), st.integers(2, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_several_patches_against_every_union(election, count):
     """Bands: the margin is the least lead over all unions. Blocks: never above it."""
     text, patch, size, votes = election
@@ -119,7 +119,7 @@ def test_several_patches_against_every_union(election, count):
 
 
 @given(st.integers(0, 2**20), st.sampled_from(["columns:2", "blocks:2", "rows:1", "columns:1+rows:2"]))
-@settings(deadline=None)
+@settings(max_examples=20)
 def test_votes_are_scores_of_all_or_nothing(seed, text):
     """The units of boolean votes are certified where the votes are, with either method, for one patch or two."""
     size, ablation = (5, 6), parse_ablation(text)
@@ -178,7 +178,7 @@ def test_as_many_ablations_as_imagenet_has_blocks_do_not_overflow():
 
 
 @given(elections(slacks=(0,)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_the_adversary_of_scores_reaches_the_margin(election):
     """At no slack its lead is the certificate's, and what it casts differs in one touched set alone; unions too."""
     text, patch, size, votes = election
@@ -298,7 +298,7 @@ def test_scores_that_are_no_units_are_refused():
 
 
 @given(elections())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_proof_on_disk_is_verified_by_plain_loops(tmp_path_factory, election):
     """Every claim follows; a claimed margin above the worst, or a slack below the guard, does not."""
     text, patch, size, votes = election
