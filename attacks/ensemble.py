@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -106,9 +107,9 @@ class Ensemble:
 
         while waiting and len(out.left):
             member, share = waiting.popleft()
-            own = member
+            own: Any = member
             if room is not None and hasattr(member, "budget"):
-                own = replace(member, budget=max(1, int(room * share / total)))  # type: ignore[type-var]
+                own = replace(member, budget=max(1, int(room * share / total)))
             last = torch.Generator().set_state(state)
             try:
                 found = propose(own, classifier, x[out.left], aims(out.left), threat, generator=last)

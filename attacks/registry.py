@@ -82,9 +82,8 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
                 f"attacks is {one_line(repr(text), 200)}, and {one_line(repr(part.strip()), 80)} is none; known are "
                 f'{names()}, numbers up to nine digits, or "none" alone'
             )
-        attack = make(**{parameter: int(number)}) if colon and parameter else make()
-        if budget is not None:
-            attack = replace(attack, budget=budget)  # type: ignore[type-var]
+        attack: Any = make(**{parameter: int(number)}) if colon and parameter else make()
+        attack = attack if budget is None else replace(attack, budget=budget)
         made = attack if steps is None else _with_steps(attack, steps)
         climbing |= made is not attack
         found.append(made if wanted == part.strip() else Undefended(made))
