@@ -123,28 +123,28 @@ def evaluate(
 ) -> list[Record]:
     """Certify and attack every image, and return the records; what `output` already holds is not done again.
 
-    Every image that is certified, for a right or a wrong label, is attacked by `attack.unpruned`: all placements
-    open, all ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that
-    is classified correctly but not certified is attacked as the attack likes. The rest need no attack. A model without
-    `certify` certifies nothing; any `nn.Module` whose output's largest entry is the prediction will do.
+    Every certified image, of a right or a wrong label, is attacked by `attack.unpruned`: all placements open, all
+    ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that is
+    classified correctly but not certified is attacked as the attack likes; the others need no attack. A model without
+    `certify` certifies nothing; any `nn.Module` whose output's largest entry is the prediction will do. A model without
+    a gradient in the image is attacked by attacks that need none: `on_note` and run.json ("left_out") name what an
+    ensemble leaves out. A model that computes in less than float32 is compared with it on eight images of each batch
+    (`evaluate.model.float32`).
 
-    A killed run started again with the same arguments gives the same records, times apart, on the same kind of device
-    and number of threads; so do `workers` (an `evaluate.runs.cluster.Cluster`) and several processes with one `output`.
-    A shard that is not what this run wrote, or to which an exhibit or a counterexample belongs that is not, is told to
-    `on_damaged`, by name and reason, and its images are done again. Another model, by its weights, its files or what it
-    holds (`evaluate.model.identity.identity_of`), is another run; one whose code is in no file is run and not resumed.
-    Before a run goes on, a few recorded images are predicted and certified once more, and a few patched ones predicted:
-    what differs from the record is refused. (What none of these shows is not seen: a file that the model reads as it is
-    asked, or a private table without a constant's name, that changes
-    no answer to these, nine patched images of a batch.) Whoever did the batches, the records returned are of every
-    image asked for, once, under every attack and threat: anything else is an `IncompleteRun`. A model that has no
-    gradient in the image is attacked by what needs none: `on_note` is told what an ensemble leaves out, and so is
-    run.json ("left_out"); an attack that climbs gradients alone is refused with `InvalidInput`. A model that computes
-    in less than float32 is held against it on eight images of each batch (`evaluate.model.float32`). Counterexamples to
-    certificates are saved in `output`/counterexamples. `configuration` is written to `output`/run.json, beside what
-    tells runs apart: a key of that in it is refused with `InvalidInput`, as is an output that holds another run or
-    cannot be written; where nothing of this run was written when it was refused, it claims no output. `module`:
-    the name of the user's module that made the model, whose files count as the model's.
+    A killed run that is started again with the same arguments gives the same records, times apart, on the same kind of
+    device and number of threads; so do `workers` (an `evaluate.runs.cluster.Cluster`) and several processes with one
+    `output`. A shard, or a file that belongs to one, that is not as it was written is told to `on_damaged`, by name and
+    reason, and its images are done again. A model with other weights, files or values is another run
+    (`evaluate.model.identity.identity_of`; `module` names the user's module that made it, whose files count); one whose
+    code is in no file is not resumed. Before a run goes on, a few recorded images are predicted and certified once
+    more, and a few patched ones predicted: what differs from the record is refused. (A file that the model reads as it
+    is asked, or a private table without a constant's name, that changes none of these answers is not seen.)
+
+    Counterexamples to certificates are saved in `output`/counterexamples; `configuration` is written to
+    `output`/run.json beside what tells runs apart. Raises `InvalidInput` for a key in it that does so too, for an
+    output that holds another run or cannot be written, and for an attack that needs gradients where there are none; a
+    run that is refused before it wrote anything claims no output. Raises `IncompleteRun` unless the records are of
+    every image asked for, once, under every attack and threat.
     """
     store = Store.of(output)
     threat.check_fits(*images.image_shape[1:])
