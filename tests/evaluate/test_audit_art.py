@@ -34,7 +34,7 @@ def found(factory, shape, threat, budget=1_000):
 
 
 def views(factory, shape, threat):
-    """What the views alone show, without any votes."""
+    """The checks of what the views alone show, without any votes."""
     return {finding.check for finding in view_findings(Harness(factory, 4, shape), threat)}
 
 

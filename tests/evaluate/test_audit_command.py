@@ -202,7 +202,7 @@ def test_pictures_that_are_broken_are_left_out_and_named(channels, tmp_path):
 
 
 def test_the_named_patch_comes_first(monkeypatch):
-    """Where only others break it, that is said; its own findings come before those of others."""
+    """A verdict says where only others break it; its own findings come before those of others."""
     plans = [Plan((1, 5, 14), (PatchThreat(1, 4),)), Plan((1, 6, 13), (PatchThreat(2, 2),))]
     monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}

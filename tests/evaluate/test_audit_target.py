@@ -265,7 +265,7 @@ class Once(nn.Module):
 
 @pytest.mark.parametrize("target", [Fussy("contradiction"), Fussy(), Once().eval()], ids=["wrong", "sound", "scores"])
 def test_an_error_amid_the_attacks_loses_nothing(target):
-    """What was found before is reported, and what the error kept from being tested is not held."""
+    """Earlier findings are reported, and certificates that the error left untested are not held."""
     done = audited(target)
     assert any(what.startswith("attacking") and "at most 8 images" in why for what, why in done.untested)
     assert done.verdict == "not tested"
