@@ -85,7 +85,7 @@ def test_plants_are_found_by_attacks(name, images, budget):
 @pytest.mark.usefixtures("few_plans")
 def test_ours_is_tested_both_ways():
     """A smoothed classifier comes with its factory, and is attacked with gradients."""
-    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4)
+    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=2, budget=10)
     assert (done.verdict, done.findings) == ("held", ())
     assert done.ballots > 100
     assert not any("gradients" in what for what, _ in done.untested)
