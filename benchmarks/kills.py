@@ -133,7 +133,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def gone(left: dict[int, str], patience: float = 180.0) -> bool:
-    """Whether the processes that killed runs had started end by themselves; Ray's agents take a minute to see it."""
+    """Tells whether the processes that killed runs had started end by themselves; Ray's agents take a minute."""
     started = time.monotonic()
     while still := [pid for pid in left if alive(pid)]:
         if time.monotonic() - started > patience:

@@ -96,7 +96,7 @@ def plain_loop(model: PatchCleanser, x: Tensor) -> tuple[list[int], bool]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and seconds of CPU: unlike those on the clock they hardly depend on what else is running."""
+    """The result of a call and its seconds of CPU, which hardly depend on other processes."""
     started = time.process_time()
     found = work()
     return found, time.process_time() - started

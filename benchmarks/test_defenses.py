@@ -1,4 +1,4 @@
-"""What certifying by the other defenses costs, each against its own naive form: `make bench`. No time is asserted."""
+"""The cost of certifying by the other defenses, each against its own naive form: `make bench`. No time is asserted."""
 
 from __future__ import annotations
 

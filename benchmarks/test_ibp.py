@@ -1,4 +1,4 @@
-"""What bounding neighbouring placements together, and leaving an image that failed, saves: as a ratio. `make bench`."""
+"""The saving, as a ratio, of bounding neighbouring placements together and leaving a failed image: `make bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep adds to one scoring of the images, as ratios: `make bench`. No time is asserted."""
+"""The cost that a sweep adds to one scoring of the images, as ratios: `make bench`. No time is asserted."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ INTERFACE = {
 BORDER = "robustpatch/classifiers/as_classifier.py"
 EXCEPTIONS = {
     # file: why it asks all the same
-    "evaluate/audit/calling.py": "the audit's command: what the named object is, before it is a target",
+    "evaluate/audit/loading.py": "the audit's command: what the named object is, before it is a target",
     "evaluate/audit/run.py": "the audit's border: how many classes a target of any kind says there are",
     "evaluate/model/identity.py": "the hash of a model that old run folders hold is made of what it was made of",
     "robustpatch/training/loop.py": "training chooses what is trained, and its loss, for each kind of classifier",

@@ -173,7 +173,7 @@ def _interruptible(limit: Limit, errors: Console) -> Iterator[Limit]:
 
 
 def _replay(path: Path, target: str | None, factory: str | None) -> int:
-    """Show a finding again with the certifier named; 1 when it still stands. No code that the file names is run."""
+    """Show a finding again with the certifier named; 1 when it is confirmed. No code that the file names is run."""
     _, note = load(path)
     if target is None and factory is None:
         raise InvalidInput(
@@ -183,9 +183,9 @@ def _replay(path: Path, target: str | None, factory: str | None) -> int:
     console = TextConsole()
     console.print(one_line(f"{note['check']}, {note['severity']}: {note['sentence']}", 10_000))
     certifier, make = load_named(target, "target"), load_named(factory, "factory")
-    stands = replay(path, certifier, make if certifier is None else make or own_factory(certifier))
-    console.print("the finding stands" if stands else "the finding does not stand here")
-    return BROKEN if stands else HELD
+    shown = replay(path, certifier, make if certifier is None else make or own_factory(certifier))
+    console.print("the finding is confirmed" if shown else "the finding is not confirmed here")
+    return BROKEN if shown else HELD
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -66,8 +66,8 @@ def _by_large_scores(attack: DictatedAttack, cases: list[Case]) -> list[Finding]
         except Stopped:  # no time to see why
             return [attack.finding(found, "votes")]
         if plain is None:
-            cause = f"spoken as loudly as the other votes, and not {_LARGE:g} times, the same answers do not break it"
-            return [attack.finding(found, "loudness", cause)]
+            cause = f"with scores as large as those of the other votes, not {_LARGE:g} times, they do not break it"
+            return [attack.finding(found, "large scores", cause)]
     return []
 
 

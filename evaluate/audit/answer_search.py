@@ -83,7 +83,7 @@ class AnswerSearch:
         return self._climb(clean, new, rows, site, c) if climb else None
 
     def _palette(self, c: int, j: int, t: int) -> dict[str, Logits]:
-        """The answers that a view may give: plain, for several classes, soft, loud, or exactly at a threshold."""
+        """The answers that a view may give: plain, for several classes, soft, large, or exactly at a threshold."""
         k, rng = self.harness.classes, self.rng
         rows = {
             "own": vote(k, (c,)),
@@ -95,8 +95,8 @@ class AnswerSearch:
             "soft own": Threshold("two", rng.uniform(0.05, 4)).row(k, c, j),
             "soft rival": Threshold("two", rng.uniform(0.05, 4)).row(k, j, c),
             "soft third": Threshold("two", rng.uniform(0.05, 4)).row(k, t, c),
-            "loud own": vote(k, (c,), 1000.0),
-            "loud rival": vote(k, (j,), 1000.0),
+            "large own": vote(k, (c,), 1000.0),
+            "large rival": vote(k, (j,), 1000.0),
         }
         for one in rng.sample(self.thresholds, min(3, len(self.thresholds))):
             rows[f"own at {one.t}"] = one.row(k, c, j)

@@ -24,7 +24,8 @@ _PREDICTED, _CLAIMED, _CERTIFIED = range(3)  # columns of what is said of images
 
 @dataclass(frozen=True)
 class Batches:
-    """The images that batches are made of, the answers dictated for them, and what is said of each alone, [M,3].
+    """The images that batches are made of, and the answers dictated for them. What is said of images is a row of three
+    numbers for each.
 
     `images`: clean ones, then each with a patch; `origin`: the number of the clean image of each. `history`: the
     batches asked about so far, as numbers of images.
@@ -38,7 +39,7 @@ class Batches:
     history: list[list[int]] = field(default_factory=list)
 
     def alone(self) -> Int[Tensor, "M 3"]:
-        """What a new certifier says of each image."""
+        """The answers of a new certifier for each image."""
         said = []
         for image in self.images.split(1):
             self.harness.renew(self.answers)

@@ -122,8 +122,8 @@ def searched(attack: DictatedAttack, found: Break, check: str) -> Finding:
     named = "votes"
     with suppress(Stopped):  # no time to see why
         if _spared(attack, found, _as_votes(attack, answers)):
-            named = check if check in ("loudness", "threshold") else "scores"
-            cause = "the same answers as plain votes, all equally loud, do not break it"
+            named = check if check in ("large scores", "threshold") else "scores"
+            cause = "the same answers as plain votes, all with scores of one size, do not break it"
         elif _spared(attack, found, simple):
             named = "other answers"
             cause = f"with every patched view for class {k}, the prediction does not change" if k >= 0 else ""

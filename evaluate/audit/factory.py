@@ -119,7 +119,7 @@ def _search(attack: DictatedAttack, budget: int, seed: int, generator: torch.Gen
     found = thresholds(attack, sites[0])
     for name, search in (
         ("threshold", lambda: try_thresholds(attack, sites, found, calls // 4)),
-        ("loudness", lambda: try_large_scores(attack, sites, calls // 2, rng)),
+        ("large scores", lambda: try_large_scores(attack, sites, calls // 2, rng)),
         ("answers", lambda: AnswerSearch(attack, sites, found, calls, rng).run()),
     ):
         broken = search()

@@ -75,7 +75,7 @@ class Tally:
 
     @property
     def not_tested(self) -> tuple[tuple[str, str], ...]:
-        """What was not tested, and why: one entry for each reason."""
+        """The untested things: an entry (things, reason) for each reason."""
         reasons: dict[str, list[str]] = {}
         for what, why in dict.fromkeys(self.untested):
             reasons.setdefault(why, []).append(what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -71,108 +71,91 @@ def try_target(
             tally.untested.append(("gradients", why))
         on_progress(_ATTACKS)
         tally.images, tally.certified = max(tally.images, len(every)), tally.certified + len(chosen)
-        _attack(subject, every[chosen], claim.prediction[chosen], pool, threat, budget, generator, tally)
+        ImageAttack(subject, threat, budget, generator, tally).run(every[chosen], claim.prediction[chosen], pool)
         tally.attacked += len(chosen)
     except Refused as refusal:
         tally.untested.append((_ATTACKS, str(refusal)))
 
 
-def _attack(
-    subject: AuditedCertifier,
-    x: Float[Tensor, "B C H W"],
-    y: Int[Tensor, " B"],
-    donors: Float[Tensor, "M C H W"],
-    threat: Patches,
-    budget: int,
-    generator: torch.Generator,
-    tally: Tally,
-) -> None:
-    """Attack images certified for the classes y, unpruned; findings are added attack by attack.
+@dataclass(frozen=True)
+class ImageAttack:
+    """Attacks on certified images, unpruned. `budget`: evaluations of each attack on an image."""
 
-    With gradients, `standard`; else Sparse-RS on scores or, without any, on predictions. Regions of other images. What
-    `donors` show at the same place: where an image is composed of them, that is what turns votes. On tiny images, every
-    patch of zeros and ones. `budget`: evaluations of each attack on an image.
-    """
-    if not len(x):
-        return
-    model = as_classifier(subject if subject.voting is None else subject.voting)
-    spent = 0
-    for attack in _attacks_for(subject, x, threat, budget):
-        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        proposal = attack(model, x, y, threat, generator=own)
-        spent += int(proposal.evaluations.sum())
-        broken = _broken(subject, model, x, y, threat, proposal, attack.name, tally)
-        x, y = x[~broken], y[~broken]
-        if not len(x):
-            break
-    else:
-        _, each = model.cost(x.shape[2], x.shape[3])
-        proposal = _transplants(subject, x, y, donors, threat, max(1, budget // each), generator)
-        _broken(subject, subject, x, y, threat, proposal, "transplants", tally)
-        spent += each * int(proposal.evaluations.sum())
-    tally.evaluations += spent
+    subject: AuditedCertifier
+    threat: Patches
+    budget: int
+    generator: torch.Generator
+    tally: Tally
 
+    def run(self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], donors: Float[Tensor, "M C H W"]) -> None:
+        """Attack images certified for the classes y; findings are added attack by attack.
 
-def _attacks_for(subject: AuditedCertifier, x: Tensor, threat: Patches, budget: int) -> list[PatchAttack]:
-    """The attacks that can be run against this certifier, each unpruned."""
-    attacks: list[PatchAttack] = [standard() if subject.white_box(x) else SparseRS(batch=_BATCH)]
-    attacks.append(Control(content="natural"))
-    chosen = [attack.unpruned(budget) for attack in attacks]
-    places = (x.shape[2] - threat.height + 1) * (x.shape[3] - threat.width + 1)
-    pixels = x.shape[1] * threat.height * threat.width * threat.count
-    if pixels < 16 and 2**pixels * places**threat.count <= _TINY:
-        chosen.insert(0, Oracle())
-    return chosen
-
-
-@torch.no_grad()
-def _transplants(
-    subject: AuditedCertifier,
-    x: Float[Tensor, "B C H W"],
-    y: Int[Tensor, " B"],
-    donors: Float[Tensor, "M C H W"],
-    threat: Patches,
-    budget: int,
-    generator: torch.Generator,
-) -> Proposal:
-    """Show in each image what a donor shows at the same place: both in random order, `budget` predictions."""
-    places = threat.placements(*x.shape[2:])
-    corners = places[:1].expand(len(x), threat.count, 2).clone()
-    best, spent = x.clone(), torch.zeros_like(y)
-    for i in range(len(x)):
-        for some in torch.randperm(len(places) * len(donors), generator=generator)[:budget].split(_BATCH):
-            more = torch.randint(len(places), (len(some), threat.count - 1), generator=generator)
-            where = torch.cat([places[some % len(places)][:, None], places[more]], dim=1)
-            patch = crop(donors[some // len(places)], where, (threat.height, threat.width))
-            x_adv = paste(x[i].expand(len(some), -1, -1, -1), where, patch)
-            hit = subject.changed(subject.predict(x_adv), int(y[i])).nonzero()[:, 0]
-            spent[i] += len(some)
-            if len(hit):
-                best[i], corners[i] = x_adv[hit[0]], where[hit[0]]
+        With gradients, `standard`; else Sparse-RS on scores or, without any, on predictions. Regions of other images.
+        What `donors` show at the same place: where an image is composed of them, that is what turns votes. On tiny
+        images, every patch of zeros and ones.
+        """
+        model = as_classifier(self.subject if self.subject.voting is None else self.subject.voting)
+        spent = 0
+        for attack in self._attacks(x) if len(x) else []:
+            own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            proposal = attack(model, x, y, self.threat, generator=own)
+            spent += int(proposal.evaluations.sum())
+            broken = self._broken(model, x, y, proposal, attack.name)
+            x, y = x[~broken], y[~broken]
+            if not len(x):
                 break
-    return Proposal(best, corners, spent, torch.ones(len(x)))
+        if len(x):
+            _, each = model.cost(x.shape[2], x.shape[3])
+            proposal = self._transplants(x, y, donors, max(1, self.budget // each))
+            self._broken(self.subject, x, y, proposal, "transplants")
+            spent += each * int(proposal.evaluations.sum())
+        self.tally.evaluations += spent
 
+    def _attacks(self, x: Tensor) -> list[PatchAttack]:
+        """The attacks that can be run against this certifier."""
+        threat = self.threat
+        attacks: list[PatchAttack] = [standard() if self.subject.white_box(x) else SparseRS(batch=_BATCH)]
+        chosen = [attack.unpruned(self.budget) for attack in (*attacks, Control(content="natural"))]
+        places = (x.shape[2] - threat.height + 1) * (x.shape[3] - threat.width + 1)
+        pixels = x.shape[1] * threat.height * threat.width * threat.count
+        tiny = pixels < 16 and 2**pixels * places**threat.count <= _TINY
+        return [Oracle(), *chosen] if tiny else chosen
 
-def _broken(
-    subject: AuditedCertifier,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Patches,
-    proposal: Proposal,
-    name: str,
-    tally: Tally,
-) -> Bool[Tensor, " B"]:
-    """Marks images that the judge calls broken, unless the certifier may give the new prediction of any image; each is
-    a finding.
-    """
-    outcome = judge(model, x, y, threat, proposal)
-    broken = outcome.broken & subject.changed(outcome.prediction, y)
-    for i in broken.nonzero()[:, 0].tolist():
-        at = ", ".join(str(tuple(corner)) for corner in proposal.corners[i].tolist())
-        now = int(subject.predict(proposal.x_adv[i : i + 1]))
-        sentence = f"an image certified for class {int(y[i])} against {threat} is predicted {now} with a patch at {at}"
-        tensors = {"x": x[i], "x_adv": proposal.x_adv[i], "corners": proposal.corners[i]}
-        note = {"kind": "attack", "threat": threat.to_dict(), "prediction": int(y[i])}
-        tally.findings.append(Finding("attack", "broken certificate", f"{sentence}, found by {name}", tensors, note))
-    return broken
+    @torch.no_grad()
+    def _transplants(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], donors: Float[Tensor, "M C H W"], number: int
+    ) -> Proposal:
+        """Show in each image what a donor shows at the same place: both in random order, `number` predictions."""
+        threat, generator, places = self.threat, self.generator, self.threat.placements(*x.shape[2:])
+        corners = places[:1].expand(len(x), threat.count, 2).clone()
+        best, spent = x.clone(), torch.zeros_like(y)
+        for i in range(len(x)):
+            for some in torch.randperm(len(places) * len(donors), generator=generator)[:number].split(_BATCH):
+                more = torch.randint(len(places), (len(some), threat.count - 1), generator=generator)
+                where = torch.cat([places[some % len(places)][:, None], places[more]], dim=1)
+                patch = crop(donors[some // len(places)], where, (threat.height, threat.width))
+                x_adv = paste(x[i].expand(len(some), -1, -1, -1), where, patch)
+                hit = self.subject.changed(self.subject.predict(x_adv), int(y[i])).nonzero()[:, 0]
+                spent[i] += len(some)
+                if len(hit):
+                    best[i], corners[i] = x_adv[hit[0]], where[hit[0]]
+                    break
+        return Proposal(best, corners, spent, torch.ones(len(x)))
+
+    def _broken(self, model: nn.Module, x: Tensor, y: Tensor, proposal: Proposal, name: str) -> Bool[Tensor, " B"]:
+        """Marks images that the judge calls broken, unless the certifier may give the new prediction of any image; each
+        is a finding.
+        """
+        outcome = judge(model, x, y, self.threat, proposal)
+        broken = outcome.broken & self.subject.changed(outcome.prediction, y)
+        for i in broken.nonzero()[:, 0].tolist():
+            at = ", ".join(str(tuple(corner)) for corner in proposal.corners[i].tolist())
+            now = int(self.subject.predict(proposal.x_adv[i : i + 1]))
+            sentence = (
+                f"an image certified for class {int(y[i])} against {self.threat} is predicted {now} with a patch at "
+                f"{at}, found by {name}"
+            )
+            tensors = {"x": x[i], "x_adv": proposal.x_adv[i], "corners": proposal.corners[i]}
+            note = {"kind": "attack", "threat": self.threat.to_dict(), "prediction": int(y[i])}
+            self.tally.findings.append(Finding("attack", "broken certificate", sentence, tensors, note))
+        return broken

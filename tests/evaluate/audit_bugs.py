@@ -142,7 +142,7 @@ THROUGH_A_FACTORY = {
     "9 more than all": "more than all",
     "10 one channel ablated": "reach",
     "11 ablation in place": "inputs",
-    "12 predict adds scores": "loudness",
+    "12 predict adds scores": "large scores",
     "12 predict without the last view": "counts",
     "14 blur before ablation": "counts",
     "14 normalised by the image": "reach",

@@ -11,56 +11,32 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-KEPT = 2
+from tests.evaluate.acceptance.common import ColumnVotes, torch_views
 
 
-class Rule(nn.Module):
-    """The columns of an image, `KEPT` at a time, wrapping: a patch of width w changes at most w + KEPT - 1 views."""
+class Rule(ColumnVotes):
+    """The majority of the columns of an image, two at a time, wrapping; `bug` names what is wrong."""
 
     def __init__(self, base: nn.Module, num_classes: int, bug: str = "") -> None:
-        super().__init__()
-        self.base, self.num_classes, self.bug = base, num_classes, bug
-
-    def scores(self, x: Tensor) -> Tensor:
-        """[B,N,K]."""
-        width = x.shape[3]
-        at = torch.arange(width)
-        kept = ((at - at[:, None]) % width < KEPT).float()  # [N,W]
-        shown = x[:, None] * kept[:, None, None, :]
-        masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
-        return self.base(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), width))
-
-    def counts(self, x: Tensor) -> Tensor:
-        return nn.functional.one_hot(self.scores(x).argmax(dim=2), self.num_classes).sum(dim=1)
-
-    def delta(self, threat, x: Tensor) -> int:
-        return min(threat.count * (threat.width + KEPT - 1), x.shape[3])
-
-
-def settled(counts: Tensor, delta: int, higher: bool = False) -> tuple[Tensor, Tensor]:
-    """The winner of counts [B,K] and whether `delta` turned votes leave it; equal votes go to the lower class."""
-    number = torch.arange(counts.shape[1])
-    best = counts == counts.amax(dim=1, keepdim=True)
-    winner = (best * (number + 1)).argmax(dim=1) if higher else best.int().argmax(dim=1)
-    ahead = counts.gather(1, winner[:, None]) - counts
-    beaten = number > winner[:, None] if higher else number < winner[:, None]
-    holds = (ahead >= 2 * delta + beaten.long()) | (number == winner[:, None])
-    return winner, holds.all(dim=1)
+        super().__init__(base, num_classes)
+        self.bug = bug
 
 
 class Ties(Rule):
     """(a) Ties go to the higher class ("higher"), to one by chance ("chance"), or the certificate forgets them."""
 
+    def winner(self, counts: Tensor) -> Tensor:
+        best = counts == counts.amax(dim=1, keepdim=True)
+        number = torch.arange(1, self.num_classes + 1)
+        return (best * number).argmax(dim=1) if "higher" in self.bug else best.int().argmax(dim=1)
+
+    def needed(self, number: Tensor, prediction: Tensor) -> Tensor:
+        return (number > prediction if self.bug == "sound higher" else number < prediction).long()
+
     def predict(self, x: Tensor) -> Tensor:
         counts = self.counts(x)
-        if self.bug.startswith("chance"):
-            best = counts == counts.amax(dim=1, keepdim=True)
-            return torch.multinomial(best.float(), 1)[:, 0]
-        return settled(counts, 0, higher="higher" in self.bug or "sound" in self.bug)[0]
-
-    def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        winner, holds = settled(self.counts(x), self.delta(threat, x), higher=self.bug == "sound higher")
-        return SimpleNamespace(prediction=winner, certified=holds)
+        best = counts == counts.amax(dim=1, keepdim=True)
+        return torch.multinomial(best.float(), 1)[:, 0] if self.bug == "chance" else self.winner(counts)
 
 
 class Alert(Rule):
@@ -81,9 +57,7 @@ class Alert(Rule):
         at, size = torch.arange(width), min(self.hidden, width)
         starts = torch.arange(width - size + 1)[:, None]
         kept = torch.cat([torch.ones(1, width), ((at < starts) | (at >= starts + size)).float()])
-        shown = x[:, None] * kept[:, None, None, :]
-        masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
-        return self.base(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), len(kept)))
+        return self.base(torch_views(x, kept.bool().numpy())).unflatten(0, (len(kept), len(x))).transpose(0, 1)
 
     def predict(self, x: Tensor) -> Tensor:
         confidence, said = self.scores(x).softmax(dim=2).max(dim=2)
@@ -122,10 +96,9 @@ class Median(Rule):
         return winner
 
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        counts = self.counts(x)
-        holds = settled(counts, self.delta(threat, x))[1]
+        holds = super().certify(x, threat).certified
         if self.bug == "for the winner":
-            holds = holds & (counts.amax(dim=1) < x.shape[3] - 1)
+            holds = holds & (self.counts(x).amax(dim=1) < x.shape[3] - 1)
         return SimpleNamespace(prediction=self.predict(x), certified=holds)
 
 
@@ -157,7 +130,7 @@ class Summed(Rule):
         winner = found.argmax(dim=1)
         number = torch.arange(self.num_classes)
         lead = found.gather(1, winner[:, None]) - found
-        moved = 2 * self.delta(threat, x) * self.cap
+        moved = 2 * self.delta(x, threat) * self.cap
         beaten = (number < winner[:, None]) & (lead == moved)
         holds = ((lead >= moved) & ~beaten) | (number == winner[:, None])
         return SimpleNamespace(prediction=winner, certified=holds.all(dim=1))
@@ -182,36 +155,28 @@ class Batched(Rule):
             self.before = counts
         return counts
 
-    def predict(self, x: Tensor) -> Tensor:
-        return settled(self.counts(x), 0)[0] if len(x) else torch.zeros(0, dtype=torch.long)
-
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        winner, holds = settled(self.counts(x), self.delta(threat, x))
-        return SimpleNamespace(prediction=winner, certified=holds.flip(0) if self.bug == "turned round" else holds)
+        told = super().certify(x, threat)
+        if self.bug == "turned round":
+            told.certified = told.certified.flip(0)
+        return told
 
 
 class Sizes(Rule):
     """(f) Counts that are right for some patches alone."""
 
-    def delta(self, threat, x: Tensor) -> int:
-        right = super().delta(threat, x)
+    def delta(self, x: Tensor, threat) -> int:
+        right = super().delta(x, threat)
         if self.bug == "odd alone":
-            return min(2 * (threat.width // 2) + KEPT - 1, x.shape[3]) if threat.count == 1 else right
+            return min(2 * (threat.width // 2) + 1, x.shape[3]) if threat.count == 1 else right
         if self.bug == "squares alone":
             return right if threat.height >= threat.width else right - 1
         if self.bug == "even images":
             return right - (x.shape[3] % 2 and threat.width > 2)
         return right
 
-    def predict(self, x: Tensor) -> Tensor:
-        return settled(self.counts(x), 0)[0]
 
-    def certify(self, x: Tensor, threat) -> SimpleNamespace:
-        winner, holds = settled(self.counts(x), self.delta(threat, x))
-        return SimpleNamespace(prediction=winner, certified=holds)
-
-
-class Sampled(Sizes):
+class Sampled(Rule):
     """(g) Other views at every call: a random half of them, or with a little noise; "declared" says so."""
 
     def __init__(self, base: nn.Module, num_classes: int, bug: str = "") -> None:
@@ -222,22 +187,15 @@ class Sampled(Sizes):
     def scores(self, x: Tensor) -> Tensor:
         if self.bug == "noise":
             return super().scores((x + 0.01 * torch.rand(x.shape)).clamp(0, 1))
-        if self.bug in ("half", "declared"):
-            width = x.shape[3]
-            chosen = torch.randperm(width)[: width // 2]
-            whole = self.base
-            kept = ((torch.arange(width) - torch.arange(width)[:, None]) % width < KEPT).float()[chosen]
-            shown = x[:, None] * kept[:, None, None, :]
-            masks = kept[None, :, None, None, :].expand(len(x), -1, 1, x.shape[2], -1)
-            return whole(torch.cat([shown, masks], dim=2).flatten(0, 1)).unflatten(0, (len(x), len(chosen)))
-        return super().scores(x)
+        width = x.shape[3]
+        kept = self.kept(x)[torch.randperm(width)[: width // 2].numpy()]
+        return self.base(torch_views(x, kept)).unflatten(0, (len(kept), len(x))).transpose(0, 1)
 
     def certify(self, x: Tensor, threat) -> SimpleNamespace:
         told = super().certify(x, threat)
-        return SimpleNamespace(
-            prediction=torch.full_like(told.prediction, -1) if self.bug == "declared" else told.prediction,
-            certified=told.certified & (self.bug != "declared"),
-        )
+        if self.bug == "declared":
+            told.prediction, told.certified = torch.full_like(told.prediction, -1), torch.zeros(len(x)).bool()
+        return told
 
 
 RULES: dict[str, type[Rule]] = {
@@ -260,9 +218,9 @@ PLANTED = {
     ("median", "silence"): {"other answers", "scores"},
     ("median", "for the winner"): {"other answers"},
     ("median", "two cliques"): {"other answers", "runner-up", "votes"},
-    ("summed", "float16 sum"): {"loudness"},
-    ("summed", "float32 sum"): {"loudness"},
-    ("summed", "bfloat16 sum"): {"loudness"},
+    ("summed", "float16 sum"): {"large scores"},
+    ("summed", "float32 sum"): {"large scores"},
+    ("summed", "bfloat16 sum"): {"large scores"},
     ("summed", "saturated"): {"agreement"},
     ("batches", "mean of the batch"): {"batches"},
     ("batches", "last incomplete batch"): {"batches"},

@@ -89,7 +89,7 @@ def audited(target, **options):
 
 
 def dictated(harness, threat, budget=1_000):
-    """What the views and dictated votes show, and the tally of the votes."""
+    """The findings of the views and of dictated votes, and the tally of the votes."""
     attack = DictatedAttack(harness, threat, Tally())
     tally = try_votes(attack, budget, torch.Generator().manual_seed(0))
     return view_findings(harness, threat) + tally.findings, tally

@@ -79,6 +79,6 @@ def few_plans(monkeypatch):
 
     def few(*asked):
         some = [plan for plan in whole(*asked) if not (plan.deep or plan.brief or plan.only_long)]
-        return [some[0], replace(some[1], threats=some[1].threats[:3])]
+        return [replace(some[0], batches=False), replace(some[1], threats=some[1].threats[:3])]
 
     monkeypatch.setattr(factory, "plans", few)

@@ -37,7 +37,7 @@ def test_the_statuses(tmp_path):
     path = told["findings"][0]["path"]
     again = call(NAME + "broken", "--replay", path)
     assert again.exit_code == 1, again.output
-    assert "the finding stands" in again.output
+    assert "the finding is confirmed" in again.output
     assert call(NAME + "sound", "--replay", path).exit_code == 0
     assert "attack" in (tmp_path / "broken" / "report.md").read_text()
     stored = json.loads((tmp_path / "broken" / "audit.json").read_text())
@@ -170,7 +170,7 @@ def test_a_finding_is_shown_again_from_any_folder_and_names_no_code_to_run(tmp_p
     monkeypatch.chdir("/")
     again = call(*line.split("evaluate.audit ")[1].split())
     assert again.exit_code == 1, again.output
-    assert "the finding stands" in again.output
+    assert "the finding is confirmed" in again.output
     path = next((tmp_path / "out").glob("00-*.safetensors"))
     refused(call("--replay", path), f"{tmp_path}/own.py:bad --replay {path}")
 
@@ -202,7 +202,7 @@ def test_pictures_that_are_broken_are_left_out_and_named(channels, tmp_path):
 
 
 def test_the_named_patch_comes_first(monkeypatch):
-    """Where only others break it, that is said; its own findings come before those of others."""
+    """A verdict says where only others break it; its own findings come before those of others."""
     plans = [Plan((1, 5, 14), (PatchThreat(1, 4),)), Plan((1, 6, 13), (PatchThreat(2, 2),))]
     monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}

@@ -52,4 +52,4 @@ def test_each_bug_is_found_and_shown_again(rule, bug, tmp_path):
 def test_sound_ones_raise_no_alarm(rule, bug):
     done = audit(factory=make(rule, bug), alerts=rule == "alert", **SETTINGS)
     assert not done.findings, [(finding.check, finding.sentence) for finding in done.findings]
-    assert bug == "declared" or done.certified > 20
+    assert bug == "declared" or done.certified >= 4

@@ -85,7 +85,7 @@ def test_plants_are_found_by_attacks(name, images, budget):
 @pytest.mark.usefixtures("few_plans")
 def test_ours_is_tested_both_ways():
     """A smoothed classifier comes with its factory, and is attacked with gradients."""
-    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=4)
+    done = audited(smoothed(Level(2), Columns(2), 2), image_shape=(1, 3, 12), images=2, budget=10)
     assert (done.verdict, done.findings) == ("held", ())
     assert done.ballots > 100
     assert not any("gradients" in what for what, _ in done.untested)
@@ -265,7 +265,7 @@ class Once(nn.Module):
 
 @pytest.mark.parametrize("target", [Fussy("contradiction"), Fussy(), Once().eval()], ids=["wrong", "sound", "scores"])
 def test_an_error_amid_the_attacks_loses_nothing(target):
-    """What was found before is reported, and what the error kept from being tested is not held."""
+    """Earlier findings are reported, and certificates that the error left untested are not held."""
     done = audited(target)
     assert any(what.startswith("attacking") and "at most 8 images" in why for what, why in done.untested)
     assert done.verdict == "not tested"
