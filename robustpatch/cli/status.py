@@ -15,6 +15,7 @@ from robustpatch.cli.command_line import WRONG_CALL, refused
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
 
+RESUMED = "interrupted; the finished batches are kept, and the same command resumes the run"
 HELD, BROKEN, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143
 
 
@@ -26,10 +27,7 @@ class Terminated(BaseException):
     """SIGTERM: what is open is closed on the way out."""
 
 
-def status_of(
-    run: Callable[[Console], int],
-    interrupted: str = "interrupted; the finished batches are kept, and the same command resumes the run",
-) -> int:
+def status_of(run: Callable[[Console], int], interrupted: str = RESUMED) -> int:
     """The exit status that `run` returns, or that of how it ended. `run` is given a console on stderr.
 
     2: a wrong call, refused with `InvalidInput`: one line. 130: interrupted by Ctrl-C, 143: by SIGTERM, both with the
