@@ -43,12 +43,12 @@ def load_images(
     skip_broken: bool = False,
 ) -> ImageSet:
     """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
-    folder, validation is an even sample of at most a tenth.
+    folder, validation is `root`/validation/CLASS, where there is one, or an even sample of at most a tenth.
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
     - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
-    - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE. Test images come from every
-      class in turn.
+    - "folder": `root`/test/CLASS/IMAGE (and train, and validation, of the same classes), or, to test alone,
+      `root`/CLASS/IMAGE. Test images come from every class in turn.
 
     The last four are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
     to cover it and cropped in the middle. They are read as a viewer shows them (`robustpatch.data.pictures`), in

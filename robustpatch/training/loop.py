@@ -16,6 +16,7 @@ from robustpatch.ablations.union import Union
 from robustpatch.checkpoints import model_from, network_of
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.cli.text import one_line
 from robustpatch.data.image_set import ImageSet, read_ahead
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
@@ -111,7 +112,7 @@ def _train(
         threat = parse_threat(config.patch, images.image_shape[1:])
     if config.start is not None:
         begin_with(config.start, model, full)
-    _check_images(config, images, shares)
+    _check_images(config, images, validation, shares)
     frozen = [] if config.only is None else freeze(network_of(model), config)
     steps = len(images) // config.batch_size
     optimizer = optimizer_of(model, config)
@@ -166,7 +167,14 @@ def _train(
     return model.eval().requires_grad_()
 
 
-def _check_images(config: TrainingConfig, images: ImageSet, processes: int) -> None:
+def _check_images(config: TrainingConfig, images: ImageSet, validation: ImageSet, processes: int) -> None:
+    for what in ("image_shape", "class_names"):
+        if getattr(images, what) != getattr(validation, what):
+            raise InvalidInput(
+                f"validation images have {what} {one_line(getattr(validation, what), 200)}, training images "
+                f"{one_line(getattr(images, what), 200)}; bring a folder's to one size with --image-size, and make a "
+                "folder of each class in both"
+            )
     if config.crop >= min(images.image_shape[1:]):
         raise InvalidInput(f"crop is {config.crop}, but the images have {images.image_shape[1:]} pixels; move by fewer")
     if config.batch_size > len(images):
