@@ -149,7 +149,7 @@ def follow(
 
 
 def _kept(final: Path, last: Path) -> dict[str, Any] | None:
-    """What the finished run's checkpoint says of it; None where there is none, or where it is damaged and can be made
+    """The configuration of the finished run's checkpoint; None where there is none, or it is damaged and can be made
     again of the `last` stage's state. Raises `InvalidInput` where it cannot.
     """
     if not final.exists():

@@ -39,7 +39,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @options
 class Measured:
-    """How a training reads its images, and when it measures accuracy."""
+    """Threads that read the images of a training, and the times at which it measures accuracy."""
 
     workers: Annotated[Whole, typer.Option(help="Threads that read and decode the images of the next steps.")] = 0
     measure_every: Annotated[

@@ -1,4 +1,4 @@
-"""What the command lines share: exit statuses, a refusal on one line, and what a summary says of its circumstances."""
+"""Parts that the command lines share: exit statuses, refusals, progress, and the circumstances noted in a summary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversari
 
 
 def refusing(read: Callable[[], T]) -> T:
-    """What `read` returns; where it refuses, say so and end with the status of a wrong call."""
+    """Calls `read`; where that raises `InvalidInput`, prints the line and ends with the status of a wrong call."""
     try:
         return read()
     except InvalidInput as error:
@@ -111,7 +111,7 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """What is being done, how far it is, and for how long it has been."""
+    """A bar that names the work and shows its progress and the time it has taken."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""What `evaluate.attack_vs_cert` can be asked: names, defaults, help and groups, for a command line or a file."""
+"""Options of `evaluate.attack_vs_cert`: names, defaults, help and groups, for a command line or a file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ModelOptions:
 
 @options
 class AttackOptions:
-    """How many images are attacked, by what, and on what machine; None leaves what each attack has."""
+    """The number of images, the attacks on them, and the machine; None leaves what each attack has."""
 
     num_images: Annotated[
         Whole | None,
@@ -198,7 +198,7 @@ class Options(AttackOptions, DataOptions, ModelOptions):
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """What differs from the defaults, in TOML's types: what `--config` reads again."""
+        """The options that differ from the defaults, in TOML's types, as `--config` reads them again."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         left_out = ("config", "dry_run", "quiet", "plain", "replay")
         return {

@@ -77,7 +77,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """What its results are kept under."""
+        """The name of the folder of its results."""
         return slug(re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-"))
 
     @property
@@ -95,6 +95,7 @@ class Board:
 
     title: str
     entries: tuple[Entry, ...]
+    images: DataOptions
 
 
 def board_path(name: str) -> Path:
@@ -125,7 +126,8 @@ def read_board(path: str | Path, **instead: Any) -> Board:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InvalidInput(f"board {path} has two rows called {twice!r}; let each have a name of its own")
-    return Board(board.get("title", "Leaderboard"), entries)
+    images = DataOptions(**{name: value for name, value in board.items() if name in names_of(DataOptions)})
+    return Board(board.get("title", "Leaderboard"), entries, images)
 
 
 _PUBLISHED = table_of({"published": table_of({"clean": _PERCENT, "certified": _PERCENT})})

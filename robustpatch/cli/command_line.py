@@ -1,4 +1,4 @@
-"""What every command line does with a wrong call: one line on stderr, and status 2."""
+"""Commands that answer a wrong call with one line on stderr and status 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what it says where the call was wrong or the code of others ended it."""
+"""Exit statuses of commands, and the line they print where the call was wrong or the code of others ended them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def status_of(run: Callable[[Console], int], interrupted: str = RESUMED) -> int:
 
 
 def ended_by(error: BaseException) -> str:
-    """Whose code raised an exception that ends programs, and what to do."""
+    """Names the code that raised an exception that ends programs, and says what to do."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else "an unknown place"
     return (

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from robustpatch.cli.text import one_line
-from robustpatch.data.folders import classes_in, look_into
+from robustpatch.data.folder_contents import classes_in, look_into
 from robustpatch.data.image_set import ImageSet
-from robustpatch.data.options import LARGEST_SIDE
+from robustpatch.data.parse import LARGEST_SIDE
 from robustpatch.data.pictures import EXTENSIONS
 from robustpatch.errors import InvalidInput
 

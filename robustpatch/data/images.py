@@ -19,7 +19,7 @@ from torchvision.datasets import CIFAR10, MNIST
 from robustpatch.cli.arguments import completing
 from robustpatch.data.image_folder import VALIDATION, folder_images
 from robustpatch.data.image_set import ImageSet
-from robustpatch.data.options import named_classes, parse_image_size
+from robustpatch.data.parse import named_classes, parse_image_size
 from robustpatch.errors import InvalidInput
 from robustpatch.options import options
 

@@ -19,10 +19,10 @@ from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
 from robustpatch.networks.library import adapt, create, is_library_name, library_and_model
+from robustpatch.networks.library_options import check_permitted
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.one_pass import OnePass
-from robustpatch.networks.permitted import check_permitted
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
@@ -78,7 +78,7 @@ def build(
     paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
     images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
     ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`, and those of
-    `permitted`, for `options` may come with a file. Raises `InvalidInput`.
+    `library_options`, for `options` may come with a file. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     encoded = channels if encoding is None else encoding.channels(channels)

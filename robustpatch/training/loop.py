@@ -24,10 +24,10 @@ from robustpatch.threats.parse import parse_threat
 from robustpatch.training import distributed, state
 from robustpatch.training.augmentation import augmented
 from robustpatch.training.config import TrainingConfig
+from robustpatch.training.initial_weights import begin_with, freeze, teacher_of
 from robustpatch.training.losses import Loss, touched_sets, trained_part
+from robustpatch.training.numeric_checks import check_loss, check_weights, off_float32
 from robustpatch.training.optimizer import optimizer_of, schedule_of
-from robustpatch.training.soundness import check_loss, check_weights, off_float32
-from robustpatch.training.start import begin_with, freeze, teacher_of
 from robustpatch.training.validation import Accuracy, accuracy
 
 

@@ -84,7 +84,8 @@ def test_a_damaged_counterexample(text, tmp_path):
 
 def test_several_patches_are_attacked_by_default_and_refused_where_asked_too_much(checkpoint, tmp_path):
     """The default attacks follow the threat; naming the exhaustive search is refused before anything is scored."""
-    shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 2)
+    shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 1, "--budget", 60)
+    shared += ("--certified-budget", 60)
     assert call(*shared, "--output", tmp_path / "default").exit_code == 0
     refused(call(*shared, "--attacks", "pgd,exhaustive", "--output", tmp_path / "asked"), "use pgd for several")
     assert not (tmp_path / "asked").exists()

@@ -63,7 +63,7 @@ def test_a_recipe_names_a_defense_of_whole_images(tmp_path):
 
 
 def test_stages_over_runs_over_defaults(tmp_path):
-    """What a stage says wins, then its run, then the defaults; the one-pass network is the default network."""
+    """A stage's settings win, then its run's, then the defaults; the one-pass network is the default network."""
     two, blocks = load_recipe(written(tmp_path))
     assert [stage.epochs for stage in two.stages] == [2, 1]
     assert [stage.certificate for stage in two.stages] == [0.0, 1.0]

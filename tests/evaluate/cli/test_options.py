@@ -32,7 +32,7 @@ def test_help_has_groups_and_every_option():
 
 @given(st.dictionaries(st.sampled_from(["patch", "output", "seed", "theta", "randomized"]), st.none()), st.data())
 def test_a_configuration_survives_its_file(tmp_path_factory, names, data):
-    """What is written is read again, whatever the text."""
+    """The values written are read again, whatever the text."""
     kinds = {"patch": TEXT, "output": TEXT, "seed": st.integers(0, 2**40), "randomized": st.booleans()}
     values = {name: data.draw(kinds.get(name, st.floats(0, 1, width=32))) for name in names}
     path = tmp_path_factory.mktemp("c") / "run.toml"

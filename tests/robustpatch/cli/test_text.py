@@ -48,7 +48,7 @@ def test_slugs_are_names_anywhere(text):
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "a b", "", "x" * 300, "-x", "a\\nb", "a\\u0000"])
 def test_names_of_runs_are_slugs(name, tmp_path):
-    """What becomes a checkpoint's file is refused where it would lie elsewhere or be hidden."""
+    """A name that becomes a checkpoint's file is refused where it would lie elsewhere or be hidden."""
     (tmp_path / "r.toml").write_text(f'[[run]]\nname = "{name}"\n')
     with pytest.raises(InvalidInput, match=r"name is .*; each run needs one of letters, digits"):
         load_recipe(tmp_path / "r.toml")

@@ -28,7 +28,7 @@ class Folder:
 
     @property
     def what_was_not_decoded(self) -> str | None:
-        """How many files were not, and what that means; None where all were."""
+        """Counts the files that were not decoded, and says what that means; None where all were."""
         if not self.undecoded:
             return None
         return (
@@ -37,7 +37,7 @@ class Folder:
         )
 
     def what_is_broken(self, root: Path) -> str:
-        """How many of all files cannot be used, and why, by their names within `root`; the first ten of them."""
+        """Counts the files that cannot be used, and the reasons of the first ten, by their names in `root`."""
         named = [f"{path.relative_to(root)} ({reason})" for path, reason in [*self.broken.items()][:_NAMED]]
         more = [f"and {len(self.broken) - _NAMED} more"] if len(self.broken) > _NAMED else []
         number = len(self.broken) + len(self.files)
