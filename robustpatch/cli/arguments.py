@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
-from typer.models import OptionInfo
+from typer.models import ParameterInfo
 
 from robustpatch.cli.status import RESUMED, status_of
 
@@ -56,11 +56,11 @@ def completing(*words: str) -> dict[str, Any]:
 
 
 def _parameter(one: Field[Any], kind: Any, hint: Any) -> Parameter:
-    """The option of a field, whose range its class knows. A flag that is off by itself has no name to turn it off."""
+    """The option or argument of a field, whose range its class knows. A flag that is off has no name to turn it off."""
     default = one.default if one.default_factory is MISSING else one.default_factory()
     default = Parameter.empty if default is MISSING else default
     stated = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    info = next((copy(info) for info in stated if isinstance(info, OptionInfo)), typer.Option())
+    info = next((copy(info) for info in stated if isinstance(info, ParameterInfo)), typer.Option())
     if default is False and not info.param_decls:
         info.param_decls = (f"--{one.name.replace('_', '-')}",)
     return Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])

@@ -164,6 +164,12 @@ def test_wrong_words(values, message):
         read_texts(Words, values, "here: ")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    names: Annotated[list[str], typer.Argument()]
+    fast: bool = False
+
+
 @pytest.fixture
 def call():
     """A command that takes settings, an option of its own and the console, and returns them as its status says."""
@@ -193,6 +199,21 @@ def test_the_command_line_of_settings(call):
     for words in ("--epochs", "Rounds.", "[default: 3]", "--fast", "--depth"):
         assert words in told
     assert "--no-fast" not in told
+
+
+def test_the_command_line_of_any_dataclass():
+    """Arguments, too, some of them required."""
+    app, seen = typer.Typer(add_completion=False), []
+
+    @app.command(cls=Command)
+    @takes(Plain)
+    def main(plain: Plain) -> int:
+        seen.append(plain)
+        return 0
+
+    assert CliRunner().invoke(app, ["a", "b", "--fast"]).exit_code == 0
+    assert seen == [Plain(names=["a", "b"], fast=True)]
+    assert CliRunner().invoke(app, []).exit_code == 2
 
 
 @pytest.mark.parametrize(
