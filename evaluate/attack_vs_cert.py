@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from attacks import parse_attacks
-from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing, takes
-from evaluate.cli.options import Options, write_configuration
+from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circumstances, showing
+from evaluate.cli.options import Options
 from evaluate.model.identity import identity_of
 from evaluate.model.load import subject_of
 from evaluate.report import write_report
@@ -28,17 +28,17 @@ from evaluate.runs.runner import evaluate
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.calibration import calibrate_guard
 from robustpatch.classifiers.smoothed import guarded_classifier
+from robustpatch.cli.arguments import takes
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.data.images import named_images
-from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
+from robustpatch.storage.toml import as_toml
 from robustpatch.threats.parse import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=RayCommand)
-@takes(Options)
+@takes
 def main(options: Options, errors: Console) -> int:
     """Report certified beside empirical accuracy, and whether any attack changed a certified prediction.
 
@@ -50,19 +50,10 @@ def main(options: Options, errors: Console) -> int:
     console = TextConsole(no_color=True) if options.plain else TextConsole()
     if options.replay is not None:
         return show_again(options.replay, options, console)
-    if options.certified_budget < 0:
-        raise InvalidInput(f"certified_budget is {options.certified_budget}; give evaluations, or 0 for no limit")
     cluster = Cluster.of(options.ray, options.num_workers, options.device, lambda text: _say(errors, text))
     device = check_device(options.device if cluster is None else "cpu")
     around = circumstances(device)
-    images = named_images(
-        options.dataset,
-        options.data_root,
-        image_size=options.image_size,
-        channels=options.channels,
-        classes=options.classes,
-        skip_broken=options.skip_broken,
-    )
+    images = options.load()
     notes = list(images.notes)
     subject = subject_of(options, images, device)
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
@@ -122,7 +113,7 @@ def main(options: Options, errors: Console) -> int:
         machines = [{key: value for key, value in one.items() if key != "deviation"} for one in made]
         around["workers"] = [one for number, one in enumerate(machines) if one not in machines[:number]]
     seconds, off = time.monotonic() - started, read_deviation(store)
-    store.write("run.toml", write_configuration({**options.given(), "output": output}).encode())
+    store.write("run.toml", as_toml({**options.given(), "output": output}).encode())
     content = {
         **summary.as_dict(),
         "measured_deviation": deviation,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evaluate.cli.command import HELD, status_of
+from evaluate.cli.command import HELD, takes
 from evaluate.results.drawing import drawing_to, in_legend, load_matplotlib, write_picture
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.cli.command_line import Command
@@ -40,7 +40,7 @@ class Learning:
 
 
 def read_learning(name: str) -> Learning:
-    """What the checkpoint says of its training. Raises `InvalidInput` where it says nothing."""
+    """Reads the history that a checkpoint keeps of its training. Raises `InvalidInput` where it keeps none."""
     loaded = load_checkpoint(name)
     rows = loaded.config.get("history")
     if not rows:
@@ -79,18 +79,15 @@ def draw(trainings: Sequence[Learning], path: str | Path) -> None:
 
 
 @app.command(cls=Command)
+@takes
 def main(
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, or files.")],
     output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "learning.png",
-) -> None:
+) -> int:
     """Draw clean and certified accuracy on validation images against epochs.
 
     Exit status 0: done. 2: wrong call. 3: internal error.
     """
-    raise typer.Exit(status_of(lambda errors: _run(checkpoints, output)))
-
-
-def _run(checkpoints: list[str], output: str) -> int:
     with drawing_to(output):
         draw([read_learning(name) for name in checkpoints], output)
     TextConsole().print(f"drawn to {output}", soft_wrap=True)

@@ -27,7 +27,7 @@ from robustpatch.defenses import parse_defense
 from robustpatch.encoding import encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
-from robustpatch.networks.allowance import at_most
+from robustpatch.networks.size_limit import at_most
 from robustpatch.storage.sealing import BLANK_SEAL, read_tensors, seal_holds, sealed
 from robustpatch.storage.store import MOST_BYTES, replace_file
 from robustpatch.voting.parse import parse_voting
@@ -111,8 +111,8 @@ def model_from(config: dict[str, Any], voting: Voting | None = None, *, pretrain
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """What holds the weights: the base of a smoothed or randomized classifier, the network that a defense is around,
-    an undefended one itself.
+    """The module that holds the weights: the base of a smoothed or randomized classifier, the network in a defense, an
+    undefended network itself.
     """
     return as_classifier(model).weights_module()
 

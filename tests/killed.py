@@ -58,7 +58,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit status, negative by a signal, the steps that it did, the last of them by which a
+    """The end of a process: its exit status, negative by a signal, the steps that it did, the last of them by which a
     file got its name, and what it said.
     """
 

@@ -27,12 +27,6 @@ EXCEPTIONS = {
     "evaluate/audit/loading.py": "the audit's command: what the named object is, before it is a target",
     "evaluate/audit/run.py": "the audit's border: how many classes a target of any kind says there are",
     "evaluate/model/identity.py": "the hash of a model that old run folders hold is made of what it was made of",
-    "robustpatch/training/loop.py": "training chooses what is trained, and its loss, for each kind of classifier",
-    "robustpatch/training/losses.py": "the same",
-    "robustpatch/training/objective.py": "the same",
-    "robustpatch/training/soundness.py": "the same",
-    "robustpatch/training/start.py": "the same",
-    "robustpatch/training/validation.py": "the same",
 }
 
 

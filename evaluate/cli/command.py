@@ -1,4 +1,4 @@
-"""What the command lines share: exit statuses, a refusal on one line, and what a summary says of its circumstances."""
+"""Parts that the command lines share: exit statuses, refusals, progress, and the circumstances noted in a summary."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import MISSING, fields
-from functools import wraps
 from importlib.metadata import version
-from inspect import Parameter, Signature
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 import typer
@@ -19,13 +16,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from robustpatch.checkpoints import Checkpoint
+from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import WRONG_CALL, Command, refused
 from robustpatch.cli.status import BROKEN, HELD, INTERNAL, INTERRUPTED, status_of
 from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 
-__all__ = ["BROKEN", "HELD", "INTERNAL", "INTERRUPTED", "WRONG_CALL", "refused", "status_of"]  # for the commands here
+__all__ = [
+    "BROKEN",
+    "HELD",
+    "INTERNAL",
+    "INTERRUPTED",
+    "WRONG_CALL",
+    "refused",
+    "status_of",
+    "takes",
+]  # for the commands here
 T = TypeVar("T")
 Shown = Callable[[int, str], None]
 LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
@@ -35,40 +42,12 @@ PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversari
 
 
 def refusing(read: Callable[[], T]) -> T:
-    """What `read` returns; where it refuses, say so and end with the status of a wrong call."""
+    """Calls `read`; where that raises `InvalidInput`, prints the line and ends with the status of a wrong call."""
     try:
         return read()
     except InvalidInput as error:
         refused(error)
         raise typer.Exit(WRONG_CALL) from error
-
-
-def takes(options: type[T]) -> Callable[[Callable[[T, Console], int]], Callable[..., None]]:
-    """Make a command line of a function of `options` (a dataclass whose fields are annotated for typer) and a console
-    on stderr, which returns the exit status; see `status_of`.
-    """
-    hints = get_type_hints(options, include_extras=True)
-    own = [field for field in fields(options) if field.init]  # type: ignore[arg-type]
-
-    def command(run: Callable[[T, Console], int]) -> Callable[..., None]:
-        @wraps(run)
-        def main(**values: Any) -> None:
-            raise typer.Exit(status_of(lambda errors: run(options(**values), errors)))
-
-        parameters = [
-            Parameter(
-                f.name,
-                Parameter.KEYWORD_ONLY,
-                default=Parameter.empty if f.default is MISSING else f.default,
-                annotation=hints[f.name],
-            )
-            for f in own
-        ]
-        main.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        main.__annotations__ = {f.name: hints[f.name] for f in own}
-        return main
-
-    return command
 
 
 class RayCommand(Command):
@@ -132,7 +111,7 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """What is being done, how far it is, and for how long it has been."""
+    """A bar that names the work and shows its progress and the time it has taken."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,8 +1,8 @@
-"""What `evaluate.attack_vs_cert` can be asked: names, defaults, help and groups, for a command line or a file."""
+"""Options of `evaluate.attack_vs_cert`: names, defaults, help and groups, for a command line or a file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +11,11 @@ import typer
 from attacks.registry import names as attack_names
 from evaluate.cli.command import DTYPES, refusing
 from robustpatch.checkpoints import names as checkpoint_names
-from robustpatch.cli.text import one_line
-from robustpatch.data.images import DATASETS
+from robustpatch.cli.arguments import completing
+from robustpatch.data.images import DataOptions
 from robustpatch.defenses import known_defenses
-from robustpatch.errors import InvalidInput
+from robustpatch.options import Count, Integer, Whole, names_of, options, read, some_of
 from robustpatch.storage.toml import read_toml
-
-
-def _completing(*words: str) -> dict[str, Any]:
-    return {"autocompletion": lambda incomplete: [word for word in words if word.startswith(incomplete)]}
 
 
 def _configured(context: Any, path: Path | None) -> Path | None:
@@ -33,14 +29,14 @@ def _configured(context: Any, path: Path | None) -> Path | None:
 _MODEL, _IMAGES, _ATTACK, _MACHINE, _OUTPUT = "Model", "Images", "Threat and attacks", "Machine", "Output"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """One run. Fields are the command line's options, in its order; None leaves what the checkpoint or attack has."""
+@options
+class ModelOptions:
+    """The model of a run; None leaves what the checkpoint has."""
 
     checkpoint: Annotated[
         str,
         typer.Option(
-            help="A shipped checkpoint's name, or a file.", rich_help_panel=_MODEL, **_completing(*checkpoint_names())
+            help="A shipped checkpoint's name, or a file.", rich_help_panel=_MODEL, **completing(*checkpoint_names())
         ),
     ] = "mnist-columns2"
     model: Annotated[
@@ -56,13 +52,7 @@ class Options:
         typer.Option(
             help=f"Put a defense around it: {', '.join(known_defenses())}; with options, NAME:OPTION=VALUE,….",
             rich_help_panel=_MODEL,
-            **_completing(*known_defenses()),
-        ),
-    ] = None
-    ablation: Annotated[
-        str | None,
-        typer.Option(
-            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.", rich_help_panel=_MODEL
+            **completing(*known_defenses()),
         ),
     ] = None
     theta: Annotated[
@@ -81,64 +71,29 @@ class Options:
     ] = None
     randomized: Annotated[
         bool,
-        typer.Option(
-            "--randomized",
-            help="Sample the ablations instead of enumerating them: top-1 votes.",
-            rich_help_panel=_MODEL,
-        ),
+        typer.Option(help="Sample the ablations instead of enumerating them: top-1 votes.", rich_help_panel=_MODEL),
     ] = False
     alpha: Annotated[
         float | None,
         typer.Option(help="Chance of a randomized certificate to be wrong. Default 0.05.", rich_help_panel=_MODEL),
     ] = None
     samples: Annotated[
-        int | None,
+        Count | None,
         typer.Option(
             help="Samples behind a randomized certificate, a tenth more to choose. Default 10,000.",
             rich_help_panel=_MODEL,
         ),
     ] = None
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="mnist-sample (in the package), mnist, cifar10 or folder.",
-            rich_help_panel=_IMAGES,
-            **_completing(*DATASETS),
-        ),
-    ] = "mnist-sample"
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the data, of your own as CLASS/IMAGE; default $ROBUSTPATCH_DATA.", rich_help_panel=_IMAGES
-        ),
-    ] = None
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320 (height × width).",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None
-    channels: Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.", rich_help_panel=_IMAGES)] = 3
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Names of a folder's classes in the order of the model's outputs: a file with one a line, or a,b,c. "
-            "Default: alphabetical.",
-            rich_help_panel=_IMAGES,
-        ),
-    ] = None
-    skip_broken: Annotated[
-        bool,
-        typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.", rich_help_panel=_IMAGES),
-    ] = False
+
+
+@options
+class AttackOptions:
+    """The number of images, the attacks on them, and the machine; None leaves what each attack has."""
+
     num_images: Annotated[
-        int | None,
+        Whole | None,
         typer.Option(help="Test images, from the first on; 0: all. Default: 200 at most.", rich_help_panel=_IMAGES),
     ] = None
-    patch: Annotated[
-        str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).", rich_help_panel=_ATTACK)
-    ] = "5x5"
     attacks: Annotated[
         str,
         typer.Option(
@@ -146,7 +101,7 @@ class Options:
             "standard is the worst case over an ensemble, quick a smaller one; grey, noise and natural are controls, "
             "and undefended: ignores the defense: alone they test no certificate.",
             rich_help_panel=_ATTACK,
-            **_completing("standard", "quick", "none"),
+            **completing("standard", "quick", "none"),
         ),
     ] = "standard"
     top_k: Annotated[
@@ -157,27 +112,42 @@ class Options:
         ),
     ] = 1
     steps: Annotated[
-        int | None,
+        Count | None,
         typer.Option(help="Gradient steps of a climb instead of each attack's own.", rich_help_panel=_ATTACK),
     ] = None
     budget: Annotated[
-        int | None,
+        Count | None,
         typer.Option(
             help="Evaluations an image and attack; default: each attack's own. One is one ablation scored forward.",
             rich_help_panel=_ATTACK,
         ),
     ] = None
     certified_budget: Annotated[
-        int, typer.Option(help="The same on certified images, unpruned; 0: no limit.", rich_help_panel=_ATTACK)
+        Whole, typer.Option(help="The same on certified images, unpruned; 0: no limit.", rich_help_panel=_ATTACK)
     ] = 5_000
-    seed: Annotated[int, typer.Option(help="Of the attacks and of samples.", rich_help_panel=_ATTACK)] = 0
+    seed: Annotated[Integer, typer.Option(help="Of the attacks and of samples.", rich_help_panel=_ATTACK)] = 0
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …", rich_help_panel=_MACHINE)] = "cpu"
     dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16.", rich_help_panel=_MACHINE, **_completing(*DTYPES))
+        str, typer.Option(help="float32 or bfloat16.", rich_help_panel=_MACHINE, **completing(*DTYPES))
     ] = "float32"
     batch_size: Annotated[
-        int, typer.Option(help="Images certified and attacked together.", rich_help_panel=_MACHINE)
+        Count, typer.Option(help="Images certified and attacked together.", rich_help_panel=_MACHINE)
     ] = 50
+
+
+@options
+class Options(AttackOptions, DataOptions, ModelOptions):
+    """One run of `evaluate.attack_vs_cert`."""
+
+    ablation: Annotated[
+        str | None,
+        typer.Option(
+            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    patch: Annotated[
+        str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).", rich_help_panel=_ATTACK)
+    ] = "5x5"
     ray: Annotated[
         str | None,
         typer.Option(
@@ -187,7 +157,7 @@ class Options:
         ),
     ] = None
     num_workers: Annotated[
-        int | None,
+        Count | None,
         typer.Option(
             help="Workers on the cluster, each with as many threads as here, or a GPU. Default: all that fit.",
             rich_help_panel=_MACHINE,
@@ -201,7 +171,7 @@ class Options:
         ),
     ] = None
     gallery: Annotated[
-        int,
+        Whole,
         typer.Option(
             help="Images of each outcome kept to look at in the report, spread over the batches; 0: none.",
             rich_help_panel=_OUTPUT,
@@ -209,18 +179,13 @@ class Options:
     ] = 8
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Estimate time and evaluations from a few images, write nothing.", rich_help_panel=_OUTPUT
-        ),
+        typer.Option(help="Estimate time and evaluations from a few images, write nothing.", rich_help_panel=_OUTPUT),
     ] = False
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print the verdict, counterexamples, and no more.", rich_help_panel=_OUTPUT)
+        bool, typer.Option(help="Print the verdict, counterexamples, and no more.", rich_help_panel=_OUTPUT)
     ] = False
     plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain", help="No colour and no moving bar; so it is by itself in a log.", rich_help_panel=_OUTPUT
-        ),
+        bool, typer.Option(help="No colour and no moving bar; so it is by itself in a log.", rich_help_panel=_OUTPUT)
     ] = False
     config: Annotated[
         Path | None,
@@ -240,7 +205,7 @@ class Options:
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """What differs from the defaults, in TOML's types: what `--config` reads again."""
+        """The options that differ from the defaults, in TOML's types, as `--config` reads them again."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         left_out = ("config", "dry_run", "quiet", "plain", "replay")
         return {
@@ -253,31 +218,9 @@ class Options:
 def read_configuration(path: Path, known: set[str]) -> dict[str, Any]:
     """Options from a TOML file; a list is joined by commas, and dashes are as good as underscores.
 
-    Raises `InvalidInput` for a file that is none, and for names that are not in `known`.
+    Raises `InvalidInput` for a file that is none, for names that are not in `known`, and for values of other types.
     """
-    try:
-        values = read_toml(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"config is {path}, which is no TOML file ({one_line(error, 200)})") from error
-    options = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        raise InvalidInput(f"config {path} has {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    nested = sorted(name for name, value in options.items() if isinstance(value, dict))
-    if nested:
-        raise InvalidInput(f"config {path} has a table [{nested[0]}]; write the options one a line, as patch = '5x5'")
-    return {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()}
-
-
-def write_configuration(values: dict[str, Any]) -> str:
-    """The values as TOML."""
-    lines = []
-    for name, value in values.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        lines.append(f"{name} = {_quoted(value) if isinstance(value, str) else text}\n")
-    return "".join(lines)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    values = {name.replace("-", "_"): value for name, value in read_toml(path, "config").items()}
+    given = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+    read(some_of(Options, *(name for name in names_of(Options) if name in known)), given, f"config {path}: ")
+    return given

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluate.cli.command import BROKEN, HELD, circumstances, showing, status_of
+from evaluate.cli.command import BROKEN, HELD, circumstances, showing, takes
 from evaluate.leaderboard.config import Board, board_path, read_board
 from evaluate.leaderboard.figure import draw
 from evaluate.leaderboard.rows import Row, measure, plan
@@ -20,7 +20,6 @@ from evaluate.results.drawing import write_figure
 from evaluate.runs.output import room_of_run, writing
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.data.images import ImageSet, named_images
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.storage.store import Store
@@ -29,8 +28,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(cls=Command)
+@takes
 def main(
     board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
+    errors: Console,
     output: Annotated[
         str | None,
         typer.Option(help="Folder of records, table and picture; a killed run is resumed. Default: runs/BOARD."),
@@ -39,35 +40,22 @@ def main(
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
     only: Annotated[str | None, typer.Option(help="Rows by name, comma-separated; default: all.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; instead of the board's.")] = None,
-) -> None:
+) -> int:
     """Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.
 
     Exit status 0: no certificate was broken. 1: a certified prediction was changed. 2: wrong call. 3: internal error.
     """
-    raise typer.Exit(status_of(lambda errors: _run(board, output, dataset, data_root, only, device, errors)))
-
-
-def _run(
-    board_name: str,
-    output: str | None,
-    dataset: str | None,
-    data_root: Path | None,
-    only: str | None,
-    device: str | None,
-    errors: Console,
-) -> int:
-    root = None if data_root is None else str(data_root)
-    path = board_path(board_name)
-    board = read_board(path, dataset=dataset, data_root=root, device=device)
+    path = board_path(board)
+    read = read_board(path, dataset=dataset, data_root=data_root, device=device)
     wanted = None if only is None else [name.strip() for name in only.split(",")]
-    unknown = sorted(set(wanted or ()) - {entry.name for entry in board.entries})
+    unknown = sorted(set(wanted or ()) - {entry.name for entry in read.entries})
     if unknown:
         raise InvalidInput(
-            f"only is {', '.join(unknown)}; the board has {', '.join(entry.name for entry in board.entries)}"
+            f"only is {', '.join(unknown)}; the board has {', '.join(entry.name for entry in read.entries)}"
         )
-    entries = [entry for entry in board.entries if wanted is None or entry.name in wanted]
+    entries = [entry for entry in read.entries if wanted is None or entry.name in wanted]
     around = circumstances(check_device(entries[0].options.device))
-    images = _images(board)
+    images = read.images.load()
     planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
     rows: list[Row] = []
@@ -80,23 +68,11 @@ def _run(
             for one in planned:
                 rows.append(measure(one, images, store, lambda more, what, at=done: on_progress(at + more, what)))
                 done += one.settings.num_images + one.entry.attacked_images
-        _write(board, rows, store, around)
+        _write(read, rows, store, around)
     console = TextConsole()
-    _show(console, board.title, rows)
+    console.print(table(ranking(rows)).terminal(read.title))
     console.print(f"leaderboard.md, .parquet, .png and .json in {store}", soft_wrap=True)
     return BROKEN if any(row.broken for row in rows) else HELD
-
-
-def _images(board: Board) -> ImageSet:
-    options = board.entries[0].options
-    return named_images(
-        options.dataset,
-        options.data_root,
-        image_size=options.image_size,
-        channels=options.channels,
-        classes=options.classes,
-        skip_broken=options.skip_broken,
-    )
 
 
 def _write(board: Board, rows: list[Row], store: Store, around: dict[str, object]) -> None:
@@ -105,10 +81,6 @@ def _write(board: Board, rows: list[Row], store: Store, around: dict[str, object
     store.write("leaderboard.parquet", parquet(rows))
     write_figure(store, "leaderboard.png", draw(board.title, rows), dpi=150)
     store.write("leaderboard.json", json.dumps(content, indent=1).encode())
-
-
-def _show(console: Console, title: str, rows: list[Row]) -> None:
-    console.print(table(ranking(rows)).terminal(title))
 
 
 if __name__ == "__main__":

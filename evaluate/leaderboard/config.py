@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from evaluate.cli.options import Options
+from pydantic import AfterValidator, Field
+
+from evaluate.cli.options import AttackOptions, ModelOptions, Options
 from robustpatch.cli.text import one_line, slug
+from robustpatch.data.images import DataOptions
 from robustpatch.errors import InvalidInput
+from robustpatch.options import Count, Whole, names_of, options, read, some_of, table_of
 from robustpatch.storage.toml import read_toml
 
-_MODEL = ("checkpoint", "model", "defense", "theta", "voting", "guard", "randomized", "alpha", "samples")
-_BOARD = (
-    "dataset",
-    "data_root",
-    "image_size",
-    "channels",
-    "classes",
-    "skip_broken",
-    "patch",
-)  # one and the same for all rows
-_RUN = ("num_images", "attacks", "steps", "budget", "certified_budget", "batch_size", "seed", "device", "dtype")
-_COUNTS = ("attacked_images", "timed_images")
-_WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+def _named(name: str) -> str:
+    if not name.strip() or "," in name:
+        raise InvalidInput(f"name is {name!r}; every row needs one, without commas for --only to part")
+    return name
+
+
+_PERCENT = Annotated[float, Field(ge=0, le=100)]
+
+
+@options
+class _Counts(AttackOptions):
+    """Settings of the whole board that a row may replace: all images are certified, the first of them attacked."""
+
+    num_images: Whole = 0
+    attacked_images: Whole = 500
+    timed_images: Count = 200
+
+
+@options
+class _Whole(_Counts, DataOptions):
+    """The whole board: one and the same images and patch for all rows."""
+
+    title: str = "Leaderboard"
+    patch: str = "5x5"
+
+
+@options
+class _Row(_Counts, ModelOptions):
+    """A table [[defense]]."""
+
+    name: Annotated[str, AfterValidator(_named)]
+    recipe: str | None = None
+    run: str | None = None
+    train: str | None = None
+    published: Any = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +77,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """What its results are kept under."""
+        """The name of the folder of its results."""
         return slug(re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-"))
 
     @property
@@ -67,6 +95,7 @@ class Board:
 
     title: str
     entries: tuple[Entry, ...]
+    images: DataOptions
 
 
 def board_path(name: str) -> Path:
@@ -88,80 +117,40 @@ def read_board(path: str | Path, **instead: Any) -> Board:
     guard, randomized, alpha, samples, recipe and run, or train, published, source. Raises `InvalidInput`, before
     anything is loaded.
     """
-    try:
-        given = read_toml(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"board is {path}, which cannot be read as TOML ({one_line(error, 200)})") from error
-    given |= {name: value for name, value in instead.items() if value is not None}
+    given = read_toml(path, "board") | {name: value for name, value in instead.items() if value is not None}
     rows = given.pop("defense", [])
-    _refuse_unknown(path, "the board", given.keys() - {"title"}, (*_BOARD, *_RUN, *_COUNTS))
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise InvalidInput(f"board {path} has no rows; give a table [[defense]] for each")
-    entries = tuple(_entry(path, given, row) for row in rows)
+    board = read(some_of(_Whole), given, f"board {path}: ")
+    rows = read(_ROWS, {"defense": rows}, f"board {path}: [[defense]], a table each: ")["defense"]
+    entries = tuple(_entry(path, board, row) for row in rows)
     for names in ([entry.name for entry in entries], [entry.folder for entry in entries]):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InvalidInput(f"board {path} has two rows called {twice!r}; let each have a name of its own")
-    return Board(str(given.get("title", "Leaderboard")), entries)
+    images = DataOptions(**{name: value for name, value in board.items() if name in names_of(DataOptions)})
+    return Board(board.get("title", "Leaderboard"), entries, images)
 
 
-def _entry(path: str | Path, board: dict[str, Any], row: dict[str, Any]) -> Entry:
-    name = row.get("name")
-    if not isinstance(name, str) or not name.strip() or "," in name:
-        raise InvalidInput(f"board {path}: name is {name!r}; every row needs one, without commas for --only to part")
-    own = ("name", "recipe", "run", "train", "published", "source")
-    _refuse_unknown(path, f"row {name}", row.keys(), (*own, *_MODEL, *_RUN, *_COUNTS))
-    if ("checkpoint" in row) == ("model" in row):
-        raise InvalidInput(f"board {path}, row {name}: name a checkpoint, or a model of your own, FILE.py:NAME")
-    values = {"num_images": 0, "attacked_images": 500, "timed_images": 200, **board, **row}
-    options = {key: values[key] for key in (*_MODEL, *_BOARD, *_RUN) if key in values}
-    kinds = {own.name: own.default for own in fields(Options)}
-    for key, value in options.items():
-        _check(path, name, key, value, kinds[key])
-    for key in _COUNTS:
-        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < (key == "timed_images"):
-            raise InvalidInput(f"board {path}, row {name}: {key} is {values[key]!r}; give a number of images")
-    if "data_root" in options:
-        options["data_root"] = Path(options["data_root"])
+_PUBLISHED = table_of({"published": table_of({"clean": _PERCENT, "certified": _PERCENT})})
+_ROWS = table_of({"defense": Annotated[list[dict[str, Any]], Field(min_length=1)]})
+
+
+def _entry(path: str | Path, board: dict[str, Any], given: dict[str, Any]) -> Entry:
+    where = f"board {path}: [[defense]] {one_line(given.get('name'), 100)}: "
+    if ("checkpoint" in given) == ("model" in given):
+        raise InvalidInput(f"{where}name a checkpoint, or a model of your own, FILE.py:NAME")
+    shared = {name: value for name, value in board.items() if name in names_of(_Row)}
+    row = read(_Row, {**shared, **given}, where)
+    of_images = {name: value for name, value in board.items() if name in {*names_of(DataOptions), "patch"}}
+    of_row = {name: getattr(row, name) for name in (*names_of(ModelOptions), *names_of(AttackOptions))}
+    published = None if row.published is None else read(_PUBLISHED, {"published": row.published}, where)["published"]
     return Entry(
-        name,
-        Options(**options),
-        values["attacked_images"],
-        values["timed_images"],
-        row.get("recipe"),
-        row.get("run"),
-        row.get("train"),
-        _published(path, name, row.get("published")),
-        row.get("source"),
+        row.name,
+        Options(**of_images, **of_row),
+        row.attacked_images,
+        row.timed_images,
+        row.recipe,
+        row.run,
+        row.train,
+        None if published is None else (published.get("clean"), published.get("certified")),
+        row.source,
     )
-
-
-def _refuse_unknown(path: str | Path, where: str, given: Any, known: tuple[str, ...]) -> None:
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise InvalidInput(f"board {path}: {where} has {', '.join(unknown)}; known are {', '.join(known)}")
-
-
-def _check(path: str | Path, name: str, key: str, value: Any, default: Any) -> None:
-    if default is None:
-        kind: Any = {"theta": float, "guard": float, "alpha": float}.get(key, int)
-        kind = str if key in ("model", "defense", "voting", "data_root", "image_size", "classes") else kind
-    else:
-        kind = type(default)
-    wanted = (int, float) if kind is float else kind
-    if key == "data_root":
-        wanted = (str, Path)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidInput(f"board {path}, row {name}: {key} is {value!r}; {_WORDS[kind]} is needed")
-
-
-def _published(path: str | Path, name: str, given: Any) -> tuple[float | None, float | None] | None:
-    if given is None:
-        return None
-    fits = isinstance(given, dict) and given.keys() <= {"clean", "certified"}
-    if not fits or not all(isinstance(value, int | float) and 0 <= value <= 100 for value in given.values()):
-        raise InvalidInput(
-            f"board {path}, row {name}: published is {given!r}; write {{ clean = 96.66, certified = 52.83 }}, "
-            "in percent"
-        )
-    return given.get("clean"), given.get("certified")

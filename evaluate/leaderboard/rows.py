@@ -55,7 +55,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one entry. `whole`: all images, certified and not attacked; `attacked`: the first of them under
+    """The results of one entry. `whole`: all images, certified and not attacked; `attacked`: the first of them under
     attack, None where none was to be. `train_seconds`: what the checkpoint notes of its training, None where nothing.
     """
 
@@ -73,14 +73,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """That of the attacked images; "broken" too where `predict` contradicts a certificate of any other."""
+        """The verdict on the attacked images; "broken" too where `predict` contradicts a certificate of any other."""
         if self.whole.verdict == "broken":
             return "broken"
         return "not attacked" if self.attacked is None else self.attacked.verdict
 
     @property
     def broken(self) -> bool:
-        """Whether an attack, or `predict`, changed a certified prediction."""
+        """True where an attack, or `predict`, changed a certified prediction."""
         return self.verdict == "broken"
 
 

@@ -1,1 +1,1 @@
-"""What all command lines share: refusals on one line, exit statuses, text fit for a terminal."""
+"""Parts that all command lines share: refusals on one line, exit statuses, text fit for a terminal."""

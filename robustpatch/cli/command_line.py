@@ -1,11 +1,9 @@
-"""What every command line does with a wrong call: one line on stderr, and status 2."""
+"""Commands that answer a wrong call with one line on stderr and status 2."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +12,7 @@ from typer.core import TyperCommand
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
+from robustpatch.options import check_value
 
 WRONG_CALL = 2
 _DASH = "robustpatch-dash"
@@ -26,27 +25,6 @@ def refused(error: Exception) -> None:
     console = TextConsole(stderr=True)
     text = f"error: {one_line(error, 4_000)}"
     console.print(text, style="red", soft_wrap=True)
-
-
-def check_value(name: str, value: Any) -> None:
-    """Refuse, with `InvalidInput`, a value of an option that no computer has a use for, whatever the option: whole
-    numbers of more than 63 bits, characters that no file's name can hold, names longer than any file's.
-    """
-    for one in value if isinstance(value, list | tuple) else [value]:
-        shown = f"{name} is {one_line(repr(str(one)), 60)}"
-        if isinstance(one, int) and abs(one) >= 2**63:
-            raise InvalidInput(f"{shown}, a number of {len(str(abs(one)))} digits; give one below 2^63")
-        if isinstance(one, str | Path) and not _can_be_said(str(one)):
-            raise InvalidInput(f"{shown}, with a character that no name has; leave it out")
-        if isinstance(one, Path) and any(len(os.fsencode(part)) > 255 for part in one.parts):
-            raise InvalidInput(f"{shown}, longer than any file's name; give one of at most 255 bytes")
-
-
-def _can_be_said(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a character
-        return False
 
 
 def show_what_can_be_shown() -> None:

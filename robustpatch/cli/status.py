@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what it says where the call was wrong or the code of others ended it."""
+"""Exit statuses of commands, and the line they print where the call was wrong or the code of others ended them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from robustpatch.cli.command_line import WRONG_CALL, refused
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
 
+RESUMED = "interrupted; the finished batches are kept, and the same command resumes the run"
 HELD, BROKEN, INTERNAL, INTERRUPTED, TERMINATED = 0, 1, 3, 130, 143
 
 
@@ -26,10 +27,7 @@ class Terminated(BaseException):
     """SIGTERM: what is open is closed on the way out."""
 
 
-def status_of(
-    run: Callable[[Console], int],
-    interrupted: str = "interrupted; the finished batches are kept, and the same command resumes the run",
-) -> int:
+def status_of(run: Callable[[Console], int], interrupted: str = RESUMED) -> int:
     """The exit status that `run` returns, or that of how it ended. `run` is given a console on stderr.
 
     2: a wrong call, refused with `InvalidInput`: one line. 130: interrupted by Ctrl-C, 143: by SIGTERM, both with the
@@ -60,7 +58,7 @@ def status_of(
 
 
 def ended_by(error: BaseException) -> str:
-    """Whose code raised an exception that ends programs, and what to do."""
+    """Names the code that raised an exception that ends programs, and says what to do."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else "an unknown place"
     return (

@@ -43,8 +43,8 @@ def code_block(lines: Iterable[str]) -> str:
 
 
 def slug(text: str) -> str:
-    """What a file or folder can be called after `text`, anywhere: letters, digits, ".", "_" and "-", so that none is
-    hidden or above where it belongs; at most `LONGEST_SLUG` characters, and never nothing. A slug is its own.
+    """A name after `text` that a file or folder can have on any system: letters, digits, ".", "_" and "-", so that none
+    is hidden or above where it belongs; at most `LONGEST_SLUG` characters, and never nothing. A slug is its own.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:LONGEST_SLUG].rstrip("-.")
     return plain or "unnamed"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from robustpatch.cli.text import one_line
-from robustpatch.data.folders import look_into
+from robustpatch.data.folder_contents import classes_in, look_into
 from robustpatch.data.image_set import ImageSet
-from robustpatch.data.options import LARGEST_SIDE
+from robustpatch.data.parse import LARGEST_SIDE
 from robustpatch.data.pictures import EXTENSIONS
 from robustpatch.errors import InvalidInput
 
@@ -53,6 +54,9 @@ def folder_images(
             f"data-root is {root}, but there are no images in {path}/CLASS/ ({which}); make one folder for each class, "
             f"with files that end in {', '.join(EXTENSIONS)}"
         )
+    apart = _has_validation(root)
+    if split == "validation" and apart and class_names is None:
+        _check_classes(root, folder.classes)
     names = tuple(folder.classes if class_names is None else class_names)
     unknown = sorted(set(folder.classes) - set(names))
     if unknown or len(set(names)) < len(names):
@@ -62,13 +66,13 @@ def folder_images(
             "class once"
         )
     labels = torch.tensor([names.index(folder.classes[number]) for _, number in folder.files])
-    # A folder is sorted by class: so its validation images are an even sample and not the last ones, and its test
-    # images are of every class in turn, so that the first of them speak for all.
+    # A folder is sorted by class: so validation images taken from the training images are an even sample of them and
+    # not the last ones, and those of a folder of their own are of every class in turn, so that the first speak for all.
     order = torch.arange(len(labels))
-    if split == "test":
+    if split == "test" or (split == "validation" and apart):
         counts = torch.unique_consecutive(labels, return_counts=True)[1]
         order = torch.cat([torch.arange(int(count)) for count in counts]).argsort(stable=True)
-    else:
+    elif not apart:
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
     size = image_size or folder.size
@@ -89,8 +93,28 @@ def folder_images(
     )
 
 
+def _has_validation(root: Path) -> bool:
+    return os.path.isdir(root / "validation")  # False for texts that no folder can be called, too
+
+
+def _check_classes(root: Path, classes: list[str]) -> None:
+    """Refuse validation images of other classes than the training images: their numbers would mean others."""
+    try:
+        trained = classes_in(root / "train")
+    except OSError as error:
+        raise InvalidInput(f"data-root is {root}, with a validation but no train ({one_line(error)})") from error
+    other = sorted({*trained} ^ {*classes})
+    if other:
+        raise InvalidInput(
+            f"data-root is {root}, where {one_line(', '.join(other[:5]), 200)} is a class of either train or "
+            "validation alone; make a folder of each class in both"
+        )
+
+
 def _part_of_folder(root: Path, split: str) -> Path:
     """The folder of a split's images. A root whose folders are called like splits is not taken for one of classes."""
+    if split == "validation" and _has_validation(root):
+        return root / "validation"
     path = root / ("test" if split == "test" else "train")
     try:
         if split != "test" or path.is_dir():

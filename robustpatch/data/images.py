@@ -6,17 +6,22 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
+import typer
+from pydantic import Strict
 from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST
 
+from robustpatch.cli.arguments import completing
 from robustpatch.data.image_folder import VALIDATION, folder_images
 from robustpatch.data.image_set import ImageSet
-from robustpatch.data.options import named_classes, parse_image_size
+from robustpatch.data.parse import named_classes, parse_image_size
 from robustpatch.errors import InvalidInput
+from robustpatch.options import options
 
 DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
 SPLITS = ("train", "validation", "test")
@@ -38,12 +43,12 @@ def load_images(
     skip_broken: bool = False,
 ) -> ImageSet:
     """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
-    folder, validation is an even sample of at most a tenth.
+    folder, validation is `root`/validation/CLASS, where there is one, or an even sample of at most a tenth.
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
     - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
-    - "folder": `root`/test/CLASS/IMAGE (and train), or, to test alone, `root`/CLASS/IMAGE. Test images come from every
-      class in turn.
+    - "folder": `root`/test/CLASS/IMAGE (and train, and validation, of the same classes), or, to test alone,
+      `root`/CLASS/IMAGE. Test images come from every class in turn.
 
     The last four are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
     to cover it and cropped in the middle. They are read as a viewer shows them (`robustpatch.data.pictures`), in
@@ -87,26 +92,67 @@ def load_images(
     raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
 
 
-def named_images(
-    name: str,
-    root: Path | None,
-    split: str = "test",
-    *,
-    image_size: str | None = None,
-    channels: int = 3,
-    classes: str | None = None,
-    skip_broken: bool = False,
-) -> ImageSet:
-    """`load_images` as command lines name it: sizes as for `parse_image_size`, classes as for `named_classes`."""
-    return load_images(
-        name,
-        root,
-        split,
-        image_size=None if image_size is None else parse_image_size(image_size),
-        channels=channels,
-        class_names=None if classes is None else named_classes(classes),
-        skip_broken=skip_broken,
-    )
+@options
+class DataOptions:
+    """The images of a command line or a file: a dataset by name, and what is to be known of a folder's images."""
+
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="mnist-sample (test images, in the package), mnist, cifar10 or folder.",
+            rich_help_panel="Images",
+            **completing(*DATASETS),
+        ),
+    ] = "mnist-sample"
+    data_root: Annotated[
+        Annotated[Path, Strict(False)] | None,
+        typer.Option(
+            help="Folder of the data, of your own as CLASS/IMAGE; default $ROBUSTPATCH_DATA.", rich_help_panel="Images"
+        ),
+    ] = None
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320 (height × width).",
+            rich_help_panel="Images",
+        ),
+    ] = None
+    channels: Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.", rich_help_panel="Images")] = 3
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of a folder's classes in the order of the model's outputs: a file with one a line, or a,b,c. "
+            "Default: alphabetical.",
+            rich_help_panel="Images",
+        ),
+    ] = None
+    skip_broken: Annotated[
+        bool, typer.Option(help="Leave out a folder's files that cannot be used.", rich_help_panel="Images")
+    ] = False
+
+    def load(self, split: str = "test") -> ImageSet:
+        """One split of the images, by `load_images`."""
+        return load_images(
+            self.dataset,
+            self.data_root,
+            split,
+            image_size=None if self.image_size is None else parse_image_size(self.image_size),
+            channels=self.channels,
+            class_names=None if self.classes is None else named_classes(self.classes),
+            skip_broken=self.skip_broken,
+        )
+
+
+@options
+class TrainingData(DataOptions):
+    """The images of a training, which the sample in the package is too few for."""
+
+    dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.", rich_help_panel="Images")] = "mnist"
+
+
+def named_images(name: str, root: Path | None, split: str = "test", **options: Any) -> ImageSet:
+    """The images of `DataOptions`."""
+    return DataOptions(dataset=name, data_root=root, **options).load(split)
 
 
 def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:

@@ -29,7 +29,7 @@ _opening = threading.Lock()  # while a filter of warnings, which all threads sha
 
 
 class Unreadable(ValueError):
-    """Why a file is no picture here, in a few words."""
+    """A file is no picture that can be read; the message says why in a few words."""
 
 
 def content(path: Path) -> bytes:

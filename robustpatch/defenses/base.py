@@ -14,8 +14,10 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.smoothed import voting_classifier
+from robustpatch.cli.text import one_line
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.options import STRICT, read_texts
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
 
@@ -28,6 +30,7 @@ class Defense(ABC):
     """
 
     name: ClassVar[str]
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     @property
     def encoding(self) -> Encoding | None:
@@ -126,23 +129,9 @@ class Bare(Defended):
 
 def read_options(kind: type[Defense], text: str) -> Defense:
     """`kind` with the options of "option=value,option=value". Raises `InvalidInput`, naming what is wrong."""
-    known = {own.name: own.default for own in fields(kind)}
-    options: dict[str, Any] = {}
-    for part in text.split(",") if text else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in known:
-            raise InvalidInput(
-                f"defense {kind.name} has {part!r}; its options are "
-                f"{', '.join(f'{own}={default}' for own, default in known.items()) or 'none'}"
-            )
-        options[name] = _value(kind, name, value, known[name])
-    return kind(**options)
-
-
-def _value(kind: type[Defense], name: str, value: str, default: Any) -> Any:
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[value.lower()]
-        return type(default)(value)
-    except (KeyError, ValueError):
-        raise InvalidInput(f"defense {kind.name}: {name} is {value!r}; a value like {default!r} is needed") from None
+    parts = text.split(",") if text else []
+    for part in parts:
+        if "=" not in part:
+            raise InvalidInput(f"defense {kind.name} has {one_line(repr(part), 80)}; write option=value,option=value")
+    given = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
+    return read_texts(kind, given, f"defense {kind.name}: ")

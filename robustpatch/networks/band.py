@@ -21,19 +21,15 @@ class BandNet(BandsNet):
     Each band is cut out and classified by itself, as a small image of 4 by L pixels: a residual network whose four
     stages have the shapes 4 × L, 2 × L/2, 1 × L/4 and 1 × L/8. Unlike `ResidualStripNet`, it looks across the band with
     3×3 convolutions before it brings it to width one. The number of the band enters as a learned embedding of each
-    position along it. All pixels of a band are kept, so NULL never occurs in it and needs no code.
+    position along it.
 
     The length of a band is the last axis of what the convolutions see: kernels on CPUs fill their registers along it,
     and those of the first stage are 2.5 times as fast, forward and backward. Where a band is one pixel wide they are
     matrix products, and it gets there without padding across: PyTorch 2.14's bfloat16 kernel for the padded convolution
     (3×3, stride 2, on width 2) reads memory that nobody wrote.
 
-    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
-    neither bands nor images.
-
     Args:
         ablation: `Columns` or `Rows` of width 4, the only one it can be used with; L must be a multiple of 8.
-        image_size: (height, width). num_classes: K. in_channels: C.
         widths: channels of the four stages. blocks: residual blocks of each.
     """
 

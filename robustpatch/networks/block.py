@@ -21,14 +21,9 @@ class BlockNet(OnePass):
     The image is continued around its border, so that every block is an unbroken rectangle, also where it wraps. A
     first layer as large as the block reads it whole (a valid convolution, written as one matrix product over all
     windows), and the layers after it look at one block only. The number of the block enters as a learned embedding.
-    All pixels of a block are kept, so NULL never occurs in it and needs no code.
-
-    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
-    neither blocks nor images.
 
     Args:
-        ablation: `Blocks`, the only one it can be used with.
-        image_size: (height, width). num_classes: K. in_channels: C. widths: units of the hidden layers.
+        ablation: `Blocks`, the only one it can be used with. widths: units of the hidden layers.
     """
 
     ablation: Blocks

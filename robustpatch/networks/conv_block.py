@@ -25,12 +25,8 @@ class ConvBlockNet(OnePass):
     which is as large as what they leave of a block, take it to one position; blocks that overlap share what the layers
     find. The layers after these look at one block only. The number of the block enters as a learned embedding.
 
-    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
-    neither blocks nor images.
-
     Args:
         ablation: `Blocks` with stride 1, the only one it can be used with.
-        image_size: (height, width). num_classes: K. in_channels: C.
         widths: channels of the convolutions; all but the last take two pixels from each side of the block.
         hidden: units of the layer between the last of them and the logits.
     """

@@ -20,8 +20,7 @@ class GridNet(OnePass):
 
     Args:
         ablation: `GridColumns` or `GridBlocks`, the only one it can be used with.
-        image_size: (height, width). num_classes: K. in_channels: C. features: of a cell. hidden: units of the layer
-            between the sum and the logits.
+        features: of a cell. hidden: units of the layer between the sum and the logits.
     """
 
     ablation: Grid

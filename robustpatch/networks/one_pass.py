@@ -18,6 +18,11 @@ from robustpatch.errors import InvalidInput
 class OnePass(nn.Module, ABC):
     """Logits [B,n,K] of the ablations of raw images [B,C,H,W]; those of ablation n depend on its kept pixels alone.
 
+    Every pixel of a band or block is kept, so that NULL never occurs in one and needs no code. The networks of this
+    package normalise by per-channel batch norm alone: in evaluation mode it is a fixed affine map, and mixes neither
+    ablations nor images. (A layer or group norm over the feature map would let one band see another.) Their arguments
+    `image_size` (height, width), `num_classes` K and `in_channels` C are the images'.
+
     A subclass writes `score_some`, and `score_every` where all ablations together cost less than one by one. The
     classes of ablations that it can see are its `kinds`. Raises `InvalidInput` for any other ablation, and for images
     of another shape than it was built for: its embeddings are of places in the image.

@@ -19,15 +19,16 @@ from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
 from robustpatch.networks.library import adapt, create, is_library_name, library_and_model
+from robustpatch.networks.library_options import check_permitted
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.one_pass import OnePass
-from robustpatch.networks.permitted import check_permitted
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
+from robustpatch.options import arguments_of, read, table_of
 
 ONE_PASS: dict[str, type[OnePass]] = {  # the first that can see an ablation is its usual network
     "strip": StripNet,
@@ -77,39 +78,30 @@ def build(
     paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
     images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
     ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`, and those of
-    `permitted`, for `options` may come with a file. Raises `InvalidInput`.
+    `library_options`, for `options` may come with a file. Raises `InvalidInput`.
     """
     channels, height, width = image_shape
     encoded = channels if encoding is None else encoding.channels(channels)
-    given = {"ablation": ablation, "image_size": (height, width), "num_classes": num_classes}
     if name == "union":
-        _check_options(name, ["parts"], options)
-        return _union(ablation, image_shape, num_classes, encoding, **options)
-    if name in ONE_PASS:
-        _check_options(name, signature(ONE_PASS[name]).parameters, options)
-        _check_ablation(name, ablation)
-        return ONE_PASS[name](**given, in_channels=channels, **options)
-    if name in BY_ENUMERATION:
-        make = BY_ENUMERATION[name]
-        own = signature(make).parameters
-        _check_options(name, own, options)
-        return make(**{key: value for key, value in given.items() if key in own}, in_channels=encoded, **options)
+        parts = read(table_of({"parts": list[dict[str, Any]]}), options, "network union: ").get("parts")
+        return _union(ablation, image_shape, num_classes, encoding, parts)
+    make = ONE_PASS.get(name) or BY_ENUMERATION.get(name)
+    if make is not None:
+        own = read(arguments_of(make, *_GIVEN), options, f"network {name}: ")
+        if name in ONE_PASS:
+            _check_ablation(name, ablation)
+        given = {"ablation": ablation, "image_size": (height, width), "num_classes": num_classes}
+        given["in_channels"] = channels if name in ONE_PASS else encoded
+        taken = signature(make).parameters
+        return make(**{key: value for key, value in given.items() if key in taken}, **own)
     if is_library_name(name):
-        options = dict(options)
-        check_permitted(name, *library_and_model(name), options)
-        mean, std = (options.pop(key, None) for key in ("mean", "std"))
-        model = create(name, num_classes=num_classes, image_size=(height, width), **options)
+        own = dict(options)
+        check_permitted(name, *library_and_model(name), own)
+        mean, std = own.pop("mean", None), own.pop("std", None)
+        model = create(name, num_classes=num_classes, image_size=(height, width), **own)
         return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
     known = ", ".join(f'"{known}"' for known in (*ONE_PASS, *BY_ENUMERATION, "vit", "resnet50", "torchvision:NAME"))
     raise InvalidInput(f'network is {name!r}; known are {known} and "timm:NAME"')
-
-
-def _check_options(name: str, parameters: Sequence[str] | Any, options: dict[str, Any]) -> None:
-    known = [option for option in parameters if option not in _GIVEN]
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise InvalidInput(f"network is {name}, which has no option {', '.join(unknown)} ({has}); leave it out")
 
 
 def _check_ablation(name: str, ablation: Ablation | SparseAblation | None) -> None:
@@ -124,7 +116,7 @@ def _union(
     image_shape: tuple[int, int, int],
     num_classes: int,
     encoding: Encoding | None,
-    parts: Sequence[dict[str, Any]] | None = None,
+    parts: Sequence[dict[str, Any]] | None,
 ) -> UnionNet:
     if not isinstance(ablation, Union):
         raise InvalidInput(f"network is union, but ablation is {ablation}; name one such as columns:2+rows:2")
@@ -134,20 +126,13 @@ def _union(
     single = [name for name in ONE_PASS if name != "union"]
     built = []
     for part, options in zip(ablation.parts, given, strict=True):
-        if not isinstance(options, dict) or options.get("name") not in single:
+        if options.get("name") not in single:
             raise InvalidInput(
                 f"network union has the part {one_line(options, 80)}; a part is a table with one of the names "
                 f"{', '.join(single)}"
             )
-        own = {key: value for key, value in options.items() if key != "name"}
+        name, own = str(options["name"]), {key: value for key, value in options.items() if key != "name"}
         built.append(
-            build(
-                str(options["name"]),
-                ablation=part,
-                image_shape=image_shape,
-                num_classes=num_classes,
-                encoding=encoding,
-                options=own,
-            )
+            build(name, ablation=part, image_shape=image_shape, num_classes=num_classes, encoding=encoding, options=own)
         )
     return UnionNet(ablation, built)

@@ -24,12 +24,8 @@ class ResidualStripNet(BandsNet):
     halves the length. The number of the band enters as a learned embedding of each position along it. For rows, the
     image is transposed; the border is continued as in `StripNet`.
 
-    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
-    neither bands nor images.
-
     Args:
         ablation: `Columns` or `Rows`, the only one it can be used with.
-        image_size: (height, width). num_classes: K. in_channels: C.
         widths: channels of the stages. blocks: residual blocks of each stage.
     """
 

@@ -23,12 +23,8 @@ class StripNet(BandsNet):
     work along it. The number of the band enters as a learned embedding of each position along it. For rows, the image
     is transposed.
 
-    Per-channel batch normalisation is the only normalisation: in evaluation mode it is a fixed affine map, and mixes
-    neither bands nor images. (A layer or group norm over the feature map would let one band see another.)
-
     Args:
         ablation: `Columns` or `Rows`, the only one it can be used with.
-        image_size: (height, width). num_classes: K. in_channels: C.
         widths: channels of the convolutions; each but the first halves the length of the band.
         hidden: units between the flattened band and the logits; 0 for none.
     """

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from math import isfinite
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BeforeValidator, Field
 
 from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
+from robustpatch.networks import usual_name
+from robustpatch.options import Count, Weight, Whole, options
 
 _OF_ABLATIONS = (
     "voting",
@@ -22,78 +26,115 @@ _OF_ABLATIONS = (
     "local",
     "teacher",
 )  # settings that an ablation gives a meaning
-_THRESHOLD = "threshold:0.3"
+_USUAL, _THRESHOLD = "", "threshold:0.3"
+Ablation = Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)]
+Network = Annotated[
+    dict[str, Any] | None, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)
+]
 
 
-@dataclass(frozen=True)
+@options
 class TrainingConfig:
     """Everything that decides the weights, but for the data and the machine.
 
-    `ablations`: ablations of each image in a step; 0 means all for a one-pass base and one, the same for the whole
-    batch as in the paper, for a base that enumerates; of a sparse ablation, so many of each image's own, 0 for one. The
-    learning rate follows one cycle up to `lr`. `start` is a checkpoint to begin with, or for a union of ablations one
-    for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", the weights under that name alone
-    are trained, and all others, batch statistics too, stay as they start. `certificate` is the weight of the
-    certificate's loss, in which the clean prediction weighs `clean` (see `robustpatch.training.losses`); with `cast` it
-    counts votes as cast, 0 or 1; `local` is the weight of the ablations' cross-entropy, 0 for the margin end to end, as
-    in BagCert. `teacher` is a checkpoint of the same ablation: half of the ablations' cross-entropy is then against its
-    scores of the same ablation, which say more than a label does of what little it shows. `optimizer` is "sgd"
-    (Nesterov) or "adamw" (`momentum` is its first decay rate). `crop`, `flip` and `zoom` vary the training images: each
-    is moved by up to so many pixels, mirrored at random, and shown in part, at least so much of its area, at its full
-    size.
+    `ablation` is "columns:2" unless a defense is named. Without one (None, or "none") the network is trained on whole
+    images: an undefended classifier, or, with a `defense` ("name:option=value", see `robustpatch.defenses`), that
+    around it, which says what is minimised. Voting, encoding, patch (but of a defense, which is to withstand it),
+    ablations and certificate have no meaning then, and are refused unless left at their defaults.
 
-    Without an `ablation` (None) the network is trained on whole images, as usual: an undefended classifier. Voting,
-    encoding, patch, ablations and certificate have no meaning then, and are refused unless left at their defaults. With
-    a `defense` ("name:option=value", see `robustpatch.defenses`) that is put around it and says what is minimised; the
-    patch is the one that it is to withstand.
+    `network` is a name and options; None is the ablation's usual one. `ablations`: ablations of each image in a step; 0
+    means all for a one-pass base and one, the same for the whole batch as in the paper, for a base that enumerates; of
+    a sparse ablation, so many of each image's own, 0 for one. `start` is a checkpoint to begin with, or for a union of
+    ablations one for each part ("mnist-columns2+mnist-rows2"); with `only`, a name such as "head", all other weights,
+    batch statistics too, stay as they start. For the weights `certificate`, `clean` and `local`, `cast` and `teacher`
+    see `robustpatch.training.losses`. The momentum is AdamW's first decay rate.
     """
 
-    ablation: str | None = "columns:2"
-    defense: str | None = None
-    network: dict[str, Any] = field(default_factory=lambda: {"name": "strip"})
-    voting: str = _THRESHOLD
-    encoding: str = "complement"
-    patch: str = "5x5"
-    epochs: int = 8
-    batch_size: int = 256
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    ablations: int = 0
-    certificate: float = 0.0
-    clean: float = 1.0
-    cast: bool = False
-    local: float = 1.0
-    crop: int = 0
-    flip: bool = False
-    zoom: float = 1.0
-    teacher: str | None = None
-    start: str | None = None
-    only: str | None = None
-    bfloat16: bool = True
-    seed: int = 0
+    ablation: Annotated[
+        Ablation,
+        typer.Option(
+            help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
+            "2*grid-columns:1, 2*grid-blocks:4; several: columns:2+rows:2; pixels at random: sparse:5; none.",
+            show_default="columns:2, or none with a defense",
+        ),
+    ] = _USUAL
+    defense: Annotated[
+        str | None,
+        typer.Option(help="Another defense around the network, NAME or NAME:OPTION=VALUE,…; by itself no ablation."),
+    ] = None
+    network: Annotated[
+        Network,
+        typer.Option(
+            parser=str,
+            metavar="NAME",
+            help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
+            "residual-strip, band and conv-block, deeper ones; mlp (pixels at random), mnist-cnn and resnet18 (the "
+            "paper's) or small-cnn (a usual one); vit, resnet50, torchvision:NAME, timm:NAME. Default: the ablation's "
+            "own.",
+        ),
+    ] = None
+    voting: Annotated[str, typer.Option(help="threshold:0.3, top1, scores, tanh:0.05:1, relu:16 or sigmoid:0.5.")] = (
+        _THRESHOLD
+    )
+    encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = "complement"
+    patch: Annotated[
+        str,
+        typer.Option(help="What --certificate and a defense train against, and certified accuracy is measured for."),
+    ] = "5x5"
+    epochs: Count = 8
+    batch_size: Annotated[Count, typer.Option(help="Images of a step.")] = 256
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="sgd (Nesterov momentum) or adamw.")] = "sgd"
+    lr: Annotated[Weight, typer.Option(help="Peak of the one-cycle learning rate.")] = 0.1
+    momentum: Annotated[
+        float, Field(ge=0, lt=1), typer.Option(help="Middle of the momentum's cycle, which falls while the rate rises.")
+    ] = 0.9
+    weight_decay: Weight = 5e-4
+    ablations: Annotated[
+        Whole, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")
+    ] = 0
+    certificate: Annotated[
+        Weight, typer.Option(help="Weight of the certificate's own loss beside cross-entropy; 0: none.")
+    ] = 0.0
+    clean: Annotated[Weight, typer.Option(help="Weight of the clean prediction within the certificate's loss.")] = 1.0
+    cast: Annotated[
+        bool, typer.Option(help="Count votes in the certificate's loss as cast, 0 or 1, not as soft ones.")
+    ] = False
+    local: Annotated[
+        Weight, typer.Option(help="Weight of the ablations' cross-entropy beside the certificate's loss.")
+    ] = 1.0
+    crop: Annotated[
+        Whole, typer.Option(help="Move each training image by up to so many pixels in either direction.")
+    ] = 0
+    flip: Annotated[bool, typer.Option(help="Mirror training images left to right at random.")] = False
+    zoom: Annotated[
+        float,
+        Field(gt=0, le=1),
+        typer.Option(help="Show a part of each training image at full size, at least so much of its area."),
+    ] = 1.0
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from the scores of this checkpoint, too, of the same ablation.")
+    ] = None
+    start: Annotated[str | None, typer.Option(help="Begin with the weights of this checkpoint.")] = None
+    only: Annotated[
+        str | None, typer.Option(help="Train the weights under this name alone, such as head; all others stay.")
+    ] = None
+    bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = True
+    seed: Annotated[int, Field(gt=-(2**32), lt=2**32)] = (
+        0  # each epoch and image makes one of its own of it, in 64 bits
+    )
 
     def __post_init__(self) -> None:
-        for own in fields(self):
-            check_type(own.name, getattr(self, own.name), own.default)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "ablations", "certificate", "clean", "local", "crop"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not self.momentum < 1:
-            raise InvalidInput(f"momentum is {self.momentum}; it must be below 1")
-        if abs(self.seed) >= 2**32:  # each epoch and image makes one of its own of it, in 64 bits
-            raise InvalidInput(f"seed is {self.seed}; give one between -2^32 and 2^32")
-        if not 0 < self.zoom <= 1:
-            raise InvalidInput(f"zoom is {self.zoom}, a share of an image's area; it must be above 0 and at most 1")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise InvalidInput(f"optimizer is {self.optimizer!r}; use sgd or adamw")
+        if self.ablation == _USUAL:
+            object.__setattr__(self, "ablation", "columns:2" if self.defense is None else None)
+        source = None if self.ablation is None else parse_source(self.ablation)
+        if self.network is None:
+            name = "small-cnn" if source is None else usual_name(source)
+            object.__setattr__(self, "network", {"name": name})
+        elif not isinstance(self.network.get("name"), str):
+            raise InvalidInput(f"network is {self.network!r}; its name is needed")
         if self.defense is not None:
             parse_defense(self.defense)
-        for own in fields(self) if self.ablation is None else ():
+        for own in fields(self):
             if own.name in self._meaningless and getattr(self, own.name) != own.default:
                 raise InvalidInput(
                     f"{own.name} is {getattr(self, own.name)}, but without an ablation there is nothing it acts on; "
@@ -126,20 +167,3 @@ class TrainingConfig:
         if self.ablation is not None:
             return {**asdict(self), "guard": None} | ({"voting": "top1"} if self._sparse else {})
         return {name: value for name, value in asdict(self).items() if name not in self._meaningless}
-
-
-def check_type(name: str, value: Any, default: Any) -> None:
-    """Refuse a value of another type than the default's (a name where that is None), and numbers that are none."""
-    if isinstance(default, bool):
-        kinds, needed = (bool,), "true or false"
-    elif isinstance(default, int):
-        kinds, needed = (int,), "a whole number"
-    elif isinstance(default, float):
-        kinds, needed = (int, float), "a finite number"
-    elif name == "network":
-        kinds, needed = (dict,), "a name and options"
-    else:
-        kinds, needed = (str,) if isinstance(default, str) and name != "ablation" else (str, type(None)), "a text"
-    right = isinstance(value, kinds) and isinstance(value, bool) == (bool in kinds)
-    if not right or (isinstance(value, float) and not isfinite(value)):
-        raise InvalidInput(f"{name} is {value!r}; give {needed}")

@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.union import Union
 from robustpatch.checkpoints import model_from, network_of
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.cli.text import one_line
 from robustpatch.data.image_set import ImageSet, read_ahead
-from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
 from robustpatch.training import distributed, state
 from robustpatch.training.augmentation import augmented
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.losses import touched_sets
-from robustpatch.training.objective import Loss, trained_part
+from robustpatch.training.initial_weights import begin_with, freeze, teacher_of
+from robustpatch.training.losses import Loss, touched_sets, trained_part
+from robustpatch.training.numeric_checks import check_loss, check_weights, off_float32
 from robustpatch.training.optimizer import optimizer_of, schedule_of
-from robustpatch.training.soundness import check_loss, check_weights, off_float32
-from robustpatch.training.start import begin_with, freeze, teacher_of
 from robustpatch.training.validation import Accuracy, accuracy
 
 
@@ -100,24 +99,20 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = model_from(full, pretrained=True).to(device)
-    threat, sets, ablation = None, None, None
-    trained = trained_part(model)
-    if isinstance(trained, SmoothedClassifier):
-        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), trained.ablation
-        sets = touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
-    elif isinstance(model, RandomizedClassifier):
-        threat, ablation = parse_threat(config.patch, images.image_shape[1:]), model.ablation
-    elif isinstance(model, Defended):
+    threat, sets, ablation = None, None, None if config.ablation is None else parse_source(config.ablation)
+    if ablation is not None or config.defense is not None:
         threat = parse_threat(config.patch, images.image_shape[1:])
+        if isinstance(ablation, Ablation) and config.certificate:
+            sets = touched_sets(ablation, threat, *images.image_shape[1:]).to(device)
     if config.start is not None:
         begin_with(config.start, model, full)
-    _check_images(config, images, shares)
+    _check_images(config, images, validation, shares)
     frozen = [] if config.only is None else freeze(network_of(model), config)
     steps = len(images) // config.batch_size
     optimizer = optimizer_of(model, config)
     schedule = schedule_of(optimizer, config, steps * config.epochs)
     history = state.restore(store, full, model, optimizer, schedule)
-    teacher = None if config.teacher is None else teacher_of(config.teacher, trained, full, device)
+    teacher = None if config.teacher is None else teacher_of(config.teacher, trained_part(model), full, device)
     if not share:
         store.check_writable(room=state.size(model))
         if history:
@@ -166,7 +161,14 @@ def _train(
     return model.eval().requires_grad_()
 
 
-def _check_images(config: TrainingConfig, images: ImageSet, processes: int) -> None:
+def _check_images(config: TrainingConfig, images: ImageSet, validation: ImageSet, processes: int) -> None:
+    for what in ("image_shape", "class_names"):
+        if getattr(images, what) != getattr(validation, what):
+            raise InvalidInput(
+                f"validation images have {what} {one_line(getattr(validation, what), 200)}, training images "
+                f"{one_line(getattr(images, what), 200)}; bring a folder's to one size with --image-size, and make a "
+                "folder of each class in both"
+            )
     if config.crop >= min(images.image_shape[1:]):
         raise InvalidInput(f"crop is {config.crop}, but the images have {images.image_shape[1:]} pixels; move by fewer")
     if config.batch_size > len(images):

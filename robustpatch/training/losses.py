@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.randomized import touched_chance
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
+from robustpatch.defenses import Defended
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import Voting
 
@@ -34,6 +37,7 @@ class Weights(Protocol):
     def bfloat16(self) -> bool: ...
 
 
+@singledispatch
 def objective(
     model: nn.Module,
     x: Tensor,
@@ -43,37 +47,52 @@ def objective(
     sets: Tensor | None,
     generator: torch.Generator,
     teacher: SmoothedClassifier | None = None,
+    done: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """`local` times the cross-entropy of the true class in every ablation drawn for this step (of each class by itself,
-    under a rule that judges each for itself), and `certificate` times the certificate's loss, with a patch and, `clean`
-    times, without: so that certified accuracy is not bought with clean accuracy. It counts the voting's sharp votes, or
-    with `cast` those cast. `sets` are `touched_sets` of the threat. Of an undefended classifier, cross-entropy.
+    """The loss of a step, by the kind of classifier: `done` is the share of all steps taken.
+
+    Of an undefended one, cross-entropy; of a defended one, its own. Of one that votes, `local` times the cross-entropy
+    of the true class in every ablation drawn for this step (of each class by itself, under a rule that judges each for
+    itself), and `certificate` times the certificate's loss, with a patch and, `clean` times, without: so that certified
+    accuracy is not bought with clean accuracy. It counts the voting's sharp votes, or with `cast` those cast. `sets`
+    are `touched_sets` of the threat.
 
     With a `teacher`, half of the ablations' cross-entropy is against its scores of the same ablation, as in Hinton et
     al. (2015) at temperature 1: most bands leave several classes possible, and its scores say which.
     """
-    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
-    if isinstance(model, RandomizedClassifier):
-        with autocast:
-            logits = model.sampled_logits(x, weights.ablations or 1, generator).float()
-        loss = weights.local * cross_entropy(logits, y)
-        if weights.certificate and threat is not None:
-            chance = touched_chance(model.ablation, threat, x.shape[2], x.shape[3])
-            loss = loss + weights.certificate * majority_loss(logits, y, chance, weights.clean)
-        return loss
-    if not isinstance(model, SmoothedClassifier):
-        with autocast:
-            logits = model(x)
-        return torch.nn.functional.cross_entropy(logits.float(), y)
+    with _autocast(x, weights):
+        logits = model(x)
+    return nn.functional.cross_entropy(logits.float(), y)
+
+
+@objective.register(Defended)
+def _(model: Defended, x, y, weights, threat, sets, generator, teacher=None, done=0.0) -> Tensor:
+    with _autocast(x, weights):
+        return model.training_loss(x, y, threat, generator, done).float()
+
+
+@objective.register(RandomizedClassifier)
+def _(model: RandomizedClassifier, x, y, weights, threat, sets, generator, teacher=None, done=0.0) -> Tensor:
+    with _autocast(x, weights):
+        logits = model.sampled_logits(x, weights.ablations or 1, generator).float()
+    loss = weights.local * cross_entropy(logits, y)
+    if weights.certificate and threat is not None:
+        chance = touched_chance(model.ablation, threat, x.shape[2], x.shape[3])
+        loss = loss + weights.certificate * majority_loss(logits, y, chance, weights.clean)
+    return loss
+
+
+@objective.register(SmoothedClassifier)
+def _(model: SmoothedClassifier, x, y, weights, threat, sets, generator, teacher=None, done=0.0) -> Tensor:
     n = model.ablation.count(*x.shape[2:])
     drawn = weights.ablations or (n if model.one_pass or weights.certificate else 1)
     index = None if drawn >= n else _drawn(model, weights, len(x), n, drawn, generator).to(x.device)
-    with autocast:
+    with _autocast(x, weights):
         logits = model.logits(x, index)
     local = binary_cross_entropy if model.voting.link == "sigmoid" else cross_entropy
     loss = weights.local * local(logits, y)
     if teacher is not None:
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), _autocast(x, weights):
             told = teacher.voting.scores(teacher.logits(x, index)).flatten(0, 1)
         loss = (loss + weights.local * nn.functional.cross_entropy(logits.flatten(0, 1), told)) / 2
     if weights.certificate and sets is not None:
@@ -84,6 +103,43 @@ def objective(
         clean = certificate_loss(soft, y, untouched, scale)
         loss = loss + weights.certificate * (weights.clean * clean + certificate_loss(soft, y, sets, scale))
     return loss
+
+
+@singledispatch
+def trained_part(model: nn.Module) -> nn.Module:
+    """The part whose objective is minimised: the smoothed classifier in a defense without an own loss, or the model."""
+    return model
+
+
+@trained_part.register(Defended)
+def _(model: Defended) -> nn.Module:
+    own = type(model).training_loss is not Defended.training_loss
+    votes = voting_classifier(as_classifier(model.network)) is model.network
+    return model.network if votes and not own else model
+
+
+class Loss(nn.Module):
+    """`objective` of the model as a module, which is what several processes can share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        threat: Threat | None,
+        sets: Tensor | None,
+        teacher: SmoothedClassifier | None,
+    ) -> None:
+        super().__init__()
+        self.model, self._weights, self._threat, self._sets = model, weights, threat, sets
+        self._teacher = [teacher]  # in a list, so that its weights are none of this module's
+
+    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator, done: float) -> Tensor:
+        trained = trained_part(self.model)
+        return objective(trained, x, y, self._weights, self._threat, self._sets, generator, *self._teacher, done)
+
+
+def _autocast(x: Tensor, weights: Weights) -> torch.autocast:
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=weights.bfloat16)
 
 
 def _drawn(

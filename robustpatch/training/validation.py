@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustpatch.certificates.certificate import Certificate
 from robustpatch.certificates.randomized import touched_chance
+from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.randomized import RandomizedClassifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.image_set import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.threats.base import Threat
@@ -35,6 +38,7 @@ class Accuracy:
     certifiable: float | None = None
 
 
+@singledispatch
 @torch.no_grad()
 def accuracy(
     model: nn.Module, images: ImageSet, threat: Threat | None, device: str = "cpu", *, count: int | None = None
@@ -43,66 +47,79 @@ def accuracy(
     there is none for an undefended classifier, clean accuracy alone. With a `count`, on so many of them, spread evenly;
     defenses and randomized classifiers choose their own.
     """
-    if isinstance(model, RandomizedClassifier):
-        return _sampled_accuracy(model, images, threat, device)
-    if isinstance(model, Defended):
-        return _defended_accuracy(model, images, threat, device)
-    total = len(images)
-    chosen = torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
-    training = model.training
-    model.eval()
-    hits = torch.zeros(1 if threat is None else 3, dtype=torch.long)
-    try:
-        for index in chosen.split(500):
-            x, y = (tensor.to(device) for tensor in images.batch(index))
-            if threat is None:
-                found = [first_argmax(model(x)) == y]
-            else:
-                exact: Certificate = model.certify(x, threat)  # type: ignore[operator]
-                right = exact.prediction == y
-                found = [right, right & exact.by("margin").certified, right & exact.certified]
-            hits += torch.stack([which.sum() for which in found]).cpu()
-    finally:
-        model.train(training)
-    return Accuracy(*(hits / len(chosen)).tolist())
+    return Accuracy(
+        *_shares(model, images, _spread(images, count), 500, device, lambda x, y: [first_argmax(model(x)) == y])
+    )
 
 
+@accuracy.register(SmoothedClassifier)
 @torch.no_grad()
-def _defended_accuracy(model: Defended, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
+def _(model: SmoothedClassifier, images, threat, device="cpu", *, count=None) -> Accuracy:
+    def found(x: Tensor, y: Tensor) -> list[Tensor]:
+        if threat is None:
+            return [first_argmax(model(x)) == y]
+        exact = model.certify(x, threat)
+        right = exact.prediction == y
+        return [right, right & exact.by("margin").certified, right & exact.certified]
+
+    return Accuracy(*_shares(model, images, _spread(images, count), 500, device, found))
+
+
+@accuracy.register(Defended)
+@torch.no_grad()
+def _(model: Defended, images, threat, device="cpu", *, count=None) -> Accuracy:
     """`clean` is of the first `predicted_in_training` images, `certified_exact` of the first `certified_in_training`,
     None where nothing is certified.
     """
-    training = model.training
-    model.eval()
-    clean = certified = 0
-    predicted = min(model.predicted_in_training or len(images), len(images))
-    some = min(model.certified_in_training, len(images)) if hasattr(model, "certify") and threat is not None else 0
-    try:
-        for index in torch.arange(predicted).split(500):
-            x, y = (tensor.to(device) for tensor in images.batch(index))
-            clean += int((model.predict(x) == y).sum())
-        for first in range(0, some, 100):
-            x, y = (tensor.to(device) for tensor in images.batch(range(first, min(first + 100, some))))
-            proved: Certificate = model.certify(x, threat)  # type: ignore[operator]
-            certified += int((proved.certified & (proved.prediction == y)).sum())
-    finally:
-        model.train(training)
-    return Accuracy(clean / predicted, certified_exact=certified / some if some else None)
+    first = torch.arange(min(model.predicted_in_training or len(images), len(images)))
+    (clean,) = _shares(model, images, first, 500, device, lambda x, y: [model.predict(x) == y])
+    if threat is None or not isinstance(model, CertifiedClassifier):
+        return Accuracy(clean)
+    proving: CertifiedClassifier = model
+
+    def proved(x: Tensor, y: Tensor) -> list[Tensor]:
+        certificate = proving.certify(x, threat)
+        return [certificate.certified & (certificate.prediction == y)]
+
+    first = torch.arange(min(model.certified_in_training, len(images)))
+    return Accuracy(clean, certified_exact=_shares(model, images, first, 100, device, proved)[0])
 
 
+@accuracy.register(RandomizedClassifier)
 @torch.no_grad()
-def _sampled_accuracy(model: RandomizedClassifier, images: ImageSet, threat: Threat | None, device: str) -> Accuracy:
-    training = model.training
+def _(model: RandomizedClassifier, images, threat, device="cpu", *, count=None) -> Accuracy:
+    chance = 1.0 if threat is None else touched_chance(model.ablation, threat, *images.image_shape[1:])
+    few = torch.arange(min(_SAMPLE, len(images)))
+
+    def found(x: Tensor, y: Tensor) -> list[Tensor]:
+        shares = model(x)
+        own = shares.gather(1, y[:, None])[:, 0]
+        return [first_argmax(shares) == y, own, own > 0.5 + chance]
+
+    clean, base, certifiable = _shares(model, images, few, _SAMPLE, device, found)
+    return Accuracy(clean, base=base, certifiable=None if threat is None else certifiable)
+
+
+def _spread(images: ImageSet, count: int | None) -> Tensor:
+    total = len(images)
+    return torch.arange(total) if count is None or count >= total else torch.arange(count) * total // count
+
+
+def _shares(
+    model: nn.Module,
+    images: ImageSet,
+    chosen: Tensor,
+    batch: int,
+    device: str,
+    found: Callable[[Tensor, Tensor], list[Tensor]],
+) -> list[float]:
+    """The means of what is found of each of the chosen images [B], in evaluation mode; the mode is restored."""
+    training, sums = model.training, 0.0
     model.eval()
     try:
-        x, y = (tensor.to(device) for tensor in images.batch(range(min(_SAMPLE, len(images)))))
-        shares = model(x)
+        for index in chosen.split(batch):
+            x, y = (tensor.to(device) for tensor in images.batch(index))
+            sums = sums + torch.stack([one.double().sum() for one in found(x, y)]).cpu()
     finally:
         model.train(training)
-    own = shares.gather(1, y[:, None])[:, 0]
-    chance = None if threat is None else touched_chance(model.ablation, threat, *images.image_shape[1:])
-    return Accuracy(
-        clean=float((first_argmax(shares) == y).float().mean()),
-        base=float(own.mean()),
-        certifiable=None if chance is None else float((own > 0.5 + chance).float().mean()),
-    )
+    return (sums / len(chosen)).tolist()  # type: ignore[union-attr]

@@ -133,7 +133,7 @@ def commands(place: Path) -> dict[str, Command]:
 
 
 def read_before(place: Path) -> dict[str, Callable[[], None]]:
-    """What some of the commands read, made by others."""
+    """Makers of the files that some of the commands read, by other commands."""
     made = commands(place)
 
     def run(name: str, folder: str) -> None:

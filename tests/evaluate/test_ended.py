@@ -116,7 +116,7 @@ def test_a_training_ends_with_the_statuses_of_all_commands(tmp_path, monkeypatch
     def broken(*_, **__):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("robustpatch.train.named_images", broken)
+    monkeypatch.setattr("robustpatch.data.images.load_images", broken)
     assert CliRunner().invoke(train, ["--output", str(tmp_path / "a")]).exit_code == 3
     found = CliRunner().invoke(train, ["--output", str(tmp_path / "a"), "--device", "none"])
     assert found.exit_code == 2

@@ -299,7 +299,7 @@ KINDS = (
 
 
 def _each(command: str, kinds: tuple[str, ...]) -> list[list[str]]:
-    """What the command needs, with each of its options once as each kind, beside what says otherwise."""
+    """The words that the command needs, with each of its options once as each kind, beside what says otherwise."""
     output = [] if command == "report" else ["--output", "out.png" if command in ("learning", "curve") else "out"]
     return [
         [*ASKED[command], *output, *(words if option.is_flag else [*words, kind])]
@@ -330,7 +330,7 @@ def test_each_option_as_each_kind(place, command, monkeypatch):
 @pytest.mark.parametrize("arguments", [[], ["verify"], ["prove", "x"], *(["verify", text] for text in TEXTS)])
 @pytest.mark.usefixtures("place")
 def test_calls_of_the_verifier(arguments, capsys):
-    """Which needs no more than numpy, and has no options."""
+    """The verifier needs no more than numpy, and has no options."""
     assert main(arguments) == 2
     told = capsys.readouterr()
     assert told.out == ""

@@ -26,7 +26,7 @@ class Place:
         self._alone: dict[str, tuple[Ended, dict[str, bytes | None]]] = {}
 
     def alone(self, name: str) -> tuple[Ended, dict[str, bytes | None]]:
-        """How the command ends undisturbed, and all that it leaves."""
+        """The status of the undisturbed command, and all that it leaves."""
         if name not in self._alone:
             self._before.get(name, lambda: None)()
             self.empty()
@@ -47,7 +47,7 @@ class Place:
         return wrong if found.status == command.status else [f"status {found.status}: {found.said}", *wrong]
 
     def killed(self, name: str, step: int) -> list[str]:
-        """What is other than undisturbed when the command was killed at this step and repeated."""
+        """The differences from the undisturbed run when the command was killed at this step and repeated."""
         died = call(self.commands[name], self.work, fatal=step)
         assert died.status == -signal.SIGKILL, died.said
         return self.finish(name)

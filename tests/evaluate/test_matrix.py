@@ -37,7 +37,7 @@ def case(bug):
 
 
 def attacked(name, model, x, threat, attack=None, budget=BUDGET):
-    """Which of the certified images the attack breaks; None where it cannot search them."""
+    """The certified images that the attack breaks; None where it cannot search them."""
     assert model.certify(x, threat).certified.all()
     attack, y = (ATTACKS[name] if attack is None else attack).unpruned(budget), model.predict(x)
     assert not attack.touched_only

@@ -92,7 +92,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def attempts_of(files: dict[str, tuple[bytes, Loader]], folder: Path, number: int) -> tuple[list[str], dict[str, int]]:
-    """What the loaders attempted on so many mutated files, and how many of each kind were loaded all the same."""
+    """The loaders' attempts on so many mutated files, and how many of each kind were loaded all the same."""
     rng, found, loaded = random.Random(5), list[str](), dict.fromkeys(files, 0)
     for i in range(number):
         name = sorted(files)[i % len(files)]

@@ -25,15 +25,15 @@ WRONG = {
     "device": (["--device", "abacus"], "device is 'abacus', which is not to be had here"),
     "dtype": (["--dtype", "float12"], "dtype is 'float12'; use one of float32, bfloat16"),
     "theta": (["--theta", "1.5"], "theta is 1.5; the threshold must lie strictly between 0 and 1"),
-    "theta nan": (["--theta", "nan"], "theta is nan; the threshold must lie"),
+    "theta nan": (["--theta", "nan"], "theta is nan; give a finite number"),
     "voting": (["--voting", "tanh:0"], "scale is 0.0 and shift 1.0; tanh(scale·x - shift) needs a positive scale"),
     "voting text": (["--voting", "loudest"], "voting is 'loudest'; use"),
     "voting and theta": (["--voting", "top1", "--theta", "0.3"], "voting is top1, a rule with its own numbers; drop"),
     "guard": (["--guard", "-1"], "guard is -1.0; it must lie in [0, 1)"),
-    "no images": (["--num-images", "-1"], "num_images is -1; it must be at least 1"),
+    "no images": (["--num-images", "-1"], "num_images is -1; it must be at least 0"),
     "too many images": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
-    "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; give"),
+    "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; it must be at least 0"),
     "budget": (["--budget", "0"], "budget is 0; it must be at least 1"),
     "steps": (["--steps", "0"], "steps is 0; it must be at least 1"),
     "count": (["--patch", "2*5x5", "--attacks", "exhaustive"], "patch is 2*5x5; the exhaustive search"),
@@ -84,7 +84,8 @@ def test_a_damaged_counterexample(text, tmp_path):
 
 def test_several_patches_are_attacked_by_default_and_refused_where_asked_too_much(checkpoint, tmp_path):
     """The default attacks follow the threat; naming the exhaustive search is refused before anything is scored."""
-    shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 2)
+    shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 1, "--budget", 60)
+    shared += ("--certified-budget", 60)
     assert call(*shared, "--output", tmp_path / "default").exit_code == 0
     refused(call(*shared, "--attacks", "pgd,exhaustive", "--output", tmp_path / "asked"), "use pgd for several")
     assert not (tmp_path / "asked").exists()

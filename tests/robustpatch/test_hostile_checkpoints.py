@@ -16,7 +16,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.encoding import ComplementChannels
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import build
-from robustpatch.networks.allowance import at_most
+from robustpatch.networks.size_limit import at_most
 from tests import toys
 from tests.forbidding import forbidden
 

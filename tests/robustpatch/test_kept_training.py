@@ -1,4 +1,4 @@
-"""What a training keeps: killed between any two writes it ends as one left alone, and no damage stays unseen."""
+"""The files of a training: killed between any two writes it ends as one left alone, and no damage stays unseen."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_two_trainings_in_one_output(images, tmp_path):
 
 
 def test_leftovers_of_a_killed_run_are_removed(images, tmp_path):
-    """What was half written has a name of its own kind; a user's files stay."""
+    """A file that was half written has a name of its own kind; a user's files stay."""
     for name in (".0123abcd.part", "my.part", ".0123abcd.part.txt"):
         (tmp_path / name).write_bytes(b"half")
     train(CONFIG, images, images, tmp_path)

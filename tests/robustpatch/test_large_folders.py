@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from robustpatch.data.folders import look_into
+from robustpatch.data.folder_contents import look_into
 from robustpatch.data.images import load_images
 from robustpatch.data.pictures import Unreadable, look
 from robustpatch.errors import InvalidInput
@@ -53,9 +53,9 @@ def test_a_png_of_which_a_byte_is_wrong(tmp_path):
 def test_what_is_not_decoded_is_said(folder, monkeypatch):
     """Every file is looked at; some, of every class, are decoded; how many are not is a note for the command."""
     assert load_images("folder", folder).notes == ()
-    monkeypatch.setattr("robustpatch.data.folders._DECODED", 4 * 16 * 16)
+    monkeypatch.setattr("robustpatch.data.folder_contents._DECODED", 4 * 16 * 16)
     decoded = []
-    monkeypatch.setattr("robustpatch.data.folders.picture", lambda path, _: decoded.append(path.parent.name))
+    monkeypatch.setattr("robustpatch.data.folder_contents.picture", lambda path, _: decoded.append(path.parent.name))
     (note,) = load_images("folder", folder).notes
     assert note.startswith("12 of 16 pictures were not decoded beforehand, only their headers and ends were read; ")
     assert decoded == ["cat", "cat", "dog", "dog"]

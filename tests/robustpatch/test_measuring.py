@@ -1,4 +1,4 @@
-"""What a training measures on validation images, how often, and that it decides nothing."""
+"""Measurements of a training on validation images, their frequency, and their lack of influence."""
 
 from __future__ import annotations
 

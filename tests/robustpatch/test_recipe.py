@@ -63,7 +63,7 @@ def test_a_recipe_names_a_defense_of_whole_images(tmp_path):
 
 
 def test_stages_over_runs_over_defaults(tmp_path):
-    """What a stage says wins, then its run, then the defaults; the one-pass network is the default network."""
+    """A stage's settings win, then its run's, then the defaults; the one-pass network is the default network."""
     two, blocks = load_recipe(written(tmp_path))
     assert [stage.epochs for stage in two.stages] == [2, 1]
     assert [stage.certificate for stage in two.stages] == [0.0, 1.0]
@@ -77,23 +77,23 @@ def test_stages_over_runs_over_defaults(tmp_path):
     ("text", "message"),
     [
         ("a = [", "cannot be read as TOML"),
-        ("", r"\[\[run\]\] and \[defaults\]"),
-        ('[runs]\nname = "a"', r"with tables runs; \[\[run\]\]"),
-        ("[[run]]\nepochs = 1", "name is None"),
+        ("", r"without a run; write \[\[run\]\] for each network"),
+        ('[runs]\nname = "a"', "runs is no option here; known are defaults, run"),
+        ("[[run]]\nepochs = 1", "name is missing"),
         ('[[run]]\nname = "../a"', "name is '../a'"),
         ('[[run]]\nname = "a"\n[[run]]\nname = "a"', "share a name"),
-        ('[[run]]\nname = "a"\nepoch = 1', "epoch is no setting here"),
-        ('[[run]]\nname = "a"\nstart = 3', "start is 3; name a checkpoint"),
-        ('[[run]]\nname = "a"\nstages = [{start = "b"}]', "start is no setting here"),
-        ('[[run]]\nname = "a"\nepochs = "1"', "epochs is '1'; a value like 8"),
-        ('[[run]]\nname = "a"\nepochs = true', "epochs is True; a value like 8"),
-        ('[[run]]\nname = "a"\nstages = []', "stages is empty"),
+        ('[[run]]\nname = "a"\nepoch = 1', "epoch is no option here; known are ablation"),
+        ('[[run]]\nname = "a"\nstart = 3', "start is 3; give a text"),
+        ('[[run]]\nname = "a"\nstages = [{start = "b"}]', r"stages\[0\]: start is no option of a stage"),
+        ('[[run]]\nname = "a"\nepochs = "1"', r"\[\[run\]\] a: epochs is '1'; give a whole number"),
+        ('[[run]]\nname = "a"\nepochs = true', "epochs is True; give a whole number"),
+        ('[[run]]\nname = "a"\nstages = []', r"stages is \[\]; the fewest are 1"),
         ('[[run]]\nname = "a"\nepochs = 0', "epochs is 0"),
         ('[[run]]\nname = "a"\nablation = "bands:2"', "ablation is 'bands:2'"),
         ('[[run]]\nname = "a"\nvote = "most"', "voting is 'most'"),
-        ('[[run]]\nname = "a"\nbits = 0', "bits is 0; give 1 to 10"),
-        ('[[run]]\nname = "a"\nbits = true', "bits is True; give 1 to 10"),
-        ('[[run]]\nname = "a"\noptimizer = "lamb"', "optimizer is 'lamb'; use sgd or adamw"),
+        ('[[run]]\nname = "a"\nbits = 0', "bits is 0; it must be at least 1"),
+        ('[[run]]\nname = "a"\nbits = true', "bits is True; give a whole number"),
+        ('[[run]]\nname = "a"\noptimizer = "lamb"', "optimizer is 'lamb'; use 'sgd' or 'adamw'"),
     ],
 )
 def test_refused_recipes(tmp_path, text, message):

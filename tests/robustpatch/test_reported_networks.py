@@ -20,7 +20,7 @@ from tests import toys
 
 
 class Viewed(nn.Module):
-    """How most networks that are written by hand flatten."""
+    """Flattens as most networks that are written by hand do."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()

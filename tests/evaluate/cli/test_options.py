@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from evaluate import attack_vs_cert
-from evaluate.cli.options import Options, read_configuration, write_configuration
+from evaluate.cli.options import Options, read_configuration
 from robustpatch.errors import InvalidInput
+from robustpatch.storage.toml import as_toml
 from tests.evaluate.calls import call, refused
 
 QUICK = ("--attacks", "pgd:1", "--steps", 1, "--budget", 150, "--certified-budget", 300)
@@ -31,11 +32,11 @@ def test_help_has_groups_and_every_option():
 
 @given(st.dictionaries(st.sampled_from(["patch", "output", "seed", "theta", "randomized"]), st.none()), st.data())
 def test_a_configuration_survives_its_file(tmp_path_factory, names, data):
-    """What is written is read again, whatever the text."""
+    """The values written are read again, whatever the text."""
     kinds = {"patch": TEXT, "output": TEXT, "seed": st.integers(0, 2**40), "randomized": st.booleans()}
     values = {name: data.draw(kinds.get(name, st.floats(0, 1, width=32))) for name in names}
     path = tmp_path_factory.mktemp("c") / "run.toml"
-    path.write_text(write_configuration(values), encoding="utf-8")
+    path.write_text(as_toml(values), encoding="utf-8")
     assert read_configuration(path, set(names)) == values
 
 
@@ -61,11 +62,11 @@ def test_a_configuration_file_is_overridden_by_the_command_line(checkpoint, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patches = '5x5'", "has patches; known are ablation, alpha, attacks"),
-        ("config = 'other.toml'", "has config; known are"),
-        ("patch = ", "which is no TOML file"),
-        ("[patch]\nheight = 5", "has a table [patch]; write the options one a line"),
-        (None, "which is no TOML file"),
+        ("patches = '5x5'", "patches is no option here; known are checkpoint, model"),
+        ("config = 'other.toml'", "config is no option here; known are checkpoint"),
+        ("patch = ", "which cannot be read as TOML"),
+        ("[patch]\nheight = 5", "patch is {'height': 5}; give a text"),
+        (None, "which cannot be read as TOML"),
     ],
 )
 def test_configurations_that_are_none(text, message, tmp_path):
@@ -78,10 +79,9 @@ def test_configurations_that_are_none(text, message, tmp_path):
 
 def test_a_wrong_value_in_a_configuration(tmp_path):
     """Is refused as on the command line."""
-    (tmp_path / "mine.toml").write_text("batch_size = 'many'")
-    result = call("--config", tmp_path / "mine.toml")
-    assert result.exit_code == 2
-    assert "--batch-size" in result.stderr
+    for text, message in (("'many'", "batch_size is 'many'; give a whole number"), ("true", "batch_size is True")):
+        (tmp_path / "mine.toml").write_text(f"batch_size = {text}")
+        refused(call("--config", tmp_path / "mine.toml"), f"config {tmp_path / 'mine.toml'}: {message}")
 
 
 def test_a_dry_run_estimates_and_writes_nothing(checkpoint, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def offered(words: str) -> list[str]:
-    """What bash is offered for the last of the words."""
+    """The completions that bash is offered for the last of the words."""
     environment = {"_ROBUSTPATCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     return CliRunner().invoke(app, [], prog_name="robustpatch", env=environment).stdout.split()
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from attacks import parse_attacks
 from robustpatch.ablations.parse import parse_source
-from robustpatch.cli.command_line import check_value, show_what_can_be_shown
+from robustpatch.cli.command_line import show_what_can_be_shown
 from robustpatch.cli.text import LONGEST_SLUG, markdown, one_line, slug
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
+from robustpatch.options import check_value
 from robustpatch.recipe import load_recipe
 from robustpatch.storage.bounded_json import read_json, read_object
 from robustpatch.storage.toml import read_toml
@@ -47,7 +48,7 @@ def test_slugs_are_names_anywhere(text):
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "a b", "", "x" * 300, "-x", "a\\nb", "a\\u0000"])
 def test_names_of_runs_are_slugs(name, tmp_path):
-    """What becomes a checkpoint's file is refused where it would lie elsewhere or be hidden."""
+    """A name that becomes a checkpoint's file is refused where it would lie elsewhere or be hidden."""
     (tmp_path / "r.toml").write_text(f'[[run]]\nname = "{name}"\n')
     with pytest.raises(InvalidInput, match=r"name is .*; each run needs one of letters, digits"):
         load_recipe(tmp_path / "r.toml")
@@ -81,8 +82,8 @@ def test_recipes_of_other_types(text, tmp_path):
 
 def test_toml_of_no_file(tmp_path):
     for path in (tmp_path, Path("/dev/zero"), tmp_path / "none"):
-        with pytest.raises((OSError, ValueError)):
-            read_toml(path)
+        with pytest.raises(InvalidInput, match=f"^recipe is {path}"):
+            read_toml(path, "recipe")
 
 
 def test_markdown_shows_names_as_they_are():

@@ -88,6 +88,25 @@ def test_a_folder(tmp_path):
     assert shades[1]
 
 
+def test_a_folder_of_validation_images(tmp_path):
+    """Where there is one, no training image is held out, and its classes take turns; those of train are needed."""
+    folder(tmp_path, "train", 5)
+    folder(tmp_path, "validation", 2)
+    train, validation = (load_images("folder", tmp_path, split) for split in ("train", "validation"))
+    assert (len(train), len(validation)) == (10, 4)
+    x, y = validation.batch(range(4))
+    assert (y.tolist(), (x[:, 0, 0, 0] * 255).round().tolist()) == ([0, 1, 0, 1], [0, 100, 20, 120])
+    (tmp_path / "validation" / "dog").rename(tmp_path / "validation" / "cow")
+    with pytest.raises(InvalidInput, match=f"data-root is {tmp_path}, where cow, dog is a class of either") as refused:
+        load_images("folder", tmp_path, "validation")
+    assert "\n" not in str(refused.value)
+    named = load_images("folder", tmp_path, "validation", class_names=("cow", "cat", "dog"))
+    assert named.labels.tolist() == [1, 0, 1, 0]
+    (tmp_path / "train").rename(tmp_path / "other")
+    with pytest.raises(InvalidInput, match="with a validation but no train"):
+        load_images("folder", tmp_path, "validation")
+
+
 def test_classes_of_unequal_size_take_turns_while_they_last(tmp_path):
     """Every image once, and the first of them from as many classes as there are."""
     folder(tmp_path, "test", 2)

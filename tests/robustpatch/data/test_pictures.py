@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from robustpatch.data.images import load_images
-from robustpatch.data.options import named_classes, parse_image_size
+from robustpatch.data.parse import named_classes, parse_image_size
 from robustpatch.data.pictures import MOST_PIXELS, Unreadable, content, look, picture
 from robustpatch.errors import InvalidInput
 from tests.forbidding import forbidden
@@ -210,7 +210,7 @@ def test_every_file_is_looked_at_before_any_work(tmp_path):
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path):
-    """What notebooks, file managers and archives leave; files of other endings; folders inside folders are read."""
+    """Files that notebooks and archives leave are passed over, and those of other endings; inner folders are read."""
     for place in ("a", "a/deep/er", ".ipynb_checkpoints", "a/.thumbnails"):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / place / "0.png")

@@ -77,7 +77,7 @@ def test_the_text_of_a_defense_is_read_again(text):
     ("text", "said"),
     [
         ("dimmer", "known are"),
-        ("brighter:dark=1", "options are by=0.1"),
+        ("brighter:dark=1", "dark is no option here; known are by"),
         ("brighter:by", "'by'"),
         ("brighter:by=much", "by is 'much'"),
         ("brighter:on=perhaps", "on is 'perhaps'"),

@@ -267,7 +267,9 @@ def test_it_is_trained_as_the_smoothed_classifier_inside(tmp_path):
     }
     config |= {"certificate": 1.0, "voting": "sigmoid:0.5", "local": 0.5}
     plain = train(TrainingConfig(**config), images, images, tmp_path / "plain")
-    guarded = train(TrainingConfig(**config, defense="patchguard"), images, images, tmp_path / "guarded")
+    guarded = train(
+        TrainingConfig(**config, ablation="columns:2", defense="patchguard"), images, images, tmp_path / "guarded"
+    )
     weights = [list(one.parameters()) for one in (plain, guarded)]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     loaded = load_checkpoint(tmp_path / "guarded" / "checkpoint.safetensors").model

@@ -314,6 +314,14 @@ def test_settings_without_an_ablation_to_act_on(options):
     replace(STRIP, **PLAIN)
 
 
+@pytest.mark.parametrize("other", [{"class_names": tuple("abcdefghij")}, {"image_shape": (1, 13, 14)}])
+def test_validation_images_are_of_the_training_images_kind(images, tmp_path, other):
+    """Of other classes or another size, as from a folder of their own, they are refused before anything is written."""
+    with pytest.raises(InvalidInput, match=f"^validation images have {next(iter(other))} "):
+        train(STRIP, images, replace(images, **other), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_trains_either_kind(tmp_path):
     """`--ablation none` trains the network named on whole images, and reports no certificate; without it, one."""
     for number, name in enumerate(("train/cat", "train/dog")):

@@ -9,7 +9,7 @@ import torch
 
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
-from robustpatch.training.config import TrainingConfig, check_type
+from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
 from robustpatch.training.optimizer import momenta
 from tests import helpers
@@ -53,13 +53,11 @@ def test_values_of_other_types_and_no_numbers(name):
     wrong += [float("inf"), float("nan"), -float("inf"), "1", False] if isinstance(default, float) else []
     wrong += [1, "yes", None] if isinstance(default, bool) else []
     wrong += [1, 0.5, b"a"] if default is None or isinstance(default, str) else []
-    wrong += ["strip", None] if name == "network" else []
+    wrong += [10**400, 2**20_000] if isinstance(default, int | float) and not isinstance(default, bool) else []
+    wrong = [["a"], 3, object(), {}] if name == "network" else wrong
     for value in wrong:
         with pytest.raises(InvalidInput, match=f"^{name} is "):
-            check_type(name, value, default)
-    if isinstance(default, float):  # of this type, so that the tests' own checks let it through
-        with pytest.raises(InvalidInput, match=f"^{name} is inf; give a finite number"):
-            TrainingConfig(**{name: float("inf")})
+            TrainingConfig(**{name: value})
 
 
 @pytest.mark.parametrize("momentum", [1.0, 1.5])
@@ -70,5 +68,5 @@ def test_momentum_that_forgets_nothing(momentum):
 
 @pytest.mark.parametrize("seed", [2**32, 2**62, -(2**63)])
 def test_seeds_of_which_no_epoch_can_make_its_own(seed):
-    with pytest.raises(InvalidInput, match=r"seed is -?\d+; give one between -2\^32 and 2\^32"):
+    with pytest.raises(InvalidInput, match=r"seed is -?\d+; it must be (above -|below )2\^32"):
         TrainingConfig(seed=seed)

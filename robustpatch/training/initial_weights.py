@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from robustpatch.ablations.base import Ablation
+from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.ablations.union import Union
 from robustpatch.checkpoints import load_checkpoint, network_of
-from robustpatch.classifiers.randomized import RandomizedClassifier
-from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.defenses import Defended
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import UnionNet
 from robustpatch.training.config import TrainingConfig
@@ -20,12 +20,10 @@ from robustpatch.training.config import TrainingConfig
 
 def begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
     """Load the weights of a checkpoint, or of one for each part of a union, joined by "+"."""
-    inner = model.network if isinstance(model, Defended) else model
-    ablation = inner.ablation if isinstance(inner, SmoothedClassifier | RandomizedClassifier) else None
-    pairs: list[tuple[str, Ablation | SparseAblation | None, nn.Module]] = [(start, ablation, network_of(model))]
+    ablation, whole = None if config["ablation"] is None else parse_source(config["ablation"]), network_of(model)
+    pairs: list[tuple[str, Ablation | SparseAblation | None, nn.Module]] = [(start, ablation, whole)]
     if isinstance(ablation, Union) and "+" in start:
-        assert isinstance(model, SmoothedClassifier)
-        parts = list(model.base.parts) if isinstance(model.base, UnionNet) else []
+        parts = list(whole.parts) if isinstance(whole, UnionNet) else []
         names = start.split("+")
         if len(names) != len(parts):
             raise InvalidInput(f"start is {start}, {len(names)} checkpoints, but {ablation} has {len(parts)} parts")
@@ -33,7 +31,7 @@ def begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
     for name, own, network in pairs:
         loaded = load_checkpoint(name, ablation=own)
         same = ["encoding", "image_shape", "class_names"]  # an undefended classifier has no encoding
-        same += ["network"] if network is network_of(model) else []
+        same += ["network"] if network is whole else []
         unlike = f"start is {name}, a checkpoint of another network or data set; name one of this"
         if any(loaded.config.get(key) != config.get(key) for key in same):
             raise InvalidInput(unlike)
@@ -45,9 +43,9 @@ def begin_with(start: str, model: nn.Module, config: dict[str, Any]) -> None:
 
 def teacher_of(name: str, trained: nn.Module, config: dict[str, Any], device: str) -> SmoothedClassifier:
     """The smoothed classifier of a checkpoint, to learn from."""
-    if not isinstance(trained, SmoothedClassifier):
+    if voting_classifier(as_classifier(trained)) is not trained:
         raise InvalidInput(f"teacher is {name}, but a {type(trained).__name__} is trained; it is for smoothed ones")
-    loaded = load_checkpoint(name, ablation=trained.ablation)
+    loaded = load_checkpoint(name, ablation=parse_source(config["ablation"]))
     if any(loaded.config.get(key) != config.get(key) for key in ("image_shape", "class_names")):
         raise InvalidInput(f"teacher is {name}, a checkpoint of another data set; name one of this")
     return loaded.smoothed.to(device).requires_grad_(False)

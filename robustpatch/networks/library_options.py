@@ -7,14 +7,16 @@ file, read one or unpickle it (`checkpoint_path`, `pretrained_cfg`, `weights_bac
 
 from __future__ import annotations
 
-import re
-from math import isfinite
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any
 
 import torchvision
+from pydantic import Field
 
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
+from robustpatch.options import read, table_of
 
 _FLAGS = (
     "aux_logits",
@@ -78,33 +80,30 @@ _NUMBERS = (
     "window_size",
 )  # one, or a list of them
 _WORDS = ("global_pool", "pos_embed", "stem_type", "weight_init")
-_MOST, _LONGEST = 2**16, 64  # of a number; of a list
+_Number = Annotated[float, Field(ge=-(2**16), le=2**16)]
+
+
+@cache
+def _permitted(several: frozenset[str]) -> Any:
+    """The type of tables of options, where the numbers called `several` are lists of numbers."""
+    numbers = {name: Annotated[Sequence[_Number], Field(min_length=1, max_length=64)] for name in several}
+    words = Annotated[str, Field(pattern=r"^[a-z0-9_]{0,32}$")]
+    return table_of(
+        dict.fromkeys(_FLAGS, bool) | dict.fromkeys(_NUMBERS, _Number) | dict.fromkeys(_WORDS, words) | numbers
+    )
 
 
 def check_permitted(name: str, library: str, model: str, options: dict[str, Any]) -> None:
-    """Refuse, with `InvalidInput`, a classifier called `name`, `library`'s `model`, that is not on its list, and
-    options other than sizes, rates, flags and plain words of the known names.
+    """Refuse, with `InvalidInput`, a classifier called `name`, `library`'s `model`, that is not on its
+    list, and options other than sizes, rates, flags and plain words of the known names.
     """
     if not _is_listed(library, model):
         raise InvalidInput(
             f"network is {one_line(name, 80)}, which is none of {library}'s classifiers; take one that "
             f"{'torchvision.models' if library == 'torchvision' else 'timm'}.list_models() names"
         )
-    unknown = sorted(map(str, options.keys() - {*_FLAGS, *_NUMBERS, *_WORDS}))
-    if unknown:
-        raise InvalidInput(
-            f"network is {name} with the option {one_line(', '.join(unknown), 200)}; a configuration may give sizes, "
-            f"rates and flags: {', '.join(sorted((*_NUMBERS, *_FLAGS, *_WORDS)))}; leave it out"
-        )
-    for key, value in options.items():
-        fits, kind = _is_word(value), "a word"
-        if key in _FLAGS:
-            fits, kind = isinstance(value, bool), "true or false"
-        elif key in _NUMBERS:
-            several = isinstance(value, list | tuple) and 0 < len(value) <= _LONGEST
-            fits, kind = all(map(_is_number, value if several else [value])), f"a number up to {_MOST:,}, or some"
-        if not fits:
-            raise InvalidInput(f"network is {name} with {key} {one_line(repr(value), 80)}; {kind} is needed")
+    several = frozenset(key for key, value in options.items() if key in _NUMBERS and isinstance(value, list | tuple))
+    read(_permitted(several), options, f"network {name}: ")
 
 
 def _is_listed(library: str, model: str) -> bool:
@@ -115,11 +114,3 @@ def _is_listed(library: str, model: str) -> bool:
     except ImportError:
         return True  # refused, with what to install, where it is built
     return bool(timm.is_model(model))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and abs(value) <= _MOST
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[a-z0-9_]{0,32}", value) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from robustpatch.data.image_set import ImageSet
 from robustpatch.defenses import Defended
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.objective import trained_part
+from robustpatch.training.losses import trained_part
 
 _WITNESSED = 32  # validation images on which bfloat16 is held against float32 after each epoch
 
@@ -48,24 +49,13 @@ def off_float32(
     """
     if not config.bfloat16:
         return None
-    trained = trained_part(model)
-    if isinstance(trained, RandomizedClassifier):
-        trained = trained.enumerated()
-    trained = trained.network if isinstance(trained, Defended) else trained
+    trained = _scored(trained_part(model))
     training, x = model.training, validation.batch(range(min(_WITNESSED, len(validation))))[0].to(device)
-
-    def logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        if not isinstance(network, SmoothedClassifier):
-            return network(x)
-        n = network.ablation.count(*x.shape[2:])
-        few = None if network.one_pass else torch.linspace(0, n - 1, min(n, 64), device=x.device).round().long()
-        return network.logits(x, few)
-
     model.eval()
     trained.eval()
     try:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            found = deviation_from_float32(trained, x, logits)
+            found = deviation_from_float32(trained, x, _logits)
     finally:
         model.train(training)
     assert found is not None
@@ -76,3 +66,31 @@ def off_float32(
             "epoch is kept: train in float32 with --no-bfloat16"
         )
     return found.score
+
+
+@singledispatch
+def _scored(model: nn.Module) -> nn.Module:
+    """The part whose scores are compared."""
+    return model
+
+
+@_scored.register(Defended)
+def _(model: Defended) -> nn.Module:
+    return model.network
+
+
+@_scored.register(RandomizedClassifier)
+def _(model: RandomizedClassifier) -> nn.Module:
+    return model.enumerated()
+
+
+@singledispatch
+def _logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return network(x)
+
+
+@_logits.register(SmoothedClassifier)
+def _(network: SmoothedClassifier, x: torch.Tensor) -> torch.Tensor:
+    n = network.ablation.count(*x.shape[2:])
+    few = None if network.one_pass else torch.linspace(0, n - 1, min(n, 64), device=x.device).round().long()
+    return network.logits(x, few)

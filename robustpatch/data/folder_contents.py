@@ -28,7 +28,7 @@ class Folder:
 
     @property
     def what_was_not_decoded(self) -> str | None:
-        """How many files were not, and what that means; None where all were."""
+        """Counts the files that were not decoded, and says what that means; None where all were."""
         if not self.undecoded:
             return None
         return (
@@ -37,7 +37,7 @@ class Folder:
         )
 
     def what_is_broken(self, root: Path) -> str:
-        """How many of all files cannot be used, and why, by their names within `root`; the first ten of them."""
+        """Counts the files that cannot be used, and the reasons of the first ten, by their names in `root`."""
         named = [f"{path.relative_to(root)} ({reason})" for path, reason in [*self.broken.items()][:_NAMED]]
         more = [f"and {len(self.broken) - _NAMED} more"] if len(self.broken) > _NAMED else []
         number = len(self.broken) + len(self.files)
@@ -49,7 +49,7 @@ def look_into(root: Path, *, resized: bool) -> Folder:
     over, and so are files that are not called like pictures. Unless they are to be `resized`, all have the size of the
     first that can be read. Raises `OSError` where there is no such folder.
     """
-    classes = sorted(entry.name for entry in os.scandir(root) if _is_class(entry))
+    classes = classes_in(root)
     found, broken = list[tuple[Path, int]](), dict[Path, str]()
     for number, name in enumerate(classes):
         for path in _walk(root / name, (), broken):
@@ -74,6 +74,11 @@ def look_into(root: Path, *, resized: bool) -> Folder:
             broken[path] = f"{own[0]}x{own[1]} pixels, the first has {size[0]}x{size[1]}"
     files = [one for one in found if one[0] not in broken]
     return Folder(classes, files, size, dict(sorted(broken.items())), looked_at - len(some))
+
+
+def classes_in(root: Path) -> list[str]:
+    """The names of the classes of a folder, in alphabetical order."""
+    return sorted(entry.name for entry in os.scandir(root) if _is_class(entry))
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
