@@ -15,7 +15,6 @@ from torch import Tensor
 
 from attacks.base import require
 from attacks.gradient import differentiate
-from attacks.pasting import crop
 from attacks.search import Search
 from attacks.surfaces.views import Objective, View, check_objective
 
@@ -152,7 +151,7 @@ def climb(
                     least = torch.full_like(slots.value[one], inf)
                     search.offer(slots.image[one], slots.corners[one], slots.other[one], least, slots.missed[one])
                 if ends[i].most:
-                    content = crop(slots.best[one], slots.corners[one], search.patch_size)[0]
+                    content = search.crop(slots.best[one], slots.corners[one])[0]
                     ends[i].add(float(slots.value[row]), slots.tasks[row], content)
             slots.keep(~over)
 

@@ -109,7 +109,7 @@ class Ensemble:
             member, share = waiting.popleft()
             own: Any = member
             if room is not None and hasattr(member, "budget"):
-                own = replace(member, budget=max(1, int(room * share / total)))
+                own = replace(own, budget=max(1, int(room * share / total)))
             last = torch.Generator().set_state(state)
             try:
                 found = propose(own, classifier, x[out.left], aims(out.left), threat, generator=last)

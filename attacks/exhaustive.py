@@ -85,7 +85,7 @@ class ExhaustivePGD(Attack):
             stride = max(1, stride // 2)
 
     def _everywhere(self, search: Search, found: OpenPlacements) -> list[Task]:
-        on_grid = grid(search.threat, search.image_size, self.stride)
+        on_grid = grid(search.family, self.stride)
         return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
     def _again(self, search: Search, ends: BestClimbs, stride: int, found: OpenPlacements) -> list[Task]:
@@ -96,14 +96,13 @@ class ExhaustivePGD(Attack):
         tasks = list(kept)
         reach, seen = max(1, stride // 2), {(task.placement[0], task.rival) for task in kept}
         allowed = set(found.placement.tolist())
-        columns = search.image_size[1] - search.threat.width + 1
-        rows = search.image_size[0] - search.threat.height + 1
+        anchors = search.placements.tolist()
+        numbers = {tuple(anchor): site for site, anchor in enumerate(anchors)}
         for task in kept:
-            row, column = divmod(task.placement[0], columns)
+            row, column = anchors[task.placement[0]]
             for r, c in product((row - reach, row, row + reach), (column - reach, column, column + reach)):
-                site = r * columns + c
-                near = 0 <= r < rows and 0 <= c < columns
-                if near and site in allowed and (site, task.rival) not in seen:
+                site = numbers.get((r, c), -1)
+                if site in allowed and (site, task.rival) not in seen:
                     seen.add((site, task.rival))
                     tasks.append(Task((site,), task.rival))
         return tasks

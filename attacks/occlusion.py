@@ -83,11 +83,10 @@ class ROA(Attack):
 
     def _sites(self, search: Search) -> Int[Tensor, "B M"]:
         """The placements to occlude, by number."""
-        size = (search.x.shape[2], search.x.shape[3])
-        on_grid = grid(search.threat, size, self.stride).nonzero()[:, 0].to(search.x.device)
+        on_grid = grid(search.family, self.stride).nonzero()[:, 0].to(search.x.device)
         if self.search == "sliding":
             return on_grid.expand(len(search.y), -1)
-        sums = window_sums(_squared_gradient(search, self.batch), search.threat)[:, on_grid]
+        sums = window_sums(_squared_gradient(search, self.batch), search.family)[:, on_grid]
         sites = on_grid[: self.candidates].repeat(len(sums), 1)
         for i in search.going().nonzero()[:, 0].tolist():
             # Equal sums in random order: where votes are saturated there is no gradient at all.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.search import Search
 from attacks.surfaces.base import OpenPlacements, Site
-from robustpatch.threats.base import Patches
+from robustpatch.threats.base import Placements
 
 Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
@@ -86,18 +86,20 @@ def try_everywhere(
     return value
 
 
-def grid(threat: Patches, image_size: tuple[int, int], stride: int) -> Bool[Tensor, " L"]:
-    """Mark the placements on rows and columns that are multiples of `stride`, or the last ones."""
-    marks = []
-    for length, patch in zip(image_size, (threat.height, threat.width), strict=True):
-        places = torch.arange(length - patch + 1)
-        marks.append((places % stride == 0) | (places == length - patch))
-    return (marks[0][:, None] & marks[1]).flatten()
+def grid(family: Placements, stride: int) -> Bool[Tensor, " L"]:
+    """Mark the placements on rows and columns that are multiples of `stride`, or the last ones; all of those that no
+    grid orders, and of those in a region where none is on it.
+    """
+    anchors = family.anchors
+    marked = ((anchors % stride == 0) | (anchors == anchors.amax(dim=0))).all(dim=1)
+    return marked if bool(marked.any()) else torch.ones_like(marked)
 
 
-def window_sums(values: Float[Tensor, "B H W"], threat: Patches) -> Float[Tensor, "B L"]:
-    """Σ of a map over the rectangle at every placement in row-major order, the last row and column included."""
+def window_sums(values: Float[Tensor, "B H W"], family: Placements) -> Float[Tensor, "B L"]:
+    """Σ of a map over the patch at every placement."""
+    if family.rectangle is None:
+        return (family.means(values.double()) * family.pixels).to(values.dtype)
     total = torch.nn.functional.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
-    h, w = threat.height, threat.width
+    h, w = family.rectangle
     sums = total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
     return sums.flatten(1).to(values.dtype)

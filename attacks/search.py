@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attacks.base import Proposal, check_call, require, visible
 from attacks.criterion import Criterion, as_criterion, asked, counts_for, is_broken
-from attacks.pasting import paste
+from attacks.pasting import crop, paste
 from attacks.predict_sample import PredictSample
 from attacks.surfaces import Attacked, View, surface_of, whole_view
 from attacks.surfaces.views import Objective, aimed
@@ -50,7 +50,8 @@ class Search:
         x, criterion = x.detach(), criterion.to(x.device)
         self.classifier, self.model, self.criterion = classifier, classifier.given, criterion
         self.x, self.y, self.threat, self.budget = x, criterion.y, threat, budget
-        self.placements = threat.placements(*x.shape[2:]).to(x.device)
+        self.family = threat.family(x.shape[2], x.shape[3])
+        self.placements = self.family.anchors.to(x.device)
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
         attacked = Attacked(x, self.y, threat, budget, criterion.rank)
@@ -76,7 +77,7 @@ class Search:
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Height and width of one rectangle."""
+        """Height and width of the box that holds a patch."""
         return self.threat.height, self.threat.width
 
     def going(self) -> Bool[Tensor, " B"]:
@@ -134,8 +135,24 @@ class Search:
     def paste(
         self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], patch: Float[Tensor, "P count C h w"]
     ) -> Float[Tensor, "P C H W"]:
-        """Copies of the images with these patches in place; where two overlap, the last one shows."""
-        return paste(self.x[image], self.placements[placement], patch)
+        """Copies of the images with these patches in place; where two overlap, the last one shows.
+
+        Of a content [h,w], the bounding box of the shape, only the shape's pixels show.
+        """
+        x, shown = self.x[image], self.x[image]
+        if self.family.rectangle is not None:
+            return paste(x, self.placements[placement], patch)
+        for k in range(placement.shape[1]):
+            corners = self.family.corners(self.placements[placement[:, k, None]])
+            covered = self.family.footprint(placement[:, k])[:, None]
+            shown = torch.where(covered, paste(x, corners, patch[:, k, None]), shown)
+        return shown
+
+    def crop(
+        self, x_adv: Float[Tensor, "P C H W"], anchors: Int[Tensor, "P count 2"]
+    ) -> Float[Tensor, "P count C h w"]:
+        """What the images show in the boxes of patches at these anchors: contents that `paste` takes."""
+        return crop(x_adv, self.family.corners(anchors), self.patch_size)
 
     def spend(self, image: Int[Tensor, " P"], evaluations: Int[Tensor, " P"]) -> None:
         """Put evaluations to the account of each row's image."""
@@ -196,7 +213,8 @@ class Search:
         """
         value = value.masked_fill(value.isnan(), torch.inf)
         if self._sample is not None:
-            some = self._sample.chosen(image, x_adv, corners, self.patch_size) | (value < self.gap[image])
+            boxes = self.family.corners(corners)
+            some = self._sample.chosen(image, x_adv, boxes, self.patch_size) | (value < self.gap[image])
             hit = hit | self._predicted(image, x_adv, some & ~hit)
         for row in hit.nonzero()[:, 0].tolist():
             i = int(image[row])

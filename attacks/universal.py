@@ -14,7 +14,6 @@ from torch import Tensor
 from attacks.attack import Attack
 from attacks.base import require
 from attacks.gradient import differentiate
-from attacks.pasting import crop
 from attacks.placement import sites
 from attacks.search import Search, turn
 from attacks.surfaces import View
@@ -100,9 +99,10 @@ class Universal(Attack):
             image = torch.tensor([i for i, _ in found], device=search.y.device)
             placement = torch.tensor([site for _, site in found], device=search.y.device)
             poses = [patch.poses.draw(1, search.stream(i)) if number else AS_IT_IS for i, _ in found]
-            corners = search.placements[placement]
-            x_adv = draw(patch.content.to(search.x), search.x[image], corners, torch.cat(poses).to(search.x))
-            shown = crop(x_adv, corners, search.patch_size)
+            anchors = search.placements[placement]
+            boxes = search.family.corners(anchors)
+            x_adv = draw(patch.content.to(search.x), search.x[image], boxes, torch.cat(poses).to(search.x))
+            shown = search.crop(x_adv, anchors)
             search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
 
     def _room_to_train(self, search: Search) -> int | None:

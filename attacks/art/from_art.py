@@ -158,6 +158,10 @@ class FromART(Attack):
     def _run(self, search: Search) -> None:
         if not torch.equal(search.x.float().to(search.x.dtype), search.x):
             raise InvalidInput(f"images are {search.x.dtype}; ART computes in float32: pass x.float()")
+        if self.kind == "patch" and search.family.rectangle is None:
+            raise InvalidInput(
+                f"patch is {search.threat}; ART's {self.name[4:]} draws rectangles, use a masked attack for this"
+            )
         if self.kind == "patch" and min(search.image_size) < 2:
             raise InvalidInput(
                 f"images are {'x'.join(map(str, search.image_size))}; ART draws patches on 2x2 pixels at the least: "
@@ -245,7 +249,7 @@ def claimed_corners(
 ) -> Int[Tensor, "P count 2"]:
     """The rectangles asked for; a single one moved as little as needed to cover all that changed, where it can."""
     claimed = asked.clone()
-    if threat.count != 1:
+    if threat.count != 1 or threat.family(*x.shape[2:]).rectangle is None:
         return claimed
     changed = (x_adv != x).any(dim=1)
     for row in changed.flatten(1).any(dim=1).nonzero()[:, 0].tolist():
@@ -261,8 +265,7 @@ def claimed_corners(
 
 def _numbers(corners: Int[Tensor, "P count 2"], search: Search) -> list[list[int]]:
     """The placements with these corners, by number."""
-    columns = search.x.shape[3] - search.threat.width + 1
-    return (corners[..., 0] * columns + corners[..., 1]).tolist()
+    return search.family.find(corners.flatten(0, 1)).view(corners.shape[:2]).tolist()
 
 
 def _targeted(attack: Any) -> bool:

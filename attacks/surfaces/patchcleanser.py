@@ -66,11 +66,11 @@ class PatchCleanserSurface(Surface):
 
     @cached_property
     def share(self) -> Float[Tensor, "L V"]:
-        """The share of one rectangle that each view hides, at each placement; 1 exactly where it hides all of it."""
-        height, width = self.attacked.threat.height, self.attacked.threat.width
-        hidden = self.masks.hidden()[self.masks.views].any(dim=1).float()
-        pixels = torch.nn.functional.avg_pool2d(hidden[:, None], (height, width), stride=1, divisor_override=1)
-        return (pixels.flatten(1).T / (height * width)).to(self.lead.device)
+        """The share of one patch that each view hides, at each placement; 1 exactly where it hides all of it."""
+        family = self.attacked.threat.family(*self.attacked.size)
+        hidden = self.masks.hidden()[self.masks.views].any(dim=1)
+        share, wholly = family.means(hidden.float()).T, family.inside(hidden)
+        return torch.where(wholly, 1, share.clamp(max=1 - 1e-6)).to(self.lead.device)
 
     @cached_property
     def open(self) -> Bool[Tensor, "B L"]:

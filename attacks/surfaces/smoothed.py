@@ -24,7 +24,6 @@ from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.isolation import certify, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.base import Patches
-from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import UNITS, first_argmax
 
 
@@ -177,7 +176,7 @@ class TouchedSurface(Surface):
 
     def open_placements(self, shuffled: list[Tensor], rivals: int) -> list[OpenPlacements]:
         threat, rank = self.attacked.threat, self.attacked.rank
-        single = PatchThreat(threat.height, threat.width)
+        single = threat.times(1)
         touched = self.voting.ablation.touched(single, *self.attacked.size)
         known = self._rival_margins(single, touched)
         if known is None:

@@ -28,7 +28,7 @@ from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.base import Threat
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats.rectangle import AreaShare, PatchThreat
 
 
 def audit(
@@ -84,6 +84,9 @@ def audit(
     if target is None and factory is None:
         raise InvalidInput("target and factory are both None; give a certifier, or a factory that makes one, or both")
     threat = threat or PatchThreat(5, 5)
+    others = [str(one) for one in threat.threats if not isinstance(one, PatchThreat | AreaShare)]
+    if others:
+        raise InvalidInput(f"threat is {', '.join(others)}, but the audit tries rectangles; give some, such as 5x5")
     with ExitStack() as held:
         store = None
         if output is not None:

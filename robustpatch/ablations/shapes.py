@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustpatch.ablations.touched import Axis, Touched, sum_type
+from robustpatch.errors import InvalidInput
 
 
 class ShiftedTouched(Touched):
@@ -119,10 +120,10 @@ class TogetherTouched(Touched):
         return int(self.sizes)
 
     def member(self, sets: Int[Tensor, "..."]) -> Bool[Tensor, "... N"]:
-        raise NotImplementedError("patches of different shapes touch no set that one placement names")
+        raise InvalidInput("patches of different shapes at the same time touch no set of one placement's own")
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
-        raise NotImplementedError("patches of different shapes touch no set that one placement names")
+        raise InvalidInput("patches of different shapes at the same time touch no set of one placement's own")
 
     def worst_union(self, damage: Int[Tensor, "B N J"], count: int) -> Int[Tensor, "B J"]:
         """At least the largest Σ of non-negative `damage` over a union of one set of each patch; of all `parts`."""

@@ -116,7 +116,7 @@ class Certificate:
 
 def _saved(threat: Patches, image_size: tuple[int, int]) -> tuple[int, int, int]:
     """Returns a rectangle as a proof file holds it. Raises `InvalidInput` for other shapes."""
-    rectangle = threat.families(*image_size)[0].rectangle
+    rectangle = threat.family(*image_size).rectangle
     if rectangle is None:
         raise InvalidInput(f"threat is {threat}, and proof files hold rectangles only; certify a rectangle to save it")
     return *rectangle, threat.count

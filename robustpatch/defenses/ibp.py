@@ -176,7 +176,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         if threat.count > 1:
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
         graph, prediction = self._graph(x), first_argmax(self._outputs(x))
-        places = threat.families(x.shape[2], x.shape[3])[0]
+        places = threat.family(x.shape[2], x.shape[3])
         masks = places.footprint(torch.arange(len(places), device=x.device))
         each = [
             torch.cat(

@@ -54,7 +54,7 @@ def every_placement(x: Float[Tensor, "B C H W"], threat: Threat) -> Candidates:
     for one in threat.threats:
         if one.count > 1:
             raise InvalidInput(f"patch is {one}, and placements 0 are all of one patch; draw some of several patches")
-        places = one.families(height, width)[0]
+        places = one.family(height, width)
         masks.append(places.footprint(torch.arange(len(places))))
     return Candidates(torch.cat(masks).to(x.device).expand(len(x), -1, -1, -1), None)
 
@@ -76,7 +76,7 @@ def _drawn(x: Tensor, threat: Threat, count: int, generator: torch.Generator, va
     free, guess = [], []
     for number in range(count):
         one = threat.threats[(first + number) % len(threat.threats)]
-        places = one.families(x.shape[2], x.shape[3])[0]
+        places = one.family(x.shape[2], x.shape[3])
         scores = None if value is None else places.means(value[:, 0])
         placement = _draw(len(x), one.count, len(places), scores if number % 2 else None, generator).to(x.device)
         if scores is not None:

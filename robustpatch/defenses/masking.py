@@ -40,7 +40,7 @@ class MaskSet:
 
         Raises `InvalidInput`.
         """
-        rectangle = patch.families(*image_size)[0].extent
+        rectangle = patch.family(*image_size).extent
         if min(masks) < 1:
             raise InvalidInput(f"masks is {masks[0]}x{masks[1]}; at least one is needed along each axis")
         rows, height = _axis(image_size[0], rectangle[0], masks[0])
@@ -66,7 +66,7 @@ class MaskSet:
 
     def hiding_at(self, patch: Patches) -> Bool[Tensor, "L V"]:
         """Marks the views that hide one of the patches wholly, at each of its placements."""
-        return self._holding(patch.families(*self.image_size)[0])[:, self.views].any(dim=2)
+        return self._holding(patch.family(*self.image_size))[:, self.views].any(dim=2)
 
     def _holding(self, placements: Placements) -> Bool[Tensor, "L n"]:
         """Marks the masks that hold all of the patch, at each of its placements."""

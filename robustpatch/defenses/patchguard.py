@@ -154,7 +154,7 @@ class MaskedClassifier(Defended, CertifiedClassifier):
                 raise InvalidInput(f"threat is {one}, but robust masking masks one window; certify single patches")
             sets.append(incidence(model.ablation, one, size))
             if not masking.covers(sets[-1]):
-                heights, widths = zip(*(each.families(*size)[0].extent for each in threat.threats), strict=True)
+                heights, widths = zip(*(each.family(*size).extent for each in threat.threats), strict=True)
                 large = PatchThreat(max(heights), max(widths))
                 raise InvalidInput(
                     f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "

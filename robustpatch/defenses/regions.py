@@ -37,7 +37,7 @@ class Regions:
         choice of their regions. The middle of the image is at the end. Raises `InvalidInput` for too many choices, and
         for shapes other than rectangles.
         """
-        rectangle = threat.families(*size)[0].rectangle
+        rectangle = threat.family(*size).rectangle
         if rectangle is None:
             raise InvalidInput(f"patch is {threat}, and bounds are found for rectangles only; certify a rectangle")
         along = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, get_type_hints
 
 import torch
@@ -140,6 +140,22 @@ class Patches(Threat):
     @abstractmethod
     def on(self, height: int, width: int) -> Patches: ...
 
+    def times(self, count: int) -> Patches:
+        """The same with another number of patches."""
+        return self if count == self.count else replace(self, count=count)  # type: ignore[type-var]  a dataclass
+
+    def family(self, height: int, width: int) -> Placements:
+        """Where each of the patches can be, on images of that size, where all are of one shape. Raises `InvalidInput`
+        for patches of different shapes.
+        """
+        families = self.families(height, width)
+        if len(set(families)) > 1:
+            raise InvalidInput(
+                f"patch is {self}: patches of different shapes at the same time are certified by votes alone, of "
+                "columns, rows, blocks or grids; take patches of one shape"
+            )
+        return families[0]
+
     @abstractmethod
     def families(self, height: int, width: int) -> tuple[Placements, ...]:
         """The places of each of the `count` patches on images of that size. Raises `InvalidInput` where none fits."""
@@ -153,8 +169,8 @@ class Patches(Threat):
         return None
 
     def placements(self, height: int, width: int) -> Int[Tensor, "L 2"]:
-        """The anchors of the first patch's places: of a rectangle all top-left corners (row, column), row-major."""
-        return self.families(height, width)[0].anchors
+        """The anchors of a patch's places: of a rectangle all top-left corners (row, column), row-major."""
+        return self.family(height, width).anchors
 
     def footprint(self, at: Int[Tensor, "P count 2"], height: int, width: int) -> Bool[Tensor, "P H W"]:
         """The pixels under the patches anchored at `at`, together; an anchor of no place covers nothing."""

@@ -23,32 +23,32 @@ class Listed(Placements):
     """L sets of pixels [L,H,W], in the order given. The anchor of set l is (l, 0), its content the whole image."""
 
     def __init__(self, footprints: Bool[Tensor, "L H W"]) -> None:
-        self._footprints = footprints
+        self._masks = footprints
         self.size = (footprints.shape[1], footprints.shape[2])
 
     @property
     def anchors(self) -> Int[Tensor, "L 2"]:
-        numbers = torch.arange(len(self._footprints))
+        numbers = torch.arange(len(self._masks))
         return torch.stack([numbers, torch.zeros_like(numbers)], dim=1)
 
     def corners(self, anchors: Int[Tensor, "... 2"]) -> Int[Tensor, "... 2"]:
         return torch.zeros_like(anchors)
 
     def __len__(self) -> int:
-        return len(self._footprints)
+        return len(self._masks)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Listed) and torch.equal(self._footprints, other._footprints)
+        return isinstance(other, Listed) and torch.equal(self._masks, other._masks)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._footprints.shape))
+        return hash(tuple(self._masks.shape))
 
     def find(self, anchors: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
         number, zero = anchors.unbind(dim=1)
         return torch.where((zero == 0) & (number >= 0) & (number < len(self)), number, -1)
 
     def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
-        return self._footprints.to(index.device)[index]
+        return self._masks.to(index.device)[index]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Footprints(Patches):
     def __post_init__(self) -> None:
         check_whole("patch count", self.count)
         array = unpack(self.masks, 3)
-        empty = (~array.any(axis=(1, 2))).nonzero()[0]
+        empty = np.flatnonzero(~array.any(axis=(1, 2)))
         if len(empty):
             raise InvalidInput(f"footprint {empty[0]} holds no pixel; mark at least one in each")
         if len(np.unique(array.reshape(len(array), -1), axis=0)) < len(array):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations_with_replacement, product
 from math import comb
 from typing import Any
@@ -65,8 +64,8 @@ def together(parts: Sequence[Patches]) -> Patches:
     """Returns all of these patches at the same time: equal shapes as one with a count, different ones as `Several`."""
     counted: Counter[Patches] = Counter()
     for part in (one for each in parts for one in _parts(each)):
-        counted[_with_count(part, 1)] += part.count
-    merged = [_with_count(part, count) for part, count in counted.items()]
+        counted[part.times(1)] += part.count
+    merged = [part.times(count) for part, count in counted.items()]
     return merged[0] if len(merged) == 1 else Several(merged)
 
 
@@ -85,10 +84,10 @@ def _one_from_dict(value: object, inside: bool = False) -> Patches:
     shape = fields.pop("shape", None)
     if shape == Several.shape and fields.keys() == {"parts"} and isinstance(fields["parts"], list) and not inside:
         return Several(_one_from_dict(part, inside=True) for part in fields["parts"])
-    patch, *others = (fields.get(name) for name in ("patch", "region", "name"))
+    patch, region, name = (fields.get(field) for field in ("patch", "region", "name"))
     nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape)
-    if shape == Within.shape and len(fields) == 3 and not nested and all(isinstance(each, str) for each in others):
-        return Within(_one_from_dict(patch, inside=True), *others)
+    if shape == Within.shape and len(fields) == 3 and not nested and isinstance(region, str) and isinstance(name, str):
+        return Within(_one_from_dict(patch, inside=True), region, name)
     shapes = {each.shape: each for each in SHAPES}
     if not isinstance(shape, str) or shape not in shapes:
         raise InvalidInput(
@@ -106,7 +105,7 @@ def _check_name(mask: Mask) -> None:
     if mask.name.startswith("mask:") or not mask.name:
         return
     known = _parse_one(mask.name) if "@" in mask.name and "mask:" not in mask.name else []
-    if known != [replace(mask, count=1)]:
+    if known != [mask.times(1)]:
         raise InvalidInput(f"threat is a mask named {one_line(mask.name, 60)!r}, but its pixels are not those of one")
 
 
@@ -134,7 +133,7 @@ def _parse_one(text: str) -> list[Patches]:
         raise InvalidInput(f"patch count is {count}; it must be a whole number of at least 1")
     found: list[Patches]
     if len(turned) == 1:
-        found = [_with_count(turned[0], count)]
+        found = [turned[0].times(count)]
     else:
         found = [together(parts) for parts in combinations_with_replacement(turned, count)]
     if not region:
@@ -154,14 +153,6 @@ def _read(base: str, text: str) -> Patches:
 
 def _parts(patch: Patches) -> Iterator[Patches]:
     yield from patch.parts if isinstance(patch, Several) else (patch,)
-
-
-def _with_count(patch: Patches, count: int) -> Patches:
-    if patch.count == count:
-        return patch
-    if isinstance(patch, Within):
-        return replace(patch, patch=_with_count(patch.patch, count))
-    return replace(patch, count=count)  # type: ignore[type-var]  a dataclass, as all shapes are
 
 
 def _product(numbers: Iterator[int]) -> int:

@@ -42,6 +42,11 @@ class Several(Patches):
     def width(self) -> int:  # type: ignore[override]
         return max(one.width for one in self.parts)
 
+    def times(self, count: int) -> Patches:
+        if count != self.count:
+            raise InvalidInput(f"patch {self} is of {self.count} patches, not of {count}; name each of them")
+        return self
+
     def on(self, height: int, width: int) -> Several:
         return Several(one.on(height, width) for one in self.parts)
 

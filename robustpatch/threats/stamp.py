@@ -327,7 +327,7 @@ def rotated(patch: Patches, degrees: float) -> Patches:
     return Mask.of(turned, patch.count, f"{text}@{degrees:g}")
 
 
-def _turned(pattern: Bool[Tensor, "h w"], degrees: float) -> Bool[Tensor, "m m"]:
+def _turned(pattern: Bool[Tensor, "h w"], degrees: float) -> Bool[Tensor, "tall wide"]:
     h, w = pattern.shape
     side = int(hypot(h, w)) + 2
     # An odd number of pixels has a centre in the middle of it, an even one a line: the canvas is as the shape is.

@@ -103,6 +103,9 @@ class Within(Patches):
     def width(self) -> int:  # type: ignore[override]
         return self.patch.width
 
+    def times(self, count: int) -> Within:
+        return Within(self.patch.times(count), self.region, self.name)
+
     @property
     def allowed(self) -> Bool[Tensor, "H W"]:
         """The pixels on which the patch may lie."""
