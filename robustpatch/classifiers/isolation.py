@@ -110,13 +110,15 @@ def classes_of(found: object, images: Tensor, who: str) -> Tensor:
     return found.detach().to(images.device, torch.int64, copy=True)
 
 
-def checked(certificate: Certificate, images: int, classes: int | None = None) -> Certificate:
+def checked(certificate: Any, images: int, classes: int | None = None) -> Certificate:
     """The certificate itself, if its fields are those of so many images; `classes`: how many there are, where known.
 
     Raises `InvalidInput`, naming the field, unless: prediction is Int[B] of classes, or -1 where not certified;
     certified is Bool[B]; margin is None or numbers [B] without NaN; close is Int[B] of at least 0; guard is finite and
     not negative; confidence is None or lies strictly between 0 and 1; unit is a whole number of at least 1.
     """
+    if not isinstance(certificate, Certificate):
+        raise InvalidInput(f"certify returned a {type(certificate).__name__}; return a robustpatch Certificate")
     prediction = _row("prediction", certificate.prediction, images, "integers")
     certified = _row("certified", certificate.certified, images, "booleans")
     close = _row("close", certificate.close, images, "integers")

@@ -48,13 +48,13 @@ class Placements(ABC):
     @property
     def pixels(self) -> int:
         """The most pixels that the patch covers at any place."""
-        return max(int(covered.flatten(1).sum(dim=1).max()) for covered in self._footprints())
+        return max(int(covered.flatten(1).sum(dim=1).max()) for covered in self._parts_of_footprints())
 
     @property
     def extent(self) -> tuple[int, int]:
         """Height and width of the smallest rectangle that holds what the patch covers, wherever it is."""
         sizes = []
-        for covered in self._footprints():
+        for covered in self._parts_of_footprints():
             for dim in (2, 1):  # the rows that hold a pixel, then the columns
                 held = covered.any(dim=dim).long()
                 last = held.shape[1] - held.flip(1).argmax(dim=1)
@@ -72,19 +72,21 @@ class Placements(ABC):
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         """True where the patch shares a pixel with the mask, at each place."""
         marked = masks.flatten(1).to(torch.float32)
-        shared = [covered.flatten(1).to(torch.float32) @ marked.T for covered in self._footprints(masks.device)]
+        shared = [
+            covered.flatten(1).to(torch.float32) @ marked.T for covered in self._parts_of_footprints(masks.device)
+        ]
         return torch.cat(shared) > 0
 
     def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
         """The mean of the values over the pixels that the patch covers, at each place."""
-        flat = (covered.flatten(1).to(values.dtype) for covered in self._footprints(values.device))
+        flat = (covered.flatten(1).to(values.dtype) for covered in self._parts_of_footprints(values.device))
         return torch.cat([values.flatten(1) @ covered.T / covered.sum(dim=1) for covered in flat], dim=1)
 
     def inside(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         """True where the mask holds all of the patch, at each place."""
         return ~self.hits(~masks)
 
-    def _footprints(self, device: torch.device | str = "cpu") -> Iterator[Bool[Tensor, "n H W"]]:
+    def _parts_of_footprints(self, device: torch.device | str = "cpu") -> Iterator[Bool[Tensor, "n H W"]]:
         """The footprints of all places, some at a time: 64 MiB as floats."""
         some = max(1, 2**24 // (self.size[0] * self.size[1]))
         return map(self.footprint, torch.arange(len(self), device=device).split(some))
