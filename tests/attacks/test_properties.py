@@ -150,6 +150,7 @@ def chance():
 def check_promises(name, attack, data, pruned, budget, seed):
     model, x, y, threat = a_call(data.draw)
     assume(name != "oracle" or x.shape[1] * threat.height * threat.width * threat.count <= 8)  # it takes its time
+    assume(name != "art-square" or min(x.shape[2:]) > 1)  # ART itself draws no square on a line of pixels
     if not pruned:
         attack = attack.unpruned(budget)
     elif name != "oracle":
@@ -300,7 +301,7 @@ def test_every_attack_is_one(name):
     unpruned = attack.unpruned(77)
     assert isinstance(unpruned, PatchAttack)
     assert (unpruned.name, unpruned.touched_only) == (attack.name, False)
-    assert getattr(unpruned, "budget", 77) == 77
+    assert name == "oracle" or unpruned.budget == 77  # a part of an enumeration is none
 
 
 PATCH = UniversalPatch(torch.zeros(1, 1, 2), target=3)
