@@ -193,8 +193,9 @@ def of_strip(tmp_path_factory):
 def test_another_run_in_the_same_folder_is_refused(change, of_strip):
     """Records are never taken for those of another configuration or model, be it by one weight."""
     before = [file.read_bytes() for file in sorted((of_strip / "records").iterdir())]
-    with pytest.raises(InvalidInput, match=r"holds another run \(other .+\); name another output"):
+    with pytest.raises(InvalidInput, match=r"holds another run \(other .+\); name another output") as refusal:
         run(of_strip, **{"model": strip(SIZE), **change})
+    assert ("model_sha256" in str(refusal.value)) == ("model" in change)
     assert before == [file.read_bytes() for file in sorted((of_strip / "records").iterdir())]
 
 
