@@ -148,6 +148,13 @@ class Search:
             shown = torch.where(covered, paste(x, corners, patch[:, k, None]), shown)
         return shown
 
+    def cover(
+        self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], drawn: Float[Tensor, "P C H W"]
+    ) -> Float[Tensor, "P C H W"]:
+        """The drawn images under the patches at these placements, and the images themselves around them."""
+        covered = self.threat.footprint(self.placements[placement], *self.image_size)[:, None]
+        return torch.where(covered, drawn, self.x[image])
+
     def crop(
         self, x_adv: Float[Tensor, "P C H W"], anchors: Int[Tensor, "P count 2"]
     ) -> Float[Tensor, "P count C h w"]:

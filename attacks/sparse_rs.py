@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
@@ -92,14 +93,26 @@ class SparseRS(Attack):
         same = (painted == patch).flatten(1).all(dim=1)[:, None, None, None, None]
         return torch.where(same & inside, 1 - colour, painted)
 
+    def _near(self, search: Search, place: Int[Tensor, " P"], t: int, u: Int[Tensor, "P D"]) -> Int[Tensor, " P"]:
+        """The same of places that fill no rectangle: another one whose anchor is within reach, or none."""
+        reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in search.image_size]
+        away = (search.placements[place][:, None] - search.placements).abs()
+        near = (away <= torch.tensor(reach, device=away.device)).all(dim=2)
+        near[torch.arange(len(place)), place] = False
+        number = u[:, 1] % near.sum(dim=1).clamp(min=1)
+        chosen = ((near.cumsum(dim=1) == number[:, None] + 1) & near).int().argmax(dim=1)
+        return torch.where(near.any(dim=1), chosen, place)
+
     def _moved(
         self, search: Search, sites: Int[Tensor, "P count"], t: int, u: Int[Tensor, "P D"]
     ) -> Int[Tensor, "P count"]:
         """One patch of each row at another placement within reach, all of them alike likely."""
         size = search.x.shape[2:]
-        rows, columns = (length - patch + 1 for length, patch in zip(size, search.patch_size, strict=True))
         which = (u[:, 0] % sites.shape[1])[:, None]
         place = sites.gather(1, which)[:, 0]
+        if len(search.placements) != prod(length - m + 1 for length, m in zip(size, search.patch_size, strict=True)):
+            return sites.scatter(1, which, self._near(search, place, t, u)[:, None])
+        rows, columns = (length - patch + 1 for length, patch in zip(size, search.patch_size, strict=True))
         row, column = place // columns, place % columns
         reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in size]
         top, left = (row - reach[0]).clamp(min=0), (column - reach[1]).clamp(min=0)

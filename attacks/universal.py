@@ -102,7 +102,7 @@ class Universal(Attack):
             anchors = search.placements[placement]
             boxes = search.family.corners(anchors)
             x_adv = draw(patch.content.to(search.x), search.x[image], boxes, torch.cat(poses).to(search.x))
-            shown = search.crop(x_adv, anchors)
+            shown = search.crop(search.cover(image, placement, x_adv), anchors)
             search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
 
     def _room_to_train(self, search: Search) -> int | None:
@@ -141,7 +141,8 @@ class Universal(Attack):
             def loss(
                 content: Tensor, view: View = view, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
             ) -> tuple[Tensor, Tensor]:
-                value, prediction = view(draw(content[0], search.x[image], search.placements[where], pose))
+                drawn = draw(content[0], search.x[image], search.family.corners(search.placements[where]), pose)
+                value, prediction = view(search.cover(image, where, drawn))
                 return value.clamp(min=-search.surface.enough).mean()[None], prediction
 
             found = differentiate(loss, content[None])[2][0]

@@ -28,10 +28,6 @@ ImageSize = Annotated[
     str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")
 ]
 Channels = Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.")]
-Classes = Annotated[
-    str | None,
-    typer.Option(help="Names of a folder's classes in the order of the outputs: a file with one a line, or a,b,c."),
-]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,8 @@ from robustpatch.cli.status import Interrupted
 from robustpatch.cli.text import one_line
 from robustpatch.data.images import named_images
 from robustpatch.errors import InvalidInput
+from robustpatch.options import Integer
+from robustpatch.options import options as checked
 from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
 from robustpatch.train import Channels, ImageSize, SkipBroken
@@ -36,7 +37,7 @@ CTRL_C = "Ctrl-C"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class AuditOptions:
     """One audit. Fields are the command line's options, in its order."""
 
@@ -63,7 +64,7 @@ class AuditOptions:
         bool, typer.Option("--alerts", help="It may answer -1, or its attribute alert, for an attack: no break.")
     ] = False
     budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000
-    seed: int = 0
+    seed: Integer = 0
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds after which it ends with what it has found by then.")
     ] = None
@@ -77,7 +78,7 @@ class AuditOptions:
 
 
 @app.command(cls=Command)
-@takes(AuditOptions)
+@takes
 def main(options: AuditOptions, errors: Console) -> int:
     """Attack what is certified, hold predict and certify against each other, and dictate votes through the factory.
 

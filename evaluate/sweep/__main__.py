@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from glob import glob
 from hashlib import sha256
@@ -26,29 +26,21 @@ from evaluate.sweep.table import markdown
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, names
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.data.images import ImageSet, named_images
+from robustpatch.data.images import DataOptions, ImageSet
 from robustpatch.errors import InvalidInput
+from robustpatch.options import options as checked
 from robustpatch.precision import check_device
 from robustpatch.threats.parse import FORMS, parse_threat
-from robustpatch.train import Channels, Classes, ImageSize, SkipBroken
 from robustpatch.voting.rules import Threshold, TopOne, Voting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
+@checked
+class SweepOptions(DataOptions):
     """The options of a sweep, in the order of the command line."""
 
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")]
-    dataset: Annotated[str, typer.Option(help="mnist-sample (in the package), mnist, cifar10 or folder.")] = (
-        "mnist-sample"
-    )
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None
-    image_size: ImageSize = None
-    channels: Channels = 3
-    classes: Classes = None
-    skip_broken: SkipBroken = False
     split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test"
     theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4"
     top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False
@@ -72,7 +64,7 @@ class SweepOptions:
 
 
 @app.command(cls=Command)
-@takes(SweepOptions)
+@takes
 def main(options: SweepOptions, errors: Console) -> int:
     """Certify all images with each checkpoint under each voting rule, against each patch and squares of every side.
 
@@ -82,15 +74,7 @@ def main(options: SweepOptions, errors: Console) -> int:
     around = circumstances(check_device(options.device))
     if split not in ("test", "validation"):
         raise InvalidInput(f"split is {split!r}; use test or validation")
-    images = named_images(
-        options.dataset,
-        options.data_root,
-        split,
-        image_size=options.image_size,
-        channels=options.channels,
-        classes=options.classes,
-        skip_broken=options.skip_broken,
-    )
+    images = options.load(split)
     settings = SweepSettings(
         votings=_votings(options.theta, options.top1),
         patches=tuple(parse_threat(one, images.image_shape[1:]) for one in options.patch or ["5x5"]),

@@ -116,7 +116,7 @@ def test_errors_of_ones_own_code_are_shown(named, tmp_path):
 
 def test_two_audits_in_one_output(tmp_path, monkeypatch):
     """The second is refused before it asks or writes anything; once the first has gone, nothing is in the way."""
-    monkeypatch.setattr("robustpatch.storage.holding._PATIENCE", 0.0)
+    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     (tmp_path / "report.md").write_text("of the other")
     other = os.open(tmp_path, os.O_RDONLY)  # as another process has it open
     try:
