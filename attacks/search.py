@@ -158,7 +158,7 @@ class Search:
     def crop(
         self, x_adv: Float[Tensor, "P C H W"], anchors: Int[Tensor, "P count 2"]
     ) -> Float[Tensor, "P count C h w"]:
-        """What the images show in the boxes of patches at these anchors: contents that `paste` takes."""
+        """The contents of the boxes of patches at these anchors: `paste` takes them."""
         return crop(x_adv, self.family.corners(anchors), self.patch_size)
 
     def spend(self, image: Int[Tensor, " P"], evaluations: Int[Tensor, " P"]) -> None:

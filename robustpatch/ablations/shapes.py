@@ -39,7 +39,7 @@ class ShiftedTouched(Touched):
 
     @classmethod
     def applies(cls, rows: Axis, columns: Axis) -> bool:
-        """Whether every stride divides its axis, so that moving by it leads from windows to windows."""
+        """Tell whether every stride divides its axis, so that moving by it leads from windows to windows."""
         return rows.length % rows.stride == 0 and columns.length % columns.stride == 0
 
     def member(self, sets: Int[Tensor, "..."]) -> Bool[Tensor, "... N"]:

@@ -147,8 +147,8 @@ class Patches(Threat):
         return self if count == self.count else replace(self, count=count)  # type: ignore[type-var]  a dataclass
 
     def family(self, height: int, width: int) -> Placements:
-        """Where each of the patches can be, on images of that size, where all are of one shape. Raises `InvalidInput`
-        for patches of different shapes.
+        """The places of each of the patches, on images of that size, where all are of one shape. Raises
+        `InvalidInput` for patches of different shapes.
         """
         families = self.families(height, width)
         if len(set(families)) > 1:

@@ -58,7 +58,7 @@ def unpack(text: str, dimensions: int = 2) -> np.ndarray:
 
 
 def is_packed(text: str) -> bool:
-    """Whether the text looks like what `pack` writes, rather than the name of a file."""
+    """Tell whether the text looks like what `pack` writes, rather than the name of a file."""
     return _FORM.fullmatch(text) is not None
 
 
