@@ -52,7 +52,7 @@ class ShiftedTouched(Touched):
             i = (i - torch.div(row[own], rows.stride, rounding_mode="floor")[:, None]) % rows.count
             j = (j - torch.div(column[own], columns.stride, rounding_mode="floor")[:, None]) % columns.count
             found[own] = phase.touched.to(sets.device)[i[:, :, None], j[:, None, :]]
-        return found.flatten(1).unflatten(0, sets.shape) if sets.ndim != 1 else found.flatten(1)
+        return found.view(*sets.shape, self.num_ablations)
 
     def sums(self, values: Tensor) -> Int[Tensor, "B S K"]:
         kind, (rows, columns) = sum_type(values), self._axes

@@ -85,7 +85,7 @@ def test_a_stride_keeps_the_last_row_and_column(tried, stride):
     x, threat = images(1, (7, 9)), PatchThreat(2, 2)
     proposal = run(ROA(stride=stride), Steady().eval(), x, threat)
     sites = {sites[0] for _, sites, _ in tried}
-    assert sites == set(grid(threat, (7, 9), stride).nonzero()[:, 0].tolist())
+    assert sites == set(grid(threat.family(7, 9), stride).nonzero()[:, 0].tolist())
     assert {0, 7, 5 * 8, 5 * 8 + 7} <= sites
     assert float(proposal.visited) == pytest.approx(len(sites) / 48)
 

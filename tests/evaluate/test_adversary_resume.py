@@ -22,7 +22,7 @@ from evaluate import Settings, evaluate
 from evaluate.model import identity
 from evaluate.model.identity import identity_of
 from evaluate.model.state_hash import NoFile, hash_state
-from evaluate.runs import runner
+from evaluate.runs import run_identity
 from robustpatch.certificates.exact import Certificate
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
@@ -334,7 +334,7 @@ def test_code_of_this_package_and_versions_of_others_tell_runs_apart(tmp_path, m
     """A working copy may change under one version, and an upgraded package under one name."""
     run(Rule(2.0), tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "package_code", lambda: "another")
+        patched.setattr(run_identity, "package_code", lambda: "another")
         with pytest.raises(InvalidInput, match="another run \\(other code\\)"):
             run(Rule(2.0), tmp_path)
     monkeypatch.setattr(identity, "version", lambda _: "0.0.1")

@@ -220,6 +220,8 @@ def _value(option: Any) -> st.SearchStrategy[list[str]]:
     if option.is_flag:
         return st.just([name])
     numeric = _is_number(option)
+    if option.name == "time_limit":  # a long one is right, and the call goes on as long as it says
+        return st.sampled_from([text for text in NUMBERS if not text.isdigit()]).map(lambda value: [name, value])
     return st.sampled_from([*NUMBERS, *TEXTS] if numeric else [*TEXTS, *NUMBERS]).map(lambda value: [name, value])
 
 

@@ -303,7 +303,7 @@ WRONG = {
     "alpha without samples": (["--alpha", "0.01"], "alpha is 0.01, but of checkpoint"),
     "samples without": (["--samples", "10"], "drop --samples, or sample its ablations with --randomized"),
     "alpha": (["--randomized", "--alpha", "2"], "alpha is 2.0; it is the chance of an error"),
-    "samples": (["--randomized", "--samples", "0"], "estimation is 0; it must be"),
+    "samples": (["--randomized", "--samples", "0"], "samples is 0; it must be at least 1"),
     "theta": (["--randomized", "--theta", "0.3"], "theta is 0.3, but randomized certificates are of top-1 votes; drop"),
     "voting": (["--randomized", "--voting", "scores"], "voting is scores, but randomized certificates are of top-1"),
     "another": (["--ablation", "sparse:5"], "ablation is sparse:5, but checkpoint toy.safetensors was trained for col"),

@@ -211,7 +211,7 @@ def test_build_without_an_ablation_or_with_a_sparse_one():
 )
 def test_an_option_that_a_network_does_not_have(name, ablation, known):
     """`--pretrained` with a network of ours, or a slip in a recipe: refused by name, with what there is."""
-    with pytest.raises(InvalidInput, match=f"network is {name}, which has no option pretrained \\(it has .*{known}"):
+    with pytest.raises(InvalidInput, match=f"network {name}: pretrained is no option here; known are .*{known}"):
         build(
             name,
             ablation=ablation,
