@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.base import Patches
+from robustpatch.threats.base import Patches, Placements
 
 _SIDE = 3  # corners along either axis that are first tried together
 _MOST = 10_000  # choices of regions for several patches
@@ -18,14 +18,13 @@ _MOST = 10_000  # choices of regions for several patches
 
 @dataclass(frozen=True)
 class Regions:
-    """M jobs: of image `image[m]`, every corner of each rectangle within `corners[m]` = (first row, last row, first
-    column, last column), Int[M,count,4], both ends included.
+    """M jobs: of image `image[m]`, every anchor of each patch within `corners[m]` = (first row, last row, first
+    column, last column), Int[M,count,4], both ends included. `family`: where the patches can be, all of one shape.
 
     Taken from the end, so that the halves of what failed, joined there, come next.
     """
 
-    rectangle: tuple[int, int]
-    size: tuple[int, int]
+    family: Placements
     image: Int[Tensor, " M"]
     corners: Int[Tensor, "M count 4"]
 
@@ -33,18 +32,22 @@ class Regions:
     def of(
         cls, threat: Patches, size: tuple[int, int], images: int, device: torch.device | str, side: int = _SIDE
     ) -> Regions:
-        """All placements of the threat on so many images of `size`, `side`² corners together; of several patches, every
+        """All placements of the threat on so many images of `size`, `side`² anchors together; of several patches, every
         choice of their regions. The middle of the image is at the end. Raises `InvalidInput` for too many choices, and
-        for shapes other than rectangles.
+        for patches of different shapes.
         """
-        rectangle = threat.family(*size).rectangle
-        if rectangle is None:
-            raise InvalidInput(f"patch is {threat}, and bounds are found for rectangles only; certify a rectangle")
-        along = [
-            [(first, min(first + side, count) - 1) for first in range(0, count, side)]
-            for count in (size[0] - rectangle[0] + 1, size[1] - rectangle[1] + 1)
-        ]
-        tiles = torch.tensor([(*rows, *columns) for rows in along[0] for columns in along[1]])
+        family = threat.family(*size)
+        last = family.anchors.amax(dim=0)
+        along = [[(first, min(first + side - 1, end)) for first in range(0, end + 1, side)] for end in map(int, last)]
+        held = {(row // side, column // side) for row, column in family.anchors.tolist()}
+        tiles = torch.tensor(
+            [
+                (*rows, *columns)
+                for r, rows in enumerate(along[0])
+                for c, columns in enumerate(along[1])
+                if (r, c) in held
+            ]
+        )
         choices = comb(len(tiles) + threat.count - 1, threat.count)
         if choices > _MOST:
             raise InvalidInput(
@@ -53,10 +56,10 @@ class Regions:
             )
         groups = torch.combinations(torch.arange(len(tiles)), threat.count, with_replacement=True)
         corners = tiles[groups.view(len(groups), threat.count)]
-        middle = torch.tensor([size[0] - rectangle[0]] * 2 + [size[1] - rectangle[1]] * 2) / 2
+        middle = last.repeat_interleave(2) / 2
         corners = corners[(corners - middle).square().sum(dim=(1, 2)).argsort(descending=True, stable=True)].to(device)
         image = torch.arange(images, device=device).repeat(len(corners))
-        return cls(rectangle, size, image, corners.repeat_interleave(images, dim=0))
+        return cls(family, image, corners.repeat_interleave(images, dim=0))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -67,12 +70,16 @@ class Regions:
         return (self.corners[..., ::2] == self.corners[..., 1::2]).all(dim=2).all(dim=1)
 
     def footprint(self) -> Bool[Tensor, "M H W"]:
-        """The pixels that the rectangles cover at any of their placements."""
+        """The pixels that the patches cover at any of their placements."""
         top, bottom, left, right = self.corners[..., None].unbind(dim=2)
-        row, column = (torch.arange(length, device=self.image.device) for length in self.size)
-        in_rows = (row >= top) & (row < bottom + self.rectangle[0])
-        in_columns = (column >= left) & (column < right + self.rectangle[1])
-        return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
+        if self.family.rectangle is not None:
+            row, column = (torch.arange(length, device=self.image.device) for length in self.family.size)
+            in_rows = (row >= top) & (row < bottom + self.family.rectangle[0])
+            in_columns = (column >= left) & (column < right + self.family.rectangle[1])
+            return (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)
+        row, column = self.family.anchors.to(self.image.device).unbind(dim=1)
+        member = (row >= top) & (row <= bottom) & (column >= left) & (column <= right)
+        return self.family.covered(member.flatten(0, 1)).view(*member.shape[:2], *self.family.size).any(dim=1)
 
     def split(self, last: int) -> tuple[Regions, Regions]:
         """All but the last so many, and those."""

@@ -77,6 +77,14 @@ class Placements(ABC):
         ]
         return torch.cat(shared) > 0
 
+    def covered(self, member: Bool[Tensor, "M L"]) -> Bool[Tensor, "M H W"]:
+        """The pixels that the patch covers at any of the places marked in each row."""
+        found, first = member.new_zeros(len(member), self.size[0] * self.size[1], dtype=torch.float32), 0
+        for footprints in self._parts_of_footprints(member.device):
+            marked = member[:, first : first + len(footprints)].to(torch.float32)
+            found, first = found + marked @ footprints.flatten(1).to(torch.float32), first + len(footprints)
+        return (found > 0.5).view(-1, *self.size)
+
     def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
         """The mean of the values over the pixels that the patch covers, at each place."""
         flat = (covered.flatten(1).to(values.dtype) for covered in self._parts_of_footprints(values.device))

@@ -71,6 +71,11 @@ class Translations(Placements):
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         return (self._sums(masks.to(torch.float32)) > 0.5).T  # whole numbers, and nothing is taken away from them
 
+    def covered(self, member: Bool[Tensor, "M L"]) -> Bool[Tensor, "M H W"]:
+        (height, width), (h, w) = self.size, self.extent
+        marked = member.to(torch.float32).view(-1, 1, height - h + 1, width - w + 1)
+        return F.conv_transpose2d(marked, self.pattern.to(marked)[None, None])[:, 0] > 0.5
+
     def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
         return self._sums(values) / self.pixels
 

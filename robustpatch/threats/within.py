@@ -62,6 +62,11 @@ class Allowed(Placements):
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         return self.base.hits(masks)[self.kept.to(masks.device)]
 
+    def covered(self, member: Bool[Tensor, "M L"]) -> Bool[Tensor, "M H W"]:
+        every = member.new_zeros(len(member), len(self.base))
+        every[:, self.kept.to(member.device)] = member
+        return self.base.covered(every)
+
     def means(self, values: Float[Tensor, "B H W"]) -> Float[Tensor, "B L"]:
         return self.base.means(values)[:, self.kept.to(values.device)]
 

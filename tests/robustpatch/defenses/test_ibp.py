@@ -11,6 +11,7 @@ from torch import nn
 from robustpatch import PatchThreat
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
+from robustpatch.threats import Cross, Footprints, Mask, Patches, Within
 from robustpatch.threats.any_of import AnyOf
 from tests import oracles, toys
 from tests.robustpatch.defenses.bounds.nets import ends_of
@@ -97,6 +98,36 @@ def test_no_content_at_any_placement_passes_a_bound(build, scale, patch):
             assert attained < bound + 1e-4
         if certificate.certified[i]:
             assert bool((model.predict(attacked) == certificate.prediction[i]).all())
+
+
+SHAPES: list[Patches] = [
+    Mask.of(torch.tensor([[True, False, True]])),
+    Within.of(PatchThreat(1, 2), torch.arange(SIZE[0] * SIZE[1]).view(SIZE) % 3 > 0),
+    Footprints.of(torch.eye(SIZE[0] * SIZE[1]).view(-1, *SIZE)[1::2] > 0),
+    Cross(3, 1),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threat", SHAPES, ids=lambda threat: threat.shape)
+@pytest.mark.parametrize("build", [linear, deep])
+def test_no_content_of_any_shape_passes_a_bound(build, threat):
+    """As of rectangles: every place of the shape, every content of its pixels and of no other."""
+    model, x = defended(build(0.7)), images()
+    certificate, margins = model.certify(x, threat), model.placement_margins(x, threat)
+    places = threat.family(*SIZE)
+    assert margins.shape == (len(x), len(places))
+    assert torch.equal(certificate.certified, (margins >= 0).all(dim=1))
+    for i, number in product(range(len(x)), range(len(places))):
+        pixels = list(map(tuple, places.footprint(torch.tensor([number]))[0].nonzero().tolist()))
+        contents = torch.tensor(list(product((0.0, 0.5, 1.0), repeat=len(pixels))))
+        attacked = x[i].repeat(len(contents), 1, 1, 1)
+        for column, (r, c) in enumerate(pixels):
+            attacked[:, 0, r, c] = contents[:, column]
+        attained = lead(model(attacked), int(certificate.prediction[i]))
+        assert float(margins[i, number]) < attained
+        if build is linear:
+            assert attained < float(margins[i, number]) + 1e-4
 
 
 def test_some_toys_are_certified_and_some_are_not():
