@@ -259,6 +259,16 @@ def test_the_trade_of_clean_against_certified(run, settings):
     assert sorted(len(line.get_xydata()) for line in axes.get_lines()) == [1] * 6
 
 
+def test_pictures_of_any_threat_lie_in_the_folder(run, settings, tmp_path):
+    """A text with slashes, colons or an ampersand names no other place, and two texts no one file."""
+    patches = ["mask:../a/b.png", "mask:../a/b-png", "disc:3 & 2x2"]
+    shapes = replace(run, configuration={**run.configuration, "patches": patches})
+    told = [replace(s, exact=dict.fromkeys(patches, s.clean), margin=dict.fromkeys(patches, s.clean)) for s in settings]
+    names = draw(shapes, told, None, tmp_path)
+    assert len(set(names)) == 7
+    assert {path.name for path in tmp_path.iterdir() if path.suffix == ".png"} == set(names)
+
+
 def test_several_patches_have_a_picture_each(run, settings, tmp_path):
     """Named by the patch, without a star; without a choice an envelope; one that certifies nothing is drawn as well."""
     twice = replace(run, configuration={**run.configuration, "patches": ["2*2x2"]})
