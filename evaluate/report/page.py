@@ -16,7 +16,9 @@ from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
 from evaluate.results.summary_table import ATTACKS, CLASSES, SIDES, Part, interval, percent
 from evaluate.results.table import Table
+from robustpatch.errors import InvalidInput
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.rectangle import PatchThreat
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -142,9 +144,15 @@ def gap_picture_text(report: Report) -> str:
 
 def tested_side(report: Report) -> int | None:
     """The side of the threat where it is one square."""
-    threats = parse_threat(report.configuration["threat"]).threats
-    one = threats[0]
-    return one.height if len(threats) == one.count == 1 and one.height == one.width else None
+    try:
+        threat = parse_threat(report.configuration["threat"], files=False)
+    except InvalidInput:  # of a file that the run was given
+        return None
+    return (
+        threat.height
+        if isinstance(threat, PatchThreat) and threat == PatchThreat(threat.height, threat.height)
+        else None
+    )
 
 
 def sides_text(report: Report) -> str:

@@ -26,7 +26,6 @@ from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
-from robustpatch.threats.parse import parse_threat
 from robustpatch.voting.votes import Scored, Votes
 
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
@@ -164,7 +163,7 @@ def exhibit(
             sampled=voting is not None and str(voting.ablation) != classifier.describe()["ablation"],
             votes=counts.get(i),
             close=close.get(i),
-            attacked=_attacked(*furthest.found[i], after.get(i)) if i in furthest.found else None,
+            attacked=_attacked(threat, *furthest.found[i], after.get(i)) if i in furthest.found else None,
             maps=[] if certificate is None else _maps(certificate, i, threat, size),
             guard=None if certificate is None else certificate.guard,
         )
@@ -177,10 +176,11 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
     return torch.div(votes.counts, votes.unit, rounding_mode="floor").to(torch.int32).cpu().numpy()
 
 
-def _attacked(record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
-    (one,) = parse_threat(record.threat).threats
+def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
+    (one,) = (each for each in threat.threats if str(each) == record.threat)
     height, width = one.height, one.width
-    corners = [(r, c) for r, c in zip(record.corners[::2], record.corners[1::2], strict=True)]
+    anchors = torch.tensor(record.corners).view(-1, 2)
+    corners = [(r, c) for r, c in one.family(x_adv.shape[1], x_adv.shape[2]).corners(anchors).tolist()]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)
     return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes)
@@ -201,7 +201,10 @@ def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int
     threats = threat.threats
     shapes = [(size[0] - one.height + 1, size[1] - one.width + 1) for one in threats]
     lengths = [rows * columns for rows, columns in shapes]
-    if margins is None or margins.shape[1] != sum(lengths) or any(one.count > 1 for one in threats):
+    whole = all(
+        one.count == 1 and len(one.family(*size)) == places for one, places in zip(threats, lengths, strict=True)
+    )
+    if margins is None or margins.shape[1] != sum(lengths) or not whole:
         return []
     found = []
     for one, shape, part in zip(threats, shapes, margins[i].cpu().split(lengths), strict=True):

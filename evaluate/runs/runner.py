@@ -31,6 +31,7 @@ from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import pixels_sha256
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
 
@@ -161,6 +162,7 @@ def evaluate(
         **{name: value for name, value in vars(settings).items() if (name, value) != ("top_k", 1)},
         **of_images(images, total),
         "threat": str(threat),
+        **({"threat_sha256": digest} if (digest := pixels_sha256(threat)) else {}),
         "class_names": list(images.class_names),
         "packages": packages(model, *attacks),
         **identity_of(model, attacks, module=module),

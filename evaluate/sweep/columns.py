@@ -82,17 +82,18 @@ KEYS: tuple[Column[RuledBatch], ...] = (
 )
 
 
-def columns(patches: Sequence[Threat], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
+def columns(patches: Sequence[Threat | str], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
     """All columns: those that say which image a row is of, and those that certificates fill."""
     return (*KEYS, *certified_columns(patches, top_k))
 
 
-def certified_columns(patches: Sequence[Threat], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
+def certified_columns(patches: Sequence[Threat | str], top_k: Sequence[int] = ()) -> tuple[Column[RuledBatch], ...]:
     """The columns that certificates fill.
 
     `largest_certified` and `largest_certified_margin` are sides of squares, by the exact certificate and by the paper's
     margin; 0 where there is none. `close_votes` counts votes within the guard of turning over. `rank`, where top k
-    are asked for, is how many classes come before the label. Margins are in whole votes, rounded down.
+    are asked for, is how many classes come before the label. Margins are in whole votes, rounded down. Of patches
+    given by their text alone the columns can be read, not filled.
     """
     found: list[Column[RuledBatch]] = [
         _numbers("prediction", lambda batch: first_argmax(batch.votes.counts)),

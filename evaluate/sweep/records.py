@@ -18,7 +18,6 @@ from evaluate.sweep.columns import columns
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
-from robustpatch.threats.parse import parse_threat
 
 
 def sweep_shard(checkpoint: str, first: int, stop: int) -> str:
@@ -46,7 +45,7 @@ def read_sweep(output: str | Path | Store) -> SweepRun:
         configuration = read_object(store.read("run.json"))
         names = [checkpoint["name"] for checkpoint in configuration["checkpoints"]]
         votings, total = configuration["votings"], configuration["num_images"]
-        patches = [parse_threat(patch) for patch in configuration["patches"]]
+        patches = [str(patch) for patch in configuration["patches"]]
         whole = schema(columns(patches, configuration.get("top_k", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error

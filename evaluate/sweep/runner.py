@@ -28,6 +28,7 @@ from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import pixels_sha256
 from robustpatch.voting.rules import Voting
 
 
@@ -118,6 +119,7 @@ def sweep(
         "checkpoints": [_described(name, checkpoint, settings.device) for name, checkpoint in checkpoints.items()],
         "votings": [str(voting) for voting in settings.votings],
         "patches": [str(patch) for patch in settings.patches],
+        **({"patches_sha256": hashes} if any(hashes := list(map(pixels_sha256, settings.patches))) else {}),
         "batch_size": settings.batch_size,
         "device": settings.device,
         "split": images.split,

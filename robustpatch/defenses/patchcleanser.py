@@ -88,7 +88,7 @@ class DoubleMasking(MaskingDefense):
 
 @lru_cache(maxsize=32)
 def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
-    one, *others = parse_threat(patch).threats
+    one, *others = parse_threat(patch, files=False).threats
     if others:
         raise InvalidInput(f"patch is {patch!r}, which are several; the masks are made for one, the largest of them")
     return MaskSet.for_patch(one, masks, image_size)

@@ -93,7 +93,7 @@ class MaskedClassifier(Defended, CertifiedClassifier):
 
     def masking(self, height: int, width: int) -> Masking:
         """The windows on images of this size."""
-        (window, *others) = parse_threat(self.defense.window, (height, width)).threats
+        (window, *others) = parse_threat(self.defense.window, (height, width), files=False).threats
         if others or window.count > 1:
             raise InvalidInput(f"window is {self.defense.window}; the detector looks for one rectangle, such as 5x5")
         windows = incidence(self.network.ablation, window, (height, width))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import combinations_with_replacement, product
 from math import comb
 from typing import Any
@@ -13,7 +15,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.base import Patches, Threat
-from robustpatch.threats.bitmap import black_and_white
+from robustpatch.threats.bitmap import black_and_white, is_packed
 from robustpatch.threats.footprints import Footprints
 from robustpatch.threats.rectangle import AreaShare, PatchThreat
 from robustpatch.threats.several import Several
@@ -38,7 +40,7 @@ MOST_ALTERNATIVES = 1024
 _ANGLES = re.compile(r"@\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?(?=\s*(?:,|&|$|in\s)))*")
 
 
-def parse_threat(text: str, image_size: tuple[int, int] | None = None) -> Threat:
+def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files: bool = True) -> Threat:
     """Read one threat, or several separated by commas, of which the attacker picks one ("2x10,10x2").
 
     - Shapes: "5x5", "5", "2x10" (height × width), "2%" (the smallest square of at least that share of the area),
@@ -48,11 +50,12 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None) -> Threat
     - Several at the same time: "2*5x5", "disc:5 & 3x3". Of a shape that may be turned, each is turned on its own.
     - Only where every pixel is allowed: "5x5 in region.png" (white pixels of a picture of the images' size).
 
-    `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Raises `InvalidInput`.
+    `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Without `files`, texts that
+    name a file are refused: such a text may itself be out of a file. Raises `InvalidInput`.
     """
     threats: list[Patches] = []
     for alternative in _alternatives(text):
-        choices = [_parse_one(part) for part in alternative.split("&")]
+        choices = [_parse_one(part, files) for part in alternative.split("&")]
         _check_number(text, len(threats) + _product(len(each) for each in choices))
         threats += [together(parts) for parts in product(*choices)]
     threats = list(dict.fromkeys(threats))
@@ -67,6 +70,13 @@ def together(parts: Sequence[Patches]) -> Patches:
         counted[part.times(1)] += part.count
     merged = [part.times(count) for part, count in counted.items()]
     return merged[0] if len(merged) == 1 else Several(merged)
+
+
+def pixels_sha256(threat: Threat) -> str | None:
+    """A hash of the pixels of a threat whose text may name files; None where the text alone says which pixels."""
+    named = any(isinstance(part, Mask | Footprints | Within) for one in threat.threats for part in _parts(one))
+    content = json.dumps(threat.to_dict(), sort_keys=True)
+    return sha256(content.encode()).hexdigest() if named else None
 
 
 def threat_from_dict(value: object) -> Threat:
@@ -104,7 +114,7 @@ def _check_name(mask: Mask) -> None:
     """Refuse a mask that a file calls by the text of another shape."""
     if mask.name.startswith("mask:") or not mask.name:
         return
-    known = _parse_one(mask.name) if "@" in mask.name and "mask:" not in mask.name else []
+    known = _parse_one(mask.name, False) if "@" in mask.name and "mask:" not in mask.name else []
     if known != [mask.times(1)]:
         raise InvalidInput(f"threat is a mask named {one_line(mask.name, 60)!r}, but its pixels are not those of one")
 
@@ -116,13 +126,13 @@ def _alternatives(text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *(at + 1 for at in ends)], [*ends, len(text)], strict=True)]
 
 
-def _parse_one(text: str) -> list[Patches]:
+def _parse_one(text: str, files: bool) -> list[Patches]:
     """The alternatives of one part: one, or as many as a turned shape has."""
     shape, _, region = (part.strip() for part in re.sub(r"\s+in\s+", "\n", text.strip(), count=1).partition("\n"))
     counted = re.fullmatch(r"(\d{1,9})\s*\*\s*(.+)", shape)
     count, shape = (int(counted[1]), counted[2]) if counted else (1, shape)
     base, _, angles = shape.partition("@")
-    patch = _read(base.strip(), text)
+    patch = _read(base.strip(), text, files)
     turned = [patch]
     if angles:
         if not re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?(\s*,\s*\d{1,9}(\.\d{1,9})?)*\s*", angles):
@@ -138,11 +148,24 @@ def _parse_one(text: str) -> list[Patches]:
         found = [together(parts) for parts in combinations_with_replacement(turned, count)]
     if not region:
         return found
+    if is_packed(region):
+        return [together([Within(one, region) for one in _parts(each)]) for each in found]
+    _check_file(region, files)
     allowed = black_and_white(region)
     return [together([Within.of(one, allowed, region) for one in _parts(each)]) for each in found]
 
 
-def _read(base: str, text: str) -> Patches:
+def _check_file(name: str, files: bool) -> None:
+    if not files:
+        raise InvalidInput(
+            f"patch names the file {one_line(name, 200)!r}, which is not read here; name a shape by its size"
+        )
+
+
+def _read(base: str, text: str, files: bool) -> Patches:
+    kind, _, place = base.partition(":")
+    if kind.lower() in (Mask.shape, Footprints.shape) and not is_packed(place):
+        _check_file(place, files)
     plain = re.sub(r"\s*([x%])\s*", r"\1", base, flags=re.IGNORECASE).lower() if ":" not in base else base
     for shape in SHAPES:
         found = shape.read(plain)

@@ -1,0 +1,100 @@
+"""Runs against patches of any shape: what is recorded, whose run it is, and a report that needs none of the files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluate import Settings, evaluate
+from evaluate.report.write import write_report
+from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
+from evaluate.runs.gallery import exhibits_name, read_exhibits
+from evaluate.runs.records import read_records
+from robustpatch.ablations.kinds import Columns
+from robustpatch.defenses import parse_defense
+from robustpatch.errors import InvalidInput
+from robustpatch.storage.store import Store
+from robustpatch.threats import Disc, Footprints, Mask, Threat, Within, parse_threat
+from tests.attacks.toys import Level, smoothed
+from tests.evaluate import small_runs
+
+
+def run(threat: Threat, output, gallery: int = 0):
+    model, settings = smoothed(Level(3), Columns(1), 3), Settings(small_runs.NUMBER, 2, 300, 0, gallery=gallery)
+    return evaluate(model, small_runs.scene(), threat, small_runs.ATTACKS, settings, output)
+
+
+def picture(path, pixels: list[tuple[int, int]]) -> None:
+    """White at these places (row, column) of a black image of 4×8."""
+    values = np.zeros((4, 8), np.uint8)
+    for at in pixels:
+        values[at] = 255
+    Image.fromarray(values).save(path)
+
+
+HALF = torch.arange(8).expand(4, 8) >= 3
+SETS = torch.zeros(3, 4, 8, dtype=torch.bool)
+SETS[0, 0, :2] = SETS[1, :, 5] = SETS[2, 1:3, 6:] = True
+
+
+@pytest.mark.parametrize("threat", [Disc(3), Within.of(Disc(2), HALF), Footprints.of(SETS)], ids=str)
+def test_attacked_held_and_shown(threat, tmp_path):
+    """Certified images are attacked within the shape, and the gallery shows what lies in each patch's box."""
+    records = run(threat, tmp_path, gallery=6)
+    certified = [record for record in records if record.certified]
+    assert certified
+    assert len(certified) < len(records)
+    for record in records:
+        for attack in record.attacks:
+            assert attack.contained
+            assert attack.threat == str(threat)
+            assert not (record.certified and attack.broken)
+    store = Store.of(tmp_path)
+    for name in store.names("records", ".parquet"):
+        for one in read_exhibits(store.read(exhibits_name(name)), name) if store.exists(exhibits_name(name)) else []:
+            assert one.attacked is None or one.attacked.patches.shape[2:] == (threat.height, threat.width)
+
+
+def test_a_file_of_another_content_is_another_run(tmp_path):
+    """The text of a threat names a file: two runs of one text differ where the pixels do."""
+    picture(tmp_path / "a.png", [(0, 0), (0, 1)])
+    text = f"mask:{tmp_path}/a.png"
+    first = run(parse_threat(text), tmp_path / "run")
+    assert small_runs.timeless(run(parse_threat(text), tmp_path / "run")) == small_runs.timeless(first)
+    picture(tmp_path / "a.png", [(0, 0), (0, 1), (1, 0)])
+    with pytest.raises(InvalidInput, match="another run \\(other threat_sha256\\)"):
+        run(parse_threat(text), tmp_path / "run")
+
+
+def test_a_report_reads_none_of_the_files(tmp_path):
+    """A run against a region is reported where its picture is gone."""
+    picture(tmp_path / "region.png", [(r, c) for r in range(4) for c in range(3, 8)])
+    run(parse_threat(f"2x2 in {tmp_path}/region.png"), tmp_path / "run", gallery=6)
+    (tmp_path / "region.png").unlink()
+    write_report(tmp_path / "run", tmp_path / "run")
+    assert "region.png" in (tmp_path / "run" / "report.md").read_text()
+    assert len(read_records(tmp_path / "run")) == small_runs.NUMBER
+
+
+def test_texts_out_of_files_name_no_file(tmp_path):
+    """A checkpoint's defense, or a page's text, opens nothing."""
+    picture(tmp_path / "a.png", [(0, 0)])
+    for text in (f"mask:{tmp_path}/a.png", f"2x2 in {tmp_path}/a.png", "footprints:/dev/zero"):
+        with pytest.raises(InvalidInput, match="names the file"):
+            parse_threat(text, files=False)
+    with pytest.raises(InvalidInput, match="names the file"):
+        parse_defense("patchcleanser:patch=mask:/dev/zero").wrap(torch.nn.Flatten(), num_classes=2).eval().predict(
+            torch.zeros(1, 1, 4, 8)
+        )
+
+
+@pytest.mark.parametrize("threat", [Within.of(Disc(2), HALF), Footprints.of(SETS), Mask.of(SETS[2]), Disc(3)], ids=str)
+def test_packed_pixels_are_texts_too(threat, tmp_path):
+    """`str` and `parse_threat` are inverse without any file, and a counterexample keeps the threat whole."""
+    assert parse_threat(str(threat), files=False) == threat
+    x = torch.rand(1, 4, 8)
+    one = Counterexample(x, x, threat.placements(4, 8)[:1], 0, 1, "pgd", threat, {}, 1)
+    name = save_counterexample(Store.of(tmp_path), smoothed(Level(3), Columns(1), 3), one)
+    assert load_counterexample(tmp_path / name).threat == threat
