@@ -20,7 +20,7 @@ from attacks.criterion import Changed, OutOfTopK
 from evaluate.runs.claims import claims_of
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import voting_classifier
-from robustpatch.cli.text import one_line
+from robustpatch.cli.text import file_name, one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.sealing import read_tensors
 from robustpatch.storage.store import Store
@@ -50,7 +50,7 @@ class Counterexample:
 
 def save_counterexample(output: str | Path | Store, model: torch.nn.Module, example: Counterexample) -> str:
     """Write counterexamples/image-INDEX-ATTACK-PATCH.safetensors under `output`; returns that name."""
-    patch = str(example.threat).replace("*", "of")
+    patch = file_name(str(example.threat))
     name = f"counterexamples/image-{example.index:08d}-{example.attack}-{patch}.safetensors"
     images = {"x": example.x, "x_adv": example.x_adv}
     tensors = {kept: image.cpu().contiguous().clone() for kept, image in images.items()} | {"corners": example.corners}

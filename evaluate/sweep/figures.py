@@ -4,9 +4,7 @@ accuracy against clean.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from evaluate.results.drawing import in_legend, load_matplotlib, write_figure
 from evaluate.results.published import published
 from evaluate.sweep.metrics import Choice, Setting, by_family, envelope, telling_sides
 from evaluate.sweep.records import SweepRun
-from robustpatch.cli.text import slug
+from robustpatch.cli.text import file_name
 from robustpatch.storage.store import Store
 
 if TYPE_CHECKING:
@@ -30,19 +28,11 @@ def draw(run: SweepRun, settings: Sequence[Setting], choice: Choice | None, outp
     """
     store, names = Store.of(output), []
     for patch in run.configuration["patches"]:
-        name = _file_name(patch)
+        name = file_name(patch)
         names.append(_save(_against_size(run, settings, patch), store, f"size-{name}"))
         names.append(_save(_against_clean(run, settings, patch), store, f"tradeoff-{name}"))
     names.append(_save(_against_side(run, settings, choice), store, "side"))
     return names
-
-
-def _file_name(patch: str) -> str:
-    """The patch's text where it can be part of a file's name, with "of" for the star; else a slug with a checksum."""
-    plain = patch.replace("*", "of")
-    if re.fullmatch(r"[A-Za-z0-9.%,@-]{1,60}", plain):
-        return plain
-    return f"{slug(plain)[:40]}-{sha256(patch.encode()).hexdigest()[:8]}"
 
 
 def _save(figure: Figure, store: Store, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 _MOST = 2_000  # characters of one message
 _MARKS = re.compile(r"([\\`*_\[\]<>|~$]|&(?=[#A-Za-z]))")  # what Markdown or HTML inside it would obey
@@ -40,6 +41,16 @@ def some_of(numbers: Sequence[int], most: int = 8) -> str:
 def code_block(lines: Iterable[str]) -> str:
     """The lines as a block of code in Markdown that none of them ends."""
     return "\n".join(["```", *(visible(line).replace("```", "'''") for line in lines), "```"])
+
+
+def file_name(patch: str) -> str:
+    """The text of a threat as part of a file's name, "of" for the star: as it is where any file system takes it, else a
+    slug with a checksum, so that it names no other folder and two texts no one file.
+    """
+    plain = patch.replace("*", "of")
+    if re.fullmatch(r"[A-Za-z0-9.%,@-]{1,60}", plain):
+        return plain
+    return f"{slug(plain)[:40]}-{sha256(patch.encode()).hexdigest()[:8]}"
 
 
 def slug(text: str) -> str:

@@ -78,6 +78,12 @@ def black_and_white(path: str) -> Bool[Tensor, "H W"]:
     return values == 255
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that would read as several patches in a threat's text."""
+    if re.search(r"[,&\n]", name):
+        raise InvalidInput(f"patch name is {one_line(name, 80)!r}; rename the file: no comma, no ampersand")
+
+
 def as_tensor(array: np.ndarray) -> Bool[Tensor, "..."]:
     """Returns a tensor of its own with these pixels."""
     return torch.from_numpy(array.copy())

@@ -16,7 +16,7 @@ from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.storage.npz import read_arrays
 from robustpatch.threats.base import Patches, Placements
-from robustpatch.threats.bitmap import as_tensor, is_packed, pack, unpack
+from robustpatch.threats.bitmap import as_tensor, check_name, is_packed, pack, unpack
 
 
 class Listed(Placements):
@@ -68,6 +68,9 @@ class Footprints(Patches):
 
     def __post_init__(self) -> None:
         check_whole("patch count", self.count)
+        check_name(self.name)
+        if self.name and not self.name.startswith("footprints:"):
+            raise InvalidInput(f"footprints are named {one_line(self.name, 60)!r}; a name begins with footprints:")
         array = unpack(self.masks, 3)
         empty = np.flatnonzero(~array.any(axis=(1, 2)))
         if len(empty):
@@ -95,7 +98,7 @@ class Footprints(Patches):
                 f"footprints {one_line(place, 200)!r} cannot be read: {one_line(error, 300)}; write them with "
                 "numpy.savez(FILE, masks=masks)"
             ) from error
-        return cls.of(masks, name=text)
+        return cls.of(masks, name=f"footprints:{place}")
 
     @property
     def height(self) -> int:  # type: ignore[override]
@@ -110,6 +113,10 @@ class Footprints(Patches):
             raise InvalidInput(
                 f"footprints are of images of {self.height}x{self.width} pixels, and these are {height}x{width}; give "
                 "footprints of the images' size"
+            )
+        if self.count > height * width:
+            raise InvalidInput(
+                f"patch count is {self.count}, more than the {height * width} pixels of the image; take fewer patches"
             )
         return self
 

@@ -37,6 +37,7 @@ FORMS = (
     '"5x5 in region.png" (only there)'
 )
 MOST_ALTERNATIVES = 1024
+_LONGEST = 2**14  # characters of a text that is out of a file
 _ANGLES = re.compile(r"@\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?(?=\s*(?:,|&|$|in\s)))*")
 
 
@@ -53,6 +54,8 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files:
     `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Without `files`, texts that
     name a file are refused: such a text may itself be out of a file. Raises `InvalidInput`.
     """
+    if not files and len(text) > _LONGEST:
+        raise InvalidInput(f"patch is a text of {len(text)} characters out of a file; at most {_LONGEST} are read")
     threats: list[Patches] = []
     for alternative in _alternatives(text):
         choices = [_parse_one(part, files) for part in alternative.split("&")]
@@ -84,6 +87,7 @@ def threat_from_dict(value: object) -> Threat:
     if isinstance(value, list) and len(value) == 3:
         return PatchThreat.from_dict(dict(zip(("height", "width", "count"), value, strict=True)))
     if isinstance(value, dict) and isinstance(value.get("any_of"), list) and len(value) == 1:
+        _check_number("any_of", len(value["any_of"]))
         return AnyOf(map(_one_from_dict, value["any_of"]))
     return _one_from_dict(value)
 
@@ -128,14 +132,14 @@ def _alternatives(text: str) -> list[str]:
 
 def _parse_one(text: str, files: bool) -> list[Patches]:
     """The alternatives of one part: one, or as many as a turned shape has."""
-    shape, _, region = (part.strip() for part in re.sub(r"\s+in\s+", "\n", text.strip(), count=1).partition("\n"))
+    shape, _, region = " ".join(text.split()).partition(" in ")
     counted = re.fullmatch(r"(\d{1,9})\s*\*\s*(.+)", shape)
     count, shape = (int(counted[1]), counted[2]) if counted else (1, shape)
     base, _, angles = shape.partition("@")
     patch = _read(base.strip(), text, files)
     turned = [patch]
     if angles:
-        if not re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?(\s*,\s*\d{1,9}(\.\d{1,9})?)*\s*", angles):
+        if not re.fullmatch(r"\s*\d{1,9}(\.\d{1,4})?(\s*,\s*\d{1,9}(\.\d{1,4})?)*\s*", angles):
             raise InvalidInput(f"patch {text.strip()!r} is turned by {angles!r}; give degrees, as in @0,45,90")
         turned = list(dict.fromkeys(rotated(patch, float(angle)) for angle in angles.split(",")))
     _check_number(text, comb(len(turned) + count - 1, count) if len(turned) > 1 else 1)

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from robustpatch.errors import InvalidInput, check_whole
 from robustpatch.threats.base import Patches, Placements
-from robustpatch.threats.bitmap import as_tensor, black_and_white, is_packed, pack, unpack
+from robustpatch.threats.bitmap import as_tensor, black_and_white, check_name, is_packed, pack, unpack
 from robustpatch.threats.rectangle import PatchThreat, Rectangles
 
 LONGEST = 4096  # pixels along a side of a shape
+_FARTHEST = 512  # rows and columns of a polygon: what its edges cross takes a look at each pixel for each edge
 
 
 class Translations(Placements):
@@ -262,6 +263,7 @@ class Mask(Stamp):
 
     def __post_init__(self) -> None:
         check_whole("patch count", self.count)
+        check_name(self.name)
         array = unpack(self.pixels)
         if not array.any():
             raise InvalidInput("patch mask holds no pixel; mark at least one (white in a picture)")
@@ -293,7 +295,7 @@ class Mask(Stamp):
             return None
         if is_packed(text[5:]):
             return cls(text[5:])
-        return cls.of(black_and_white(text[5:]), name=text)
+        return cls.of(black_and_white(text[5:]), name=f"mask:{text[5:]}")
 
     @property
     def pattern(self) -> Bool[Tensor, "h w"]:
@@ -305,7 +307,7 @@ class Mask(Stamp):
 
 
 def rotated(patch: Patches, degrees: float) -> Patches:
-    """Returns the shape turned counterclockwise by `degrees` about the centre of its bounding box.
+    """Returns the shape turned counterclockwise by `degrees`, to four decimals, about the centre of its bounding box.
 
     A pixel belongs to it iff its centre, turned back, falls on a pixel of the shape; multiples of 90° move pixels onto
     pixels. The result is a rectangle where the shape is one and stays one, else a `Mask` with the text "3x8@45".
@@ -317,19 +319,23 @@ def rotated(patch: Patches, degrees: float) -> Patches:
         pattern, text = patch.pattern, patch.text
     else:
         raise InvalidInput(f"patch {patch} cannot be rotated; rotate a rectangle, disc, cross, polygon or mask")
-    turn = degrees % 360
+    turn = round(degrees, 4) % 360
     if turn % 90 == 0:
         turned = pattern.rot90(round(turn / 90))
     else:
         turned = _turned(pattern, turn)
         if not bool(turned.any()):
-            raise InvalidInput(f"patch {text}@{degrees:g} covers no pixel's centre; take a thicker shape")
+            raise InvalidInput(f"patch {text}@{_decimal(turn)} covers no pixel's centre; take a thicker shape")
     turned = cropped(turned)
     if bool(turned.all()):
         return PatchThreat(turned.shape[0], turned.shape[1], patch.count)
     if isinstance(patch, Stamp) and torch.equal(turned, pattern):
         return patch
-    return Mask.of(turned, patch.count, f"{text}@{degrees:g}")
+    return Mask.of(turned, patch.count, f"{text}@{_decimal(turn)}")
+
+
+def _decimal(degrees: float) -> str:
+    return f"{degrees:.4f}".rstrip("0").rstrip(".")
 
 
 def _turned(pattern: Bool[Tensor, "h w"], degrees: float) -> Bool[Tensor, "tall wide"]:
@@ -359,8 +365,8 @@ def _points(corners: str) -> tuple[tuple[int, int], ...]:
             f"patch polygon is {str(corners)[:60]!r}; give 3 to 100 corners as row/column, as in 0/0;0/7;7/7"
         )
     points = [(int(row), int(column)) for row, column in (each.split("/") for each in corners.split(";"))]
-    if max(map(max, points)) > LONGEST:
-        raise InvalidInput(f"patch polygon reaches {max(map(max, points))}; take at most {LONGEST}")
+    if max(map(max, points)) > _FARTHEST:
+        raise InvalidInput(f"patch polygon reaches {max(map(max, points))}; take at most {_FARTHEST}")
     return tuple(points)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Placements
-from robustpatch.threats.bitmap import as_tensor, pack, unpack
+from robustpatch.threats.bitmap import as_tensor, check_name, pack, unpack
 
 
 class Allowed(Placements):
@@ -88,6 +88,7 @@ class Within(Patches):
 
     def __post_init__(self) -> None:
         unpack(self.region)
+        check_name(self.name)
         if not isinstance(self.patch, Patches) or isinstance(self.patch, Within):
             raise InvalidInput(f"patch in a region is {self.patch}; give one shape, such as 5x5 or disc:7")
 

@@ -98,3 +98,17 @@ def test_packed_pixels_are_texts_too(threat, tmp_path):
     one = Counterexample(x, x, threat.placements(4, 8)[:1], 0, 1, "pgd", threat, {}, 1)
     name = save_counterexample(Store.of(tmp_path), smoothed(Level(3), Columns(1), 3), one)
     assert load_counterexample(tmp_path / name).threat == threat
+
+
+@pytest.mark.parametrize("text", ["mask:{}/a.png", "1x1 in {}/a.png"])
+def test_a_counterexample_lies_where_it_is_listed(text, tmp_path):
+    """Whatever file a threat's text names: one level below the run, under a name that any file system takes."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    picture(tmp_path / "deep" / "er" / "a.png", [(0, 0), (0, 1)])
+    threat = parse_threat(text.format(tmp_path / "deep" / ".." / "deep" / "er"))
+    x = torch.rand(1, 4, 8)
+    one = Counterexample(x, x, threat.threats[0].placements(4, 8)[:1], 0, 1, "pgd", threat.threats[0], {}, 1)
+    name = save_counterexample(Store.of(tmp_path / "run"), smoothed(Level(3), Columns(1), 3), one)
+    assert name in Store.of(tmp_path / "run").names("counterexamples", ".safetensors")
+    assert len(name.split("/")) == 2
+    assert load_counterexample(tmp_path / "run" / name).threat == threat

@@ -193,7 +193,8 @@ def test_large_colour_images():
     certificate = certificate_of(2, margins)
     furthest = Furthest()
     furthest.offer(0, replace(attack(broken=True), threat="2*32x32", corners=[0, 0, 100, 190]), x[1])
-    first, second = exhibit(model, x, made, certificate, PatchThreat(32, 32), furthest, 9)
+    first = exhibit(model, x, made, None, PatchThreat(32, 32, 2), furthest, 9)[0]
+    second = exhibit(model, x, made, certificate, PatchThreat(32, 32), Furthest(), 9)[1]
     assert first.image.shape == first.attacked.image.shape == (3, 112, 112)
     assert np.array_equal(first.image, bytes_of(nn.functional.avg_pool2d(x[0], 2)))
     assert first.attacked.patches.shape == (2, 3, 32, 32)

@@ -190,3 +190,37 @@ def test_the_judge_asks_the_footprint():
     outcome = judge(Pixel().eval(), x, torch.zeros(2, dtype=torch.long), Corner(), proposal)
     assert outcome.broken.tolist() == [True, False]
     assert outcome.contained.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"shape": "mask", "pixels": "1x1/gA", "count": 1, "name": "32x32"},
+        {"shape": "mask", "pixels": "1x1/gA", "count": 1, "name": "mask:a.png,32x32"},
+        {"shape": "mask", "pixels": "1x1/gA", "count": 1, "name": "mask:a.png & 9x9"},
+        {"shape": "mask", "pixels": "1x1/gA", "count": 1, "name": "3x8@45"},
+        {"shape": "footprints", "masks": "1x1x1/gA", "count": 1, "name": "32x32"},
+        {"shape": "within", "patch": {"shape": "disc", "diameter": 1, "count": 1}, "region": "1x1/gA", "name": "a,9x9"},
+        {"shape": "polygon", "corners": "0/0;4096/0;0/4096", "count": 1},
+        {"any_of": [[1, 1, 1]] * 2000},
+    ],
+)
+def test_a_file_cannot_call_a_shape_by_the_text_of_another(value):
+    """A page would show the larger patch, and a text would name several; nor can it ask for hours of work."""
+    with pytest.raises(InvalidInput):
+        threat_from_dict(value)
+
+
+@pytest.mark.parametrize("degrees", ["30.0005", "359.9999", "0.0001", "405.5", "26.5651"])
+def test_turned_shapes_have_the_text_that_makes_them(degrees):
+    """To four decimals, within one turn."""
+    threat = parse_threat(f"3x40@{degrees}")
+    assert parse_threat(str(threat)) == threat
+    assert threat_from_dict(threat.to_dict()) == threat
+    with pytest.raises(InvalidInput, match="give degrees"):
+        parse_threat("3x40@30.00005")
+
+
+def test_a_text_out_of_a_file_is_bounded():
+    with pytest.raises(InvalidInput, match="at most"):
+        parse_threat("5x5" + " in" * 20_000, files=False)
