@@ -55,7 +55,7 @@ def off_float32(
     trained.eval()
     try:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            found = deviation_from_float32(trained, x, _logits)
+            found = deviation_from_float32(trained, _whole(model, x), _logits)
     finally:
         model.train(training)
     assert found is not None
@@ -77,6 +77,18 @@ def _scored(model: nn.Module) -> nn.Module:
 @_scored.register(Defended)
 def _(model: Defended) -> nn.Module:
     return model.network
+
+
+@singledispatch
+def _whole(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Whole images as the network is shown them."""
+    return x
+
+
+@_whole.register(Defended)
+def _(model: Defended, x: torch.Tensor) -> torch.Tensor:
+    encoding = model.defense.encoding
+    return x if encoding is None else encoding(x, torch.ones_like(x[:, 0], dtype=torch.bool))
 
 
 @_scored.register(RandomizedClassifier)

@@ -321,7 +321,11 @@ def test_the_worst_pair_is_found_greedily():
     assert model.network.training
 
 
-def test_a_network_is_trained_under_masks_and_loaded(tmp_path):
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_network_is_trained_under_masks_and_loaded(bfloat16, tmp_path):
+    """In bfloat16 too, whose scores are held against float32's on images as the network is shown them: with a channel
+    for the mask.
+    """
     sample = helpers.digits(80)
     x, y = sample.batch(range(80))
     config = TrainingConfig(
@@ -330,7 +334,7 @@ def test_a_network_is_trained_under_masks_and_loaded(tmp_path):
         network={"name": "small-cnn", "widths": [4], "hidden": 8, "deeper": 1, "norm": True},
         epochs=1,
         batch_size=40,
-        bfloat16=False,
+        bfloat16=bfloat16,
     )
     model = train(config, sample, sample, tmp_path)
     loaded = load_checkpoint(tmp_path / "checkpoint.safetensors").model
