@@ -49,7 +49,7 @@ def step_of(name: str, images: ImageSet) -> Callable[[], Any]:
 
     def step() -> None:
         x, y = images.batch(range(batch_size))
-        x = augmented(x, 4, True, generator)
+        x = augmented(x, generator, crop=4, flip=True)
         loss = objective(model, x, y, config, None, None, generator)
         optimizer.zero_grad()
         loss.backward()
@@ -102,7 +102,11 @@ def test_crops_and_flips_against_kornias(against, images) -> None:
 
     generator = torch.Generator().manual_seed(0)
     against(
-        "crop and flip / kornia's", lambda: augmented(x, 4, True, generator), one_by_one, rounds=9, target="at most 0.7"
+        "crop and flip / kornia's",
+        lambda: augmented(x, generator, crop=4, flip=True),
+        one_by_one,
+        rounds=9,
+        target="at most 0.7",
     )
 
 
@@ -111,7 +115,7 @@ def test_images_and_their_augmentation_against_a_step(against, images) -> None:
     generator = torch.Generator().manual_seed(0)
     against(
         "images of a step / the whole step of band",
-        lambda: augmented(images.batch(range(256))[0], 4, True, generator),
+        lambda: augmented(images.batch(range(256))[0], generator, crop=4, flip=True),
         step_of("band", images),
         rounds=5,
         target="at most 0.05",

@@ -7,23 +7,21 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
 import typer
 from pydantic import Strict
-from torch import Tensor
-from torchvision.datasets import CIFAR10, MNIST
 
 from robustpatch.cli.arguments import completing
-from robustpatch.data.image_folder import VALIDATION, folder_images
+from robustpatch.data.image_folder import folder_images
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.parse import named_classes, parse_image_size
+from robustpatch.data.torchvision_sets import BY_NAME, takes_size
 from robustpatch.errors import InvalidInput
 from robustpatch.options import options
 
-DATASETS = ("mnist-sample", "mnist", "cifar10", "folder")
+DATASETS = ("mnist-sample", *BY_NAME, "folder")
 SPLITS = ("train", "validation", "test")
 
 
@@ -42,19 +40,21 @@ def load_images(
     class_names: Sequence[str] | None = None,
     skip_broken: bool = False,
 ) -> ImageSet:
-    """The images of one split. "validation" is the last 5,000 training images, "train" what comes before them; of a
-    folder, validation is `root`/validation/CLASS, where there is one, or an even sample of at most a tenth.
+    """The images of one split. Of MNIST and CIFAR-10, "validation" is the last 5,000 training images, "train" those
+    before them; of GTSRB, every eighth track, whole; of Imagenette, every tenth training image; of a folder,
+    `root`/validation/CLASS, where there is one, or an even sample of at most a tenth.
 
     - "mnist-sample": the first 500 MNIST test images, inside the package; its one split is "test".
-    - "mnist", "cifar10": torchvision's, under `root`; downloaded there when absent.
+    - "mnist", "cifar10", "gtsrb", "imagenette": torchvision's, under `root`; downloaded there when absent.
     - "folder": `root`/test/CLASS/IMAGE (and train, and validation, of the same classes), or, to test alone,
       `root`/CLASS/IMAGE. Test images come from every class in turn.
 
-    The last four are for a folder. Its images are all of one size, or brought to `image_size` (height, width): scaled
-    to cover it and cropped in the middle. They are read as a viewer shows them (`robustpatch.data.pictures`), in
-    colour, or with `channels` 1 in grey. Its classes are in alphabetical order, or `class_names`, in the order of a
-    model's outputs: of these the folder may hold a few. All of its files are looked at here, so that none fails an hour
-    later; those that cannot be used are refused, or with `skip_broken` left out, which `ImageSet.left_out` tells.
+    The last four are for a folder; GTSRB and Imagenette take `image_size` too. A folder's images are all of one size,
+    or brought to `image_size` (height, width): scaled to cover it and cropped in the middle. They are read as a viewer
+    shows them (`robustpatch.data.pictures`), in colour, or with `channels` 1 in grey. Its classes are in alphabetical
+    order, or `class_names`, in the order of a model's outputs: of these the folder may hold a few. All of its files are
+    looked at here, so that none fails an hour later; those that cannot be used are refused, or with `skip_broken` left
+    out, which `ImageSet.left_out` tells.
 
     Raises `InvalidInput` for an unknown name or split, and where files are missing or cannot be used.
     """
@@ -64,7 +64,7 @@ def load_images(
     if name == "folder":
         return folder_images(root, split, image_size, channels, class_names, skip_broken)
     for option, value in (
-        ("image_size", image_size),
+        ("image_size", None if takes_size(name) else image_size),
         ("channels", None if channels == 3 else channels),
         ("class_names", class_names),
         ("skip_broken", skip_broken or None),
@@ -75,21 +75,12 @@ def load_images(
         if split != "test":
             raise InvalidInput(f'split is {split!r}, but mnist-sample has only "test"; use --dataset mnist')
         with resources.files("robustpatch").joinpath("sample/mnist.npz").open("rb") as file, np.load(file) as sample:
-            return _in_memory(
-                name,
-                split,
-                torch.from_numpy(sample["images"])[:, None],
-                torch.from_numpy(sample["labels"]).long(),
-                tuple("0123456789"),
-            )
-    if name == "mnist":
-        mnist = _torchvision(MNIST, root, train=split != "test")
-        return _in_memory(name, split, mnist.data[:, None], mnist.targets, tuple("0123456789"))
-    if name == "cifar10":
-        cifar = _torchvision(CIFAR10, root, train=split != "test")
-        images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
-        return _in_memory(name, split, images, torch.tensor(cifar.targets), tuple(cifar.classes))
-    raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
+            images, labels = (torch.from_numpy(sample[what]) for what in ("images", "labels"))
+            classes = tuple("0123456789")
+            return ImageSet(name, split, classes, (1, 28, 28), labels.long(), _bytes=images[:, None])
+    if name not in BY_NAME:
+        raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
+    return BY_NAME[name](root, split, image_size)
 
 
 @options
@@ -99,7 +90,7 @@ class DataOptions:
     dataset: Annotated[
         str,
         typer.Option(
-            help="mnist-sample (test images, in the package), mnist, cifar10 or folder.",
+            help="mnist-sample (test images, in the package), mnist, cifar10, gtsrb, imagenette or folder.",
             rich_help_panel="Images",
             **completing(*DATASETS),
         ),
@@ -113,7 +104,8 @@ class DataOptions:
     image_size: Annotated[
         str | None,
         typer.Option(
-            help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320 (height × width).",
+            help="Bring the images of a folder, gtsrb or imagenette to one size, cropped in the middle: 224 or 224x320 "
+            "(height × width).",
             rich_help_panel="Images",
         ),
     ] = None
@@ -147,33 +139,11 @@ class DataOptions:
 class TrainingData(DataOptions):
     """The images of a training, which the sample in the package is too few for."""
 
-    dataset: Annotated[str, typer.Option(help="mnist, cifar10 or folder.", rich_help_panel="Images")] = "mnist"
+    dataset: Annotated[
+        str, typer.Option(help="mnist, cifar10, gtsrb, imagenette or folder.", rich_help_panel="Images")
+    ] = "mnist"
 
 
 def named_images(name: str, root: Path | None, split: str = "test", **options: Any) -> ImageSet:
     """The images of `DataOptions`."""
     return DataOptions(dataset=name, data_root=root, **options).load(split)
-
-
-def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
-    """The split of the test images, or, of all training images, its part."""
-    if split != "test":
-        kept = slice(-VALIDATION, None) if split == "validation" else slice(-VALIDATION)
-        images, labels = images[kept], labels[kept]
-    channels, height, width = images.shape[1:]
-    return ImageSet(name, split, classes, (channels, height, width), labels, _bytes=images)
-
-
-def _torchvision(dataset, root: Path, train: bool):
-    try:
-        return dataset(root, train=train)
-    except RuntimeError:
-        pass  # not there yet
-    try:
-        return dataset(root, train=train, download=True)
-    except (RuntimeError, URLError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(
-            f"data-root is {root}, which holds no {dataset.__name__}, and downloading it failed ({reason}); "
-            "name a folder in torchvision's layout"
-        ) from error

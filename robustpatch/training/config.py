@@ -111,6 +111,14 @@ class TrainingConfig:
         Field(gt=0, le=1),
         typer.Option(help="Show a part of each training image at full size, at least so much of its area."),
     ] = 1.0
+    turn: Annotated[
+        float, Field(ge=0, le=180), typer.Option(help="Rotate training images by up to so many degrees either way.")
+    ] = 0.0
+    colour: Annotated[
+        float,
+        Field(ge=0, le=1),
+        typer.Option(help="Change brightness, contrast and saturation of training images by up to this share."),
+    ] = 0.0
     teacher: Annotated[
         str | None, typer.Option(help="Learn from the scores of this checkpoint, too, of the same ablation.")
     ] = None
@@ -161,6 +169,11 @@ class TrainingConfig:
     @property
     def _sparse(self) -> bool:
         return self.ablation is not None and isinstance(parse_source(self.ablation), SparseAblation)
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """The random changes of training images: the options of `augmented`."""
+        return {name: getattr(self, name) for name in ("zoom", "turn", "crop", "flip", "colour")}
 
     def for_checkpoint(self) -> dict[str, Any]:
         """The settings as a checkpoint keeps them: with the guard of the voting, and without what has no meaning."""

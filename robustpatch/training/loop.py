@@ -131,7 +131,7 @@ def _train(
         losses = 0.0
         batches = order.view(steps, -1)[:, share::shares]
         for step, (x, y) in enumerate(read_ahead(images, batches, workers)):
-            x = augmented(x, config.crop, config.flip, generator, config.zoom)
+            x = augmented(x, generator, **config.augmentation)
             loss = loss_of(x.to(device), y.to(device), generator, (epoch * steps + step) / (steps * config.epochs))
             optimizer.zero_grad()
             loss.backward()

@@ -217,7 +217,7 @@ def test_the_recipes_of_colour_images_take_steps(name, side):
             losses = []
             for _ in range(3):
                 generator = torch.Generator().manual_seed(0)  # the same views and ablations again
-                moved = augmented(x, config.crop, config.flip, generator, config.zoom)
+                moved = augmented(x, generator, **config.augmentation)
                 loss = objective(model, moved, y, config, None, sets, generator)
                 optimizer.zero_grad()
                 loss.backward()
