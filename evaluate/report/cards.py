@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.report.pictures import heat, picture
-from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, PlacementMap, exhibits_name, read_exhibits
+from evaluate.report.pictures import heat, marked, picture, threat_picture
+from evaluate.runs.gallery import NO_PLACE, SHOWN, Exhibit, ImageOutcome, PlacementMap, exhibits_name, read_exhibits
 from evaluate.runs.records import Record, open_shard
 from robustpatch.storage.store import Store
 
@@ -30,7 +30,7 @@ class VoteRow:
 
 @dataclass(frozen=True)
 class MapPicture:
-    """The vulnerability map under one rectangle: each placement's worst margin at the centre of the patch there.
+    """The vulnerability map under one patch: each placement's worst margin, at the patch's centre there.
 
     `box` is where it lies: left, top, width, height in % of the image. `open` of `placements` are not certified (None
     where a cell is the least of several).
@@ -84,9 +84,19 @@ class Card:
     guard: float | None
 
 
-def read_cards(store: Store, records: Sequence[Record], configuration: dict[str, Any]) -> tuple[list[Card], int]:
-    """The first `gallery` images of each outcome, by outcome and index; and the largest margin of any map, which sets
-    the scale of all."""
+@dataclass(frozen=True)
+class ThreatPicture:
+    """The alternatives of the threat, each on the image `index`."""
+
+    index: int
+    pictures: list[str]
+
+
+def read_cards(
+    store: Store, records: Sequence[Record], configuration: dict[str, Any]
+) -> tuple[list[Card], int, ThreatPicture | None]:
+    """The first `gallery` images of each outcome, by outcome and index; the largest margin of any map, which sets the
+    scale of all; and the threat on the first of the images."""
     number = configuration.get("gallery", 0)
     kept: dict[ImageOutcome, list[Exhibit]] = {kind: [] for kind in SHOWN}
     for shard in store.names("records", ".parquet"):  # what has no records yet is not finished
@@ -98,18 +108,29 @@ def read_cards(store: Store, records: Sequence[Record], configuration: dict[str,
             if len(kept[exhibit.outcome]) < number:
                 kept[exhibit.outcome].append(exhibit)
     exhibits = [exhibit for some in kept.values() for exhibit in some]
-    limit = max((int(np.abs(one.margins.astype(int)).max()) for e in exhibits for one in e.maps), default=1)
+    margins = [one.margins[one.margins != NO_PLACE].astype(int) for e in exhibits for one in e.maps]
+    limit = max((int(np.abs(one).max()) for one in margins), default=1)
     by_index, names = {record.index: record for record in records}, configuration.get("class_names")
-    return [_card(exhibit, by_index[exhibit.index], names, max(1, limit)) for exhibit in exhibits], max(1, limit)
+    cards = [_card(exhibit, by_index[exhibit.index], names, max(1, limit)) for exhibit in exhibits]
+    return cards, max(1, limit), next(map(_threat, exhibits), None)
+
+
+def _threat(exhibit: Exhibit) -> ThreatPicture | None:
+    pictures = [threat_picture(exhibit.image, drawn) for drawn in exhibit.drawn]
+    return ThreatPicture(exhibit.index, pictures) if pictures else None
 
 
 def _card(exhibit: Exhibit, record: Record, names: list[str] | None, limit: int) -> Card:
-    attacked, seen = exhibit.attacked, None
+    attacked, seen, original = exhibit.attacked, None, picture(exhibit.image)
     if attacked is not None:
+        shaped = attacked.covered
+        original = original if shaped is None else marked(exhibit.image, shaped)
         seen = AttackedPicture(
-            picture=picture(attacked.image),
+            picture=picture(attacked.image) if shaped is None else marked(attacked.image, shaped),
             patches=[picture(patch) for patch in attacked.patches],
-            boxes=[_box(row, column, attacked.threat, exhibit.size) for row, column in attacked.corners],
+            boxes=[_box(row, column, attacked.threat, exhibit.size) for row, column in attacked.corners]
+            if shaped is None
+            else [],
             corners=attacked.corners,
             threat=_size(attacked.threat),
             attack=attacked.attack,
@@ -128,7 +149,7 @@ def _card(exhibit: Exhibit, record: Record, names: list[str] | None, limit: int)
         margin=record.margin_exact,
         largest_certified=record.largest_certified,
         violations=record.violations,
-        picture=picture(exhibit.image),
+        picture=original,
         attacked=seen,
         views=exhibit.views,
         sampled=exhibit.sampled,
@@ -159,13 +180,14 @@ def _box(row: float | int, column: float | int, extent: tuple[int, int], size: t
 def _map(found: PlacementMap, size: tuple[int, int], limit: int) -> MapPicture:
     down, right = (found.threat[0] - 1) / 2, (found.threat[1] - 1) / 2
     cells = (found.margins.shape[0] * found.step, found.margins.shape[1] * found.step)
+    there = found.margins[found.margins != NO_PLACE]
     return MapPicture(
         threat=_size(found.threat),
         picture=heat(found, limit),
         box=_box(down, right, cells, size),
-        worst=int(found.margins.min()),
-        best=int(found.margins.max()),
-        placements=found.shape[0] * found.shape[1],
+        worst=int(there.min()),
+        best=int(there.max()),
+        placements=found.shape[0] * found.shape[1] if found.placements is None else found.placements,
         open=int((found.margins < 0).sum()) if found.step == 1 else None,
     )
 

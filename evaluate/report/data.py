@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluate.report.cards import Card, read_cards
+from evaluate.report.cards import Card, ThreatPicture, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, summarise
 from evaluate.results.summary_table import ClassRow, Line, gap_text
@@ -52,7 +52,8 @@ class Report:
         parts: disjoint counts of all images: "certified" (and correct), "standing" (neither proved nor broken),
             "broken", "wrong" (before any attack), "violated" (certified, and changed all the same).
         sides: side of a square patch -> share classified correctly and certified against it; empty without votes.
-        attacks, classes: tables. cards: the gallery. scale: its maps are coloured from -scale to scale votes.
+        attacks, classes: tables. threat: drawn on an image.
+        cards: the gallery. scale: its maps are coloured from -scale to scale votes.
         command: repeats the run; None where it is not known.
         replays: commands that show each counterexample again.
     """
@@ -71,6 +72,7 @@ class Report:
     sides: dict[int, Share]
     attacks: list[AttackRow]
     classes: list[ClassRow]
+    threat: ThreatPicture | None
     cards: list[Card]
     scale: int
     command: str | None
@@ -99,7 +101,7 @@ def read_report(run: str | Path | Store) -> Report:
     summary = summarise(records)
     around = (_read(store, "summary.json") if finished else None) or {}
     known = around.keys() - vars(summary).keys()
-    cards, scale = read_cards(store, records, configuration)
+    cards, scale, threat = read_cards(store, records, configuration)
     off = read_deviation(store)
     guards = [card.guard for card in cards if card.guard is not None]
     return Report(
@@ -121,6 +123,7 @@ def read_report(run: str | Path | Store) -> Report:
         sides=_sides(records),
         attacks=_attacks(summary, configuration),
         classes=_classes(records, configuration.get("class_names")),
+        threat=threat,
         cards=cards,
         scale=scale,
         command=command_of(around.get("command")),

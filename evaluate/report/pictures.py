@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluate.results.drawing import load_matplotlib
 from evaluate.results.metrics import Share
-from evaluate.runs.gallery import PlacementMap
+from evaluate.runs.gallery import COVERED, NO_PLACE, PlacementMap
 
 _EXACT = 64  # pixels a side
 # Stand-ins that matplotlib draws with, and the page's colours that take their place.
@@ -30,11 +30,58 @@ def picture(image: np.ndarray) -> str:
     return _uri(np.ascontiguousarray(grey), exact=max(image.shape[1:]) <= _EXACT)
 
 
+def marked(image: np.ndarray, covered: np.ndarray) -> str:
+    """The picture of an image uint8 [C,h,w] as a data URI, the pixels marked in [h,w] framed."""
+    factor, inside = _larger(covered != 0)
+    pixels = _colour(image).repeat(factor, 0).repeat(factor, 1)
+    pixels[inside ^ _grown(inside)] = _AMBER
+    return _uri(pixels, exact=True)
+
+
+def threat_picture(image: np.ndarray, drawn: np.ndarray) -> str:
+    """A threat on an image uint8 [C,h,w] as a data URI: patches framed and filled; what they never reach is hatched."""
+    factor, inside = _larger(drawn == COVERED)
+    pixels = _colour(image).astype(float)
+    pixels[drawn == COVERED] = 0.35 * pixels[drawn == COVERED] + 0.65 * np.array(_AMBER)
+    pixels = pixels.round().astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    _, free = _larger(drawn == 0)
+    lines = np.add.outer(*map(np.arange, free.shape)) % 8 < 2
+    pixels[free] = (0.4 * pixels[free]).astype(np.uint8)
+    pixels[free & lines] = _GREY
+    pixels[inside ^ _grown(inside)] = _AMBER
+    return _uri(pixels, exact=True)
+
+
+_AMBER, _GREY = (255, 176, 0), (128, 128, 128)
+
+
+def _colour(image: np.ndarray) -> np.ndarray:
+    """uint8 [h,w,3], its own copy."""
+    shown = image if image.shape[0] == 3 else image.mean(axis=0, keepdims=True).round().astype(np.uint8).repeat(3, 0)
+    return np.ascontiguousarray(shown.transpose(1, 2, 0)).copy()
+
+
+def _larger(mask: np.ndarray) -> tuple[int, np.ndarray]:
+    """A whole factor that brings a picture to about 256 pixels, and the mask brought to that size."""
+    factor = max(1, 256 // max(mask.shape))
+    return factor, mask.repeat(factor, 0).repeat(factor, 1)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask and the two pixels around it."""
+    around = np.pad(mask, 2)
+    steps = range(5)
+    return np.any([around[i : i + mask.shape[0], j : j + mask.shape[1]] for i in steps for j in steps], axis=0)
+
+
 def heat(found: PlacementMap, limit: int) -> str:
     """Worst margins as a picture, one pixel a cell: blue where certified (≥ 0), red where not, by a colour map that
-    reaches from -limit to limit.
+    reaches from -limit to limit; nothing where there is no placement.
     """
-    return _uri(heat_colors(found.margins, limit), exact=True)
+    colors, there = heat_colors(found.margins, limit), found.margins != NO_PLACE
+    if not there.all():
+        colors = np.concatenate([colors, 255 * there[..., None].astype(np.uint8)], axis=-1)
+    return _uri(colors, exact=True)
 
 
 def heat_colors(margins: np.ndarray, limit: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,10 @@ from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
-from robustpatch.threats.base import Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
+REACHED, COVERED = 1, 2  # of pixels where a threat is drawn
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
 SHOWN: tuple[ImageOutcome, ...] = ("violated", "certified", "broken", "standing")
 _SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
@@ -35,6 +36,7 @@ _MOST_BYTES = 2**30  # of all arrays of a file: a thousand images of three chann
 _KINDS = {"|u1": ANY, "<i2": ANY, "<i4": ANY}
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error, EOFError)
 _MAPS = 4  # of an `AnyOf`, those of the worst members
+NO_PLACE = np.iinfo(np.int16).max  # in a map: a cell at which the patch has no placement
 
 
 def outcome(record: Record) -> ImageOutcome:
@@ -51,21 +53,25 @@ def outcome(record: Record) -> ImageOutcome:
 
 @dataclass(frozen=True)
 class PlacementMap:
-    """Worst margins of the placements of one rectangle, `shape` of them, row by row; certified where ≥ 0.
+    """Worst margins of the placements of one patch, by the top-left corner of the rectangle that holds it; certified
+    where ≥ 0. `shape` is the number of such corners down and across, `placements` that of placements, all by default.
 
-    `margins` is int16. Where `step` > 1 a cell is the least of step × step placements.
+    `margins` is int16, `NO_PLACE` where the patch has no placement. Where `step` > 1 a cell is the least of step ×
+    step.
     """
 
     threat: tuple[int, int]
     shape: tuple[int, int]
     step: int
     margins: np.ndarray
+    placements: int | None = None
 
 
 @dataclass(frozen=True)
 class Attacked:
     """The image under the patch that went furthest, inside the threat: one that broke it, else the one that left the
     smallest lead. `corners` are those of the real image, `patches` what lies there; `prediction` is the judge's.
+    `covered` marks the pixels of the picture under the patches, where these are not whole rectangles.
     """
 
     image: np.ndarray
@@ -77,6 +83,7 @@ class Attacked:
     broken: bool
     prediction: int
     votes: np.ndarray | None
+    covered: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class Exhibit:
 
     Votes [K] are counts over `views` ablations of the real images, `close` those within the guard; None of a classifier
     without votes. `sampled`: these are not the votes that decide, but those of ablations sampled for all images alike.
+    `drawn` shows each alternative of the threat on the image, pixel by pixel: `COVERED` by its patches at one of their
+    placements, `REACHED` by others, or 0.
     """
 
     index: int
@@ -98,6 +107,7 @@ class Exhibit:
     attacked: Attacked | None
     maps: list[PlacementMap]
     guard: float | None
+    drawn: list[np.ndarray] = field(default_factory=list)
 
 
 class Furthest:
@@ -153,6 +163,7 @@ def exhibit(
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
             after = dict(zip(attacked, _whole(voting.votes(x_adv.clone())), strict=True))
     size = (x.shape[2], x.shape[3])
+    drawn = [threat_drawn(one, *size) for one in threat.threats[:_MAPS]]
     return [
         Exhibit(
             index=records[i].index,
@@ -166,6 +177,7 @@ def exhibit(
             attacked=_attacked(threat, *furthest.found[i], after.get(i)) if i in furthest.found else None,
             maps=[] if certificate is None else _maps(certificate, i, threat, size),
             guard=None if certificate is None else certificate.guard,
+            drawn=drawn,
         )
         for i in rows
     ]
@@ -179,11 +191,37 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
 def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
     (one,) = (each for each in threat.threats if str(each) == record.threat)
     height, width = one.height, one.width
+    families = one.families(x_adv.shape[1], x_adv.shape[2])
     anchors = torch.tensor(record.corners).view(-1, 2)
-    corners = [(r, c) for r, c in one.family(x_adv.shape[1], x_adv.shape[2]).corners(anchors).tolist()]
+    corners = [tuple(own.corners(at).tolist()) for own, at in zip(families, anchors, strict=True)]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)
-    return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes)
+    covered = None
+    if any(own.rectangle is None for own in families):
+        covered = _reduced(one.footprint(anchors[None], x_adv.shape[1], x_adv.shape[2])[0].byte())
+    return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes, covered)
+
+
+def threat_drawn(patches: Patches, height: int, width: int) -> np.ndarray:
+    """The pixels that the patches reach, and those that they cover side by side in the middle, or near it."""
+    found = torch.zeros(height, width, dtype=torch.uint8)
+    families = patches.families(height, width)
+    for family in dict.fromkeys(families):
+        found[family.covered(torch.ones(1, len(family), dtype=torch.bool))[0]] = REACHED
+    for number, family in enumerate(families):
+        box = torch.tensor(family.rectangle or family.extent)
+        middle = torch.tensor([height / 2, width * (number + 1) / (len(families) + 1)]) - box / 2
+        nearest = (family.corners(family.anchors) - middle).square().sum(dim=1).argmin()
+        found[family.footprint(nearest[None])[0]] = COVERED
+    return _reduced(found)
+
+
+def _reduced(codes: Tensor) -> np.ndarray:
+    """Codes [H,W] of the picture's pixels: of those that a pixel stands for, the greatest."""
+    factor = -(-max(codes.shape) // _SIDE)
+    if factor > 1:
+        codes = max_pool2d(codes[None].float(), factor, ceil_mode=True)[0]
+    return codes.to(torch.uint8).numpy()
 
 
 def _picture(image: Tensor) -> np.ndarray:
@@ -196,23 +234,26 @@ def _picture(image: Tensor) -> np.ndarray:
 
 
 def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int]) -> list[PlacementMap]:
-    """The map of each rectangle, worst first; none where the certificate has none of this threat's form."""
-    margins = certificate.placement_margin
-    threats = threat.threats
-    shapes = [(size[0] - one.height + 1, size[1] - one.width + 1) for one in threats]
-    lengths = [rows * columns for rows, columns in shapes]
-    whole = all(
-        one.count == 1 and len(one.family(*size)) == places for one, places in zip(threats, lengths, strict=True)
-    )
-    if margins is None or margins.shape[1] != sum(lengths) or not whole:
+    """The map of each alternative, worst first; none where the certificate has none of this threat's form."""
+    margins, threats = certificate.placement_margin, threat.threats
+    if margins is None or any(one.count > 1 for one in threats):
+        return []
+    families = [one.family(*size) for one in threats]
+    lengths = [len(family) for family in families]
+    if margins.shape[1] != sum(lengths):
         return []
     found = []
-    for one, shape, part in zip(threats, shapes, margins[i].cpu().split(lengths), strict=True):
-        limits = torch.iinfo(torch.int16)
-        grid = (part.double() / certificate.unit).floor().clamp(limits.min, limits.max).reshape(1, *shape)
+    for one, family, part in zip(threats, families, margins[i].cpu().split(lengths), strict=True):
+        shape = (size[0] - one.height + 1, size[1] - one.width + 1)
+        whole = (part.double() / certificate.unit).floor().clamp(torch.iinfo(torch.int16).min, NO_PLACE - 1)
+        rows, columns = family.corners(family.anchors).unbind(dim=1)
+        grid = torch.full((shape[0] * shape[1],), NO_PLACE, dtype=torch.float64)
+        grid.scatter_reduce_(0, rows * shape[1] + columns, whole, "amin")
         step = -(-max(shape) // _SIDE)
-        cells = -max_pool2d(-grid, step, ceil_mode=True) if step > 1 else grid
-        found.append(PlacementMap((one.height, one.width), shape, step, cells[0].to(torch.int16).numpy()))
+        cells = grid.view(1, *shape)
+        cells = -max_pool2d(-cells, step, ceil_mode=True) if step > 1 else cells
+        kept = cells[0].to(torch.int16).numpy()
+        found.append(PlacementMap((one.height, one.width), shape, step, kept, len(family)))
     return sorted(found, key=lambda one: int(one.margins.min()))[:_MAPS]
 
 
@@ -265,6 +306,8 @@ def _exhibit(note: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Exhibit:
             given[key] = None if given[key] is None else arrays[given[key]]
         for key in _PAIRS & given.keys():
             given[key] = tuple(given[key])
+        if "drawn" in given:
+            given["drawn"] = [arrays[name] for name in given["drawn"]]
         return kind(**given)
 
     attacked = note["attacked"]
@@ -273,5 +316,5 @@ def _exhibit(note: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Exhibit:
     return unpack(Exhibit, note | {"attacked": attacked, "maps": [unpack(PlacementMap, one) for one in note["maps"]]})
 
 
-_ARRAYS = {"image", "patches", "votes", "close", "margins"}
+_ARRAYS = {"image", "patches", "votes", "close", "margins", "covered"}
 _PAIRS = {"size", "threat", "shape"}

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from evaluate import Settings, evaluate
+from evaluate.report import page, read_report
 from evaluate.report.write import write_report
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
-from evaluate.runs.gallery import exhibits_name, read_exhibits
+from evaluate.runs.gallery import COVERED, NO_PLACE, exhibits_name, read_exhibits, threat_drawn
 from evaluate.runs.records import read_records
 from robustpatch.ablations.kinds import Columns
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
-from robustpatch.threats import Disc, Footprints, Mask, Threat, Within, parse_threat
+from robustpatch.threats import Disc, Footprints, Mask, PatchThreat, Threat, Within, parse_threat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate import small_runs
 
@@ -55,6 +59,83 @@ def test_attacked_held_and_shown(threat, tmp_path):
     for name in store.names("records", ".parquet"):
         for one in read_exhibits(store.read(exhibits_name(name)), name) if store.exists(exhibits_name(name)) else []:
             assert one.attacked is None or one.attacked.patches.shape[2:] == (threat.height, threat.width)
+
+
+CORNERS = torch.arange(8).expand(4, 8) + 2 * torch.arange(4)[:, None] >= 5
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [Disc(3), Within.of(Disc(2), CORNERS), Footprints.of(SETS), parse_threat("1x3@0,90"), PatchThreat(2, 2)],
+    ids=str,
+)
+def test_the_gallery_draws_what_the_footprints_say(threat, tmp_path):
+    """Against loops over all footprints: the pixels that a patch reaches, one placement of it, the pixels under the
+    patches that were tried, and in the map, the least margin of the placements in each cell.
+    """
+    run(threat, tmp_path, gallery=6)
+    model, (x, _) = smoothed(Level(3), Columns(1), 3), small_runs.scene().batch(range(small_runs.NUMBER))
+    margins_of, shown = model.certify(x, threat).placement_margin, 0
+    assert margins_of is not None
+    store = Store.of(tmp_path)
+    for name in store.names("records", ".parquet"):
+        for one in read_exhibits(store.read(exhibits_name(name)), name) if store.exists(exhibits_name(name)) else []:
+            first = 0
+            for drawn, alternative in zip(one.drawn, threat.threats, strict=True):
+                family = alternative.family(4, 8)
+                every = [family.footprint(torch.tensor([i]))[0].numpy() for i in range(len(family))]
+                assert np.array_equal(drawn > 0, np.any(every, axis=0))
+                assert any(np.array_equal(drawn == COVERED, footprint) for footprint in every)
+                cells: dict[tuple[int, int], list[int]] = {}
+                for corner, margin in zip(
+                    family.corners(family.anchors).tolist(),
+                    margins_of[one.index, first : first + len(every)].tolist(),
+                    strict=True,
+                ):
+                    cells.setdefault(tuple(corner), []).append(margin)
+                first += len(every)
+                wanted = np.full((4 - alternative.height + 1, 8 - alternative.width + 1), NO_PLACE)
+                for corner, margins in cells.items():
+                    wanted[corner] = min(margins)
+                assert any(np.array_equal(own.margins, wanted) and own.placements == len(every) for own in one.maps)
+                if one.attacked is not None and one.attacked.covered is not None:
+                    shown += any(np.array_equal(one.attacked.covered > 0, footprint) for footprint in every)
+    assert shown > 0 or isinstance(threat, PatchThreat) or len(threat.threats) > 1
+    report = read_report(tmp_path)
+    assert report.threat is not None
+    assert len(report.threat.pictures) == len(threat.threats)
+    assert "<h2>The threat</h2>" in page(report)
+    open_places = [(card.maps[0].open, card.maps[0].placements) for card in report.cards if len(card.maps) == 1]
+    assert all(number == len(threat.threats[0].family(4, 8)) for _, number in open_places)
+
+
+def test_two_patches_are_drawn_side_by_side():
+    """Each of them inside the image, at a place of its own."""
+    drawn = threat_drawn(PatchThreat(2, 2, 2), 6, 12)
+    assert int((drawn == COVERED).sum()) == 8
+    assert (drawn > 0).all()
+
+
+def test_an_exhibit_without_a_drawing_is_read(tmp_path):
+    """Runs of versions that drew no threat are reported without."""
+    run(Disc(3), tmp_path, gallery=6)
+    store = Store.of(tmp_path)
+    name = next(iter(store.names("exhibits", ".npz")))
+    exhibits = read_exhibits(store.read(name), name)
+    with np.load(tmp_path / name) as held:
+        arrays = {key: held[key] for key in held.files}
+    notes = json.loads(arrays.pop("notes").tobytes())
+    for note in notes:
+        del note["drawn"]
+        if note["attacked"] is not None:
+            del note["attacked"]["covered"]
+        for own in note["maps"]:
+            del own["placements"]
+    content = BytesIO()
+    np.savez_compressed(content, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
+    old = read_exhibits(content.getvalue(), name)
+    assert [one.index for one in old] == [one.index for one in exhibits]
+    assert all(one.drawn == [] for one in old)
 
 
 def test_a_file_of_another_content_is_another_run(tmp_path):
