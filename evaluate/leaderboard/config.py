@@ -24,13 +24,23 @@ def _named(name: str) -> str:
     return name
 
 
+def _patches(given: Any) -> Any:
+    several = given if isinstance(given, list | tuple) else [given]
+    if not several or not all(isinstance(one, str) for one in several) or len(set(several)) < len(several):
+        raise InvalidInput(f"patch is {given!r}; give a threat such as '5x5', or a list of different ones")
+    return tuple(several)
+
+
 _PERCENT = Annotated[float, Field(ge=0, le=100)]
 
 
 @options
 class _Counts(AttackOptions):
-    """Settings of the whole board that a row may replace: all images are certified, the first of them attacked."""
+    """Settings of the whole board that a row may replace: all images are certified, the first of them attacked, against
+    each patch.
+    """
 
+    patch: Annotated[Any, AfterValidator(_patches)] = ("5x5",)
     num_images: Whole = 0
     attacked_images: Whole = 500
     timed_images: Count = 200
@@ -38,10 +48,9 @@ class _Counts(AttackOptions):
 
 @options
 class _Whole(_Counts, DataOptions):
-    """The whole board: one and the same images and patch for all rows."""
+    """The whole board: one and the same images for all rows."""
 
     title: str = "Leaderboard"
-    patch: str = "5x5"
 
 
 @options
@@ -60,9 +69,10 @@ class _Row(_Counts, ModelOptions):
 class Entry:
     """One row: what it is called, the run it takes (`evaluate.attack_vs_cert`'s options), and what is known of it.
 
-    `attacked_images` of the first images are attacked, `timed_images` are timed. `recipe` and `run`: the file that
-    trains it, and which of its runs. `published`: clean and certified accuracy in percent, from `source`; None where
-    not given. `train`: the command that trains it, of one without a recipe.
+    `several`: True where the row of this name stands once for each of several patches. `attacked_images` of the first
+    images are attacked, `timed_images` are timed. `recipe` and `run`: the file that trains it, and which of its runs.
+    `published`: clean and certified accuracy in percent, from `source`; None where not given. `train`: the command that
+    trains it, of one without a recipe.
     """
 
     name: str
@@ -74,11 +84,17 @@ class Entry:
     train: str | None = None
     published: tuple[float | None, float | None] | None = None
     source: str | None = None
+    several: bool = False
+
+    @property
+    def called(self) -> str:
+        """Its name, with the patch where several are tried."""
+        return f"{self.name}, {self.options.patch}" if self.several else self.name
 
     @property
     def folder(self) -> str:
         """The name of the folder of its results."""
-        return slug(re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-"))
+        return slug(re.sub(r"[^a-z0-9]+", "-", self.called.lower()).strip("-"))
 
     @property
     def retrain(self) -> str | None:
@@ -91,7 +107,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """All rows, on the same images and against the same patch."""
+    """All rows, on the same images."""
 
     title: str
     entries: tuple[Entry, ...]
@@ -111,18 +127,18 @@ def board_path(name: str) -> Path:
 def read_board(path: str | Path, **instead: Any) -> Board:
     """The board that a TOML file describes; `instead` replaces values of the whole board, None leaves them.
 
-    Of the whole board: title, dataset, data_root, image_size, channels, classes, skip_broken, patch. Of the board or of
-    a row: num_images (0: all), attacked_images (0: none is attacked), timed_images, attacks, steps, budget,
-    certified_budget, batch_size, seed, device, dtype. Of a row: name, checkpoint or model, defense, theta, voting,
-    guard, randomized, alpha, samples, recipe and run, or train, published, source. Raises `InvalidInput`, before
-    anything is loaded.
+    Of the whole board: title, dataset, data_root, image_size, channels, classes, skip_broken. Of the board or of a row:
+    patch (a threat, or a list of them, each of which makes a row), num_images (0: all), attacked_images (0: none is
+    attacked), timed_images, attacks, steps, budget, certified_budget, batch_size, seed, device, dtype. Of a row: name,
+    checkpoint or model, defense, theta, voting, guard, randomized, alpha, samples, recipe and run, or train, published,
+    source. Raises `InvalidInput`, before anything is loaded.
     """
     given = read_toml(path, "board") | {name: value for name, value in instead.items() if value is not None}
     rows = given.pop("defense", [])
     board = read(some_of(_Whole), given, f"board {path}: ")
     rows = read(_ROWS, {"defense": rows}, f"board {path}: [[defense]], a table each: ")["defense"]
-    entries = tuple(_entry(path, board, row) for row in rows)
-    for names in ([entry.name for entry in entries], [entry.folder for entry in entries]):
+    entries = tuple(entry for row in rows for entry in _entries(path, board, row))
+    for names in ([entry.called for entry in entries], [entry.folder for entry in entries]):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InvalidInput(f"board {path} has two rows called {twice!r}; let each have a name of its own")
@@ -134,23 +150,28 @@ _PUBLISHED = table_of({"published": table_of({"clean": _PERCENT, "certified": _P
 _ROWS = table_of({"defense": Annotated[list[dict[str, Any]], Field(min_length=1)]})
 
 
-def _entry(path: str | Path, board: dict[str, Any], given: dict[str, Any]) -> Entry:
+def _entries(path: str | Path, board: dict[str, Any], given: dict[str, Any]) -> list[Entry]:
+    """A table's rows, one for each patch."""
     where = f"board {path}: [[defense]] {one_line(given.get('name'), 100)}: "
     if ("checkpoint" in given) == ("model" in given):
         raise InvalidInput(f"{where}name a checkpoint, or a model of your own, FILE.py:NAME")
     shared = {name: value for name, value in board.items() if name in names_of(_Row)}
     row = read(_Row, {**shared, **given}, where)
-    of_images = {name: value for name, value in board.items() if name in {*names_of(DataOptions), "patch"}}
+    of_images = {name: value for name, value in board.items() if name in names_of(DataOptions)}
     of_row = {name: getattr(row, name) for name in (*names_of(ModelOptions), *names_of(AttackOptions))}
     published = None if row.published is None else read(_PUBLISHED, {"published": row.published}, where)["published"]
-    return Entry(
-        row.name,
-        Options(**of_images, **of_row),
-        row.attacked_images,
-        row.timed_images,
-        row.recipe,
-        row.run,
-        row.train,
-        None if published is None else (published.get("clean"), published.get("certified")),
-        row.source,
-    )
+    return [
+        Entry(
+            row.name,
+            Options(patch=patch, **of_images, **of_row),
+            row.attacked_images,
+            row.timed_images,
+            row.recipe,
+            row.run,
+            row.train,
+            None if published is None else (published.get("clean"), published.get("certified")),
+            row.source,
+            several=len(row.patch) > 1,
+        )
+        for patch in row.patch
+    ]

@@ -44,7 +44,7 @@ def draw(title: str, rows: Sequence[Row]) -> Figure:
         if len(theirs) == 2:
             axes.plot(*theirs, marker="x", markersize=6, color=color, linestyle="")
         handles.append(Line2D([], [], marker="o", linestyle="", color=color, markeredgecolor="black", alpha=0.7))
-        labels.append(f"{number}  {row.entry.name}")
+        labels.append(f"{number}  {row.entry.called}")
     dearest = max(costs, default=1.0)
     for cost in dict.fromkeys((least, dearest)):
         size = _area(cost, least) ** 0.5

@@ -119,7 +119,7 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
         _certify_one(subject.model, images, threat, device)
         return Planned(entry, subject, threat, tuple(attacks), settings)
     except InvalidInput as error:
-        raise InvalidInput(f"row {entry.name}: {error}") from error
+        raise InvalidInput(f"row {entry.called}: {error}") from error
 
 
 def _certify_one(model: torch.nn.Module, images: ImageSet, threat: Threat, device: str) -> None:
@@ -156,7 +156,7 @@ def measure(
                 store.inside(name),
                 configuration=note,
                 module=planned.subject.module,
-                on_progress=lambda finished, what: on_progress(done + finished, f"{entry.name}: {what}"),
+                on_progress=lambda finished, what: on_progress(done + finished, f"{entry.called}: {what}"),
             )
         )
 
@@ -164,7 +164,7 @@ def measure(
     attacked = None
     if entry.attacked_images and planned.attacks:
         attacked = records("attacked", entry.attacked_images, planned.attacks, settings.num_images)
-    on_progress(settings.num_images + entry.attacked_images, f"{entry.name}: timing")
+    on_progress(settings.num_images + entry.attacked_images, f"{entry.called}: timing")
     x, _ = images.batch(range(min(entry.timed_images, len(images))))
     identity = identity_of(model, module=planned.subject.module)
     speed = _kept_speed(store, model, identity, x.to(settings.device), planned.threat, settings.batch_size)

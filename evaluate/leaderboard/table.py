@@ -16,23 +16,32 @@ from robustpatch.cli.text import one_line
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """The most certified first; those that prove nothing last, by what is left of them under attack."""
+    """The most certified first; those that prove nothing last, by what is left of them under attack. One patch after
+    the other.
+    """
+    patches = _patches(rows)
 
-    def key(row: Row) -> tuple[float, float]:
+    def key(row: Row) -> tuple[int, float, float]:
         left = 0.0 if row.attacked is None else row.attacked.under_all.value
-        return (-1.0 if row.certified is None else row.certified.value, left)
+        certified = -1.0 if row.certified is None else row.certified.value
+        return (patches.index(row.entry.options.patch), -certified, -left)
 
-    return sorted(rows, key=key, reverse=True)
+    return sorted(rows, key=key)
+
+
+def _patches(rows: Sequence[Row]) -> list[str]:
+    """The patches of the board, each once, in the order of its rows."""
+    return list(dict.fromkeys(row.entry.options.patch for row in rows))
 
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """The board: a line for each row, what the columns mean, and how each row is trained again."""
     ranked = ordered(rows)
     lines = [f"# {plain(title)}", "", table(ranked).markdown(), "", *(f"- {plain(note)}" for note in _notes(ranked))]
-    commands = [(row.entry.name, row.entry.retrain) for row in ranked if row.entry.retrain is not None]
+    commands = {row.entry.name: row.entry.retrain for row in ranked if row.entry.retrain is not None}
     if commands:
         lines += ["", "Trained by (each with `--data-root DIR`):", ""]
-        lines += [f"- {plain(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands]
+        lines += [f"- {plain(name)}: `{one_line(command).replace('`', chr(39))}`" for name, command in commands.items()]
     sources = list(dict.fromkeys(row.entry.source for row in ranked if row.entry.source is not None))
     if sources:
         lines += ["", "Published numbers:", "", *(f"- {plain(source)}" for source in sources)]
@@ -58,8 +67,14 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
     def published(row: Row, number: int) -> float | None:
         return None if row.entry.published is None else row.entry.published[number]
 
+    several = len(_patches(ranked)) > 1
+    patch = Column[Row](field="patch", value=lambda row: row.entry.options.patch, kind=str)
+    if several:
+        patch = replace(patch, name="patch", cell=lambda row: row.entry.options.patch, words=True)
+    shown = Column[Row]("published clean / certified", lambda row: _published(row.entry.published))
     name = Column[Row]("defense", lambda row: row.entry.name + " BROKEN" * row.broken, words=True)
     return (
+        patch,
         replace(name, field="name", value=lambda row: row.entry.name, kind=str),
         Column(field="model", value=lambda row: row.entry.options.model or row.entry.options.checkpoint, kind=str),
         Column(field="defense", value=lambda row: row.entry.options.defense, kind=str),
@@ -71,7 +86,8 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
         Column(field="attacked_images", value=lambda row: row.attacked and row.attacked.images, kind=int),
         *_share("empirical", under, attacked, "under attack"),
         *_share("certified_of_attacked", beside, attacked, "certified of these"),
-        Column("published clean / certified", lambda row: _published(row.entry.published)),
+        *([Column("verdict", lambda row: row.verdict.upper(), words=True)] if several else []),
+        *([shown] if any(row.entry.published for row in ranked) else []),
         Column("predict, images/s", lambda row: _rate(row.speed.predict)),
         Column("certify, images/s", lambda row: _rate(row.speed.certify)),
         Column(field="verdict", value=lambda row: row.verdict, kind=str),
@@ -113,12 +129,13 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
     attacks: dict[str, list[str]] = {}
     for row in ranked:
         if row.attacked is not None:
-            attacks.setdefault(_attacks(row.entry.options), []).append(row.entry.name)
+            attacks.setdefault(_attacks(row.entry.options), []).append(row.entry.called)
     speeds = [row.speed for row in ranked]
     places = sorted({f"{speed.machine}, {speed.threads} thread{'s' * (speed.threads > 1)}" for speed in speeds})
-    options = ranked[0].entry.options
+    options, patches = ranked[0].entry.options, _patches(ranked)
+    where = f"{patches[0]} patch anywhere" if len(patches) == 1 else "each patch wherever it may lie"
     notes = [
-        f"{options.dataset}, {options.patch} patch anywhere; percent of the first {whole} test images; certified: "
+        f"{options.dataset}, {where}; percent of the first {whole} test images; certified: "
         "predicted right and proved that no patch changes it"
     ]
     if attacked:
@@ -126,7 +143,7 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
             f"under attack: right after {_of_whom(attacks)} on the first {attacked} images, worst case over the "
             "attacks; beside it the share of the same images that is certified, below which no attack may come"
         )
-    verdicts = {row.entry.name: row.verdict for row in ranked}
+    verdicts = {row.entry.called: row.verdict for row in ranked}
     for verdict, what in (
         ("held", "every certified image was attacked, and none changed"),
         ("not tested", "not every certified image was attacked"),

@@ -100,6 +100,31 @@ def test_the_numbers_are_those_of_the_runs(finished):
     assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]
 
 
+def test_a_row_for_each_patch(checkpoint, undefended, tmp_path):
+    """A list of patches makes a row of each, patch by patch: numbers of a run against that patch, and a verdict."""
+    board = written(checkpoint, undefended, tmp_path / "board.toml")
+    text = board.read_text().replace('attacks = "pgd:1"', 'attacks = "pgd:1"\npatch = ["5x5", "disc:2", "2*2x2"]')
+    board.write_text(text.replace("num_images = 8\n", 'num_images = 8\npatch = "disc:2"\n'))
+    result = run(board, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = pq.read_table(tmp_path / "out" / "leaderboard.parquet").to_pylist()
+    assert [(row["patch"], row["name"]) for row in rows] == [
+        ("5x5", "columns of width 2"),
+        ("disc:2", "columns of width 2"),
+        ("disc:2", "nothing at all"),
+        ("2*2x2", "columns of width 2"),
+    ]
+    for row, folder in ((rows[0], "columns-of-width-2-5x5"), (rows[1], "columns-of-width-2-disc-2")):
+        whole = summarise(read_run(tmp_path / "out" / folder / "all").records)
+        assert whole.certified_exact is not None
+        assert row["certified"] == whole.certified_exact.value
+        assert row["verdict"] == "held"
+    assert rows[0]["certified"] < rows[1]["certified"]
+    lines = (tmp_path / "out" / "leaderboard.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("| disc:2 | columns of width 2 |") and "HELD" in line]
+    assert "each patch wherever it may lie" in "".join(lines)
+
+
 def test_what_is_there_is_not_done_again(board, output, monkeypatch):
     """A second call scores nothing, of some of the rows, too, and other images are another run."""
     before = (output / "leaderboard.md").read_text()
