@@ -100,9 +100,9 @@ def test_the_numbers_are_those_of_the_runs(finished):
     assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]
 
 
-def test_a_row_for_each_patch(checkpoint, undefended, tmp_path):
+def test_a_row_for_each_patch(undefended, tmp_path):
     """A list of patches makes a row of each, patch by patch: numbers of a run against that patch, and a verdict."""
-    board = written(checkpoint, undefended, tmp_path / "board.toml")
+    board = written("mnist-columns2", undefended, tmp_path / "board.toml")
     text = board.read_text().replace('attacks = "pgd:1"', 'attacks = "pgd:1"\npatch = ["5x5", "disc:2", "2*2x2"]')
     board.write_text(text.replace("num_images = 8\n", 'num_images = 8\npatch = "disc:2"\n'))
     result = run(board, "--output", tmp_path / "out")
