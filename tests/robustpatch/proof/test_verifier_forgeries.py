@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -258,7 +258,9 @@ def test_thousands_of_forgeries(kind, tmp_path, capsys):
     assert expected(members)[0]()
     number, place = 0, list(HONEST).index(kind)
     every, least = (1, 1000) if kind in ALL_OF else (3, 330)
-    for name, forged in islice(forgeries(members), place % every, None, every):
+    for at, (name, forged) in enumerate(forgeries(members)):
+        if at % every != place % every and not name.startswith(("runs[", "places[", "runs w", "places w", "threats")):
+            continue
         code, out, err = status(packed(forged), tmp_path / "forged.npz", capsys)
         number += 1
         seen[code] += 1
