@@ -85,7 +85,7 @@ class Certificate:
         """Write votes (bit-packed; of summed scores the units), close votes, geometry, threat and claim;
         `robustpatch.proof` verifies the file. A threat that is no rectangle is written pixel by pixel, without its
         name. Raises `InvalidInput` where there are no votes or no images, and where the patches have more places or
-        unions than the verifier draws.
+        unions, or the threat more alternatives, than the verifier reads.
         """
         evidence = self._votes()
         if len(self.prediction) == 0:
@@ -93,22 +93,25 @@ class Certificate:
         votes = evidence.votes
         threats, listed = claimed(self.threat, evidence.ablation, evidence.image_size)
         assert self.margin is not None  # where there are votes
-        proof.write(
-            path,
-            cast=votes.cast.cpu().numpy(),
-            close=votes.close.cpu().numpy(),
-            unit=votes.unit,
-            slack=votes.slack,
-            ablation=str(evidence.ablation),
-            image_size=evidence.image_size,
-            threats=threats,
-            prediction=self.prediction.cpu().numpy(),
-            certified=self.certified.cpu().numpy(),
-            margin=self.margin.cpu().numpy(),
-            method=self.method,
-            guard=self.guard,
-            listed=listed,
-        )
+        try:
+            proof.write(
+                path,
+                cast=votes.cast.cpu().numpy(),
+                close=votes.close.cpu().numpy(),
+                unit=votes.unit,
+                slack=votes.slack,
+                ablation=str(evidence.ablation),
+                image_size=evidence.image_size,
+                threats=threats,
+                prediction=self.prediction.cpu().numpy(),
+                certified=self.certified.cpu().numpy(),
+                margin=self.margin.cpu().numpy(),
+                method=self.method,
+                guard=self.guard,
+                listed=listed,
+            )
+        except ValueError as error:
+            raise InvalidInput(f"no proof of this certificate could be checked: {error}; name fewer threats") from error
 
     def _votes(self) -> Evidence:
         if self.evidence is None:

@@ -75,7 +75,7 @@ def read(path: str | Path) -> ProofFile:
     impossible. What is returned may still be false.
     """
     arrays = read_arrays(path, _ARRAYS, _LISTED)
-    claim = read_claim(arrays["claim"].tobytes())
+    claim = _claim(arrays["claim"].tobytes())
     size = claim["image_size"]
     families = listed(arrays.pop("runs"), arrays.pop("places"), size) if "runs" in arrays else []
     claim["threats"] = threats(claim["threats"], size, families)
@@ -105,10 +105,15 @@ def read(path: str | Path) -> ProofFile:
     return ProofFile(**claim, shape=shape, **votes)
 
 
-def read_claim(content: bytes) -> dict[str, Any]:
-    """The claim's fields, each of its type and in its range, but for the threats. Raises `ValueError`."""
-    if len(content) > _MOST_CLAIM:
-        raise ValueError(f"the claim has {len(content)} bytes; at most {_MOST_CLAIM} are read")
+def check_length(claim: bytes) -> None:
+    """Refuse with `ValueError` a longer text than is read."""
+    if len(claim) > _MOST_CLAIM:
+        raise ValueError(f"the claim has {len(claim)} bytes; at most {_MOST_CLAIM} are read")
+
+
+def _claim(content: bytes) -> dict[str, Any]:
+    """The claim's fields, each of its type and in its range, but for the threats."""
+    check_length(content)
     try:
         found = json.loads(
             content.decode(), object_pairs_hook=_once, parse_constant=_refuse, parse_int=_whole, parse_float=_finite

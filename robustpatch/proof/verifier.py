@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from robustpatch.proof.file import ProofFile, read, read_claim
+from robustpatch.proof.file import ProofFile, check_length, read
 from robustpatch.proof.footprints import Listed
 from robustpatch.proof.masks import masks, touched_sets
 
@@ -51,12 +51,12 @@ def write(
 ) -> None:
     """Save votes and claims to `path`; see `Certificate.save`. `listed` are `runs` and `places`, where there are some.
 
-    Raises `ValueError` for a claim that would not be read.
+    Raises `ValueError` for a claim too long to be read.
     """
     from robustpatch.storage.store import replace_file  # here: whoever verifies needs numpy alone
 
     text = json.dumps(claim, allow_nan=False).encode()
-    read_claim(text)
+    check_length(text)
     arrays: dict[str, Any] = {
         "cast": np.packbits(cast) if cast.dtype == bool else cast.astype("<i4"),
         "close": np.packbits(close),
