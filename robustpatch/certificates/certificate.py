@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
+from robustpatch.certificates.listed import claimed
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
-from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes
 
 Method = Literal["exact", "margin"]
@@ -82,28 +83,35 @@ class Certificate:
 
     def save(self, path: str | Path) -> None:
         """Write votes (bit-packed; of summed scores the units), close votes, geometry, threat and claim;
-        `robustpatch.proof` verifies the file. Raises `InvalidInput` where there are no votes or no images.
+        `robustpatch.proof` verifies the file. A threat that is no rectangle is written pixel by pixel, without its
+        name. Raises `InvalidInput` where there are no votes or no images, and where the patches have more places or
+        unions, or the threat more alternatives, than the verifier reads.
         """
         evidence = self._votes()
         if len(self.prediction) == 0:
             raise InvalidInput("this certificate is of 0 images, which proves nothing; certify at least one to save it")
         votes = evidence.votes
+        threats, listed = claimed(self.threat, evidence.ablation, evidence.image_size)
         assert self.margin is not None  # where there are votes
-        proof.write(
-            path,
-            cast=votes.cast.cpu().numpy(),
-            close=votes.close.cpu().numpy(),
-            unit=votes.unit,
-            slack=votes.slack,
-            ablation=str(evidence.ablation),
-            image_size=evidence.image_size,
-            threats=[_saved(one, evidence.image_size) for one in self.threat.threats],
-            prediction=self.prediction.cpu().numpy(),
-            certified=self.certified.cpu().numpy(),
-            margin=self.margin.cpu().numpy(),
-            method=self.method,
-            guard=self.guard,
-        )
+        try:
+            proof.write(
+                path,
+                cast=votes.cast.cpu().numpy(),
+                close=votes.close.cpu().numpy(),
+                unit=votes.unit,
+                slack=votes.slack,
+                ablation=str(evidence.ablation),
+                image_size=evidence.image_size,
+                threats=threats,
+                prediction=self.prediction.cpu().numpy(),
+                certified=self.certified.cpu().numpy(),
+                margin=self.margin.cpu().numpy(),
+                method=self.method,
+                guard=self.guard,
+                listed=listed,
+            )
+        except ValueError as error:
+            raise InvalidInput(f"no proof of this certificate could be checked: {error}; name fewer threats") from error
 
     def _votes(self) -> Evidence:
         if self.evidence is None:
@@ -112,11 +120,3 @@ class Certificate:
                 remedy = "a randomized one is of samples that nobody keeps, so repeat it with the same seed"
             raise InvalidInput(f"this certificate carries no votes (evidence is None); {remedy}")
         return self.evidence
-
-
-def _saved(threat: Patches, image_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Returns a rectangle as a proof file holds it. Raises `InvalidInput` for other shapes."""
-    rectangle = threat.family(*image_size).rectangle
-    if rectangle is None:
-        raise InvalidInput(f"threat is {threat}, and proof files hold rectangles only; certify a rectangle to save it")
-    return *rectangle, threat.count

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from robustpatch.proof.footprints import Threat, brief, listed, threats, whole_numbers
 from robustpatch.storage.npz import Spec, read_arrays
 
 UNITS = 2**16  # of a score that is summed: its range
@@ -26,6 +27,7 @@ _ARRAYS: dict[str, Spec] = {
     "margin": {"<i8": 1},
     "claim": {"|u1": 1},
 }
+_LISTED: dict[str, Spec] = {"runs": {"<i4": 2}, "places": {"<i4": 2}}  # of patches that are no rectangles
 _FIELDS = ("ablation", "image_size", "threats", "method", "guard")
 _VOTES = {"unit": 1, "slack": 0}  # what a claim without these two means
 
@@ -34,12 +36,12 @@ _VOTES = {"unit": 1, "slack": 0}  # what a claim without these two means
 class ProofFile:
     """B images, N ablations, K ≥ 2 classes. `cast` and `close` are bits of [B,N,K], eight to a byte; where `unit` is
     more than 1, `cast` is int32 [B,N,K] in 0, …, `unit`. prediction: Int[B] in 0, …, K - 1. certified: Bool[B].
-    margin: Int[B]. A threat is (height, width, count).
+    margin: Int[B]. A threat is the patches that are there at the same time, each with its count.
     """
 
     ablation: str
     image_size: tuple[int, int]
-    threats: tuple[tuple[int, int, int], ...]
+    threats: tuple[Threat, ...]
     method: str
     guard: float
     unit: int
@@ -72,8 +74,11 @@ def read(path: str | Path) -> ProofFile:
     that is no proof: that cannot be read, or whose fields are missing, too many, of other types or shapes, or
     impossible. What is returned may still be false.
     """
-    arrays = read_arrays(path, _ARRAYS)
+    arrays = read_arrays(path, _ARRAYS, _LISTED)
     claim = _claim(arrays["claim"].tobytes())
+    size = claim["image_size"]
+    families = listed(arrays.pop("runs"), arrays.pop("places"), size) if "runs" in arrays else []
+    claim["threats"] = threats(claim["threats"], size, families)
     shape = tuple(arrays["shape"].tolist())
     if len(shape) != 3 or min(shape) < 1 or shape[2] < 2:
         raise ValueError(f"shape is {list(shape)}; [images, ablations, classes] are needed, with two classes or more")
@@ -100,9 +105,15 @@ def read(path: str | Path) -> ProofFile:
     return ProofFile(**claim, shape=shape, **votes)
 
 
+def check_length(claim: bytes) -> None:
+    """Refuse with `ValueError` a longer text than is read."""
+    if len(claim) > _MOST_CLAIM:
+        raise ValueError(f"the claim has {len(claim)} bytes; at most {_MOST_CLAIM} are read")
+
+
 def _claim(content: bytes) -> dict[str, Any]:
-    if len(content) > _MOST_CLAIM:
-        raise ValueError(f"the claim has {len(content)} bytes; at most {_MOST_CLAIM} are read")
+    """The claim's fields, each of its type and in its range, but for the threats."""
+    check_length(content)
     try:
         found = json.loads(
             content.decode(), object_pairs_hook=_once, parse_constant=_refuse, parse_int=_whole, parse_float=_finite
@@ -113,24 +124,15 @@ def _claim(content: bytes) -> dict[str, Any]:
         raise ValueError("the claim is no table of fields")
     claim = {**_VOTES, **found}
     if set(claim) != {*_FIELDS, *_VOTES}:
-        raise ValueError(
-            f"the claim has the fields {_brief(sorted(found))}; {', '.join([*_FIELDS, *_VOTES])} are known"
-        )
+        raise ValueError(f"the claim has the fields {brief(sorted(found))}; {', '.join([*_FIELDS, *_VOTES])} are known")
     if not isinstance(claim["ablation"], str) or claim["method"] not in ("exact", "margin"):
-        raise ValueError(f"ablation is {_brief(claim['ablation'])} and method {_brief(claim['method'])}")
-    claim["image_size"] = _positive("image_size", claim["image_size"], 2)
-    if not isinstance(claim["threats"], list) or not claim["threats"]:
-        raise ValueError(f"threats are {_brief(claim['threats'])}: nothing is claimed")
-    claim["threats"] = tuple(_positive("a threat", one, 3) for one in claim["threats"])
-    rows, columns = claim["image_size"]
-    for height, width, count in claim["threats"]:
-        if height > rows or width > columns or count > rows * columns:
-            raise ValueError(f"{count} patches of {height}x{width} do not fit into {rows}x{columns}")
+        raise ValueError(f"ablation is {brief(claim['ablation'])} and method {brief(claim['method'])}")
+    claim["image_size"] = whole_numbers("image_size", claim["image_size"], 2, least=(1, 1))
     for name in ("unit", "slack"):
         if type(claim[name]) is not int:
-            raise ValueError(f"{name} is {_brief(claim[name])}, which is no whole number")
+            raise ValueError(f"{name} is {brief(claim[name])}, which is no whole number")
     if type(claim["guard"]) not in (int, float):
-        raise ValueError(f"guard is {_brief(claim['guard'])}, which is no number")
+        raise ValueError(f"guard is {brief(claim['guard'])}, which is no number")
     claim["guard"] = float(claim["guard"])
     unit, slack, guard = (claim[name] for name in ("unit", "slack", "guard"))
     # Another unit is another adversary, and a negative slack counts for the claim what has to count against it.
@@ -142,15 +144,9 @@ def _claim(content: bytes) -> dict[str, Any]:
     return claim
 
 
-def _positive(name: str, value: Any, length: int) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != length or not all(type(n) is int and n > 0 for n in value):
-        raise ValueError(f"{name} is {_brief(value)}: {length} whole numbers of at least 1 are needed")
-    return tuple(value)
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"the claim names a field twice: {_brief([name for name, _ in pairs])}")
+        raise ValueError(f"the claim names a field twice: {brief([name for name, _ in pairs])}")
     return dict(pairs)
 
 
@@ -168,8 +164,3 @@ def _finite(text: str) -> float:
     if not isfinite(float(text)):
         raise ValueError(f"the claim has {text[:40]}, which is no finite number")
     return float(text)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations, combinations_with_replacement, product
-from math import comb
+from collections.abc import Sequence
+from itertools import combinations, product
+from math import comb, prod
 
 import numpy as np
+
+from robustpatch.proof.footprints import MOST_LISTED, Listed, Threat
 
 _ABLATION = re.compile(
     r"(?:([1-9][0-9]{0,6})\*grid-)?(columns|rows|blocks):([1-9][0-9]{0,6})(?:x([1-9][0-9]{0,6}))?"
@@ -14,9 +17,8 @@ _ABLATION = re.compile(
 )
 _MOST = 2**20  # ablations of an image, and unions of patches
 _MOST_CELLS = 2**20  # that all choices of a grid's cells keep
-_MOST_PIXELS = 2**28  # of all masks together, and ablations of all touched sets
+_MOST_PIXELS = 2**28  # of all masks together, and ablations of all places and of all touched sets
 _MOST_PLACES = 2**24  # pixels of an image
-_AT_ONCE = 2**24  # pixels of masks over which patches slide at once
 
 
 def masks(ablation: str, height: int, width: int) -> np.ndarray:
@@ -28,11 +30,7 @@ def masks(ablation: str, height: int, width: int) -> np.ndarray:
     """
     parts = [_Part(part, ablation, height, width) for part in ablation.split("+")]
     number = sum(part.number for part in parts)
-    if number > _MOST or number * height * width > _MOST_PIXELS or height * width > _MOST_PLACES:
-        raise ValueError(
-            f"{ablation[:80]} has too many masks of {height}x{width}: at most {_MOST} are drawn, of {_MOST_PIXELS} "
-            f"pixels in all and {_MOST_PLACES} each"
-        )
+    check_drawn(ablation, number, height, width)
     kept = np.zeros((number, height, width), bool)
     first = 0
     for part in parts:
@@ -79,39 +77,52 @@ class _Part:
         ]
 
 
-def touched_sets(kept: np.ndarray, height: int, width: int, count: int) -> np.ndarray:
-    """The distinct sets [S,N] of ablations that `count` rectangles of `height` × `width` can touch together.
+def touched_sets(kept: np.ndarray, threat: Threat) -> np.ndarray:
+    """The distinct sets [S,N] of ablations that the patches of a threat can touch together.
 
-    Raises `ValueError` for patches that are none or do not fit, and for more unions of several than are drawn.
+    Raises `ValueError` for more places, or more unions of several patches, than are drawn.
     """
-    rows, columns = kept.shape[1] - height + 1, kept.shape[2] - width + 1
-    if min(height, width, count) < 1 or count > kept.shape[1] * kept.shape[2]:
-        raise ValueError(f"{count} patches of {height}x{width} are none, or more than there are pixels")
-    if rows < 1 or columns < 1:
-        raise ValueError(f"a {height}x{width} patch does not fit into {kept.shape[1]}x{kept.shape[2]}")
-    n, hits = len(kept), np.zeros((rows * columns, len(kept)), bool)
-    some = max(1, _AT_ONCE // kept[0].size)
-    for first in range(0, n, some):
-        hits[:, first : first + some] = _slid(kept[first : first + some], height, width)
-    single = sorted({row.tobytes() for row in hits})
-    sets = [np.frombuffer(one, bool) for one in single]
-    # A union of as many patches as there are sets, or more, is one of all of them.
-    count = min(count, len(sets))
-    unions = _choices(len(sets) + count - 1, count)
-    if unions > _MOST or unions * n > _MOST_PIXELS:
-        raise ValueError(f"{count} patches have more unions than are drawn: of {len(sets)} sets of {n} ablations")
-    if count > 1:
-        together = {np.logical_or.reduce(some).tobytes() for some in combinations_with_replacement(sets, count)}
-        sets = [np.frombuffer(one, bool) for one in sorted(together)]
-    return np.array(sets)
+    n, single = len(kept), []
+    for patch, count in threat:
+        if isinstance(patch, Listed):
+            check_places(str(patch), len(patch.places), n)
+        packed = np.packbits(patch.hits(kept), axis=1)
+        single.append(({int.from_bytes(row.tobytes(), "big") for row in packed}, count))
+    check_unions([(len(sets), count) for sets, count in single], n)
+    unions = {0}
+    for sets, count in single:
+        # A union of as many patches as there are sets, or more, is one of all of them.
+        for _ in range(min(count, len(sets))):
+            unions = {union | one for union in unions for one in sets}
+    content = b"".join(union.to_bytes(-(-n // 8), "big") for union in sorted(unions))
+    packed = np.frombuffer(content, np.uint8).reshape(len(unions), -1)
+    return np.unpackbits(packed, axis=1, count=n).view(bool)
 
 
-def _slid(kept: np.ndarray, height: int, width: int) -> np.ndarray:
-    """True where a placement covers a kept pixel of a mask: [L,n], row by row, by counting the pixels before it."""
-    before = np.zeros((len(kept), kept.shape[1] + 1, kept.shape[2] + 1), np.int32)
-    before[:, 1:, 1:] = kept.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
-    rows = before[:, height:] - before[:, :-height]
-    return (rows[:, :, width:] > rows[:, :, :-width]).reshape(len(kept), -1).T
+def check_drawn(ablation: str, number: int, height: int, width: int) -> None:
+    """Refuse with `ValueError` more masks, or larger ones, than are drawn."""
+    if number > _MOST or number * height * width > _MOST_PIXELS or height * width > _MOST_PLACES:
+        raise ValueError(
+            f"{ablation[:80]} has too many masks of {height}x{width}: at most {_MOST} are drawn, of {_MOST_PIXELS} "
+            f"pixels in all and {_MOST_PLACES} each"
+        )
+
+
+def check_places(patch: str, places: int, ablations: int) -> None:
+    """Refuse with `ValueError` more listed places than are drawn."""
+    most = min(MOST_LISTED, _MOST_PIXELS // ablations)
+    if places > most:
+        raise ValueError(f"{patch[:80]} has {places} places, for {ablations} ablations at most {most} are drawn")
+
+
+def check_unions(parts: Sequence[tuple[int, int]], ablations: int) -> None:
+    """Refuse with `ValueError` what has more unions than are drawn: of `parts`, each a number of sets and how many of
+    them are taken at the same time.
+    """
+    unions = prod(_choices(sets + min(count, sets) - 1, min(count, sets)) for sets, count in parts)
+    if unions > _MOST or unions * ablations > _MOST_PIXELS:
+        count, sets = sum(count for _, count in parts), " and ".join(str(number) for number, _ in parts)
+        raise ValueError(f"{count} patches have more unions than are drawn: of {sets} sets of {ablations} ablations")
 
 
 def _choices(number: int, some: int) -> int:

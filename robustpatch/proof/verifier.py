@@ -6,19 +6,21 @@
 - 1 when one does not: a line for each;
 - 2 when the file is no proof: missing, damaged, malformed, impossible, or too large to be checked; one line says why.
 
-Verification needs numpy alone and shares no code with the certificates: it draws every mask pixel by pixel, slides
-every patch over them, and checks the inequality for every rival. Its memory and time are bounded, whatever the file
-holds. That a model casts these votes is not in the file: make them again for that.
+Verification needs numpy alone and shares no code with the certificates: it draws every mask pixel by pixel, puts
+every patch on each of its places, and checks the inequality for every rival. Its memory and time are bounded, whatever
+the file holds. That a model casts these votes is not in the file: make them again for that.
 
 The file is a numpy archive: `cast`, `close` (bit-packed [B,N,K]), `shape`, `prediction`, `certified`, `margin` and
-`claim`, a JSON text: ablation, image_size, threats (height, width, count), method, guard, unit, slack. Where scores are
-summed, `cast` are whole units, of which one ablation adds 0 to `unit` to each class, and rounding moves `slack`.
+`claim`, a JSON text: ablation, image_size, threats, method, guard, unit, slack. Where scores are summed, `cast` are
+whole units, of which one ablation adds 0 to `unit` to each class, and rounding moves `slack`. Patches that are not
+rectangles are listed pixel by pixel in `runs` and `places`; see `robustpatch.proof.footprints`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -26,12 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from robustpatch.proof.file import ProofFile, read
+from robustpatch.proof.file import ProofFile, check_length, read
+from robustpatch.proof.footprints import Listed
 from robustpatch.proof.masks import masks, touched_sets
 
 _MOST_WORK = 2**39  # additions: minutes
 _MOST_VOTES = 2**24  # of one image
 _CELLS = 2**23  # numbers worked on at once
+_DRAWN = 8  # shapes that are shown
 
 
 def write(
@@ -42,23 +46,29 @@ def write(
     prediction: np.ndarray,
     certified: np.ndarray,
     margin: np.ndarray,
+    listed: Mapping[str, np.ndarray] | None = None,
     **claim: Any,
 ) -> None:
-    """Save votes and claims to `path`; see `Certificate.save`."""
+    """Save votes and claims to `path`; see `Certificate.save`. `listed` are `runs` and `places`, where there are some.
+
+    Raises `ValueError` for a claim too long to be read.
+    """
     from robustpatch.storage.store import replace_file  # here: whoever verifies needs numpy alone
 
     text = json.dumps(claim, allow_nan=False).encode()
+    check_length(text)
+    arrays: dict[str, Any] = {
+        "cast": np.packbits(cast) if cast.dtype == bool else cast.astype("<i4"),
+        "close": np.packbits(close),
+        "shape": np.array(cast.shape, "<i8"),
+        "prediction": prediction.astype("<i8"),
+        "certified": certified.astype(bool),
+        "margin": margin.astype("<i8"),
+        "claim": np.frombuffer(text, np.uint8),
+        **{name: array.astype("<i4") for name, array in (listed or {}).items()},
+    }
     with BytesIO() as file:
-        np.savez_compressed(
-            file,
-            cast=np.packbits(cast) if cast.dtype == bool else cast.astype("<i4"),
-            close=np.packbits(close),
-            shape=np.array(cast.shape, "<i8"),
-            prediction=prediction.astype("<i8"),
-            certified=certified.astype(bool),
-            margin=margin.astype("<i8"),
-            claim=np.frombuffer(text, np.uint8),
-        )
+        np.savez_compressed(file, **arrays)
         replace_file(path, file.getvalue())
 
 
@@ -110,8 +120,9 @@ def unproved(file: ProofFile) -> list[str]:
         raise ValueError(f"an image has {prod(file.shape[1:])} votes; at most {_MOST_VOTES} are checked")
     worst, work = np.full(file.shape[0], np.iinfo(np.int64).max), 0
     for threat in dict.fromkeys(file.threats):
-        work += 2**4 * kept.size + 2**12 * kept[0].size + (2**32 if threat[2] > 1 else 0)  # to find what it touches
-        sets = touched_sets(kept, *threat) if work <= _MOST_WORK else ()
+        work += sum(patch.work(len(kept), kept[0].size) for patch, _ in threat)  # to find what it touches
+        work += 2**32 if sum(count for _, count in threat) > 1 else 0
+        sets = touched_sets(kept, threat) if work <= _MOST_WORK else ()
         work += (len(sets) + 2**4) * prod(file.shape)
         if work > _MOST_WORK:
             raise ValueError("checking it would take hours; save fewer images or threats in a file")
@@ -138,14 +149,20 @@ def _winners(file: ProofFile) -> np.ndarray:
 
 
 def told(file: ProofFile) -> str:
-    """The claim of a file that is read, in two lines."""
-    threats = [f"{count}*{h}x{w}" if count > 1 else f"{h}x{w}" for h, w, count in file.threats]
+    """The claim of a file that is read, in two lines; and below them what shapes look like that are no rectangles."""
+    threats = [
+        " & ".join(f"{count}*{patch}" if count > 1 else f"{patch}" for patch, count in threat)
+        for threat in file.threats
+    ]
     (images, n, k), (height, width) = file.shape, file.image_size
-    return (
+    shapes = dict.fromkeys(patch for threat in file.threats for patch, _ in threat if isinstance(patch, Listed))
+    drawn = [text for text in (shape.drawn() for shape in [*shapes][:_DRAWN]) if text]
+    claim = (
         f"claim: of {images} images of {height}x{width} under {file.ablation}, {int(file.certified.sum())} certified "
         f"against {' or '.join(threats)}, by the votes of {n} ablations for {k} classes\n"
         f"assumed, which the file cannot show: a model casts these votes on the images; {_assumed(file)}"
     )
+    return "\n".join([claim, *drawn])
 
 
 def _assumed(file: ProofFile) -> str:

@@ -31,8 +31,11 @@ ANY = -1  # number of dimensions
 Spec = Mapping[str, int]  # the types that an array may have, as numpy writes them ("<i8"), and its dimensions if so
 
 
-def read_arrays(path: str | Path, wanted: Mapping[str, Spec]) -> dict[str, np.ndarray]:
-    """The arrays of exactly the names in `wanted`, each of a type and a number of dimensions that it may have.
+def read_arrays(
+    path: str | Path, wanted: Mapping[str, Spec], optional: Mapping[str, Spec] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of exactly the names in `wanted`, each of a type and a number of dimensions that it may have; and of
+    those in `optional`, where all of them are there.
 
     Memory and time are bounded by `MOST_BYTES` an array, whatever the file claims to hold. Raises `ValueError`, or
     whatever `zipfile` and `zlib` raise, for any other file: one line that names the member.
@@ -44,6 +47,8 @@ def read_arrays(path: str | Path, wanted: Mapping[str, Spec]) -> dict[str, np.nd
         with zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
             names = sorted(member.filename for member in members)
+            more = {**wanted, **(optional or {})}
+            wanted = more if len(names) == len(more) else wanted
             if names != sorted(f"{name}.npy" for name in wanted):
                 raise ValueError(
                     f"it holds {', '.join(map(repr, names[:12])) or 'nothing'}; exactly {', '.join(wanted)} are needed"

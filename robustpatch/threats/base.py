@@ -33,6 +33,22 @@ class Placements(ABC):
     def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
         """The pixels that the patch covers at the places of these numbers, on the device of `index`."""
 
+    def sets(self) -> tuple[list[Bool[Tensor, "h w"]], Int[Tensor, "L 3"]]:
+        """The different sets of pixels that the patch covers, each cut to its box; and of each place the number of the
+        set, and the row and column of the box: what a proof file lists.
+        """
+        numbers, patterns, places = dict[tuple[torch.Size, bytes], int](), list[Tensor](), list[tuple[int, int, int]]()
+        for footprints in self._parts_of_footprints():
+            for covered in footprints:
+                rows, columns = (covered.any(dim=dim).nonzero()[:, 0].tolist() for dim in (1, 0))
+                pattern = covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].clone()
+                key = (pattern.shape, pattern.numpy().tobytes())
+                if key not in numbers:
+                    numbers[key] = len(patterns)
+                    patterns.append(pattern)
+                places.append((numbers[key], rows[0], columns[0]))
+        return patterns, torch.tensor(places)
+
     def corners(self, anchors: Int[Tensor, "... 2"]) -> Int[Tensor, "... 2"]:
         """The top-left corner (row, column) of the box that holds the patch's content, at the place of each anchor."""
         return anchors

@@ -54,6 +54,9 @@ class Rectangles(Placements):
         corners = torch.stack([torch.div(index, columns, rounding_mode="floor"), index % columns], dim=1)
         return _covered(corners[:, None], self.height, self.width, self.size)
 
+    def sets(self) -> tuple[list[Bool[Tensor, "h w"]], Int[Tensor, "L 3"]]:
+        return [torch.ones(self.height, self.width, dtype=torch.bool)], F.pad(self.anchors, (1, 0))
+
     def find(self, anchors: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
         row, column = anchors.unbind(dim=1)
         rows, columns = self.size[0] - self.height + 1, self.size[1] - self.width + 1

@@ -69,6 +69,9 @@ class Translations(Placements):
         row, column = (torch.where((at < 0) | (at >= m), m, at) for at, m in ((row, h), (column, w)))
         return pattern[row[:, :, None], column[:, None, :]]
 
+    def sets(self) -> tuple[list[Bool[Tensor, "h w"]], Int[Tensor, "L 3"]]:
+        return [self.pattern], F.pad(self.anchors, (1, 0))
+
     def hits(self, masks: Bool[Tensor, "n H W"]) -> Bool[Tensor, "L n"]:
         return (self._sums(masks.to(torch.float32)) > 0.5).T  # whole numbers, and nothing is taken away from them
 

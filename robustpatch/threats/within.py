@@ -55,6 +55,10 @@ class Allowed(Placements):
     def footprint(self, index: Int[Tensor, " n"]) -> Bool[Tensor, "n H W"]:
         return self.base.footprint(self.kept.to(index.device)[index])
 
+    def sets(self) -> tuple[list[Bool[Tensor, "h w"]], Int[Tensor, "L 3"]]:
+        patterns, places = self.base.sets()
+        return patterns, places[self.kept]
+
     def find(self, anchors: Int[Tensor, "n 2"]) -> Int[Tensor, " n"]:
         place = self.base.find(anchors)
         return torch.where(place < 0, -1, self._number.to(place.device)[place.clamp(min=0)])

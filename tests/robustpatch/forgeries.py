@@ -30,6 +30,10 @@ HONEST = {  # ablation, threat, image size, classes, method, guard
     "two patches": ("columns:1", "2*1x1,2x2", (2, 9), 3, "exact", 1e-4),
     "the paper's": ("rows:2", "1x3", (9, 3), 3, "margin", 1e-4),
     "summed": ("columns:1", "1x2", (2, 7), 3, "exact", 1e-3),
+    "shapes": ("blocks:1", "cross:3/1,1x2,1x2@45", (5, 6), 3, "exact", 1e-4),
+    "together": ("columns:1", "2*disc:1 & 1x2", (2, 15), 3, "exact", 1e-4),
+    "sets": ("rows:1", "footprints:3x9x2/kAAAhAAABA", (9, 2), 2, "exact", 1e-4),
+    "a region": ("columns:1", "disc:2 in 2x9/v_7A", (2, 9), 3, "margin", 1e-4),
 }
 
 
@@ -134,6 +138,10 @@ def forgeries(members: Members) -> Iterator[tuple[str, Members]]:
             yield f"{field} is {bad[:12]}", replaced(members, "claim", dumped)
     for kind, text in _TEXTS.items():
         yield f"the claim {kind}", replaced(members, "claim", text(json.dumps(claim)))
+    if "runs" in given:
+        yield from _about_footprints(members)
+    yield "runs more", [*members, ("runs", np.zeros((1, 4), "<i4"))]
+    yield "runs and places more", [*members, *[(name, np.array([[0, 0, 0, 1]], "<i4")) for name in ("runs", "places")]]
     yield "an unknown field", replaced(members, "claim", {**claim, "proved": True})
     yield "one array more", [*members, ("extra", np.arange(3))]
     yield "one file more", [*members, ("extra.txt", b"hello")]
@@ -171,6 +179,27 @@ def _about_image(members: Members, i: int) -> Iterator[tuple[str, Members]]:
         else:
             turned[i, 0] = UNITS - turned[i, 0]
         yield f"{name} of image {i} turned", replaced(members, name, turned)
+
+
+def _about_footprints(members: Members) -> Iterator[tuple[str, Members]]:
+    """Rows of runs and places changed, left out, twice or in another order; both left out; families named otherwise."""
+    given = dict(members)
+    for name in ("runs", "places"):
+        array = given[name]
+        for i in {0, 1, len(array) // 2, len(array) - 1}:
+            for column in range(4):
+                for by in (1, -1, 2**24, -(2**31)):
+                    changed = array.copy()
+                    changed[i, column] = (int(changed[i, column]) + by) % 2**31 if by > 0 else changed[i, column] + by
+                    yield f"{name}[{i},{column}] by {by}", replaced(members, name, changed)
+            yield f"{name} without {i}", replaced(members, name, np.delete(array, i, axis=0))
+            yield f"{name} with {i} twice", replaced(members, name, np.insert(array, i, array[i], axis=0))
+        yield f"{name} in another order", replaced(members, name, array[np.argsort(array[:, 2], kind="stable")])
+        yield f"{name} with a column more", replaced(members, name, np.pad(array, ((0, 0), (0, 1))))
+    dropped = [one for one in members if one[0] not in ("runs", "places")]
+    yield "no footprints", dropped
+    yield "no footprints named", replaced(dropped, "claim", {**given["claim"], "threats": [[1, 1, 1]]})
+    yield "footprints that none names", replaced(members, "claim", {**given["claim"], "threats": [[1, 1, 1]]})
 
 
 def _at(array: np.ndarray, i: int, value: Any) -> np.ndarray:
@@ -255,7 +284,14 @@ _OTHERS: dict[str, Any] = {  # of one field alone
         '[[1, 1, 1, 1]], [[99, 1, 1]], [[1, 99, 1]], [[1.0, 1, 1]], [[1, 1, true]], [["1", 1, 1]], '
         "[[1, 2, 1], [0, 0, 0]], [[1, 2, 1], [99, 99, 1]], [[1, 2, 1], [1, -2, 1]], [], "
         "[[1, 6, 1]], [[1, 2, 1], [1, 5, 1]], [[[1, 1, 1]]], [[1, 2, 1], [2, 1, 1]], "
-        '[[1, 2, 1], [1, 2, 1]], [[2, 3, 1], [1, 1, 1]], {"0": [1, 1, 1]}, "1x1", [1, 1, 1], [null]]'
+        '[[1, 2, 1], [1, 2, 1]], [[2, 3, 1], [1, 1, 1]], {"0": [1, 1, 1]}, "1x1", [1, 1, 1], [null], '
+        '[{"families": [[0, 1]]}], [{"families": [[0, 2]]}], [{"families": [[0, 1], [1, 1]]}], [{"families": []}], '
+        '[{"families": [[1, 1], [0, 1]]}], [{"families": [[0, 1], [0, 1]]}], [{"families": [[0, 0]]}], [{}], '
+        '[{"families": [[-1, 1]]}], [{"families": [[0, true]]}], [{"families": [[0]]}], [{"families": [0, 1]}], '
+        '[{"families": [[0, 1, 1]]}], [{"families": {"0": 1}}], [{"families": [[0, 1]], "name": "a"}], [[0, 1]], '
+        '[{"families": [[0, 1]]}, {"families": [[1, 1]]}], [{"families": [[0, 1]]}, [1, 2, 1]], '
+        '[{"families": [[0, 1000000]]}], [{"families": [[0, 100000000000000000]]}], [{"families": [[9, 1]]}], '
+        '[[[0, 1]]], [{"families": [[[0, 1]]]}], [{"family": [[0, 1]]}], [{"families": [[0, 1]]}, [0, 1, 1]]]'
     ),
     "method": ("exact", "margin", "randomized", "bounds", "Exact", "exact ", ["exact"], "exact\n"),
     "guard": (0.001, 0.01, 0.5, 0.99, 0.9999999, 1 - 1e-16, 1.0001, -1e-9, 1e-300, "0.0001", [0.0001], 0.0001000001),

@@ -16,6 +16,7 @@ from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import Certificate, certify_votes
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
+from robustpatch.proof.footprints import Rectangle
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.votes import UNITS, Scored, Votes
 from tests import oracles
@@ -67,7 +68,7 @@ def test_the_verifier_draws_the_masks_of_the_oracle(text, threat, size):
     masks = proof.masks(text, *size)
     assert [{(int(r), int(c)) for r, c in np.argwhere(mask)} for mask in masks] == oracles.kept(text, *size)
     for one in robustpatch.parse_threat(threat, size).threats:
-        sets = proof.touched_sets(masks, one.height, one.width, 1)
+        sets = proof.touched_sets(masks, ((Rectangle(one.height, one.width), 1),))
         found = {frozenset(np.nonzero(row)[0].tolist()) for row in sets}
         assert found == set(oracles.touched(text, (one.height, one.width), size))
 

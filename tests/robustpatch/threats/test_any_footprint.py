@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from robustpatch.ablations.shapes import ShiftedTouched
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.top_k import certify_top_k
 from robustpatch.errors import InvalidInput
+from robustpatch.proof import verifier as proof
 from robustpatch.threats import (
     AnyOf,
     Cross,
@@ -144,8 +148,8 @@ def an_ablation(rng: random.Random, height: int, width: int) -> str:
     return text
 
 
-def check_case(seed: int) -> None:
-    """One random case: touched sets, margins, the map, certified or not, top-1 and the dict form."""
+def check_case(seed: int, path: Path) -> None:
+    """One random case: touched sets, margins, the map, certified or not, top-1, the proof and the dict form."""
     rng = random.Random(seed)
     height, width, classes = rng.randint(1, 7), rng.randint(1, 7), rng.randint(2, 4)
     text = an_ablation(rng, height, width)
@@ -166,6 +170,10 @@ def check_case(seed: int) -> None:
     close = torch.rand(n, classes) < rng.choice([0.0, 0.0, 0.1])
     found = certify_votes(Votes(cast[None], close[None]), ablation, threat, (height, width))
     votes, near = cast.int().tolist(), close.tolist()
+    found.save(path)
+    written = proof.read(path)
+    assert proof.unproved(written) == [], seed
+    drawn = proof.masks(written.ablation, height, width)
     worst, exact, places = [], True, []
     for one, families in alternatives:
         touched = [[frozenset(i for i, some in enumerate(kept) if some & at) for at in family] for family in families]
@@ -177,6 +185,14 @@ def check_case(seed: int) -> None:
             places += [leads[one] for one in touched[0]]
         margin = int(certify_votes(Votes(cast[None], close[None]), ablation, one, (height, width)).margin[0])
         assert margin == worst[-1] if len(families) == 1 else margin <= worst[-1], seed
+        listed = next(sets for sets, own in zip(written.threats, threat.threats, strict=True) if own == one)
+        touches = proof.touched_sets(drawn, listed)
+        assert {frozenset(row.nonzero()[0].tolist()) for row in touches} == unions, seed
+        assert proof.worst_margins(written, touches).tolist() == [worst[-1]], seed
+    # The verifier tries all unions: the least lead there is, and no more, can be claimed of several patches, too.
+    for claim in (min(worst), min(worst) + 1):
+        more = replace(written, margin=np.array([claim]), certified=np.array([claim >= 0]))
+        assert (proof.unproved(more) == []) == (claim == min(worst)), seed
     alternatives_kept = len(threat.threats) == len(alternatives)
     margin = int(found.margin[0])
     assert margin == min(worst) if exact else margin <= min(worst), seed
@@ -206,19 +222,19 @@ def lead_after(votes: list[list[int]], controlled: frozenset[int], close: list[l
 
 
 @pytest.mark.parametrize("first", range(0, 160, 40))
-def test_every_footprint_and_every_vote(first):
+def test_every_footprint_and_every_vote(first, tmp_path):
     """160 cases: images up to 7×7, up to 4 classes, shapes, turns, regions, lists, up to three patches."""
     torch.manual_seed(first)
     for seed in range(first, first + 40):
-        check_case(seed)
+        check_case(seed, tmp_path / "proof.npz")
 
 
 @pytest.mark.slow
-def test_every_footprint_and_every_vote_ten_thousand_times():
+def test_every_footprint_and_every_vote_ten_thousand_times(tmp_path):
     """The same, 10,000 cases."""
     torch.manual_seed(1)
     for seed in range(1000, 13_000):
-        check_case(seed)
+        check_case(seed, tmp_path / "proof.npz")
 
 
 @pytest.mark.parametrize("seed", range(40))
