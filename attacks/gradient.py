@@ -13,7 +13,10 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.errors import InvalidInput
 
-REMEDY = "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs gradients"
+REMEDY = (
+    "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs gradients; all others "
+    "but the controls (grey, noise, natural) climb, roa and exhaustive too"
+)
 UNRELATED = (InvalidInput, MemoryError, torch.OutOfMemoryError)  # errors that say nothing of gradients
 
 

@@ -109,6 +109,30 @@ def difference(one: dict[str, bytes | None], other: dict[str, bytes | None]) -> 
     return sorted(name for name in {*one, *other} if (name in one, one.get(name)) != (name in other, other.get(name)))
 
 
+def descendants(pid: int) -> dict[int, str]:
+    """The processes that this one and its children started, with their command lines."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat, titles[int(entry.name)] = (entry / "stat").read_text(), (entry / "cmdline").read_text()
+            except OSError:  # it has just ended
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    own = {pid}
+    while more := {child for child, parent in parents.items() if parent in own} - own:
+        own |= more
+    return {child: titles[child] for child in own - {pid} if child in titles}
+
+
+def running(pid: int) -> bool:
+    """Return whether this process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 Process = multiprocessing.process.BaseProcess
 
 
@@ -154,12 +178,15 @@ def _stop_clocks() -> None:
 
 
 class Steps:
-    """Counts the steps of this process in a folder, from now on, and ends it at the one numbered `fatal`, if any."""
+    """Counts the steps of this process in a folder, from now on, and ends it at the one numbered `fatal`, if any, or
+    another process instead, the `victim`.
+    """
 
-    def __init__(self, folder: str, fatal: int | None) -> None:
+    def __init__(self, folder: str, fatal: int | None, victim: int | None = None) -> None:
         from robustpatch.storage import store
 
         self.folder, self.fatal, self.done, self.named = folder + os.sep, fatal, 0, 0
+        self.victim = os.getpid() if victim is None else victim
         sys.addaudithook(self.hear)
         real = os.fsync
 
@@ -192,4 +219,4 @@ class Steps:
     def step(self) -> None:
         self.done += 1
         if self.done == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(self.victim, signal.SIGKILL)

@@ -27,7 +27,8 @@ _one_at_a_time = Lock()
 @contextmanager
 def held(folder: Path, *, alone: bool) -> Iterator[None]:
     """Lock the folder, which is made if need be, while the block runs: `alone`, or shared with all who do not ask for
-    that. What killed processes left half written in it is removed, unless others are at work there.
+    that. What killed processes left half written in it is removed before the block and after it, unless others are at
+    work there: those killed may have had workers that outlived them.
 
     The folder itself is locked, so that no lock file is left behind. A folder that was made here and that the block
     leaves empty is removed again. Held again by the same process, it stays held as it is. Raises `InvalidInput` where
@@ -48,6 +49,8 @@ def held(folder: Path, *, alone: bool) -> Iterator[None]:
                 if times > 1:
                     _held[key] = descriptor, times - 1, was_alone
                 elif descriptor >= 0:
+                    with suppress(OSError):
+                        _tidy(key, descriptor)
                     os.close(descriptor)
     finally:
         with suppress(OSError):  # not empty, or in use by others
@@ -85,8 +88,7 @@ def _lock(key: str, alone: bool) -> int:
                     f"output is {key}, where another process is at work; wait for its end, or name another output"
                 )
             time.sleep(0.05)
-        for inside, _, _ in os.walk(key):
-            remove_leftovers(inside)
+        _tidy(key, descriptor)
         if not alone:
             _locked(descriptor, alone=False)
     except BaseException as error:
@@ -95,6 +97,13 @@ def _lock(key: str, alone: bool) -> int:
             return -1
         raise
     return descriptor
+
+
+def _tidy(key: str, descriptor: int) -> None:
+    """Remove what killed processes left half written in the folder, where this process can hold it alone, and does."""
+    if _locked(descriptor, alone=True):
+        for inside, _, _ in os.walk(key):
+            remove_leftovers(inside)
 
 
 def _locked(descriptor: int, *, alone: bool) -> bool:

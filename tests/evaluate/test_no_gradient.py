@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, PatchPGD, SparseRS, Universal, quick, standard
-from attacks.gradient import NotDifferentiable, check_differentiable, differentiate
-from attacks.occlusion import ROA
+from attacks.gradient import NotDifferentiable, check_differentiable, climbs, differentiate
+from attacks.occlusion import CONTROLS, ROA
+from attacks.registry import KNOWN, parse_attacks
 from attacks.undefended import Undefended
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import summarise
@@ -129,6 +131,17 @@ def test_an_attack_that_climbs_is_refused_before_any_work(attack, tmp_path):
         with pytest.raises(InvalidInput, match=f"attack {attack.name} climbs gradients, but .* use sparse-rs"):
             run(kind(), [SparseRS(queries=5), attack], tmp_path)
         assert not list(tmp_path.iterdir())
+
+
+def test_the_refusal_names_every_attack_that_goes_without(tmp_path):
+    """No name of one that climbs too stands among them, so that nobody is sent from one refusal to the next."""
+    with pytest.raises(InvalidInput) as caught:
+        run(Numpy(), [PatchPGD()], tmp_path)
+    told = str(caught.value).partition("; use ")[2].partition(";")[0]
+    free = [name for name in KNOWN if not climbs(parse_attacks(name)[0]) or name in ("standard", "quick")]
+    assert {name for name in KNOWN if re.search(rf"\b{name}(?![\w-])", told)} == {*free} - {*CONTROLS}
+    for name in {*free}:
+        run(Numpy(), parse_attacks(name), tmp_path / name, budget=20)
 
 
 @pytest.mark.parametrize("attack", CLIMBS[:6], ids=lambda attack: attack.name)
@@ -264,5 +277,8 @@ def test_command_line(tmp_path, monkeypatch):
     found = call(*given, "--output", tmp_path / "run")
     assert found.exit_code == 0, found.output
     assert "standard leaves out pgd-20, exhaustive and runs sparse-rs alone" in found.stderr
-    refused(call(*given, "--attacks", "pgd:3", "--output", tmp_path / "other"), "attack pgd-3 climbs gradients")
+    climbing = call(*given, "--attacks", "roa", "--output", tmp_path / "other")
+    refused(climbing, "attack roa climbs gradients")
+    refused(climbing, "use sparse-rs, which reads scores alone, or standard or quick, which leave out what needs")
+    refused(climbing, "gradients; all others but the controls (grey, noise, natural) climb, roa and exhaustive too")
     assert not (tmp_path / "other").exists()

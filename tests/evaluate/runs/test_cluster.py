@@ -36,24 +36,9 @@ from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.calls import call, refused
 from tests.evaluate.small_runs import run, scene, timeless
+from tests.killed import descendants
 
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """The processes that this one and its children started, with their command lines."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat, titles[int(entry.name)] = (entry / "stat").read_text(), (entry / "cmdline").read_text()
-            except OSError:  # it has just ended
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    own = {pid}
-    while more := {child for child, parent in parents.items() if parent in own} - own:
-        own |= more
-    return {child: titles[child] for child in own - {pid} if child in titles}
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,21 @@ def test_what_is_being_written_stays(tmp_path):
     assert not part.exists()
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_comes_last_removes_what_others_left(tmp_path, alone):
+    """Such as a worker whose driver was killed, and that went on writing into the next run until it was ended too."""
+    (tmp_path / "records").mkdir()
+    with locks.held(tmp_path, alone=alone):
+        part = half_written(tmp_path / "records")
+        with locks.held(tmp_path, alone=alone):
+            pass
+        assert part.exists()
+        with open(part, "ab") as file, being_written(file.fileno()), locks.held(tmp_path, alone=alone):
+            pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "records"]
+    assert not part.exists()
+
+
 @pytest.mark.parametrize("most", [2, 99])
 def test_a_file_that_is_removed_before_it_is_locked_is_written_again(tmp_path, monkeypatch, most):
     """As another process may do in the moment between; not for ever where something else removes it."""
