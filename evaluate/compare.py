@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 from scipy.stats import binomtest
 
-from evaluate.cli.command import HELD, status_of
+from evaluate.cli.command import HELD, takes
 from evaluate.report.page import render
 from evaluate.results.metrics import Share, as_json
 from evaluate.results.table import Column, Table
 from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.output import writing
 from evaluate.runs.records import Record
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import markdown as plain
@@ -162,18 +163,15 @@ def _text(share: Share | None) -> str:
 
 
 @app.command(cls=Command)
+@takes
 def main(
-    runs: Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")],
+    runs: shared.Runs,
     output: Annotated[str | None, typer.Option(help="Folder for compare.md, compare.html and compare.json.")] = None,
-) -> None:
+) -> int:
     """Put runs side by side, each against the first, image for image.
 
     Exit status 0: done. 2: wrong call. 3: internal error.
     """
-    raise typer.Exit(status_of(lambda errors: _run(runs, output)))
-
-
-def _run(runs: list[str], output: str | None) -> int:
     with nullcontext() if output is None else writing(output, alone=True) as store:
         found = compare([read_run(run) for run in runs])
         if store is not None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from evaluate.cli.command import HELD, status_of
+from evaluate.cli.command import HELD, takes
 from evaluate.model.identity import NOT_RESUMED
 from evaluate.results.drawing import drawing_to, in_legend, load_matplotlib, write_picture
 from evaluate.results.metrics import Share, summarise
 from evaluate.results.table import Column, Table
 from evaluate.runs.completed_run import read_run
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.errors import InvalidInput
@@ -51,7 +53,7 @@ POINTS: tuple[Column[Point], ...] = (
 )
 
 
-def read_curve(runs: list[Path]) -> Curve:
+def read_curve(runs: Sequence[str | Path]) -> Curve:
     """The runs' records as one curve. Raises `InvalidInput` where one is missing, unfinished or of something else."""
     points: list[Point] = []
     shared = summary = run = None
@@ -107,18 +109,14 @@ def draw_curve(curve: Curve, path: str | Path) -> None:
 
 
 @app.command(cls=Command)
+@takes
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Outputs of evaluate.attack_vs_cert, one for each budget.")],
-    output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "curve.png",
-) -> None:
-    """Draw accuracy under attack against the evaluations spent.
+    runs: shared.Runs, output: Annotated[str, typer.Option(help="The picture: .png, .svg or .pdf.")] = "curve.png"
+) -> int:
+    """Draw accuracy under attack against the evaluations spent, of one run for each budget.
 
     Exit status 0: done. 2: wrong call. 3: internal error.
     """
-    raise typer.Exit(status_of(lambda errors: _run(runs, output)))
-
-
-def _run(runs: list[Path], output: str) -> int:
     with drawing_to(output):
         curve = read_curve(runs)
         draw_curve(curve, output)

@@ -22,6 +22,7 @@ import typer
 from pydantic import AfterValidator, Field
 
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
+from robustpatch.cli import shared
 from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
@@ -34,7 +35,7 @@ from robustpatch.options import options, read, table_of
 from robustpatch.precision import check_device
 from robustpatch.storage.store import local_folder
 from robustpatch.storage.toml import read_toml
-from robustpatch.train import Device, Measured, shown
+from robustpatch.train import Measured, shown
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import about, distributed, state, train
 from robustpatch.voting.parse import parse_voting
@@ -169,18 +170,15 @@ def main(
     measured: Measured,
     recipe: Annotated[Path, typer.Argument(help="A file of recipes/, or your own.")],
     output: Annotated[str, typer.Option(help="Folder of the checkpoints, NAME.safetensors; resumed from when killed.")],
-    only: Annotated[str | None, typer.Option(help="Names of runs, comma-separated; default: all.")] = None,
-    device: Device = "cpu",
+    only: shared.Only | None = None,
+    device: shared.Device = "cpu",
 ) -> int:
     """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on those of
-    DIR/validation, or a tenth at most), never on test images.
+    DIR/validation, or a tenth at most), never on test images. Under torchrun, --device cuda is a GPU for each process.
     """
     check_device(device)
     runs = load_recipe(recipe)
-    wanted = [run.name for run in runs] if only is None else only.split(",")
-    unknown = sorted({*wanted} - {run.name for run in runs})
-    if unknown:
-        raise InvalidInput(f"only is {', '.join(unknown)}; the recipe has {', '.join(run.name for run in runs)}")
+    wanted = shared.chosen(only, [run.name for run in runs], "the recipe")
     images, validation = data.load("train"), data.load("validation")
     with distributed.joined(device) as own:
         shown_on = TextConsole(stderr=True, quiet=distributed.rank() > 0)

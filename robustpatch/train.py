@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from robustpatch.cli import shared
 from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
@@ -23,12 +24,6 @@ from robustpatch.options import Count, Whole, options
 from robustpatch.precision import check_device
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import distributed, train
-
-ImageSize = Annotated[
-    str | None, typer.Option(help="Bring the images of a folder to one size, cropped in the middle: 224 or 224x320.")
-]
-Channels = Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out a folder's files that cannot be used.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,24 +41,20 @@ class Measured:
     ] = None
 
 
-Device = Annotated[str, typer.Option(help="cpu or cuda; under torchrun, cuda is a GPU for each process.")]
-
-
 def main(
     config: TrainingConfig,
     data: TrainingData,
     measured: Measured,
     output: Annotated[str, typer.Option(help="Folder for the checkpoint, the history and the state to resume from.")],
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Begin with the library's weights, which it downloads.")
-    ] = False,
-    device: Device = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    pretrained: Annotated[bool, typer.Option(help="Begin with the library's weights, which it downloads.")] = False,
+    device: shared.Device = "cpu",
+    resume: Annotated[bool, typer.Option(help="Continue the run in --output.")] = False,
 ) -> int:
     """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
 
     Validated on the last 5,000 training images (of a folder, on those of DIR/validation, or a tenth at most), never on
-    test images.
+    test images. The patch is what --certificate and a defense train against, and what certified accuracy is measured
+    for. Under torchrun, --device cuda is a GPU for each process.
     """
     check_device(device)
     if pretrained:

@@ -21,17 +21,17 @@ from evaluate.audit.reproducer import again, load, replay
 from evaluate.audit.run import audit, own_factory
 from evaluate.audit.stopping import Limit
 from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, takes
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.status import Interrupted
 from robustpatch.cli.text import one_line
-from robustpatch.data.images import named_images
+from robustpatch.data.images import Channels, DataRoot, Dataset, ImageSize, SkipBroken, named_images
 from robustpatch.errors import InvalidInput
-from robustpatch.options import Integer
+from robustpatch.options import Count
 from robustpatch.options import options as checked
 from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
-from robustpatch.train import Channels, ImageSize, SkipBroken
 
 CTRL_C = "Ctrl-C"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,27 +51,27 @@ class AuditOptions:
     factory: Annotated[
         str | None, typer.Option(help="MODULE:make, called as make(base, num_classes, image_shape).")
     ] = None
-    patch: Annotated[str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches).")] = "5x5"
-    images: Annotated[int, typer.Option(help="Images of the data, and as many structured ones.")] = 32
-    dataset: Annotated[str | None, typer.Option(help="mnist, cifar10 or folder instead of the packaged sample.")] = None
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None
-    image_size: ImageSize = None
+    patch: shared.Patch = "5x5"
+    images: Annotated[Count, typer.Option(help="Images of the data, and as many structured ones.")] = 32
+    dataset: Annotated[Dataset | None, "mnist-sample where it has the target's shape"] = None
+    data_root: Annotated[DataRoot | None, "$ROBUSTPATCH_DATA"] = None
+    image_size: ImageSize | None = None
     channels: Channels = 3
     skip_broken: SkipBroken = False
     shape: Annotated[str | None, typer.Option(help="Channels, height, width of the images, as 3x32x32.")] = None
-    classes: Annotated[int | None, typer.Option(help="Number of classes; default the certifier's num_classes.")] = None
-    alerts: Annotated[
-        bool, typer.Option("--alerts", help="It may answer -1, or its attribute alert, for an attack: no break.")
-    ] = False
-    budget: Annotated[int, typer.Option(help="Evaluations of each attack on a certified image.")] = 2_000
-    seed: Integer = 0
+    classes: Annotated[int | None, typer.Option(help="Number of classes."), "the certifier's num_classes"] = None
+    alerts: Annotated[bool, typer.Option(help="It may answer -1, or its attribute alert, for an attack: no break.")] = (
+        False
+    )
+    budget: shared.Budget = 2_000
+    seed: shared.Seed = 0
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds after which it ends with what it has found by then.")
     ] = None
     output: Annotated[
         str, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
     ] = "runs/audit"
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
+    json: Annotated[bool, typer.Option(help="Print JSON instead of a table.")] = False
     replay: Annotated[Path | None, typer.Option(help="Show a saved finding again, of the target or factory named.")] = (
         None
     )
@@ -103,8 +103,6 @@ def _run(options: AuditOptions, errors: Console) -> int:
         data = named_images(options.dataset, options.data_root, **given)
     side = 28 if options.target else 40
     threat = parse_threat(options.patch, (size or (1, side, side) if data is None else size or data.image_shape)[1:])
-    if options.images < 1:
-        raise InvalidInput(f"images is {options.images}; it must be at least 1")
     notes = [] if data is None else list(data.notes)
     asked = names_from_anywhere(options.target, options.factory)
     target, factory = load_named(options.target, "target"), load_named(options.factory, "factory")

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import WRONG_CALL, Command, refused
+from robustpatch.cli.shared import PRECISIONS
 from robustpatch.cli.status import BROKEN, HELD, INTERNAL, INTERRUPTED, status_of
 from robustpatch.cli.text import one_line
 from robustpatch.data.images import ImageSet
@@ -37,7 +38,6 @@ T = TypeVar("T")
 Shown = Callable[[int, str], None]
 LINE_EVERY = 30.0  # seconds between lines of progress where no bar can move
 LOCAL_RAY = "local"  # what --ray says without an address
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("robustpatch", "torch", "torchvision", "numpy", "kornia", "adversarial-robustness-toolbox", "pyarrow")
 
 
@@ -62,9 +62,9 @@ class RayCommand(Command):
 
 def check_dtype(name: str) -> torch.dtype:
     """The precision of that name. Raises `InvalidInput`."""
-    if name not in DTYPES:
-        raise InvalidInput(f"dtype is {name!r}; use one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in PRECISIONS:
+        raise InvalidInput(f"dtype is {name!r}; use one of {', '.join(PRECISIONS)}")
+    return getattr(torch, name)
 
 
 def check_fit(name: str, checkpoint: Checkpoint, images: ImageSet, *, named: bool = False) -> None:

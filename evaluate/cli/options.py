@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from attacks.registry import names as attack_names
-from evaluate.cli.command import DTYPES, refusing
+from evaluate.cli.command import refusing
 from robustpatch.checkpoints import names as checkpoint_names
+from robustpatch.cli import shared
 from robustpatch.cli.arguments import completing
+from robustpatch.cli.shared import ATTACK, MACHINE, MODEL, OUTPUT
 from robustpatch.data.images import DataOptions
-from robustpatch.defenses import known_defenses
-from robustpatch.options import Count, Integer, Whole, names_of, options, read, some_of
+from robustpatch.options import Count, Whole, names_of, options, read, some_of
 from robustpatch.storage.toml import read_toml
 
 
@@ -26,9 +27,6 @@ def _configured(context: Any, path: Path | None) -> Path | None:
     return path
 
 
-_MODEL, _IMAGES, _ATTACK, _MACHINE, _OUTPUT = "Model", "Images", "Threat and attacks", "Machine", "Output"
-
-
 @options
 class ModelOptions:
     """The model of a run; None leaves what the checkpoint has."""
@@ -36,7 +34,7 @@ class ModelOptions:
     checkpoint: Annotated[
         str,
         typer.Option(
-            help="A shipped checkpoint's name, or a file.", rich_help_panel=_MODEL, **completing(*checkpoint_names())
+            help="A shipped checkpoint's name, or a file.", rich_help_panel=MODEL, **completing(*checkpoint_names())
         ),
     ] = "mnist-columns2"
     model: Annotated[
@@ -44,44 +42,27 @@ class ModelOptions:
         typer.Option(
             help="Your own instead: FILE.py:NAME or MODULE:NAME, a torch.nn.Module (its certify is tested, if it has "
             "one) or a function that returns one.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = None
-    defense: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Put a defense around it: {', '.join(known_defenses())}; with options, NAME:OPTION=VALUE,….",
-            rich_help_panel=_MODEL,
-            **completing(*known_defenses()),
-        ),
-    ] = None
+    defense: shared.Defense | None = None
     theta: Annotated[
-        float | None, typer.Option(help="Vote threshold instead of the checkpoint's.", rich_help_panel=_MODEL)
+        float | None, typer.Option(help="Vote threshold instead of the checkpoint's.", rich_help_panel=MODEL)
     ] = None
-    voting: Annotated[
-        str | None,
-        typer.Option(
-            help="Voting rule instead of the checkpoint's: threshold:0.3, top1, scores, tanh:1:2, relu:16 or "
-            "sigmoid:0.5.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None
-    guard: Annotated[
-        float | None, typer.Option(help="Allowed change of a score; default by precision.", rich_help_panel=_MODEL)
-    ] = None
+    voting: Annotated[shared.Voting | None, "the checkpoint's"] = None
+    guard: Annotated[shared.Guard | None, "by precision"] = None
     randomized: Annotated[
-        bool,
-        typer.Option(help="Sample the ablations instead of enumerating them: top-1 votes.", rich_help_panel=_MODEL),
+        bool, typer.Option(help="Sample the ablations instead of enumerating them: top-1 votes.", rich_help_panel=MODEL)
     ] = False
     alpha: Annotated[
         float | None,
-        typer.Option(help="Chance of a randomized certificate to be wrong. Default 0.05.", rich_help_panel=_MODEL),
+        typer.Option(help="Chance of a randomized certificate to be wrong. Default 0.05.", rich_help_panel=MODEL),
     ] = None
     samples: Annotated[
         Count | None,
         typer.Option(
             help="Samples behind a randomized certificate, a tenth more to choose. Default 10,000.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = None
 
@@ -90,17 +71,14 @@ class ModelOptions:
 class AttackOptions:
     """The number of images, the attacks on them, and the machine; None leaves what each attack has."""
 
-    num_images: Annotated[
-        Whole | None,
-        typer.Option(help="Test images, from the first on; 0: all. Default: 200 at most.", rich_help_panel=_IMAGES),
-    ] = None
+    num_images: Annotated[shared.NumImages | None, "200 at most"] = None
     attacks: Annotated[
         str,
         typer.Option(
             help=f"Comma-separated: {attack_names()}; or none. "
             "standard is the worst case over an ensemble, quick a smaller one; grey, noise and natural are controls, "
             "and undefended: ignores the defense: alone they test no certificate.",
-            rich_help_panel=_ATTACK,
+            rich_help_panel=ATTACK,
             **completing("standard", "quick", "none"),
         ),
     ] = "standard"
@@ -108,31 +86,21 @@ class AttackOptions:
         int,
         typer.Option(
             help="Certify and attack that the label stays among the K classes of most votes; 1: the prediction.",
-            rich_help_panel=_ATTACK,
+            rich_help_panel=ATTACK,
         ),
     ] = 1
     steps: Annotated[
         Count | None,
-        typer.Option(help="Gradient steps of a climb instead of each attack's own.", rich_help_panel=_ATTACK),
+        typer.Option(help="Gradient steps of a climb instead of each attack's own.", rich_help_panel=ATTACK),
     ] = None
-    budget: Annotated[
-        Count | None,
-        typer.Option(
-            help="Evaluations an image and attack; default: each attack's own. One is one ablation scored forward.",
-            rich_help_panel=_ATTACK,
-        ),
-    ] = None
+    budget: Annotated[shared.Budget | None, "each attack's own"] = None
     certified_budget: Annotated[
-        Whole, typer.Option(help="The same on certified images, unpruned; 0: no limit.", rich_help_panel=_ATTACK)
+        Whole, typer.Option(help="The same on certified images, unpruned; 0: no limit.", rich_help_panel=ATTACK)
     ] = 5_000
-    seed: Annotated[Integer, typer.Option(help="Of the attacks and of samples.", rich_help_panel=_ATTACK)] = 0
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …", rich_help_panel=_MACHINE)] = "cpu"
-    dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16.", rich_help_panel=_MACHINE, **completing(*DTYPES))
-    ] = "float32"
-    batch_size: Annotated[
-        Count, typer.Option(help="Images certified and attacked together.", rich_help_panel=_MACHINE)
-    ] = 50
+    seed: shared.Seed = 0
+    device: shared.Device = "cpu"
+    dtype: shared.Precision = "float32"
+    batch_size: shared.BatchSize = 50
 
 
 @options
@@ -142,50 +110,48 @@ class Options(AttackOptions, DataOptions, ModelOptions):
     ablation: Annotated[
         str | None,
         typer.Option(
-            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.", rich_help_panel=_MODEL
+            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.", rich_help_panel=MODEL
         ),
     ] = None
-    patch: Annotated[
-        str, typer.Option(help="5x5, 2x10, 2%, 2*5x5 (two patches); 2x10,10x2 (either).", rich_help_panel=_ATTACK)
-    ] = "5x5"
+    patch: shared.Patch = "5x5"
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="[ADDRESS]",
             help="Run on a Ray cluster: auto or HOST:PORT; without an address, on one of this machine's own.",
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = None
     num_workers: Annotated[
         Count | None,
         typer.Option(
             help="Workers on the cluster, each with as many threads as here, or a GPU. Default: all that fit.",
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = None
     output: Annotated[
         str | None,
         typer.Option(
             help="Folder of the records, or s3://… and the like; a run killed is resumed from it. Default: runs/NAME.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None
     gallery: Annotated[
         Whole,
         typer.Option(
             help="Images of each outcome kept to look at in the report, spread over the batches; 0: none.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = 8
     dry_run: Annotated[
         bool,
-        typer.Option(help="Estimate time and evaluations from a few images, write nothing.", rich_help_panel=_OUTPUT),
+        typer.Option(help="Estimate time and evaluations from a few images, write nothing.", rich_help_panel=OUTPUT),
     ] = False
     quiet: Annotated[
-        bool, typer.Option(help="Print the verdict, counterexamples, and no more.", rich_help_panel=_OUTPUT)
+        bool, typer.Option(help="Print the verdict, counterexamples, and no more.", rich_help_panel=OUTPUT)
     ] = False
     plain: Annotated[
-        bool, typer.Option(help="No colour and no moving bar; so it is by itself in a log.", rich_help_panel=_OUTPUT)
+        bool, typer.Option(help="No colour and no moving bar; so it is by itself in a log.", rich_help_panel=OUTPUT)
     ] = False
     config: Annotated[
         Path | None,
@@ -193,14 +159,14 @@ class Options(AttackOptions, DataOptions, ModelOptions):
             help="TOML file with options by these names (patch = '5x5'); the command line overrides it.",
             is_eager=True,
             callback=_configured,
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None
     replay: Annotated[
         str | None,
         typer.Option(
             help="Show a saved counterexample again, of the --checkpoint or --model named, and do no more.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = None
 

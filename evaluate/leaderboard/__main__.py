@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,49 +17,49 @@ from evaluate.leaderboard.table import as_dicts, markdown, parquet, table
 from evaluate.leaderboard.table import ordered as ranking
 from evaluate.results.drawing import write_figure
 from evaluate.runs.output import room_of_run, writing
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
-from robustpatch.errors import InvalidInput
+from robustpatch.data.images import DataRoot, Dataset
+from robustpatch.options import options as checked
 from robustpatch.precision import check_device
 from robustpatch.storage.store import Store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+@checked
+class LeaderboardOptions:
+    """A board, and what the command line says instead of it."""
+
+    board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")]
+    output: Annotated[
+        str | None, typer.Option(help="Folder of records, table and picture; a killed run is resumed."), "runs/BOARD"
+    ] = None
+    dataset: Annotated[Dataset | None, "the board's"] = None
+    data_root: Annotated[DataRoot | None, "the board's"] = None
+    only: Annotated[shared.Only | None, "all"] = None
+    device: Annotated[shared.Device | None, "the board's"] = None
+
+
 @app.command(cls=Command)
 @takes
-def main(
-    board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist.")],
-    errors: Console,
-    output: Annotated[
-        str | None,
-        typer.Option(help="Folder of records, table and picture; a killed run is resumed. Default: runs/BOARD."),
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Instead of the board's.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data; default $ROBUSTPATCH_DATA.")] = None,
-    only: Annotated[str | None, typer.Option(help="Rows by name, comma-separated; default: all.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; instead of the board's.")] = None,
-) -> int:
+def main(options: LeaderboardOptions, errors: Console) -> int:
     """Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.
 
     Exit status 0: no certificate was broken. 1: a certified prediction was changed. 2: wrong call. 3: internal error.
     """
-    path = board_path(board)
-    read = read_board(path, dataset=dataset, data_root=data_root, device=device)
-    wanted = None if only is None else [name.strip() for name in only.split(",")]
-    unknown = sorted(set(wanted or ()) - {entry.name for entry in read.entries})
-    if unknown:
-        raise InvalidInput(
-            f"only is {', '.join(unknown)}; the board has {', '.join(entry.name for entry in read.entries)}"
-        )
-    entries = [entry for entry in read.entries if wanted is None or entry.name in wanted]
+    path = board_path(options.board)
+    read = read_board(path, dataset=options.dataset, data_root=options.data_root, device=options.device)
+    wanted = shared.chosen(options.only, [entry.name for entry in read.entries], "the board")
+    entries = [entry for entry in read.entries if entry.name in wanted]
     around = circumstances(check_device(entries[0].options.device))
     images = read.images.load()
     planned = [plan(entry, images) for entry in entries]  # all of them refused, or none, before any work
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
     rows: list[Row] = []
     with ExitStack() as open_until_written:
-        place = f"runs/{path.stem}" if output is None else output
+        place = options.output or f"runs/{path.stem}"
         room = room_of_run(total, 8, images.image_shape, 0)  # of up to eight attacks
         store = open_until_written.enter_context(writing(place, alone=True, room=room))
         with showing(errors, total, notes=images.notes) as on_progress:

@@ -24,13 +24,14 @@ from evaluate.sweep.records import read_sweep
 from evaluate.sweep.runner import SweepSettings, sweep
 from evaluate.sweep.table import markdown
 from robustpatch.checkpoints import Checkpoint, load_checkpoint, names
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.data.images import DataOptions, ImageSet
 from robustpatch.errors import InvalidInput
 from robustpatch.options import options as checked
 from robustpatch.precision import check_device
-from robustpatch.threats.parse import FORMS, parse_threat
+from robustpatch.threats.parse import parse_threat
 from robustpatch.voting.rules import Threshold, TopOne, Voting
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,19 +44,16 @@ class SweepOptions(DataOptions):
     checkpoints: Annotated[list[str], typer.Argument(help="Shipped checkpoints' names, files, or patterns of either.")]
     split: Annotated[str, typer.Option(help="test, or validation: every choice is made there.")] = "test"
     theta: Annotated[str, typer.Option(help="Vote thresholds, separated by commas; or none.")] = "0.2,0.3,0.4"
-    top1: Annotated[bool, typer.Option("--top1", help="Top-1 votes, too.")] = False
+    top1: Annotated[bool, typer.Option(help="Top-1 votes, too.")] = False
     top_k: Annotated[
         str, typer.Option(help="Certify, too, that the label is among the k most voted: 1,3,5; or none.")
     ] = "none"
-    guard: Annotated[float | None, typer.Option(help="Allowed change of a score; default by precision.")] = None
-    patch: Annotated[
-        list[str] | None,
-        typer.Option(help=f"The patch of the attacker: {FORMS}; give it again for another one. Default: 5x5."),
-    ] = None
-    num_images: Annotated[int | None, typer.Option(help="Images, from the first on; default all.")] = None
-    batch_size: Annotated[int, typer.Option(help="Images scored and certified together.")] = 500
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu"
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32"
+    guard: Annotated[shared.Guard | None, "by precision"] = None
+    patch: Annotated[shared.Patches | None, "5x5; give it again for another one"] = None
+    num_images: shared.NumImages = 0
+    batch_size: shared.BatchSize = 500
+    device: shared.Device = "cpu"
+    dtype: shared.Precision = "float32"
     choose_by: Annotated[Path | None, typer.Option(help="Output of a validation sweep that makes the choices.")] = None
     output: Annotated[
         str | None,
@@ -78,7 +76,7 @@ def main(options: SweepOptions, errors: Console) -> int:
     settings = SweepSettings(
         votings=_votings(options.theta, options.top1),
         patches=tuple(parse_threat(one, images.image_shape[1:]) for one in options.patch or ["5x5"]),
-        num_images=len(images) if options.num_images is None else options.num_images,
+        num_images=options.num_images or len(images),
         batch_size=options.batch_size,
         device=options.device,
         top_k=_numbers(options.top_k),

@@ -25,14 +25,18 @@ def takes(run: Callable[..., Any], *, interrupted: str = RESUMED) -> Callable[..
     """
     if is_dataclass(run):  # @takes(Options) of a function that takes them
         return takes
-    hints = get_type_hints(run, include_extras=True)
+    plain, about = get_type_hints(run), get_type_hints(run, include_extras=True)
     own = inspect.signature(run).parameters
-    kinds = {name: hints[name] for name in own if is_dataclass(hints[name])}
-    consoles = [name for name in own if hints[name] is Console]
-    shown = [one.replace(annotation=hints[name]) for name, one in own.items() if name not in {*kinds, *consoles}]
+    kinds: dict[str, Any] = {name: plain[name] for name in own if is_dataclass(plain[name])}
+    consoles = [name for name in own if plain[name] is Console]
+    shown = [
+        _parameter(name, one.default, plain[name], about[name])
+        for name, one in own.items()
+        if name not in {*kinds, *consoles}
+    ]
     for kind in kinds.values():
         plain, about = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-        shown += [_parameter(one, plain[one.name], about[one.name]) for one in fields(kind)]
+        shown += [_parameter(one.name, _default(one), plain[one.name], about[one.name]) for one in fields(kind)]
 
     @wraps(run)
     def main(**values: Any) -> None:
@@ -55,12 +59,26 @@ def completing(*words: str) -> dict[str, Any]:
     return {"autocompletion": lambda incomplete: [word for word in words if word.startswith(incomplete)]}
 
 
-def _parameter(one: Field[Any], kind: Any, hint: Any) -> Parameter:
-    """The option or argument of a field, whose range its class knows. A flag that is off has no name to turn it off."""
+def _stated(hint: Any) -> list[Any]:
+    """Everything that an annotation says beside the type, of `Annotated[Annotated[int, …] | None, …]` too."""
+    if get_origin(hint) is Annotated:
+        kind, *stated = get_args(hint)
+        return [*_stated(kind), *stated]
+    return [one for kind in get_args(hint) for one in _stated(kind)]
+
+
+def _default(one: Field[Any]) -> Any:
     default = one.default if one.default_factory is MISSING else one.default_factory()
-    default = Parameter.empty if default is MISSING else default
-    stated = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return Parameter.empty if default is MISSING else default
+
+
+def _parameter(name: str, default: Any, kind: Any, hint: Any) -> Parameter:
+    """The option or argument of a field, whose range its class knows, or of a parameter. A flag that is off has no name
+    to turn it off. A text in the annotation says what a default of None stands for.
+    """
+    stated = _stated(hint)
     info = next((copy(info) for info in stated if isinstance(info, ParameterInfo)), typer.Option())
+    info.show_default = next((text for text in stated if isinstance(text, str)), info.show_default)
     if default is False and not info.param_decls:
-        info.param_decls = (f"--{one.name.replace('_', '-')}",)
-    return Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+        info.param_decls = (f"--{name.replace('_', '-')}",)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])

@@ -83,44 +83,50 @@ def load_images(
     return BY_NAME[name](root, split, image_size)
 
 
+_PANEL = "Images"
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="mnist-sample (in the package, not to train on), mnist, cifar10, gtsrb, imagenette or folder.",
+        rich_help_panel=_PANEL,
+        **completing(*DATASETS),
+    ),
+]
+DataRoot = Annotated[
+    Annotated[Path, Strict(False)],
+    typer.Option(help="Folder of the data, of your own as CLASS/IMAGE.", rich_help_panel=_PANEL),
+]
+ImageSize = Annotated[
+    str,
+    typer.Option(
+        help="Bring the images of a folder, gtsrb or imagenette to one size, cropped in the middle: 224 or 224x320 "
+        "(height × width).",
+        rich_help_panel=_PANEL,
+    ),
+]
+Channels = Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.", rich_help_panel=_PANEL)]
+ClassNames = Annotated[
+    str,
+    typer.Option(
+        help="Names of a folder's classes in the order of the model's outputs: a file with one a line, or a,b,c.",
+        rich_help_panel=_PANEL,
+    ),
+]
+SkipBroken = Annotated[
+    bool, typer.Option(help="Leave out a folder's files that cannot be used.", rich_help_panel=_PANEL)
+]
+
+
 @options
 class DataOptions:
     """The images of a command line or a file: a dataset by name, and what is to be known of a folder's images."""
 
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="mnist-sample (test images, in the package), mnist, cifar10, gtsrb, imagenette or folder.",
-            rich_help_panel="Images",
-            **completing(*DATASETS),
-        ),
-    ] = "mnist-sample"
-    data_root: Annotated[
-        Annotated[Path, Strict(False)] | None,
-        typer.Option(
-            help="Folder of the data, of your own as CLASS/IMAGE; default $ROBUSTPATCH_DATA.", rich_help_panel="Images"
-        ),
-    ] = None
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Bring the images of a folder, gtsrb or imagenette to one size, cropped in the middle: 224 or 224x320 "
-            "(height × width).",
-            rich_help_panel="Images",
-        ),
-    ] = None
-    channels: Annotated[int, typer.Option(help="Of a folder: 3, colour, or 1, grey.", rich_help_panel="Images")] = 3
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Names of a folder's classes in the order of the model's outputs: a file with one a line, or a,b,c. "
-            "Default: alphabetical.",
-            rich_help_panel="Images",
-        ),
-    ] = None
-    skip_broken: Annotated[
-        bool, typer.Option(help="Leave out a folder's files that cannot be used.", rich_help_panel="Images")
-    ] = False
+    dataset: Dataset = "mnist-sample"
+    data_root: Annotated[DataRoot | None, "$ROBUSTPATCH_DATA"] = None
+    image_size: ImageSize | None = None
+    channels: Channels = 3
+    classes: Annotated[ClassNames | None, "alphabetical"] = None
+    skip_broken: SkipBroken = False
 
     def load(self, split: str = "test") -> ImageSet:
         """One split of the images, by `load_images`."""
@@ -139,9 +145,7 @@ class DataOptions:
 class TrainingData(DataOptions):
     """The images of a training, which the sample in the package is too few for."""
 
-    dataset: Annotated[
-        str, typer.Option(help="mnist, cifar10, gtsrb, imagenette or folder.", rich_help_panel="Images")
-    ] = "mnist"
+    dataset: Dataset = "mnist"
 
 
 def named_images(name: str, root: Path | None, split: str = "test", **options: Any) -> ImageSet:

@@ -22,15 +22,7 @@ from robustpatch.threats.several import Several
 from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
 from robustpatch.threats.within import Within
 
-SHAPES: tuple[type[Patches], ...] = (
-    PatchThreat,
-    AreaShare,
-    Disc,
-    Cross,
-    Polygon,
-    Mask,
-    Footprints,
-)  # a new shape: here
+SHAPES: list[type[Patches]] = [PatchThreat, AreaShare, Disc, Cross, Polygon, Mask, Footprints]  # a new shape: here
 FORMS = (
     '"5x5" or "5" (height x width in pixels), "2%" (of the area), "disc:7", "cross:9/3", "polygon:0/0;0/7;7/7", '
     '"mask:sticker.png", "3x8@0,45" (turned), "2*5x5" (two), "disc:5 & 3x3" (both), "2x10,10x2" (either), '

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import SparseAblation
+from robustpatch.cli import shared
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
@@ -58,10 +59,7 @@ class TrainingConfig:
             show_default="columns:2, or none with a defense",
         ),
     ] = _USUAL
-    defense: Annotated[
-        str | None,
-        typer.Option(help="Another defense around the network, NAME or NAME:OPTION=VALUE,…; by itself no ablation."),
-    ] = None
+    defense: shared.Defense | None = None
     network: Annotated[
         Network,
         typer.Option(
@@ -73,22 +71,17 @@ class TrainingConfig:
             "own.",
         ),
     ] = None
-    voting: Annotated[str, typer.Option(help="threshold:0.3, top1, scores, tanh:0.05:1, relu:16 or sigmoid:0.5.")] = (
-        _THRESHOLD
-    )
+    voting: shared.Voting = _THRESHOLD
     encoding: Annotated[str, typer.Option(help="How hidden pixels are shown: complement or mask.")] = "complement"
-    patch: Annotated[
-        str,
-        typer.Option(help="What --certificate and a defense train against, and certified accuracy is measured for."),
-    ] = "5x5"
-    epochs: Count = 8
+    patch: shared.Patch = "5x5"
+    epochs: Annotated[Count, typer.Option(help="Passes over the training images.")] = 8
     batch_size: Annotated[Count, typer.Option(help="Images of a step.")] = 256
     optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="sgd (Nesterov momentum) or adamw.")] = "sgd"
     lr: Annotated[Weight, typer.Option(help="Peak of the one-cycle learning rate.")] = 0.1
     momentum: Annotated[
         float, Field(ge=0, lt=1), typer.Option(help="Middle of the momentum's cycle, which falls while the rate rises.")
     ] = 0.9
-    weight_decay: Weight = 5e-4
+    weight_decay: Annotated[Weight, typer.Option(help="Decay of the weights, as the optimizer takes it.")] = 5e-4
     ablations: Annotated[
         Whole, typer.Option(help="Ablations of each image in a step; 0: all in one pass, else one.")
     ] = 0
@@ -127,7 +120,7 @@ class TrainingConfig:
         str | None, typer.Option(help="Train the weights under this name alone, such as head; all others stay.")
     ] = None
     bfloat16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = True
-    seed: Annotated[int, Field(gt=-(2**32), lt=2**32)] = (
+    seed: Annotated[shared.Seed, Field(gt=-(2**32), lt=2**32)] = (
         0  # each epoch and image makes one of its own of it, in 64 bits
     )
 

@@ -143,7 +143,7 @@ WRONG = {
     "top twice": (["--top-k", "3,03"], "top_k is 3, 3: one of them twice; drop one"),
     "patch": (["--patch", "5x5", "--patch", "29x5"], "patch 29x5 (height x width) is larger than the image"),
     "too many": (["--num-images", "501"], "num_images is 501, but mnist-sample has 500 test images; take at most"),
-    "none": (["--num-images", "0"], "num_images is 0; it must be at least 1"),
+    "none": (["--num-images", "-1"], "num_images is -1; it must be at least 0"),
     "batch size": (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
     "guard": (["--guard", "2"], "guard is 2.0; it must lie in [0, 1)"),
     "dtype": (["--dtype", "float12"], "dtype is 'float12'; use one of"),
