@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import robustpatch
+from robustpatch.proof import masks
 from robustpatch.proof import verifier as proof
+from robustpatch.proof.footprints import listed
 from tests.robustpatch.forgeries import Members, header, honest, npy, packed, replaced
 
 ROOT = Path(robustpatch.__file__).parents[1]
@@ -137,28 +139,18 @@ def test_claims_that_are_much_work(members, claim, tmp_path):
     assert err.count("\n") == status - 1, err
 
 
-@pytest.mark.parametrize(
-    ("runs", "places", "image", "reason"),
-    [
-        (1, 2**20 + 1, (1, 2**21), "places has shape"),
-        (2**20 + 1, 1, (1, 2**22), "runs has shape"),
-        (1, 2**20 - 4, (4, 2**18), "at most .* are drawn"),
-        (2**19, 1, (1, 2**20), "are drawn"),
-    ],
-)
-def test_footprints_that_are_much_work(members, runs, places, image, reason, tmp_path):
-    """Rows of runs and places are counted before anything is made of them, and places times ablations before that."""
-    given, at = dict(members), np.arange(max(runs, places), dtype="<i4")
-    listed = np.zeros((runs, 4), "<i4"), np.zeros((places, 4), "<i4")
-    listed[0][:, 2], listed[0][:, 3] = 2 * at[:runs], 1
-    listed[1][:, 2], listed[1][:, 3] = at[:places] // image[1], at[:places] % image[1]
-    ablation = "rows:1" if image[0] > 1 else "columns:1/2"
-    claim = {**given["claim"], "ablation": ablation, "image_size": image, "threats": [{"families": [[0, 1]]}]}
-    made = [*replaced(members, "claim", claim), ("runs", listed[0]), ("places", listed[1])]
-    (tmp_path / "work.npz").write_bytes(packed(made))
-    status, _, err = verified(tmp_path / "work.npz")
-    assert (status, err.count("\n")) in ((2, 1), (1, 0)), err
-    assert status == 1 or re.search(reason, err), err
+def test_footprints_that_are_much_work(tmp_path, monkeypatch, capsys):
+    """Rows of runs and places are counted before anything is made of them; places times ablations before they are."""
+    one = np.array([[0, 0, 0, 1]], "<i4")
+    for name in ("runs", "places"):
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            listed(**{"runs": one, "places": one, name: np.zeros((2**20 + 1, 4), "<i4")}, size=(9, 9))
+    cross = honest("shapes", tmp_path / "proof.npz")
+    assert proof.main(["verify", str(tmp_path / "proof.npz")]) == 0
+    number = len(dict(cross)["places"])
+    monkeypatch.setattr(masks, "MOST_LISTED", number // 3)
+    assert proof.main(["verify", str(tmp_path / "proof.npz")]) == 2
+    assert re.search(r"shape \d .* at most \d+ are drawn", capsys.readouterr().err)
 
 
 def test_many_threats_are_bounded_together(members, tmp_path, monkeypatch, capsys):
