@@ -45,6 +45,16 @@ def against(benchmark) -> Callable[..., float]:
 
 
 @pytest.fixture
+def ratio() -> Callable[[str, float, str], None]:
+    """Put a ratio of anything but times into the report at the end: its name, itself and its target."""
+
+    def note(name: str, found: float, target: str) -> None:
+        _RATIOS.append((name, found, target))
+
+    return note
+
+
+@pytest.fixture
 def broken() -> Callable[..., None]:
     """Put an attack into the report at the end: images broken, of how many, for how many evaluations, in what time."""
 

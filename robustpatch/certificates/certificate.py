@@ -15,6 +15,7 @@ from robustpatch.certificates.listed import claimed
 from robustpatch.errors import InvalidInput
 from robustpatch.proof import verifier as proof
 from robustpatch.threats.base import Threat
+from robustpatch.threats.growing import Growing, squares
 from robustpatch.voting.votes import Scored, Votes
 
 Method = Literal["exact", "margin"]
@@ -32,8 +33,8 @@ class Evidence(ABC):
         """The certificate that these votes give against a threat, by a method."""
 
     @abstractmethod
-    def largest_certified(self, method: Method = "exact") -> Int[Tensor, " B"]:
-        """The side of the largest square patch that these votes certify each image against."""
+    def largest_certified(self, method: Method = "exact", growing: Growing = squares) -> Int[Tensor, " B"]:
+        """The size of the largest of growing patches that these votes certify each image against."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ class Certificate:
         """The certificate that the same votes give by another method. Raises `InvalidInput` where there are none."""
         return self._votes().certify(self.threat, method=method, guard=self.guard)
 
-    def largest_certified(self) -> Int[Tensor, " B"]:
+    def largest_certified(self, growing: Growing = squares) -> Int[Tensor, " B"]:
         """The side of the largest square patch that the same votes certify each image against; 0 where there is none.
-        Raises `InvalidInput` where there are no votes.
+        With `growing`, the size of another shape; see `robustpatch.certificates.largest`. Raises `InvalidInput` where
+        there are no votes.
         """
-        return self._votes().largest_certified()
+        return self._votes().largest_certified(growing=growing)
 
     def save(self, path: str | Path) -> None:
         """Write votes (bit-packed; of summed scores the units), close votes, geometry, threat and claim;

@@ -13,6 +13,7 @@ from robustpatch.certificates.certificate import Certificate, Evidence, Method
 from robustpatch.certificates.largest import check_method, largest_certified
 from robustpatch.certificates.margins import check_votes, exact_margins, paper_margins
 from robustpatch.threats.base import Threat
+from robustpatch.threats.growing import Growing, squares
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 
@@ -27,8 +28,8 @@ class VoteEvidence(Evidence):
     def certify(self, threat: Threat, *, method: Method = "exact", guard: float = 0.0) -> Certificate:
         return certify_votes(self.votes, self.ablation, threat, self.image_size, method=method, guard=guard)
 
-    def largest_certified(self, method: Method = "exact") -> Int[Tensor, " B"]:
-        return largest_certified(self.votes, self.ablation, self.image_size, method)
+    def largest_certified(self, method: Method = "exact", growing: Growing = squares) -> Int[Tensor, " B"]:
+        return largest_certified(self.votes, self.ablation, self.image_size, method, growing)
 
 
 def certify_votes(

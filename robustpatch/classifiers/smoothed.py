@@ -22,6 +22,7 @@ from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
+from robustpatch.threats.growing import Growing, squares
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
 from robustpatch.voting.silence import answered, has_score
 
@@ -258,9 +259,12 @@ class SmoothedClassifier(CertifiedClassifier):
         size, capacity = (x.shape[2], x.shape[3]), self.voting.capacity(self.num_classes)
         return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=guard)
 
-    def largest_certified(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The side of the largest square patch against which each image is certified; 0 where there is none."""
-        return largest_certified(self._certifiable(x)[0], self.ablation, (x.shape[2], x.shape[3]))
+    def largest_certified(self, x: Float[Tensor, "B C H W"], growing: Growing = squares) -> Int[Tensor, " B"]:
+        """The side of the largest square patch against which each image is certified; 0 where there is none.
+
+        With `growing`, the size up to which all of its threats are certified: `discs`, `Scaled(mask)` or any function.
+        """
+        return largest_certified(self._certifiable(x)[0], self.ablation, (x.shape[2], x.shape[3]), growing=growing)
 
     def check_base(self, x: Float[Tensor, "B C H W"], scores: Float[Tensor, "B N K"] | None = None) -> None:
         """Test what the proofs assume of the base on a few images, and a few ablations of these. Raises `InvalidInput`.

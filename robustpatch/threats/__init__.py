@@ -3,6 +3,7 @@
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.base import Patches, Placements, Threat
 from robustpatch.threats.footprints import Footprints
+from robustpatch.threats.growing import Growing, Scaled, discs, parse_growing, squares
 from robustpatch.threats.parse import parse_threat, threat_from_dict
 from robustpatch.threats.rectangle import AreaShare, PatchThreat, Rectangles
 from robustpatch.threats.several import Several
@@ -15,16 +16,21 @@ __all__ = [
     "Cross",
     "Disc",
     "Footprints",
+    "Growing",
     "Mask",
     "PatchThreat",
     "Patches",
     "Placements",
     "Polygon",
     "Rectangles",
+    "Scaled",
     "Several",
     "Threat",
     "Within",
+    "discs",
+    "parse_growing",
     "parse_threat",
     "rotated",
+    "squares",
     "threat_from_dict",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 import robustpatch
+from robustpatch.proof import masks
 from robustpatch.proof import verifier as proof
+from robustpatch.proof.footprints import listed
 from tests.robustpatch.forgeries import Members, header, honest, npy, packed, replaced
 
 ROOT = Path(robustpatch.__file__).parents[1]
@@ -134,6 +137,20 @@ def test_claims_that_are_much_work(members, claim, tmp_path):
     status, _, err = verified(tmp_path / "work.npz")
     assert status in (1, 2)
     assert err.count("\n") == status - 1, err
+
+
+def test_footprints_that_are_much_work(tmp_path, monkeypatch, capsys):
+    """Rows of runs and places are counted before anything is made of them; places times ablations before they are."""
+    one = np.array([[0, 0, 0, 1]], "<i4")
+    for name in ("runs", "places"):
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            listed(**{"runs": one, "places": one, name: np.zeros((2**20 + 1, 4), "<i4")}, size=(9, 9))
+    cross = honest("shapes", tmp_path / "proof.npz")
+    assert proof.main(["verify", str(tmp_path / "proof.npz")]) == 0
+    number = len(dict(cross)["places"])
+    monkeypatch.setattr(masks, "MOST_LISTED", number // 3)
+    assert proof.main(["verify", str(tmp_path / "proof.npz")]) == 2
+    assert re.search(r"shape \d .* at most \d+ are drawn", capsys.readouterr().err)
 
 
 def test_many_threats_are_bounded_together(members, tmp_path, monkeypatch, capsys):
