@@ -166,6 +166,20 @@ def test_the_driver_killed_and_its_worker_never_told(tmp_path, step):
     place.check(workers)
 
 
+def _start(ray, tries=9):
+    """Start a Ray, which gives up after half a minute on a busy machine."""
+    for left in reversed(range(tries)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            return
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
 def test_the_driver_killed_at_any_step_of_its_worker(tmp_path):
@@ -174,9 +188,7 @@ def test_the_driver_killed_at_any_step_of_its_worker(tmp_path):
     """
     ray = pytest.importorskip("ray")
     place, deaths = Place(tmp_path), 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    _start(ray)
     try:
         address = ray.get_runtime_context().gcs_address
         for step in count(1):
