@@ -54,12 +54,15 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Shares of each run, by measure (None where it has no answer), and each later run against the first."""
+    """Shares of each run, by measure (None where it has no answer), and each later run against the first; `remarks` say
+    of which runs other things were asked, a sentence each.
+    """
 
     title: str
     runs: list[str]
     shares: dict[str, list[Share | None]]
     pairs: list[Paired]
+    remarks: list[str]
 
 
 PAIRS: tuple[Column[Paired], ...] = (
@@ -97,7 +100,22 @@ def compare(runs: Sequence[CompletedRun]) -> Comparison:
                 found.append(_paired(measure, names[0], name, answers[0], row))
     threats = dict.fromkeys(str(run.claim["threat"]) for run in runs)
     title = f"{len(first.records)} {first.claim['dataset']} test images, {' / '.join(threats)} patch"
-    return Comparison(title, names, shares, _holm(found))
+    remarks = [
+        f"{names[0]} and {name} were run with another {', '.join(other).replace('_', ' ')}; a difference "
+        f"{'in what is certified or ' * bool({*other} & {*_CERTIFIED})}under attack may come from that alone"
+        for name, run in zip(names[1:], runs[1:], strict=True)
+        if (other := _asked_otherwise(first, run))
+    ]
+    return Comparison(title, names, shares, _holm(found), remarks)
+
+
+_CERTIFIED, _ATTACKED = ("threat", "top_k"), ("attacks", "certified_budget")  # keys of run.json
+
+
+def _asked_otherwise(first: CompletedRun, second: CompletedRun) -> list[str]:
+    """The keys under which two runs say that other things were asked of their models."""
+    keys = _CERTIFIED + (_ATTACKED if first.claim.get("attacks") and second.claim.get("attacks") else ())
+    return [key for key in keys if first.claim.get(key) != second.claim.get(key)]
 
 
 def _answers(run: CompletedRun, measure: str) -> list[bool] | None:
@@ -135,7 +153,9 @@ def _names(runs: Sequence[CompletedRun]) -> list[str]:
 def markdown(found: Comparison) -> str:
     """The comparison as Markdown: shares with 95% intervals, then the paired tests."""
     note = "Images that one run has and the other has not; McNemar's exact test, and Holm's adjustment for all."
-    parts = [f"# {plain(found.title)}", shares_table(found).markdown(), note, Table.of(PAIRS, found.pairs).markdown()]
+    remarks = [plain(remark) + "." for remark in found.remarks]
+    tables = [shares_table(found).markdown(), *remarks, note, Table.of(PAIRS, found.pairs).markdown()]
+    parts = [f"# {plain(found.title)}", *tables]
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,6 +200,8 @@ def main(
                 store.write(f"compare.{ending}", text.encode())
     console = TextConsole()
     console.print(shares_table(found).terminal(found.title))
+    for remark in found.remarks:
+        console.print(remark, soft_wrap=True)
     console.print(Table.of(PAIRS, found.pairs).terminal("image for image"))
     if output is not None:
         console.print(f"compare.html, .md and .json in {output}", soft_wrap=True)

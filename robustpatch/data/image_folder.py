@@ -80,6 +80,12 @@ def folder_images(
     left_out = folder.what_is_broken(path) if folder.broken else None
     notes = [] if left_out is None else [f"left out: {left_out}"]
     notes += [] if folder.what_was_not_decoded is None else [folder.what_was_not_decoded]
+    if class_names is None and all(name.isdecimal() for name in names) and sorted(names, key=_number) != [*names]:
+        some = one_line(", ".join(names[:5]), 200) + ", …" * (len(names) > 5)
+        notes.append(
+            f"the classes of the folder are in the order of texts ({some}); where the model's outputs are in another, "
+            "such as that of the numbers, name them in it with --classes"
+        )
     return ImageSet(
         "folder",
         split,
@@ -91,6 +97,12 @@ def folder_images(
         left_out=left_out,
         notes=tuple(notes),
     )
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """A key by which texts of digits are in the order of their numbers, however long."""
+    significant = digits.lstrip("0")
+    return len(significant), significant
 
 
 def _has_validation(root: Path) -> bool:

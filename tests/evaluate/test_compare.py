@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from evaluate import compare as module
-from evaluate.compare import Paired, compare, markdown
+from evaluate.compare import Paired, compare, markdown, page
 from evaluate.results.metrics import summarise
 from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.records import AttackRecord, Record
@@ -91,6 +91,26 @@ def test_what_cannot_be_compared():
     assert compare([replace(same[0], output="a/1"), replace(same[1], output="b/1")]).runs == ["a/1", "b/1"]
 
 
+def test_runs_that_were_attacked_otherwise_are_told(tmp_path):
+    """By other attacks, the same with other settings, within another budget or under another threat: said beside the
+    shares that hang on it, in each format.
+    """
+    one = run([(True, True, False)] * 3, "x")
+    assert compare([one, run([(True, True, False)] * 3, "y")]).remarks == []
+    for other, what in (
+        ({"attacks": ["b"]}, "attacks; a difference under attack"),
+        ({"certified_budget": 9}, "certified budget; a difference under attack"),
+        ({"threat": "2x2"}, "threat; a difference in what is certified or under attack"),
+        ({"top_k": 2, "attacks": ["b"]}, "top k, attacks; a difference in what is certified or under attack"),
+    ):
+        found = compare([one, run([(True, True, False)] * 3, "y", **other)])
+        assert found.remarks == [f"x and y were run with another {what} may come from that alone"]
+        assert found.remarks[0] in markdown(found)
+        assert found.remarks[0] in page(found, ["x", "y"])
+    unattacked = run([(True, True, False)] * 3, "y", attacks=[])
+    assert compare([one, unattacked]).remarks == []  # its line is empty
+
+
 def test_the_command(checkpoint, undefended, tmp_path):
     """Two runs of the evaluator: the table, Markdown and JSON; an unfinished or absent run is a wrong call."""
     shared = ("--attacks", "grey", "--budget", 100, "--num-images", 8, "--batch-size", 4)
@@ -106,6 +126,7 @@ def test_the_command(checkpoint, undefended, tmp_path):
     assert content["shares"]["clean"][1]["hits"] == 8
     assert content["shares"]["certified (exact)"][1] is None
     assert (tmp_path / "out" / "compare.md").read_text() == markdown(compare([read_run(f) for f in folders]))
+    assert "were run with another" not in result.stdout
     html = (tmp_path / "out" / "compare.html").read_text()
     for word in ("8 mnist-sample test images", "toy", "plain", "Images that only one run has", "100.0%"):
         assert word in html

@@ -208,3 +208,19 @@ def test_folders_laid_out_otherwise(tmp_path):
         load_images("folder", tmp_path / "val", channels=4)
     with pytest.raises(InvalidInput, match=r"image_size is \(4, 4\), but dataset mnist-sample has its own"):
         load_images("mnist-sample", image_size=(4, 4))
+
+
+def test_folders_called_by_numbers(tmp_path):
+    """Their order is that of texts, as of torchvision's ImageFolder, and said where that of the numbers is another."""
+    for name in ("0", "2", "10"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "0.png")
+    images = load_images("folder", tmp_path)
+    assert images.class_names == ("0", "10", "2")
+    assert images.notes == (
+        "the classes of the folder are in the order of texts (0, 10, 2); where the model's outputs are in another, "
+        "such as that of the numbers, name them in it with --classes",
+    )
+    assert load_images("folder", tmp_path, class_names=("0", "2", "10")).notes == ()
+    (tmp_path / "10").rename(tmp_path / "1")
+    assert load_images("folder", tmp_path).notes == ()
