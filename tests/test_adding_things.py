@@ -110,8 +110,10 @@ def read_diagonals(text: str) -> Diagonals | None:
 
 
 @pytest.fixture
-def diagonals(monkeypatch):
-    monkeypatch.setattr("robustpatch.ablations.parse.READERS", [*READERS, read_diagonals])
+def diagonals():
+    READERS.append(read_diagonals)
+    yield
+    READERS.remove(read_diagonals)
 
 
 @pytest.mark.usefixtures("diagonals")
@@ -175,8 +177,10 @@ class Angle(Stamp):
 
 
 @pytest.fixture
-def angles(monkeypatch):
-    monkeypatch.setattr("robustpatch.threats.parse.SHAPES", [*SHAPES, Angle])
+def angles():
+    SHAPES.append(Angle)
+    yield
+    SHAPES.remove(Angle)
 
 
 @pytest.mark.parametrize(

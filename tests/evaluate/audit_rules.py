@@ -106,6 +106,7 @@ class Summed(Rule):
     """(d) Scores from 0 to `cap`, summed exactly; certified where the lead is more than twice what a patch can move.
 
     "float16 sum", "float32 sum", "bfloat16 sum": the certificate adds up in that precision, one view after another.
+    "float64 sum" is sound, of scores up to 2^24.
     "saturated": predict stops counting at 2048.
     """
 
@@ -118,7 +119,7 @@ class Summed(Rule):
 
     @property
     def cap(self) -> float:
-        return {"float16 sum": 2048.0, "bfloat16 sum": 256.0}.get(self.bug, 2.0**24)
+        return {"": 4.0, "float16 sum": 2048.0, "bfloat16 sum": 256.0}.get(self.bug, 2.0**24)
 
     def predict(self, x: Tensor) -> Tensor:
         found = self.sums(x, torch.float64, self.cap)
@@ -238,6 +239,7 @@ SOUND = [
     ("alert", ""),
     ("median", ""),
     ("summed", ""),
+    ("summed", "float64 sum"),
     ("batches", ""),
     ("sizes", ""),
     ("sampled", "declared"),

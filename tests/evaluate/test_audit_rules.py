@@ -33,7 +33,7 @@ def quick(cases):
 def one_shape(monkeypatch, rule):
     """Of all shapes and patches of an audit those on which the rules of one kind differ."""
     deep = Plan(SHAPE, (PATCH,), deep=rule in ("alert", "median", "summed"), batches=rule == "batches")
-    sizes = Plan(SHAPE, (PATCH, PatchThreat(2, 3), PatchThreat(3, 2), PatchThreat(3, 3)), brief=True)
+    sizes = Plan(SHAPE, (PATCH, PatchThreat(2, 3), PatchThreat(3, 2), PatchThreat(3, 3)))
     monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [sizes if rule == "sizes" else deep])
 
 
@@ -52,4 +52,6 @@ def test_each_bug_is_found_and_shown_again(rule, bug, tmp_path):
 def test_sound_ones_raise_no_alarm(rule, bug):
     done = audit(factory=make(rule, bug), alerts=rule == "alert", **SETTINGS)
     assert not done.findings, [(finding.check, finding.sentence) for finding in done.findings]
-    assert bug == "declared" or done.certified >= 4
+    # One that draws lots certifies nothing; of scores up to 2^24 few lead by twice what a patch can move.
+    least = {"declared": 0, "float64 sum": 4}.get(bug, 30)
+    assert done.certified >= least

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robustpatch.threats.rectangle import PatchThreat
-from tests.evaluate.acceptance import alarms, batches, chance, loud, nonmonotone, sizes, sound, ties
+from tests.evaluate.acceptance import alarms, batches, cancellation, chance, nonmonotone, sizes, sound, ties
 from tests.evaluate.acceptance.common import ArrayVotes, factory
 from tests.evaluate.acceptance.search import Place
 
@@ -28,7 +28,7 @@ class Case:
 
 _ONE, _ROW = PatchThreat(1, 1), PatchThreat(1, 5)
 _ALERTS = {"alerts": True}
-_LOUD = (4.0, 2.0**40)
+_LARGE = (4.0, 2.0**40)
 
 UNSOUND = [
     Case("a", "sorted columns", factory(ties.SortedColumns), Place((1, 1, 8), _ONE)),
@@ -51,14 +51,16 @@ UNSOUND = [
         Place((1, 24, 1), PatchThreat(5, 1), 2, rounds=10_000),
     ),
     Case("c", "hasty cleanser", factory(nonmonotone.HastyCleanser), Place((1, 7, 7), PatchThreat(2, 2), rounds=2_000)),
-    Case("d", "masked columns", factory(loud.MaskedColumns), Place((1, 1, 20), PatchThreat(1, 1), patched=_LOUD)),
+    Case(
+        "d", "masked columns", factory(cancellation.MaskedColumns), Place((1, 1, 20), PatchThreat(1, 1), patched=_LARGE)
+    ),
     Case(
         "d",
         "rescaled columns",
-        factory(loud.RescaledColumns),
+        factory(cancellation.RescaledColumns),
         Place((1, 1, 20), PatchThreat(1, 1), patched=(4.0, 900.0)),
     ),
-    Case("d", "districts", factory(loud.Districts), Place((1, 28, 28), _ONE, patched=_LOUD)),
+    Case("d", "districts", factory(cancellation.Districts), Place((1, 28, 28), _ONE, patched=_LARGE)),
     Case("e", "leftover", factory(batches.Leftover), Place((1, 7, 1), _ONE, company=8)),
     Case("e", "shuffled", factory(batches.Shuffled), Place((1, 1, 9), _ONE, company=2)),
     Case("e", "broadcast", factory(batches.Broadcast), Place((1, 1, 16), _ONE, company=2)),

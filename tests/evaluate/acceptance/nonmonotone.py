@@ -1,4 +1,4 @@
-"""(c) Rules under which the worst that a patched view can say is not "the rival, as loud as can be"."""
+"""(c) Rules under which the worst that a patched view can say is not "the rival, as large as can be"."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tests.evaluate.acceptance.common import ArrayVotes, ColumnVotes, Masked, ba
 
 
 class SuspiciousColumns(ColumnVotes):
-    """For each class the loudest window of bands is not counted if more than 3/10 of its votes lie in it. Certified by
-    trying the strongest attack, all touched bands for the rival, at every place. A weaker one is not masked.
+    """For each class the window of bands with most votes is not counted if more than 3/10 of its votes lie in it.
+    Certified by trying the strongest attack, all touched bands for the rival, at every place. A weaker one is not
+    masked.
 
     Votes 18:10:6:6, a patch that touches six for the winner: six for the rival make 12:16, of which 6 are masked and 10
     are left; four for it (4 of 14) are not masked, and 12:14 is the rival's.
@@ -27,8 +28,8 @@ class SuspiciousColumns(ColumnVotes):
         evidence = nn.functional.one_hot(votes, self.num_classes)
         size = min(self.side + 1, votes.shape[1])
         windows = sum(evidence.roll(-k, dims=1) for k in range(size))
-        loudest, total = windows.amax(dim=1), evidence.sum(dim=1)
-        return torch.where(10 * loudest > 3 * total, total - loudest, total)
+        largest, total = windows.amax(dim=1), evidence.sum(dim=1)
+        return torch.where(10 * largest > 3 * total, total - largest, total)
 
     def predict(self, x):
         return self._left(self.votes(x)).argmax(dim=1)

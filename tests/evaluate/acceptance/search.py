@@ -38,8 +38,8 @@ class Place:
     shape: tuple[int, int, int]
     threat: PatchThreat
     classes: int = 3
-    loud: tuple[float, ...] = (4.0,)  # how loud the views of the clean image are
-    patched: tuple[float, ...] = (4.0,)  # and those that a patch changes
+    scale: tuple[float, ...] = (4.0,)  # logits of the class that a view of the clean image is for
+    patched: tuple[float, ...] = (4.0,)  # and that a view which a patch changes is for
     alerts: bool = False
     rounds: int = 400
     company: int = 0  # other images in the batch that is certified
@@ -65,7 +65,7 @@ def counterexample(make, place: Place, patch: bool = True) -> Counterexample | N
         batch = torch.from_numpy(images).float()
         c, share = int(rng.integers(place.classes)), rng.random()
         said: dict[bytes, np.ndarray] = {}
-        certifier = make(Told(said, _drawn(rng, place.classes, c, share, place.loud)), place.classes, place.shape)
+        certifier = make(Told(said, _drawn(rng, place.classes, c, share, place.scale)), place.classes, place.shape)
         claim = certifier.certify(batch.clone(), place.threat)
         if not bool(claim.certified[-1]):
             continue
@@ -104,14 +104,14 @@ def _patched(x: Tensor, threat: PatchThreat) -> Iterator[Tensor]:
         yield x_adv
 
 
-def _drawn(rng: np.random.Generator, classes: int, c: int, share: float, loud) -> Callable[[], np.ndarray]:
-    """Logits of one loud class: c with probability `share`, else another one, half of the time always the same."""
+def _drawn(rng: np.random.Generator, classes: int, c: int, share: float, scale) -> Callable[[], np.ndarray]:
+    """Logits of one large class: c with probability `share`, else another one, half of the time always the same."""
     others = [k for k in range(classes) if k != c]
     rival = [int(rng.choice(others))] if rng.random() < 0.5 else others
 
     def draw() -> np.ndarray:
         k = c if rng.random() < share else int(rng.choice(rival))
-        return np.where(np.arange(classes) == k, rng.choice(loud), -4.0)
+        return np.where(np.arange(classes) == k, rng.choice(scale), -4.0)
 
     return draw
 

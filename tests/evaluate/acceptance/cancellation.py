@@ -1,6 +1,7 @@
-"""(d) Evidence so loud, for the winner too, that float32 forgets the evidence beside it.
+"""(d) Cancellation: evidence so large, for the winner too, that float32 loses the smaller evidence added to it.
 
-All three mask the loudest window, so a patch can add nothing to a rival: in real numbers their certificates hold.
+All three mask the window of most evidence, so a patch can add nothing to a rival: in real numbers their certificates
+hold.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ def robust_bound(evidence, windows, touched):
     """Whether c survives robust masking [B], in float64: evidence [B, N, K] ≥ 0, and sets of views as bool [M, N] and
     [places, N].
 
-    At each place of the patch c keeps what lies outside of it, less the loudest window of that; a rival has no more
-    than what lies outside, because the window that holds the patch can be masked.
+    At each place of the patch c keeps what lies outside of it, less the window of most evidence of that; a rival has no
+    more than what lies outside, because the window that holds the patch can be masked.
     """
     evidence, kept = evidence.double(), (~windows).double()
     prediction = (kept @ evidence).amin(dim=1).argmax(dim=1)
@@ -29,7 +30,7 @@ def robust_bound(evidence, windows, touched):
 
 
 class MaskedColumns(ColumnVotes):
-    """The evidence left is total - loudest window, in float32. A patch that says 2^40 for the winner: total and window
+    """The evidence left is total - largest window, in float32. A patch that says 2^40 for the winner: total and window
     are both 2^40, and nothing is left of its honest evidence.
     """
 
@@ -58,7 +59,7 @@ class MaskedColumns(ColumnVotes):
 
 class RescaledColumns(MaskedColumns):
     """Evidence is exp(logit - largest logit), so that nothing overflows; what is left is added up window by window. A
-    patch 200 louder than the rest makes all other evidence 0, and of equal zeros class 0 wins.
+    patch 200 larger than the rest makes all other evidence 0, and of equal zeros class 0 wins.
     """
 
     def evidence(self, x):
@@ -73,7 +74,7 @@ class RescaledColumns(MaskedColumns):
 class Districts:
     """Blocks of 4×4 side by side; every 3×3 of them is a district with one vote, for the class with most evidence, read
     off a table of cumulative sums. A district that the patch does not meet keeps its sums; but float32 loses them in
-    the table where a block before them is loud. numpy.
+    the table where a block before them is large. numpy.
     """
 
     block, district = 4, 3
