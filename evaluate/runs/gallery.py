@@ -179,8 +179,11 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
 def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
     (one,) = (each for each in threat.threats if str(each) == record.threat)
     height, width = one.height, one.width
-    anchors = torch.tensor(record.corners).view(-1, 2)
-    corners = [(r, c) for r, c in one.family(x_adv.shape[1], x_adv.shape[2]).corners(anchors).tolist()]
+    # Boxes of the largest patch, a smaller one's moved where they would reach beyond the image.
+    last = torch.tensor([x_adv.shape[1] - height, x_adv.shape[2] - width])
+    families = one.families(x_adv.shape[1], x_adv.shape[2])
+    each = zip(families, torch.tensor(record.corners).view(-1, 2), strict=True)
+    corners = [tuple(torch.minimum(family.corners(anchor), last).tolist()) for family, anchor in each]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)
     return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes)
@@ -202,7 +205,7 @@ def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int
     shapes = [(size[0] - one.height + 1, size[1] - one.width + 1) for one in threats]
     lengths = [rows * columns for rows, columns in shapes]
     whole = all(
-        one.count == 1 and len(one.family(*size)) == places for one, places in zip(threats, lengths, strict=True)
+        one.count == 1 and len(one.families(*size)[0]) == places for one, places in zip(threats, lengths, strict=True)
     )
     if margins is None or margins.shape[1] != sum(lengths) or not whole:
         return []
