@@ -90,8 +90,8 @@ class _Slots:
         fresh = iter(search.noise([i for i, task in zip(image, tasks, strict=True) if task.start is None]))
         patch = torch.stack([next(fresh) if task.start is None else task.start.to(search.x) for task in tasks])
         self.view: View = search.view(self.image, placement, rival, objective)
-        self.corners = search.placements[placement]
-        self.inside = search.threat.footprint(self.corners, *search.x.shape[2:])[:, None]
+        self.corners = search.anchors(placement)
+        self.inside = search.footprint(placement)[:, None]
         self.adv = search.paste(self.image, placement, patch)
         self.drift = torch.zeros_like(self.adv)
         self.best, self.value = self.adv.clone(), torch.full((len(tasks),), inf, device=device)

@@ -85,7 +85,7 @@ class ExhaustivePGD(Attack):
             stride = max(1, stride // 2)
 
     def _everywhere(self, search: Search, found: OpenPlacements) -> list[Task]:
-        on_grid = grid(search.family, self.stride)
+        on_grid = grid(search.families[0], self.stride)
         return [Task((site,), rival) for site, rival in found.tasks() if on_grid[site]]
 
     def _again(self, search: Search, ends: BestClimbs, stride: int, found: OpenPlacements) -> list[Task]:
@@ -96,7 +96,7 @@ class ExhaustivePGD(Attack):
         tasks = list(kept)
         reach, seen = max(1, stride // 2), {(task.placement[0], task.rival) for task in kept}
         allowed = set(found.placement.tolist())
-        anchors = search.placements.tolist()
+        anchors = search.families[0].anchors.tolist()
         numbers = {tuple(anchor): site for site, anchor in enumerate(anchors)}
         for task in kept:
             row, column = anchors[task.placement[0]]

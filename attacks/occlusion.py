@@ -14,11 +14,11 @@ from attacks.base import content_hash, require
 from attacks.climb import Ascent, Task, climb
 from attacks.gradient import differentiate
 from attacks.pasting import crop
-from attacks.placement import grid, try_everywhere, window_sums
+from attacks.placement import grid, nearest, try_everywhere, window_sums
 from attacks.search import Search
 from robustpatch.classifiers import checks
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.base import Patches
+from robustpatch.threats.base import Patches, Placements
 from robustpatch.threats.rectangle import PatchThreat
 
 Content = Literal["grey", "noise", "natural"]
@@ -67,26 +67,30 @@ class ROA(Attack):
 
     def _run(self, search: Search) -> None:
         count = search.threat.count
-        found = self._sites(search)[..., None].repeat(1, 1, count)
+        power = _squared_gradient(search, self.batch) if self.search == "gradient" else None
+        known = {family: self._sites(search, family, power) for family in dict.fromkeys(search.families)}
+        own = [known[family] for family in search.families]
+        found = torch.stack([nearest(search, own[0], 0, k) for k in range(count)], dim=2)
         value = try_everywhere(search, found, _grey, self.batch)
         for k in range(1, count):
-            best = value.argmin(dim=1)
-            found[..., :k] = found[torch.arange(len(found), device=best.device), best, :k][:, None]
+            best = found[torch.arange(len(found), device=found.device), value.argmin(dim=1), :k]
+            after = [nearest(search, own[k], k, later) for later in range(k, count)]
+            found = torch.cat([best[:, None].expand(-1, own[k].shape[1], -1), torch.stack(after, dim=2)], dim=2)
             value = try_everywhere(search, found, _grey, self.batch)
         order = value.argsort(dim=1, stable=True)[:, : self.top]
-        start = None if self.random_start else _grey(search, [0], search.placements.new_zeros(1, count))[0]
+        start = None if self.random_start else _grey(search, [0], search.y.new_zeros(1, count))[0]
         queues = [
             [Task(tuple(sites), start=start) for sites in each[some].tolist()]
             for each, some in zip(found, order, strict=True)
         ]
         climb(search, list(queues), self.ascent, batch=self.batch)
 
-    def _sites(self, search: Search) -> Int[Tensor, "B M"]:
-        """The placements to occlude, by number."""
-        on_grid = grid(search.family, self.stride).nonzero()[:, 0].to(search.x.device)
-        if self.search == "sliding":
+    def _sites(self, search: Search, family: Placements, power: Float[Tensor, "B H W"] | None) -> Int[Tensor, "B M"]:
+        """The placements to occlude, by number; with a `power`, where it sums to most."""
+        on_grid = grid(family, self.stride).nonzero()[:, 0].to(search.x.device)
+        if power is None:
             return on_grid.expand(len(search.y), -1)
-        sums = window_sums(_squared_gradient(search, self.batch), search.family)[:, on_grid]
+        sums = window_sums(power, family)[:, on_grid]
         sites = on_grid[: self.candidates].repeat(len(sums), 1)
         for i in search.going().nonzero()[:, 0].tolist():
             # Equal sums in random order: where votes are saturated there is no gradient at all.
@@ -150,18 +154,18 @@ class Control(Attack):
             threat.check_fits(self.source.shape[2], self.source.shape[3])
 
     def _run(self, search: Search) -> None:
-        number, count = len(search.placements), search.threat.count
+        number, count = len(search.families[0]), search.threat.count
         if self.source is not None and self.source.shape[1] != search.x.shape[1]:
             raise InvalidInput(
                 f"control source has {self.source.shape[1]} channels, the images {search.x.shape[1]}; give both alike"
             )
         tries = min(self.tries, number) if count == 1 else self.tries
-        sites = search.placements.new_zeros(len(search.y), tries, count)
+        sites = search.y.new_zeros(len(search.y), tries, count)
         for i in search.going().nonzero()[:, 0].tolist():
             if count == 1:
                 chosen = torch.randperm(number, generator=search.stream(i))[:tries, None]
             else:
-                chosen = torch.randint(number, (tries, count), generator=search.stream(i))
+                chosen = search.drawn([i] * tries, search.stream(i))
             sites[i] = chosen
         try_everywhere(search, sites, self._content, self.batch)
 

@@ -39,7 +39,10 @@ class Oracle(Attack):
     @torch.no_grad()
     def _run(self, search: Search) -> None:
         shape = (search.threat.count, search.x.shape[1], *search.patch_size)
-        sites = list(combinations_with_replacement(range(len(search.placements)), search.threat.count))
+        if search.alike:
+            sites = list(combinations_with_replacement(range(len(search.families[0])), search.threat.count))
+        else:
+            sites = list(product(*(range(len(family)) for family in search.families)))
         total = len(sites) * len(self.levels) ** torch.Size(shape).numel()
         if total > _LIMIT:
             raise InvalidInput(
@@ -60,4 +63,4 @@ class Oracle(Attack):
                 shows = visible(search.x[image], x_adv) & ~search.held[image]
                 first = (broken if broken.any() else shows).nonzero()[:1, 0]
                 value = torch.full_like(search.gap[image[first]], torch.inf)
-                search.offer(image[first], search.placements[placement[first]], x_adv[first], value, broken[first])
+                search.offer(image[first], search.anchors(placement[first]), x_adv[first], value, broken[first])

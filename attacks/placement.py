@@ -19,13 +19,12 @@ def open_placements(search: Search, rivals: int = 3, *, batch: int | None = None
     """The open placements of each image, at most `rivals` rivals each; equals in random order, from the image's stream.
 
     With a `batch`, a classifier of which nothing is known is asked itself: one random patch is scored at each
-    placement, and where it brought success nearest comes first. Single placements also where the threat has several
-    patches: there every placement is open, and the order tells which of them alone does most.
+    placement, and where it brought success nearest comes first. Of one patch alone.
     """
-    images, sites = len(search.y), len(search.placements)
+    images, sites = len(search.y), len(search.families[0])
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
-    if batch is not None and search.threat.count == 1 and search.surface.blind:
-        sites_of = torch.stack(shuffled) if shuffled else search.placements.new_zeros(0, sites)
+    if batch is not None and search.surface.blind:
+        sites_of = torch.stack(shuffled) if shuffled else search.y.new_zeros(0, sites)
         values = try_everywhere(search, sites_of[..., None], lambda s, image, _: s.noise(image), batch)
         shuffled = [order[value.argsort(stable=True)] for order, value in zip(shuffled, values, strict=True)]
     return search.surface.open_placements(shuffled, rivals)
@@ -36,30 +35,28 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
 
     Where the surface guides and the search is to be `guided` by it: the open ones (none, if all are closed), one of
     each touched set in turn, cheapest first, again from the start when all have been tried, each with the rival
-    cheapest there; of several patches the others go to random open placements, unless the surface chooses them
-    together. Else uniformly random ones.
+    cheapest there; several patches where the surface chooses them together. Else uniformly random ones.
     """
     images, surface = range(len(search.y)), search.surface
-    if not (guided and surface.guides):
-        return [_random(search, _chance(search, i)) for i in images]
-    if surface.groups and search.threat.count > 1:
+    if guided and surface.groups and search.threat.count > 1:
         return [surface.several(i, _chance(search, i)) for i in images]
+    if not (guided and surface.guides) or search.threat.count > 1:
+        return [_random(search, i) for i in images]
     found = open_placements(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
-    return [_open(search, each, _chance(search, i)) for i, each in zip(images, found, strict=True)]
+    return [_open(each) for each in found]
 
 
-def _random(search: Search, chance: torch.Generator) -> Iterator[Site]:
+def _random(search: Search, image: int) -> Iterator[Site]:
+    chance = _chance(search, image)
     while True:
-        numbers = torch.randint(len(search.placements), (search.threat.count,), generator=chance)
-        yield tuple(numbers.tolist()), -1
+        yield tuple(search.drawn([image], chance)[0].tolist()), -1
 
 
-def _open(search: Search, found: OpenPlacements, chance: torch.Generator) -> Iterator[Site]:
+def _open(found: OpenPlacements) -> Iterator[Site]:
     while len(found):
-        for first, rival in found.spread():
-            rest = torch.randint(len(found), (search.threat.count - 1,), generator=chance)
-            yield (first, *found.placement[rest].tolist()), rival
+        for site, rival in found.spread():
+            yield (site,), rival
 
 
 def _chance(search: Search, image: int) -> torch.Generator:
@@ -84,6 +81,14 @@ def try_everywhere(
         value[image, block] = search.try_patches(rows, where.flatten(0, 1), patch, batch=batch).view(where.shape[:2])
         start = block.stop
     return value
+
+
+def nearest(search: Search, placement: Int[Tensor, "B M"], patch: int, other: int) -> Int[Tensor, "B M"]:
+    """Of the `other` patch, the placements whose anchors are nearest to those of these placements of a patch."""
+    if search.families[patch] == search.families[other]:
+        return placement
+    of, to = (search.families[k].anchors.to(placement.device).float() for k in (patch, other))
+    return torch.cdist(of, to).argmin(dim=1)[placement]
 
 
 def grid(family: Placements, stride: int) -> Bool[Tensor, " L"]:

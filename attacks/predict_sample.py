@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.pasting import crop
-
 SHARE = 8
 MOST = 10_000
 
@@ -26,15 +24,11 @@ class PredictSample:
         self._tried: list[dict[int, int]] = [{} for _ in range(images)]
 
     def chosen(
-        self,
-        image: Int[Tensor, " P"],
-        x_adv: Float[Tensor, "P C H W"],
-        corners: Int[Tensor, "P count 2"],
-        size: tuple[int, int],
+        self, image: Int[Tensor, " P"], content: Float[Tensor, "P count C h w"], corners: Int[Tensor, "P count 2"]
     ) -> Bool[Tensor, " P"]:
-        """Choose among the attacked images, patched at these corners with patches of that size."""
-        content = crop(x_adv, corners, size).float().contiguous().flatten(1).view(torch.int32).long()
-        words = torch.cat([content, corners.flatten(1).long()], dim=1)
+        """Choose among the attacked images, by what their patches show at these corners."""
+        content = content.float().contiguous().flatten(1)
+        words = torch.cat([content.view(torch.int32).long(), corners.flatten(1).long()], dim=1)
         place = torch.arange(words.shape[1], device=words.device)
         key = _mixed(words + (place << 32)).sum(dim=1)
         before = [self._count(i, one) for i, one in zip(image.tolist(), key.tolist(), strict=True)]

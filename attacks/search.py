@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attacks.base import Proposal, check_call, require, visible
 from attacks.criterion import Criterion, as_criterion, asked, counts_for, is_broken
@@ -50,8 +52,10 @@ class Search:
         x, criterion = x.detach(), criterion.to(x.device)
         self.classifier, self.model, self.criterion = classifier, classifier.given, criterion
         self.x, self.y, self.threat, self.budget = x, criterion.y, threat, budget
-        self.family = threat.family(x.shape[2], x.shape[3])
-        self.placements = self.family.anchors.to(x.device)
+        self.families = threat.families(x.shape[2], x.shape[3])
+        self._anchors = {family: family.anchors.to(x.device) for family in self.families}
+        self._kinds = list(self._anchors)
+        self._kind_of_patch = [self._kinds.index(family) for family in self.families]
         self._root = int(torch.randint(2**62, (), generator=generator))
         self._streams: dict[int, torch.Generator] = {}
         attacked = Attacked(x, self.y, threat, budget, criterion.rank)
@@ -66,9 +70,9 @@ class Search:
         self.gap = torch.where(self.broken, -torch.inf, torch.inf)
         self.best = x.clone()
         self.held = torch.zeros_like(self.broken)
-        self.corners = self.placements[:1].expand(len(x), threat.count, 2).clone()
-        self.open = torch.full_like(self.y, len(self.placements))
-        self._tried: list[set[int]] = [set() for _ in range(len(x))]
+        self.corners = self.anchors(self.y.new_zeros(len(x), threat.count))
+        self.open = torch.full_like(self.y, sum(map(len, self._kinds)))
+        self._tried: list[set[tuple[int, int]]] = [set() for _ in range(len(x))]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -79,6 +83,25 @@ class Search:
     def patch_size(self) -> tuple[int, int]:
         """Height and width of the box that holds a patch."""
         return self.threat.height, self.threat.width
+
+    @property
+    def alike(self) -> bool:
+        """Whether all patches have the same places."""
+        return len(self._kinds) == 1
+
+    def anchors(self, placement: Int[Tensor, "*any count"]) -> Int[Tensor, "*any count 2"]:
+        """The anchors of these placements, by number: one of each patch."""
+        if self.alike:
+            return self._anchors[self._kinds[0]][placement]
+        each = zip(self.families, placement.unbind(dim=-1), strict=True)
+        return torch.stack([self._anchors[family][numbers] for family, numbers in each], dim=-2)
+
+    def drawn(self, image: Sequence[int], generator: torch.Generator) -> Int[Tensor, "n count"]:
+        """Uniformly random placements of all patches, a row for each of the images named, on the CPU."""
+        if self.alike:
+            return torch.randint(len(self.families[0]), (len(image), len(self.families)), generator=generator)
+        each = [torch.randint(len(family), (len(image),), generator=generator) for family in self.families]
+        return torch.stack(each, dim=1)
 
     def going(self) -> Bool[Tensor, " B"]:
         """The images neither broken nor out of budget."""
@@ -139,27 +162,31 @@ class Search:
 
         Of a content [h,w], the bounding box of the shape, only the shape's pixels show.
         """
-        x, shown = self.x[image], self.x[image]
-        if self.family.rectangle is not None:
-            return paste(x, self.placements[placement], patch)
-        for k in range(placement.shape[1]):
-            corners = self.family.corners(self.placements[placement[:, k, None]])
-            covered = self.family.footprint(placement[:, k])[:, None]
-            shown = torch.where(covered, paste(x, corners, patch[:, k, None]), shown)
+        shown, anchors = self.x[image], self.anchors(placement)
+        for k, family in enumerate(self.families):
+            h, w = family.box
+            pasted = paste(shown, family.corners(anchors[:, k, None]), patch[:, k, None, :, :h, :w])
+            if family.rectangle is not None:
+                shown = pasted
+            else:
+                shown = torch.where(family.footprint(placement[:, k])[:, None], pasted, shown)
         return shown
 
-    def cover(
-        self, image: Int[Tensor, " P"], placement: Int[Tensor, "P count"], drawn: Float[Tensor, "P C H W"]
-    ) -> Float[Tensor, "P C H W"]:
-        """The drawn images under the patches at these placements, and the images themselves around them."""
-        covered = self.threat.footprint(self.placements[placement], *self.image_size)[:, None]
-        return torch.where(covered, drawn, self.x[image])
+    def footprint(self, placement: Int[Tensor, "P count"]) -> Bool[Tensor, "P H W"]:
+        """The pixels under the patches at these placements."""
+        each = [family.footprint(placement[:, k]) for k, family in enumerate(self.families)]
+        return torch.stack(each).any(dim=0)
 
     def crop(
         self, x_adv: Float[Tensor, "P C H W"], anchors: Int[Tensor, "P count 2"]
     ) -> Float[Tensor, "P count C h w"]:
-        """The contents of the boxes of patches at these anchors: `paste` takes them."""
-        return crop(x_adv, self.family.corners(anchors), self.patch_size)
+        """The contents of the boxes of patches at these anchors, zeros beyond smaller ones: `paste` takes them."""
+        each = []
+        for k, family in enumerate(self.families):
+            content = crop(x_adv, family.corners(anchors[:, k, None]), family.box)
+            more = [most - own for most, own in zip(self.patch_size, family.box, strict=True)]
+            each.append(pad(content, (0, more[1], 0, more[0])) if any(more) else content)
+        return torch.cat(each, dim=1)
 
     def spend(self, image: Int[Tensor, " P"], evaluations: Int[Tensor, " P"]) -> None:
         """Put evaluations to the account of each row's image."""
@@ -168,7 +195,7 @@ class Search:
     def visit(self, image: list[int], placement: list[list[int]]) -> None:
         """Note that these placements are being tried."""
         for i, sites in zip(image, placement, strict=True):
-            self._tried[i].update(sites)
+            self._tried[i].update(zip(self._kind_of_patch, sites, strict=True))
 
     @torch.no_grad()
     def try_patches(
@@ -198,7 +225,7 @@ class Search:
             value[rows], prediction = view(x_adv)
             self.spend(i, view.cost)
             self.visit(i.tolist(), where.tolist())
-            self.offer(i, self.placements[where], x_adv, value[rows], self.hits(i, prediction))
+            self.offer(i, self.anchors(where), x_adv, value[rows], self.hits(i, prediction))
         return value
 
     @torch.no_grad()
@@ -220,8 +247,8 @@ class Search:
         """
         value = value.masked_fill(value.isnan(), torch.inf)
         if self._sample is not None:
-            boxes = self.family.corners(corners)
-            some = self._sample.chosen(image, x_adv, boxes, self.patch_size) | (value < self.gap[image])
+            boxes = torch.stack([one.corners(corners[:, k]) for k, one in enumerate(self.families)], dim=1)
+            some = self._sample.chosen(image, self.crop(x_adv, corners), boxes) | (value < self.gap[image])
             hit = hit | self._predicted(image, x_adv, some & ~hit)
         for row in hit.nonzero()[:, 0].tolist():
             i = int(image[row])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from torch import Tensor
 from attacks.attack import Attack
 from attacks.base import require
 from attacks.search import Search
+from robustpatch.threats.base import Placements
 
 _HALVINGS = (10, 50, 200, 500, 1000, 4000, 8000)  # in a run of 10,000 queries: when the square's area is halved
 _DRAWN = 64  # queries whose chance is drawn at once
@@ -65,10 +65,10 @@ class SparseRS(Attack):
                 return
             u = chance[:, (t - 1) % _DRAWN]
             new_sites, new_patch = sites, patch
-            if t % self.move_every == 0 and len(search.placements) > 1:
+            if t % self.move_every == 0 and max(map(len, search.families)) > 1:
                 new_sites = self._moved(search, sites, t, u)
             else:
-                new_patch = self._painted(patch, t, u)
+                new_patch = self._painted(search, patch, t, u)
             new_value = search.try_patches(image, new_sites, new_patch, batch=self.batch)
             kept = new_value <= value
             sites = torch.where(kept[:, None], new_sites, sites)
@@ -76,16 +76,19 @@ class SparseRS(Attack):
             value = torch.where(kept, new_value, value)
 
     def _painted(
-        self, patch: Float[Tensor, "P count C h w"], t: int, u: Int[Tensor, "P D"]
+        self, search: Search, patch: Float[Tensor, "P count C h w"], t: int, u: Int[Tensor, "P D"]
     ) -> Float[Tensor, "P count C h w"]:
         """One square of each row's patches in a random colour; in the opposite one where that changes nothing."""
         count, _, height, width = patch.shape[1:]
         share = self.alpha / 2 ** bisect_left(_HALVINGS, t * 10_000 / self.queries)
-        inside = (torch.arange(count, device=patch.device) == (u[:, 0] % count)[:, None])[:, :, None, None]
-        for axis, length in ((2, height), (3, width)):
-            side = max(1, int(share**0.5 * length))
-            offset = torch.arange(length, device=patch.device) - (u[:, axis - 1] % (length - side + 1))[:, None]
-            along = ((offset >= 0) & (offset < side))[:, None]
+        which = u[:, 0] % count
+        inside = (torch.arange(count, device=patch.device) == which[:, None])[:, :, None, None]
+        boxes = torch.tensor([family.box for family in search.families], device=patch.device)[which]
+        for axis, most in ((2, height), (3, width)):
+            length = boxes[:, axis - 2]
+            side = (share**0.5 * length.double()).long().clamp(min=1)
+            offset = torch.arange(most, device=patch.device) - (u[:, axis - 1] % (length - side + 1))[:, None]
+            along = ((offset >= 0) & (offset < side[:, None]))[:, None]
             inside = inside & (along[..., :, None] if axis == 2 else along[..., None, :])
         inside = inside[:, :, None]
         colour = (u[:, 3:] % 2).to(patch.dtype)[:, None, :, None, None]
@@ -93,10 +96,11 @@ class SparseRS(Attack):
         same = (painted == patch).flatten(1).all(dim=1)[:, None, None, None, None]
         return torch.where(same & inside, 1 - colour, painted)
 
-    def _near(self, search: Search, place: Int[Tensor, " P"], t: int, u: Int[Tensor, "P D"]) -> Int[Tensor, " P"]:
+    def _near(self, family: Placements, place: Int[Tensor, " P"], t: int, u: Int[Tensor, "P D"]) -> Int[Tensor, " P"]:
         """The same of places that fill no rectangle: another one whose anchor is within reach, or none."""
-        reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in search.image_size]
-        away = (search.placements[place][:, None] - search.placements).abs()
+        reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in family.size]
+        anchors = family.anchors.to(place.device)
+        away = (anchors[place][:, None] - anchors).abs()
         near = (away <= torch.tensor(reach, device=away.device)).all(dim=2)
         near[torch.arange(len(place)), place] = False
         number = u[:, 1] % near.sum(dim=1).clamp(min=1)
@@ -107,31 +111,36 @@ class SparseRS(Attack):
         self, search: Search, sites: Int[Tensor, "P count"], t: int, u: Int[Tensor, "P D"]
     ) -> Int[Tensor, "P count"]:
         """One patch of each row at another placement within reach, all of them alike likely."""
-        size = search.x.shape[2:]
-        which = (u[:, 0] % sites.shape[1])[:, None]
-        place = sites.gather(1, which)[:, 0]
-        if len(search.placements) != prod(length - m + 1 for length, m in zip(size, search.patch_size, strict=True)):
-            return sites.scatter(1, which, self._near(search, place, t, u)[:, None])
-        rows, columns = (length - patch + 1 for length, patch in zip(size, search.patch_size, strict=True))
+        which, moved = u[:, 0] % sites.shape[1], sites.clone()
+        for k, family in enumerate(search.families):
+            own = (which == k).nonzero()[:, 0]
+            moved[own, k] = self._elsewhere(family, sites[own, k], t, u[own])
+        return moved
+
+    def _elsewhere(
+        self, family: Placements, place: Int[Tensor, " P"], t: int, u: Int[Tensor, "P D"]
+    ) -> Int[Tensor, " P"]:
+        rows, columns = (length - m + 1 for length, m in zip(family.size, family.box, strict=True))
+        if len(family) != rows * columns or len(family) == 1:
+            return self._near(family, place, t, u)
         row, column = place // columns, place % columns
-        reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in size]
+        reach = [max(1, int(0.75 * (1 - t / self.queries) * length)) for length in family.size]
         top, left = (row - reach[0]).clamp(min=0), (column - reach[1]).clamp(min=0)
         tall = (row + reach[0]).clamp(max=rows - 1) - top + 1
         wide = (column + reach[1]).clamp(max=columns - 1) - left + 1
         number = u[:, 1] % (tall * wide - 1)
         number = number + (number >= (row - top) * wide + column - left).long()  # never where it is
-        place = (top + number // wide) * columns + left + number % wide
-        return sites.scatter(1, which, place[:, None])
+        return (top + number // wide) * columns + left + number % wide
 
 
 def _begin(search: Search, image: list[int]) -> tuple[Int[Tensor, "P count"], Float[Tensor, "P count C h w"]]:
     """Random placements, and stripes."""
     count, channels, (height, width) = search.threat.count, search.x.shape[1], search.patch_size
-    sites = search.placements.new_zeros(len(image), count)
+    sites = search.y.new_zeros(len(image), count)
     stripes = search.x.new_zeros(len(image), count, channels, 1, width)
     for row, i in enumerate(image):
         stream = search.stream(i)
-        sites[row] = torch.randint(len(search.placements), (count,), generator=stream)
+        sites[row] = search.drawn([i], stream)[0]
         stripes[row] = torch.randint(2, stripes.shape[1:], generator=stream)
     return sites, stripes.expand(-1, -1, -1, height, -1).contiguous()
 

@@ -99,10 +99,8 @@ class Universal(Attack):
             image = torch.tensor([i for i, _ in found], device=search.y.device)
             placement = torch.tensor([site for _, site in found], device=search.y.device)
             poses = [patch.poses.draw(1, search.stream(i)) if number else AS_IT_IS for i, _ in found]
-            anchors = search.placements[placement]
-            boxes = search.family.corners(anchors)
-            x_adv = draw(patch.content.to(search.x), search.x[image], boxes, torch.cat(poses).to(search.x))
-            shown = search.crop(search.cover(image, placement, x_adv), anchors)
+            x_adv = _posed(search, patch.content.to(search.x), image, placement, torch.cat(poses).to(search.x))
+            shown = search.crop(x_adv, search.anchors(placement))
             search.try_patches(image, placement, shown, batch=self.batch, rival=rival[image])
 
     def _room_to_train(self, search: Search) -> int | None:
@@ -132,8 +130,7 @@ class Universal(Attack):
             image = pool[torch.randint(len(pool), (self.rows,), generator=generator).to(device)]
             if left is not None:
                 image = image[turn(image) < left[image]]
-            sizes = (len(image), search.threat.count)
-            where = torch.randint(len(search.placements), sizes, generator=generator).to(device)
+            where = search.drawn(image.tolist(), generator).to(device)
             view = search.view(image, where)
             view = view if self.target is None else view.towards(self.target)
             pose = self.poses.draw(len(image), generator).to(search.x)
@@ -141,8 +138,7 @@ class Universal(Attack):
             def loss(
                 content: Tensor, view: View = view, image: Tensor = image, where: Tensor = where, pose: Tensor = pose
             ) -> tuple[Tensor, Tensor]:
-                drawn = draw(content[0], search.x[image], search.family.corners(search.placements[where]), pose)
-                value, prediction = view(search.cover(image, where, drawn))
+                value, prediction = view(_posed(search, content[0], image, where, pose))
                 return value.clamp(min=-search.surface.enough).mean()[None], prediction
 
             found = differentiate(loss, content[None])[2][0]
@@ -153,6 +149,23 @@ class Universal(Attack):
             search.spend(image, 2 * view.cost)
         rounded = (content.detach() * 255).round() / 255
         return UniversalPatch(rounded, self.target, self.poses, int(search.evaluations.sum()))
+
+
+def _posed(
+    search: Search,
+    content: Float[Tensor, "C h w"],
+    image: Int[Tensor, " P"],
+    placement: Int[Tensor, "P count"],
+    pose: Float[Tensor, "P 3"],
+) -> Float[Tensor, "P C H W"]:
+    """The images with posed copies of the content under each patch; of smaller patches, of its top left corner."""
+    shown, anchors = search.x[image], search.anchors(placement)
+    for k, family in enumerate(search.families):
+        h, w = family.box
+        drawn = draw(content[:, :h, :w], shown, family.corners(anchors[:, k, None]), pose)
+        covered = family.footprint(placement[:, k])[:, None]
+        shown = drawn if family.rectangle is not None else torch.where(covered, drawn, shown)
+    return shown
 
 
 def train_patch(

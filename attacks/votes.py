@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
+from itertools import combinations, product
+from math import comb, prod
 
 import torch
 from jaxtyping import Bool, Int
@@ -52,24 +52,27 @@ def worst_votes(
     For several patches all unions of touched sets are tried, up to 20,000 of them; beyond that they are gathered
     greedily, and an image that is not refuted may still be refutable.
     """
-    touched = ablation.touched(threat, *image_size)
+    families = threat.families(*image_size)
+    known = {family: ablation.touched_at(family) for family in dict.fromkeys(families)}
+    touched = [known[family] for family in families]
     clean = _clean(cast)
     prediction = first_argmax(clean.counts)
-    first = torch.zeros(len(touched.sizes), dtype=torch.long).scatter_reduce_(
-        0, touched.set_of_placement, torch.arange(len(touched.set_of_placement)), "amin", include_self=False
-    )
-    found = [_worst(clean.of(slice(i, i + 1)), prediction[i], touched, threat.count) for i in range(len(cast))]
+    found = [_worst(clean.of(slice(i, i + 1)), prediction[i], touched) for i in range(len(cast))]
     sets = torch.tensor([sets for sets, _ in found], device=cast.device, dtype=torch.long).reshape(
         len(cast), threat.count
     )
     rival = torch.tensor([rival for _, rival in found], device=cast.device, dtype=torch.long)
-    member = touched.member(sets).any(dim=1) if len(cast) else cast.new_zeros(0, cast.shape[1])
+    member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
+    placement = torch.zeros_like(sets)
+    for k, one in enumerate(touched if len(cast) else ()):
+        member |= one.member(sets[:, k])
+        placement[:, k] = _first_placement(one).to(cast.device)[sets[:, k]]
     turned = (torch.nn.functional.one_hot(rival, cast.shape[2]) * clean.unit).to(cast.dtype)[:, None]
     votes = torch.where(member[:, :, None], turned, cast)
     counts = _clean(votes).counts
     return WorstVotes(
         refuted=first_argmax(counts) != prediction,
-        placement=first.to(cast.device)[sets],
+        placement=placement,
         rival=rival,
         lead=least_lead(counts, prediction),
         touched=member.sum(dim=1),
@@ -77,15 +80,22 @@ def worst_votes(
     )
 
 
+def _first_placement(touched: Touched) -> Int[Tensor, " S"]:
+    """The first of the placements that touch each set."""
+    numbers = torch.arange(len(touched.set_of_placement))
+    first = torch.zeros(len(touched.sizes), dtype=torch.long)
+    return first.scatter_reduce_(0, touched.set_of_placement, numbers, "amin", include_self=False)
+
+
 def _clean(cast: Tensor) -> Votes | Scored:
     """The votes without any that are close, the scores without slack."""
     return Votes(cast, torch.zeros_like(cast)) if cast.dtype == torch.bool else Scored(cast, 0)
 
 
-def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: int) -> tuple[list[int], int]:
-    """The sets (with repetition where fewer do) and the rival of least lead, of one image."""
-    if count == 1:
-        margins = rival_margins(votes, prediction[None], touched)[0]
+def _worst(votes: Votes | Scored, prediction: Tensor, touched: list[Touched]) -> tuple[list[int], int]:
+    """The sets, one of each patch, and the rival of least lead, of one image."""
+    if len(touched) == 1:
+        margins = rival_margins(votes, prediction[None], touched[0])[0]
         worst = int(margins.argmin())
         return [worst // margins.shape[1]], worst % margins.shape[1]
     cast = votes.cast[0]
@@ -94,8 +104,8 @@ def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: i
     counts = cast.sum(dim=0)
     before = lead(counts[prediction], counts, prediction)
     best: tuple[int, list[int], int] | None = None
-    for sets in _unions(touched, damage, count):
-        member = touched.member(torch.tensor(sets, device=cast.device)).any(dim=0)
+    for sets in _unions(touched, damage):
+        member = _union(touched, sets, cast.device)
         leads = before - damage[member].sum(dim=0)
         rival = int(leads.argmin())
         if best is None or int(leads[rival]) < best[0]:
@@ -104,16 +114,27 @@ def _worst(votes: Votes | Scored, prediction: Tensor, touched: Touched, count: i
     return best[1], best[2]
 
 
-def _unions(touched: Touched, damage: Int[Tensor, "N K"], count: int) -> Iterator[list[int]]:
-    sets = len(touched.sizes)
-    distinct = min(count, sets)
-    if comb(sets, distinct) <= _UNIONS:
-        for some in combinations(range(sets), distinct):
-            yield [*some, *some[:1] * (count - distinct)]
+def _union(touched: list[Touched], sets: Iterable[int], device: torch.device) -> Bool[Tensor, " N"]:
+    """The ablations in any of these sets, one of each patch."""
+    members = [one.member(torch.tensor(s, device=device)) for one, s in zip(touched, sets, strict=True)]
+    return torch.stack(members).any(dim=0)
+
+
+def _unions(touched: list[Touched], damage: Int[Tensor, "N K"]) -> Iterator[list[int]]:
+    sets, count = len(touched[0].sizes), len(touched)
+    if all(one is touched[0] for one in touched):
+        distinct = min(count, sets)
+        if comb(sets, distinct) <= _UNIONS:
+            for some in combinations(range(sets), distinct):
+                yield [*some, *some[:1] * (count - distinct)]
+            return
+    elif prod(len(one.sizes) for one in touched) <= _UNIONS:
+        for chosen in product(*(range(len(one.sizes)) for one in touched)):
+            yield list(chosen)
         return
     for rival in range(damage.shape[1]):
         left, chosen = damage[:, rival : rival + 1].clone(), []
-        for _ in range(count):
-            chosen.append(int(touched.sums(left[None])[0, :, 0].argmax()))
-            left[touched.member(torch.tensor(chosen[-1], device=left.device))] = 0
+        for one in touched:
+            chosen.append(int(one.sums(left[None])[0, :, 0].argmax()))
+            left[one.member(torch.tensor(chosen[-1], device=left.device))] = 0
         yield chosen

@@ -158,7 +158,7 @@ class FromART(Attack):
     def _run(self, search: Search) -> None:
         if not torch.equal(search.x.float().to(search.x.dtype), search.x):
             raise InvalidInput(f"images are {search.x.dtype}; ART computes in float32: pass x.float()")
-        if self.kind == "patch" and search.family.rectangle is None:
+        if self.kind == "patch" and search.families[0].rectangle is None:
             raise InvalidInput(
                 f"patch is {search.threat}; ART's {self.name[4:]} draws rectangles, use a masked attack for this"
             )
@@ -191,7 +191,7 @@ class FromART(Attack):
         """Run ART on as many copies of image i as there are placements, and offer what comes back."""
         rows = torch.full((len(some),), i, device=search.y.device)
         x, y = search.x[rows], search.y[rows]
-        asked = search.placements[torch.tensor([numbers for numbers, _ in some], device=x.device)]
+        asked = search.anchors(torch.tensor([numbers for numbers, _ in some], device=x.device))
         other = (y.cpu() + torch.randint(1, classes, (len(some),), generator=search.stream(i))) % classes
         aimed = int(search.criterion.rival[i])
         rivals = [rival if aimed < 0 else aimed for _, rival in some]
@@ -265,7 +265,8 @@ def claimed_corners(
 
 def _numbers(corners: Int[Tensor, "P count 2"], search: Search) -> list[list[int]]:
     """The placements with these corners, by number."""
-    return search.family.find(corners.flatten(0, 1)).view(corners.shape[:2]).tolist()
+    each = [family.find(corners[:, k]) for k, family in enumerate(search.families)]
+    return torch.stack(each, dim=1).tolist()
 
 
 def _targeted(attack: Any) -> bool:

@@ -137,7 +137,7 @@ class Surface:
 
     def open_placements(self, shuffled: list[Int[Tensor, " L"]], rivals: int) -> list[OpenPlacements]:
         """Of each image the placements that are open, most promising first, equals in the order of `shuffled`, with at
-        most so many rivals each. Of several patches: of the first one, whatever the others are.
+        most so many rivals each. Asked only where the threat is one patch.
         """
         return [OpenPlacements.in_order(order) for order in shuffled]
 

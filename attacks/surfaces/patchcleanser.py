@@ -65,34 +65,39 @@ class PatchCleanserSurface(Surface):
         return prediction, spent
 
     @cached_property
-    def share(self) -> Float[Tensor, "L V"]:
-        """The share of one patch that each view hides, at each placement; 1 exactly where it hides all of it."""
-        family = self.attacked.threat.family(*self.attacked.size)
-        hidden = self.masks.hidden()[self.masks.views].any(dim=1)
-        share, wholly = family.means(hidden.float()).T, family.inside(hidden)
-        return torch.where(wholly, 1, share.clamp(max=1 - 1e-6)).to(self.lead.device)
+    def shares(self) -> list[Float[Tensor, "L V"]]:
+        """The share of each patch that each view hides, at its placements; 1 exactly where it hides all of it."""
+        families = self.attacked.threat.families(*self.attacked.size)
+        hidden, known = self.masks.hidden()[self.masks.views].any(dim=1), {}
+        for family in dict.fromkeys(families):
+            share, wholly = family.means(hidden.float()).T, family.inside(hidden)
+            known[family] = torch.where(wholly, 1, share.clamp(max=1 - 1e-6)).to(self.lead.device)
+        return [known[family] for family in families]
+
+    def _share(self, placement: Int[Tensor, "P count"]) -> Float[Tensor, "P count V"]:
+        """The same at these placements, by number."""
+        return torch.stack([share[placement[:, k]] for k, share in enumerate(self.shares)], dim=1)
 
     @cached_property
     def open(self) -> Bool[Tensor, "B L"]:
         """True where one patch may change the prediction: no view that hides it is known to be steady."""
-        return ~closed((self.lead > 0) & self.complete, self.share == 1)
+        return ~closed((self.lead > 0) & self.complete, self.shares[0] == 1)
 
     @cached_property
     def resistance(self) -> Float[Tensor, "B L"]:
         """Against one patch at each placement: the largest lead of a view, by the share that it hides."""
-        some = [(self.share * lead.clamp(min=0)).amax(dim=1) for lead in self.lead]
-        return torch.stack(some) if some else self.lead.new_zeros(0, len(self.share))
+        some = [(self.shares[0] * lead.clamp(min=0)).amax(dim=1) for lead in self.lead]
+        return torch.stack(some) if some else self.lead.new_zeros(0, len(self.shares[0]))
 
     def open_placements(self, shuffled: list[Tensor], rivals: int) -> list[OpenPlacements]:
         """The placements that no steady view hides, those of least resistance first; one of each set of views that hide
-        the patch in turn. Of several patches, every placement.
+        the patch in turn.
         """
-        sets = torch.unique(self.share == 1, dim=0, return_inverse=True)[1]
+        sets = torch.unique(self.shares[0] == 1, dim=0, return_inverse=True)[1]
         found = []
         for resistance, open_, order in zip(self.resistance, self.open, shuffled, strict=True):
             order = order[resistance[order].argsort(stable=True)]
-            if self.attacked.threat.count == 1:
-                order = order[open_[order]]
+            order = order[open_[order]]
             found.append(OpenPlacements.in_order(order, sets[order]))
         return found
 
@@ -100,13 +105,16 @@ class PatchCleanserSurface(Surface):
         """Random placements of all patches, hidden together by one of the views least steady; of each few dozen, those
         of least resistance first.
         """
-        lead, share = self.lead[image], self.share
+        lead = self.lead[image]
         order = lead.argsort()[: max(1, int((lead <= 0).sum()))]
         view = order[torch.arange(_DRAWN, device=lead.device) % len(order)]
         while True:
-            drawn = torch.rand(_DRAWN, self.attacked.threat.count, len(share), generator=chance).to(lead.device)
-            placement = drawn.masked_fill((share.T[view] < 1)[:, None], -1).argmax(dim=2)
-            resistance = (share[placement].mean(dim=1) * lead.clamp(min=0)).amax(dim=1)
+            each = []
+            for share in self.shares:
+                drawn = torch.rand(_DRAWN, len(share), generator=chance).to(lead.device)
+                each.append(drawn.masked_fill(share.T[view] < 1, -1).argmax(dim=1))
+            placement = torch.stack(each, dim=1)
+            resistance = (self._share(placement).mean(dim=1) * lead.clamp(min=0)).amax(dim=1)
             for some in placement[resistance.argsort(stable=True)].tolist():
                 yield tuple(some), -1
 
@@ -126,8 +134,8 @@ class PatchCleanserSurface(Surface):
     ) -> PatchCleanserView:
         """A few of PatchCleanser's views of the attacked images, whatever the objective."""
         y = self.attacked.y[image]
-        share, pair = self.share[placement].mean(dim=1), self.masks.pair.to(y.device)
-        lead, hides = self.lead[image], (self.share[placement] == 1).all(dim=1)
+        each, pair = self._share(placement), self.masks.pair.to(y.device)
+        share, lead, hides = each.mean(dim=1), self.lead[image], (each == 1).all(dim=1)
         steady = torch.where(self.complete[image], lead, lead.clamp(max=0)).masked_fill(~hides, -torch.inf)
         holding, near = (share * lead.clamp(min=0)).masked_fill(hides, 0).topk(self._asked(_NEAR), dim=1)
         far = _spread(share, self._asked(_FAR))

@@ -12,7 +12,6 @@ from attacks.surfaces.base import Attacked, Surface, surface_of
 from attacks.surfaces.smoothed import TouchedSurface
 from attacks.surfaces.touched import OfTouched, soft_votes
 from attacks.surfaces.views import View
-from robustpatch.ablations.touched import Touched
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.threats.base import Patches
@@ -87,10 +86,11 @@ class PatchGuardSurface(TouchedSurface):
         masking = self.masked.masking(*self.attacked.size)
         return PatchGuardView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
 
-    def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
+    def _rival_margins(self) -> list[Int[Tensor, "S K"]] | None:
         if self.masked.overridden(MaskedClassifier, "certify"):
             return None
-        return list(rival_margins(self.masked, self.votes, self.attacked.y, single, self.attacked.size))
+        patch = self.attacked.threat
+        return list(rival_margins(self.masked, self.votes, self.attacked.y, patch, self.attacked.size))
 
     def _placement_margin(self) -> None:
         return None

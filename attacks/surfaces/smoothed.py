@@ -6,6 +6,7 @@ Two views that must agree: `VotesView` scores all ablations of the attacked imag
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -14,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
+from attacks.surfaces.base import Attacked, OpenPlacements, Site, Surface, surface_of
 from attacks.surfaces.clean_votes import votes_of
+from attacks.surfaces.together import sites_together
 from attacks.surfaces.touched import OfTouched, sums
 from attacks.surfaces.views import Objective, View, WholeView, whole_view_class
 from robustpatch.ablations.touched import Touched
@@ -23,7 +25,6 @@ from robustpatch.certificates.margins import rival_margins
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.isolation import certify, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import UNITS, first_argmax
 
 
@@ -62,14 +63,14 @@ class TouchedView(OfTouched):
         classifier: SmoothedClassifier,
         y: Tensor,
         cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"],
-        touched: Touched,
+        touched: Sequence[Touched],
         placement: Int[Tensor, "P count"],
         rival: Tensor | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
         rank: int = 1,
     ) -> TouchedView:
         """`cast` are the clean votes of each row's image, or the units of its scores, `placement` the numbers of its
-        rectangles' placements. For `reach` see `OfTouched.rows`.
+        patches' placements. For `touched` and `reach` see `OfTouched.rows`.
         """
         rows = OfTouched.rows(y, touched, placement, cast.shape[2], rival, reach)
         member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
@@ -107,6 +108,7 @@ class TouchedSurface(Surface):
 
     guides = True
     blind = False
+    groups = True
     home: ClassVar[type[CertifiedClassifier]] = SmoothedClassifier
     """The class whose `predict` and `certify` are what the votes say."""
 
@@ -131,8 +133,11 @@ class TouchedSurface(Surface):
         return self.votes.counts
 
     @cached_property
-    def touched(self) -> Touched:
-        return self.voting.ablation.touched(self.attacked.threat, *self.attacked.size)
+    def touched(self) -> list[Touched]:
+        """What each patch touches."""
+        families = self.attacked.threat.families(*self.attacked.size)
+        known = {family: self.voting.ablation.touched_at(family) for family in dict.fromkeys(families)}
+        return [known[family] for family in families]
 
     @property
     def climb_cost(self) -> int:
@@ -146,7 +151,7 @@ class TouchedSurface(Surface):
     def _reached(self, image: Tensor, placement: Tensor) -> Bool[Tensor, "P K"] | None:
         if self.reach is None:
             return None
-        return self.reach[image, self.touched.set_of_placement.to(placement.device)[placement[:, 0]]]
+        return self.reach[image, self.touched[0].set_of_placement.to(placement.device)[placement[:, 0]]]
 
     def view(
         self, image: Tensor, placement: Tensor, rival: Tensor | None = None, objective: Objective = "votes"
@@ -160,14 +165,14 @@ class TouchedSurface(Surface):
     def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
         return TouchedView.of(self.voting, y, cast, self.touched, placement, rival, reach, self.attacked.rank)
 
-    def _rival_margins(self, single: Patches, touched: Touched) -> list[Int[Tensor, "S K"]] | None:
-        """The least lead of y over each rival that a single patch leaves at each touched set, of each image: below zero
+    def _rival_margins(self) -> list[Int[Tensor, "S K"]] | None:
+        """The least lead of y over each rival that one patch leaves at each touched set, of each image: below zero
         where it may raise the rival above y. None where the classifier proves nothing, or in a way of its own.
         """
         if self.certifier.overridden(self.home, "certify"):
             return None
         y, rows = self.attacked.y, range(len(self.attacked.y))
-        return [rival_margins(self.votes.of(slice(i, i + 1)), y[i : i + 1], touched)[0] for i in rows]
+        return [rival_margins(self.votes.of(slice(i, i + 1)), y[i : i + 1], self.touched[0])[0] for i in rows]
 
     def _placement_margin(self) -> Tensor | None:
         """The certificate's map, of one that proves in a way of its own."""
@@ -175,13 +180,10 @@ class TouchedSurface(Surface):
         return certify(self.certifier, self.attacked.x, self.attacked.threat).placement_margin
 
     def open_placements(self, shuffled: list[Tensor], rivals: int) -> list[OpenPlacements]:
-        threat, rank = self.attacked.threat, self.attacked.rank
-        single = threat.times(1)
-        touched = self.voting.ablation.touched(single, *self.attacked.size)
-        known = self._rival_margins(single, touched)
+        rank, known = self.attacked.rank, self._rival_margins()
         if known is None:
             return self._by_map(shuffled)
-        of_placement = touched.set_of_placement.to(self.attacked.x.device)
+        of_placement = self.touched[0].set_of_placement.to(self.attacked.x.device)
         found, reach = [], []
         for margins, order in zip(known, shuffled, strict=True):
             reach.append(margins < 0)
@@ -191,16 +193,22 @@ class TouchedSurface(Surface):
             least, cheapest = least[:, :rivals], cheapest[:, :rivals]
             if rank > 1:
                 cheapest = torch.full_like(cheapest, -1)
-            if threat.count == 1:
-                cheapest = cheapest.masked_fill(least >= 0, -1)
+            cheapest = cheapest.masked_fill(least >= 0, -1)
             order = order[margin[order].argsort(stable=True)]
-            if threat.count == 1:
-                order = order[margin[order] < 0]
+            order = order[margin[order] < 0]
             sets = of_placement[order]
             found.append(OpenPlacements(order, cheapest[sets], sets))
-        if reach and threat.count == 1:
+        if reach:
             self.reach = torch.stack(reach)
         return found
+
+    def several(self, image: int, chance: torch.Generator) -> Iterator[Site]:
+        """Placements that touch the ablations by whose votes y leads least without them, towards the class that is
+        nearest to it there.
+        """
+        cast, y = self.votes.cast[image], int(self.attacked.y[image])
+        for placement, rival in sites_together(cast, self.votes.unit, y, self.touched, chance):
+            yield placement, rival if self.attacked.rank == 1 else -1
 
     def _by_map(self, shuffled: list[Tensor]) -> list[OpenPlacements]:
         closed = self._placement_margin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -35,16 +36,18 @@ class OfTouched(View):
     @staticmethod
     def rows(
         y: Int[Tensor, " P"],
-        touched: Touched,
+        touched: Sequence[Touched],
         placement: Int[Tensor, "P count"],
         classes: int,
         rival: Int[Tensor, " P"] | None = None,
         reach: Bool[Tensor, "P K"] | None = None,
     ) -> dict[str, Any]:
-        """The attributes, for rectangles at these placements, by number. A row of none in `reach`, and None, stand for
-        every class.
+        """The attributes, for patches at these placements, by number; `touched` is what each of them touches. A row of
+        none in `reach`, and None, stand for every class.
         """
-        member = touched.member(touched.set_of_placement.to(placement.device)[placement]).any(dim=1)
+        each = zip(touched, placement.unbind(dim=1), strict=True)
+        members = [one.member(one.set_of_placement.to(numbers.device)[numbers]) for one, numbers in each]
+        member = torch.stack(members).any(dim=0)
         valid, index = member.sort(dim=1, descending=True, stable=True)
         most = max(1, int(member.sum(dim=1).max()))  # with wide strides a patch may touch none: `valid` says so
         reach = torch.zeros(len(y), classes, dtype=torch.bool, device=y.device) if reach is None else reach

@@ -191,13 +191,16 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
 def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
     (one,) = (each for each in threat.threats if str(each) == record.threat)
     height, width = one.height, one.width
+    # Boxes of the largest patch, a smaller one's moved where they would reach beyond the image.
+    last = torch.tensor([x_adv.shape[1] - height, x_adv.shape[2] - width])
     families = one.families(x_adv.shape[1], x_adv.shape[2])
     anchors = torch.tensor(record.corners).view(-1, 2)
-    corners = [tuple(own.corners(at).tolist()) for own, at in zip(families, anchors, strict=True)]
+    each = zip(families, anchors, strict=True)
+    corners = [tuple(torch.minimum(family.corners(anchor), last).tolist()) for family, anchor in each]
     patches = np.stack([_picture(x_adv[:, r : r + height, c : c + width]) for r, c in corners])
     what = (record.attack, record.by, record.broken, record.prediction)
     covered = None
-    if any(own.rectangle is None for own in families):
+    if any(own.rectangle is None for own in families) or len(set(families)) > 1:
         covered = _reduced(one.footprint(anchors[None], x_adv.shape[1], x_adv.shape[2])[0].byte())
     return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes, covered)
 

@@ -18,9 +18,9 @@ from robustpatch.threats.base import Patches, Placements, Threat
 class MaskSet:
     """n = len(rows)·len(columns) rectangles of `height` × `width`; their top-left corners are all (row, column).
 
-    Those of `for_patch` hide every placement of that patch: with k masks on an axis of n pixels and a patch of m, they
-    begin every s = ceil((n - m + 1) / k) pixels, the last one flush with the border, and are m + s - 1 long. (Xiang et
-    al. 2022, Section 3.1.)
+    Those of `for_patch` hide every placement of that patch (of several shapes, of each): with k masks on an axis of n
+    pixels and a patch of m, they begin every s = ceil((n - m + 1) / k) pixels, the last one flush with the border, and
+    are m + s - 1 long. (Xiang et al. 2022, Section 3.1.)
 
     `count` patches are hidden by `count` masks together: every choice of so many is a *view* of the image, and the
     *unions* are the views and the choices of any two of them. For one patch views are the single masks, and unions
@@ -40,7 +40,8 @@ class MaskSet:
 
         Raises `InvalidInput`.
         """
-        rectangle = patch.family(*image_size).extent
+        extents = [family.extent for family in set(patch.families(*image_size))]
+        rectangle = max(height for height, _ in extents), max(width for _, width in extents)
         if min(masks) < 1:
             raise InvalidInput(f"masks is {masks[0]}x{masks[1]}; at least one is needed along each axis")
         rows, height = _axis(image_size[0], rectangle[0], masks[0])
@@ -65,8 +66,13 @@ class MaskSet:
         )
 
     def hiding_at(self, patch: Patches) -> Bool[Tensor, "L V"]:
-        """Marks the views that hide one of the patches wholly, at each of its placements."""
-        return self._holding(patch.family(*self.image_size))[:, self.views].any(dim=2)
+        """Marks the views that hide one of the patches wholly, at each of its placements. Raises `InvalidInput` for
+        patches of different shapes.
+        """
+        return self._hiding(patch.family(*self.image_size))
+
+    def _hiding(self, placements: Placements) -> Bool[Tensor, "L V"]:
+        return self._holding(placements)[:, self.views].any(dim=2)
 
     def _holding(self, placements: Placements) -> Bool[Tensor, "L n"]:
         """Marks the masks that hold all of the patch, at each of its placements."""
@@ -80,10 +86,11 @@ class MaskSet:
         """The sets of views that hide all patches of the threat at once, of all choices of placements."""
         found = []
         for one in threat.threats:
-            single = torch.unique(self.hiding_at(one), dim=0)
-            sets = single
-            for _ in range(one.count - 1):
-                sets = torch.unique((sets[:, None] & single).flatten(0, 1), dim=0)
+            families = one.families(*self.image_size)
+            single = {family: torch.unique(self._hiding(family), dim=0) for family in set(families)}
+            sets = single[families[0]]
+            for family in families[1:]:
+                sets = torch.unique((sets[:, None] & single[family]).flatten(0, 1), dim=0)
             found.append(sets)
         return torch.unique(torch.cat(found), dim=0)
 

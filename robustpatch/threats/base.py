@@ -77,6 +77,11 @@ class Placements(ABC):
                 sizes.append(int((last - held.argmax(dim=1)).max()))
         return max(sizes[::2]), max(sizes[1::2])
 
+    @property
+    def box(self) -> tuple[int, int]:
+        """Height and width of the box that holds the patch's content, whose top-left corner `corners` says."""
+        return self.extent
+
     def __len__(self) -> int:
         return len(self.anchors)
 
@@ -177,8 +182,8 @@ class Patches(Threat):
         families = self.families(height, width)
         if len(set(families)) > 1:
             raise InvalidInput(
-                f"patch is {self}: patches of different shapes at the same time are certified by votes alone, of "
-                "columns, rows, blocks or grids; take patches of one shape"
+                f"patch is {self}: patches of different shapes at the same time are certified by votes (of columns, "
+                "rows, blocks or grids) and by patchcleanser alone; take patches of one shape"
             )
         return families[0]
 

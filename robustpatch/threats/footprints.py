@@ -34,6 +34,10 @@ class Listed(Placements):
     def corners(self, anchors: Int[Tensor, "... 2"]) -> Int[Tensor, "... 2"]:
         return torch.zeros_like(anchors)
 
+    @property
+    def box(self) -> tuple[int, int]:
+        return self.size
+
     def __len__(self) -> int:
         return len(self._masks)
 

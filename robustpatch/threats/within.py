@@ -34,6 +34,10 @@ class Allowed(Placements):
         return self.base.extent
 
     @property
+    def box(self) -> tuple[int, int]:
+        return self.base.box
+
+    @property
     def pixels(self) -> int:
         return self.base.pixels
 

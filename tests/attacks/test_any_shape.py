@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from attacks.base import judge
 from attacks.registry import parse_attacks
@@ -37,6 +38,8 @@ SHAPES: list[Patches] = [
     Within.of(PatchThreat(2, 2, 2), LOWER),
     Footprints.of(torch.rand(9, 6, 8, generator=torch.Generator().manual_seed(0)) < 0.2),
     Disc(3, 2),
+    Several([Disc(3), PatchThreat(1, 2)]),
+    Several([Within.of(PatchThreat(2, 2), LOWER), Cross(3, 1)]),
 ]
 NAMES = "pgd,lavan,roa,roa-gradient,universal,sparse-rs,noise,grey,natural,quick"
 BUDGET = 300
@@ -82,16 +85,15 @@ def test_certified_images_survive_and_others_fall_to_the_search():
     assert bool(certificate.certified.any())
 
 
-def test_patches_of_different_shapes_are_refused_by_attacks_and_defenses_without_votes():
-    """They are certified by votes alone, and each one that cannot says so by name."""
+def test_patches_of_different_shapes_are_certified_where_they_can_be_and_refused_by_name():
+    """By votes; by PatchCleanser with a mask for each, made for the largest; by nothing else."""
     both, x = Several([Disc(3), PatchThreat(2, 2)]), toys.images(2)
-    for kind, model in models().items():
-        y = as_classifier(model).predict(x)
-        with pytest.raises(InvalidInput, match="different shapes"):
-            parse_attacks("pgd")[0](model, x, y, both, generator=torch.Generator())
-        if kind in ("patchguard", "patchcleanser"):
-            with pytest.raises(InvalidInput, match=r"different shapes|masks one window|do not hide"):
-                model.certify(x, both)  # type: ignore[operator]
+    for kind in ("patchguard", "patchcleanser"):  # its masks are made for one patch
+        with pytest.raises(InvalidInput, match=r"masks one window|do not hide"):
+            models()[kind].certify(x, both)  # type: ignore[operator]
+    ibp = parse_defense("ibp").wrap(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), num_classes=3).eval()
+    with pytest.raises(InvalidInput, match="different shapes"):
+        ibp.certify(x, both)  # type: ignore[operator]
 
 
 def test_a_mask_of_a_picture_is_a_threat_like_any_other(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 from attacks import ExhaustivePGD, LaVAN, PatchPGD, SparseRS, standard
 from attacks.base import judge
+from attacks.pasting import crop
 from attacks.predict_sample import PredictSample
 from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -113,14 +114,14 @@ def test_the_choice_is_even():
     noise = torch.rand(625, 3, 28, 28, generator=generator)
     every = torch.arange(625) % 2
     for x in (torch.zeros_like(noise), torch.ones_like(noise), noise, noise.round(), noise.bfloat16()):
-        shares = PredictSample(2)
-        some = shares.chosen(every, x, sites, (3, 3))
+        content, shares = crop(x, sites, (3, 3)), PredictSample(2)
+        some = shares.chosen(every, content, sites)
         assert 0.09 < float(some.float().mean()) < 0.16
-        assert torch.equal(some[5:9], PredictSample(2).chosen(every[5:9], x[5:9], sites[5:9], (3, 3)))
-        again = shares.chosen(every, x, sites, (3, 3))
+        assert torch.equal(some[5:9], PredictSample(2).chosen(every[5:9], content[5:9], sites[5:9]))
+        again = shares.chosen(every, content, sites)
         assert 0 < float((some & again).float().mean()) < 0.05
         for _ in range(20):
-            some |= shares.chosen(every, x, sites, (3, 3))
+            some |= shares.chosen(every, content, sites)
         assert float(some.float().mean()) > 0.85
 
 

@@ -48,7 +48,7 @@ def agree(model, threat):
     x, x_adv, placement = attacked(model, threat)
     y = model.predict(x)
     touched = model.ablation.touched(threat, *SIZE)
-    part = TouchedView.of(model, y, model.votes(x).cast, touched, placement)
+    part = TouchedView.of(model, y, model.votes(x).cast, [touched] * threat.count, placement)
     whole = whole_view(model, x, y)
     (_, predicted), (_, truth) = part(x_adv), whole(x_adv)
     assert torch.equal(predicted, truth)
@@ -87,10 +87,10 @@ def test_the_cost_is_of_the_row_s_own_ablations():
     wide = model.ablation.touched(PatchThreat(1, 3), 4, 12)
     y, cast = model.predict(x), model.votes(x).cast
     assert set(touched.sizes.tolist()) == {0, 1}
-    assert TouchedView.of(model, y, cast, touched, torch.tensor([[0], [1], [2]])).cost.tolist() == [1, 1, 1]
-    part = TouchedView.of(model, y, cast, wide, torch.tensor([[0], [1], [2]]))
+    assert TouchedView.of(model, y, cast, [touched], torch.tensor([[0], [1], [2]])).cost.tolist() == [1, 1, 1]
+    part = TouchedView.of(model, y, cast, [wide], torch.tensor([[0], [1], [2]]))
     assert part.cost.tolist() == [1, 2, 1]
-    alone = [TouchedView.of(model, y[i], cast[i], wide, torch.tensor([[int(i)]])) for i in torch.arange(3).split(1)]
+    alone = [TouchedView.of(model, y[i], cast[i], [wide], torch.tensor([[int(i)]])) for i in torch.arange(3).split(1)]
     assert torch.equal(torch.cat([row.cost for row in alone]), part.cost)
     assert torch.equal(alone[0].join(alone[1]).cost, part.cost[:2])
 
@@ -119,7 +119,10 @@ def test_the_objective_points_the_same_way():
     inside = threat.footprint(corners, *SIZE)[:, None].expand_as(x)
     gradients = []
     touched = model.ablation.touched(threat, *SIZE)
-    for victim in (whole_view(model, x, y), TouchedView.of(model, y, model.votes(x).cast, touched, placement)):
+    for victim in (
+        whole_view(model, x, y),
+        TouchedView.of(model, y, model.votes(x).cast, [touched] * threat.count, placement),
+    ):
         leaf = x_adv.clone().requires_grad_()
         rival = victim(leaf)[0].sum()
         gradients.append(torch.autograd.grad(rival, leaf)[0][inside])

@@ -146,7 +146,7 @@ def test_moves_are_even_and_shrink():
         counts = attack._moved(search, sites, 1, u)[:, 0].bincount(minlength=30)
         assert len(counts) == 30
         assert counts[start] == 0
-        near = (search.placements - search.placements[start]).abs().amax(dim=1)
+        near = (search.families[0].anchors - search.families[0].anchors[start]).abs().amax(dim=1)
         assert (counts[near == 0] == 0).all()
         reached = counts[counts > 0]
         assert (counts[(near <= 4) & (near > 0)] > 0).all()
