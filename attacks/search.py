@@ -86,7 +86,7 @@ class Search:
 
     @property
     def alike(self) -> bool:
-        """Whether all patches have the same places."""
+        """True where all patches have the same places."""
         return len(self._kinds) == 1
 
     def anchors(self, placement: Int[Tensor, "*any count"]) -> Int[Tensor, "*any count 2"]:

@@ -134,7 +134,7 @@ class TouchedSurface(Surface):
 
     @cached_property
     def touched(self) -> list[Touched]:
-        """What each patch touches."""
+        """The ablations that each patch touches."""
         families = self.attacked.threat.families(*self.attacked.size)
         known = {family: self.voting.ablation.touched_at(family) for family in dict.fromkeys(families)}
         return [known[family] for family in families]
