@@ -16,7 +16,7 @@ from robustpatch.voting.votes import Votes
 
 
 def votes_of(text: str, side: int, images: int, classes: int) -> Callable[[Patches], Callable[[], object]]:
-    """A call that certifies the same random votes of images of that side against a patch."""
+    """Random votes of images of that side, to be certified against any patch."""
     ablation, generator = parse_ablation(text), torch.Generator().manual_seed(0)
     cast = torch.rand(images, ablation.count(side, side), classes, generator=generator) < torch.linspace(
         0.8, 0.1, classes

@@ -85,7 +85,7 @@ class Listed:
 
     @cached_property
     def text(self) -> str:
-        """The footprint and the number of its places, in words."""
+        """The name, the number of pixels and the number of places."""
         pixels, boxes = [int(own[:, 2].sum()) for own in self.sets], [_box(own) for own in self.sets]
         tall, wide = (max(sides) for sides in zip(*boxes, strict=True))
         some = f"one of {len(pixels)} sets of {min(pixels)} to {max(pixels)}" if len(pixels) > 1 else f"{pixels[0]}"
@@ -195,6 +195,6 @@ def whole_numbers(name: str, value: Any, length: int, *, least: tuple[int, ...])
 
 
 def brief(value: Any) -> str:
-    """The value read, on one line of at most 80 characters."""
+    """The value as text, on one line of at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
