@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from evaluate.audit.__main__ import app as audit
+from evaluate.sweep.__main__ import app as sweep
 from tests.evaluate.calls import call, refused
 
 PARTS = "from torch import nn\n\n\ndef head():\n    return nn.Linear(192, 2)\n"
@@ -106,3 +107,14 @@ def test_names_of_no_module(name, mine):
     refused(CliRunner().invoke(audit, [NOWHERE[name], *given]), " is ")
     refused(CliRunner().invoke(audit, ["--factory", NOWHERE[name], *given]), "factory is ")
     assert sorted(mine.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("mine")
+def test_the_home_of_an_unknown_user():
+    """Is no folder of images, and holds no checkpoint."""
+    given = ("--num-images", "1", "--attacks", "none", "--output", "out")
+    refused(
+        call("--model", "models_of_17.py:Tied", "--dataset", "folder", "--data-root", "~nobody_of_17", *given),
+        "~nobody",
+    )
+    refused(CliRunner().invoke(sweep, ["~nobody_of_17/*.safetensors", "--theta", "0.3", "--output", "out"]), "~nobody")
