@@ -118,7 +118,7 @@ class Place:
             marker.unlink()
         return driver.exitcode, [int(marker.name.partition(" ")[2]) for marker in noted]
 
-    def check(self, workers, **given):
+    def check(self, workers, /, **given):
         """The run that is repeated at once is the undisturbed one, and stays so until the workers have gone; then
         nothing half written is left, and no lock.
         """
