@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -70,5 +71,5 @@ def _full(text: str | None) -> str | None:
         return None
     where, _, name = text.rpartition(":")
     if _is_file(text):
-        return f"{Path(where).expanduser().resolve()}:{name}"
-    return str(Path(text).resolve()) if ":" not in text and Path(text).is_file() else text
+        return f"{os.path.realpath(os.path.expanduser(where))}:{name}"
+    return os.path.realpath(text) if ":" not in text and os.path.isfile(text) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -118,8 +119,8 @@ def board_path(name: str) -> Path:
     """The file of that name, or the package's. Raises `InvalidInput`."""
     folder = Path(str(resources.files("evaluate.leaderboard")))
     shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    path = shipped.get(name, Path(name).expanduser())
-    if not path.is_file():
+    path = shipped.get(name, Path(os.path.expanduser(name)))
+    if not os.path.isfile(path):
         raise InvalidInput(f"board is {name!r}, neither a file nor one of: {', '.join(shipped)}")
     return path
 

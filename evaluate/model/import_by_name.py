@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ def module_of(text: str, option: str) -> Any:
     """The module of such a name, run unless it was before; `named_object` says of what is refused."""
     where = text.rpartition(":")[0]
     if where.endswith(".py"):
-        path = Path(where).expanduser().resolve()
-        if not path.is_file():
+        named = os.path.expanduser(where)
+        if not os.path.isfile(named):  # nor for a text that no file can be called, which pathlib raises for
             raise InvalidInput(
                 f"{option} is {text!r}, but there is no file {where}; give a path from here, or a full one"
             )
+        path = Path(named).resolve()
         known = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(path)), None)
         if known is not None:
             return known
@@ -64,6 +66,10 @@ def module_of(text: str, option: str) -> Any:
             del sys.modules[spec.name]
             raise
         return module
+    if not all(where.split(".")):
+        raise InvalidInput(
+            f"{option} is {text!r}, but {where} is no module's name; use FILE.py:NAME or PACKAGE.MODULE:NAME"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

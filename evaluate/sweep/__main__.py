@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -148,7 +149,7 @@ def _load(options: SweepOptions, images: ImageSet) -> dict[str, Checkpoint]:
     precision, guard = check_dtype(options.dtype), options.guard
     paths: list[str] = []
     for text in options.checkpoints:
-        found = [name for name in names() if fnmatch(name, text)] or sorted(glob(str(Path(text).expanduser())))
+        found = [name for name in names() if fnmatch(name, text)] or sorted(glob(os.path.expanduser(text)))
         paths += found or [text]  # a missing file is refused by its own name
     loaded: dict[str, Checkpoint] = {}
     for text in paths:

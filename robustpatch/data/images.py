@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 def default_root() -> Path:
     """$ROBUSTPATCH_DATA, or ~/.cache/robustpatch/data."""
-    return Path(os.environ.get("ROBUSTPATCH_DATA", "~/.cache/robustpatch/data")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("ROBUSTPATCH_DATA", "~/.cache/robustpatch/data")))
 
 
 def load_images(
@@ -60,7 +60,7 @@ def load_images(
     """
     if split not in SPLITS:
         raise InvalidInput(f"split is {split!r}; known are {', '.join(SPLITS)}")
-    root = Path(root).expanduser() if root is not None else default_root()
+    root = default_root() if root is None else Path(os.path.expanduser(root))
     if name == "folder":
         return folder_images(root, split, image_size, channels, class_names, skip_broken)
     for option, value in (

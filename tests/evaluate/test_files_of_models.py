@@ -7,7 +7,10 @@ import warnings
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from evaluate.audit.__main__ import app as audit
+from evaluate.sweep.__main__ import app as sweep
 from tests.evaluate.calls import call, refused
 
 PARTS = "from torch import nn\n\n\ndef head():\n    return nn.Linear(192, 2)\n"
@@ -73,3 +76,45 @@ def test_models_of_other_shapes(name, mine):
 @pytest.mark.usefixtures("mine")
 def test_files_of_weights(name):
     refused(call("--model", name, *GIVEN, "--output", "out"), "a file of weights, which names no network to run; write")
+
+
+NOWHERE = {
+    "too long": "x" * 300 + ".py:net",
+    "too long a path": "x/" * 3_000 + "a.py:net",
+    "a loop": "loop.py:net",
+    "nobody's home": "~nobody_of_17/a.py:net",
+    "NUL": "\0.py:net",
+    "a NUL in a module": "a\0b:net",
+    "a folder": "photos.py:net",
+    "relative": "..mine:net",
+    "dots": "...:net",
+    "empty parts": "a..b:net",
+    "a long module": "x" * 300 + ":net",
+    "a surrogate": "\udcff.py:net",
+    "too long to be a file": "9" * 400,
+}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_names_of_no_module(name, mine):
+    """One line in each command that takes such a name, by whatever the system says that there is no such file."""
+    (mine / "loop.py").symlink_to("loop.py")
+    (mine / "photos.py").mkdir()
+    (mine / "ours.py").write_text("from torch import nn\nnet = nn.Flatten()\n")
+    before = sorted(mine.rglob("*"))
+    refused(call("--model", NOWHERE[name], *GIVEN, "--output", "out"), "model is ")
+    given = ("--shape", "3x8x8", "--patch", "1x1", "--images", "1", "--output", "out")
+    refused(CliRunner().invoke(audit, [NOWHERE[name], *given]), " is ")
+    refused(CliRunner().invoke(audit, ["--factory", NOWHERE[name], *given]), "factory is ")
+    assert sorted(mine.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("mine")
+def test_the_home_of_an_unknown_user():
+    """Is no folder of images, and holds no checkpoint."""
+    given = ("--num-images", "1", "--attacks", "none", "--output", "out")
+    refused(
+        call("--model", "models_of_17.py:Tied", "--dataset", "folder", "--data-root", "~nobody_of_17", *given),
+        "~nobody",
+    )
+    refused(CliRunner().invoke(sweep, ["~nobody_of_17/*.safetensors", "--theta", "0.3", "--output", "out"]), "~nobody")

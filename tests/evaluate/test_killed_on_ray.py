@@ -9,6 +9,7 @@ import signal
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class Place:
             marker.unlink()
         return driver.exitcode, [int(marker.name.partition(" ")[2]) for marker in noted]
 
-    def check(self, workers, **given):
+    def check(self, workers, /, **given):
         """The run that is repeated at once is the undisturbed one, and stays so until the workers have gone; then
         nothing half written is left, and no lock.
         """
@@ -136,14 +137,18 @@ class Place:
 def _drive(place, step, workers):
     torch.set_num_threads(1)
     place.order.write_text(f"{step} {os.getpid()}")
-    evaluate(*place.given(place.output), workers=workers)
+    evaluate(*place.given(place.output), workers=workers())
 
 
 def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def elsewhere(job, images, missing, on_progress):
+def _elsewhere():
+    return _by_another
+
+
+def _by_another(job, images, missing, on_progress):
     """A worker of which nobody knows when its driver is dead: it does all that it was to do."""
     worker = SERVER.Process(target=_work, args=(job, images, missing))
     worker.start()
@@ -160,7 +165,7 @@ def _work(job, images, missing):
 def test_the_driver_killed_and_its_worker_never_told(tmp_path, step):
     """It works on beside the next run, in the same output."""
     place = Place(tmp_path)
-    status, workers = place.drive(step, elsewhere)
+    status, workers = place.drive(step, _elsewhere)
     assert status == -signal.SIGKILL
     assert len(workers) == 1
     place.check(workers)
@@ -192,13 +197,14 @@ def test_the_driver_killed_at_any_step_of_its_worker(tmp_path):
     try:
         address = ray.get_runtime_context().gcs_address
         for step in count(1):
-            status, workers = place.drive(step, Cluster(address, num_workers=1))
+            status, workers = place.drive(step, partial(Cluster, address, 1))
             assert len(workers) == 1
             if status == 0:  # no worker does so many steps
                 break
             assert status == -signal.SIGKILL
             deaths += 1
-            place.check(workers, **({} if step % 3 else {"workers": Cluster(num_workers=1)}))
+            again = {} if step % 3 else {"workers": Cluster(num_workers=1)}
+            place.check(workers, **again)
     finally:
         ray.shutdown()
     assert deaths > 20
