@@ -14,6 +14,7 @@ from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.lead import least_lead
 from robustpatch.defenses import parse_defense
+from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import Disc, Mask, Patches, PatchThreat, Several, parse_threat
 from robustpatch.voting.votes import Votes, first_argmax
@@ -116,11 +117,12 @@ def test_patchcleanser_certifies_patches_of_different_shapes():
     """With a mask for each: no content of zeros and ones, at any choice of places, changes what is certified."""
     size, threat = (3, 4), Several([PatchThreat(1, 2), PatchThreat(2, 1)])
     defense = parse_defense("patchcleanser:masks=2x2,patch=1x2 & 2x1")
+    assert isinstance(defense, DoubleMasking)
     chance, proved = torch.Generator().manual_seed(3), []
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)
-    network[1].weight.copy_(torch.randn(3, 1, generator=chance) + 0.5 * torch.randn(3, 12, generator=chance))
-    network[1].bias.copy_(-network[1].weight.sum(dim=1) / 2 + torch.tensor([1.0, 0.0, 0.0]))
-    model = defense.wrap(network, num_classes=3).eval()
+    linear = nn.Linear(12, 3).requires_grad_(False)
+    linear.weight.copy_(torch.randn(3, 1, generator=chance) + 0.5 * torch.randn(3, 12, generator=chance))
+    linear.bias.copy_(-linear.weight.sum(dim=1) / 2 + torch.tensor([1.0, 0.0, 0.0]))
+    model = PatchCleanser(nn.Sequential(nn.Flatten(), linear), defense, num_classes=3).eval()
     x = torch.rand(10, 1, 1, 1, generator=chance).expand(-1, 1, *size).contiguous()
     certificate = model.certify(x, threat)
     contents = torch.tensor(list(product([0.0, 1.0], repeat=4)))
