@@ -11,10 +11,9 @@ import torch
 from attacks.attack import Attack
 from attacks.base import require
 from attacks.climb import Ascent, BestClimbs, Task, climb
+from attacks.in_turn import climb_in_turn
 from attacks.placement import OpenPlacements, grid, open_placements
 from attacks.search import Search
-from robustpatch.errors import InvalidInput
-from robustpatch.threats.base import Patches
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class ExhaustivePGD(Attack):
     `stride` > 1 goes from coarse to fine, for large images: the first sweep visits the placements at multiples of it,
     the last row and column included; each further one, besides what it keeps, the neighbours at half the stride before.
     Placements between them are not visited then, and `Proposal.visited` says which share of the open ones was.
+
+    Of several patches not every choice of placements is visited: one is moved while the others stay (`climb_in_turn`).
     """
 
     needs_gradient: ClassVar[bool] = True
@@ -56,13 +57,10 @@ class ExhaustivePGD(Attack):
     def name(self) -> str:
         return "exhaustive" if self.stride == 1 else f"exhaustive-stride{self.stride}"
 
-    def check(self, threat: Patches) -> None:
-        if threat.count != 1:
-            raise InvalidInput(
-                f"patch is {threat}; the exhaustive search visits single placements, use pgd for several"
-            )
-
     def _run(self, search: Search) -> None:
+        if search.threat.count > 1:
+            climb_in_turn(search, 2 * self.steps, self.step, self.batch)
+            return
         found = open_placements(search, self.rivals, batch=self.batch)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
         for turn in count():

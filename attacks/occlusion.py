@@ -66,6 +66,19 @@ class ROA(Attack):
         return "roa" if self.search == "sliding" else "roa-gradient"
 
     def _run(self, search: Search) -> None:
+        found, value = self.put_down(search)
+        order = value.argsort(dim=1, stable=True)[:, : self.top]
+        grey = _grey(search, [0], search.y.new_zeros(1, search.threat.count))[0]
+        queues = [
+            [Task(tuple(sites), start=None if self.random_start else grey) for sites in each[some].tolist()]
+            for each, some in zip(found, order, strict=True)
+        ]
+        climb(search, list(queues), self.ascent, batch=self.batch)
+
+    def put_down(self, search: Search) -> tuple[Int[Tensor, "B M count"], Float[Tensor, "B M"]]:
+        """Returns the placements of the last patch that were tried, beside those chosen for the ones before it, and the
+        objective with grey patches there.
+        """
         count = search.threat.count
         power = _squared_gradient(search, self.batch) if self.search == "gradient" else None
         known = {family: self._sites(search, family, power) for family in dict.fromkeys(search.families)}
@@ -77,13 +90,7 @@ class ROA(Attack):
             after = [nearest(search, own[k], k, later) for later in range(k, count)]
             found = torch.cat([best[:, None].expand(-1, own[k].shape[1], -1), torch.stack(after, dim=2)], dim=2)
             value = try_everywhere(search, found, _grey, self.batch)
-        order = value.argsort(dim=1, stable=True)[:, : self.top]
-        start = None if self.random_start else _grey(search, [0], search.y.new_zeros(1, count))[0]
-        queues = [
-            [Task(tuple(sites), start=start) for sites in each[some].tolist()]
-            for each, some in zip(found, order, strict=True)
-        ]
-        climb(search, list(queues), self.ascent, batch=self.batch)
+        return found, value
 
     def _sites(self, search: Search, family: Placements, power: Float[Tensor, "B H W"] | None) -> Int[Tensor, "B M"]:
         """The placements to occlude, by number; with a `power`, where it sums to most."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, Oracle, PatchAttack, PatchPGD, Proposal, judge
+from attacks import ExhaustivePGD, FromART, Oracle, PatchAttack, PatchPGD, Proposal, judge
 from attacks.ensemble import Ensemble
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
@@ -118,15 +118,15 @@ def test_a_budget_is_shared():
 
 
 def test_members_that_cannot_search_a_threat_are_left_out():
-    """Two patches are beyond the exhaustive search: the others run; where none can, its own refusal is raised."""
+    """Two patches are beyond one of ART's: the others run; where none can, its own refusal is raised."""
     model, x, threat = MODELS["one pass"](), images(2, SIZE), PatchThreat(1, 2, 2)
     y = labels(model, x)
-    ensemble = Ensemble(MEMBERS[:2], "both")
+    ensemble = Ensemble((MEMBERS[0], FromART.patch()), "both")
     ensemble.check(threat)
     proposal, _ = run(ensemble, model, x, y, threat)
     assert proposal.by == ["pgd-2"] * 2
-    with pytest.raises(InvalidInput, match="use pgd"):
-        Ensemble(MEMBERS[1:2], "one").check(threat)
+    with pytest.raises(InvalidInput, match="use a masked attack"):
+        Ensemble((FromART.patch(),), "one").check(threat)
 
 
 def test_unpruned_is_every_member_unpruned():

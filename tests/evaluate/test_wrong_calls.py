@@ -36,7 +36,7 @@ WRONG = {
     "certified budget": (["--certified-budget", "-1"], "certified_budget is -1; it must be at least 0"),
     "budget": (["--budget", "0"], "budget is 0; it must be at least 1"),
     "steps": (["--steps", "0"], "steps is 0; it must be at least 1"),
-    "count": (["--patch", "2*5x5", "--attacks", "exhaustive"], "patch is 2*5x5; the exhaustive search"),
+    "count": (["--patch", "2*5x5", "--attacks", "art-patch"], "patch is 2*5x5; ART's"),
     "replay": (["--replay", __file__], "which is no counterexample"),
     "replay nothing": (["--replay", "nowhere"], "replay is nowhere, which is no counterexample"),
 }
@@ -83,11 +83,11 @@ def test_a_damaged_counterexample(text, tmp_path):
 
 
 def test_several_patches_are_attacked_by_default_and_refused_where_asked_too_much(checkpoint, tmp_path):
-    """The default attacks follow the threat; naming the exhaustive search is refused before anything is scored."""
+    """The default attacks follow the threat; naming one of ART's for one patch is refused before anything is scored."""
     shared = ("--checkpoint", checkpoint, "--num-images", 2, "--patch", "2*2x2", "--steps", 1, "--budget", 60)
     shared += ("--certified-budget", 60)
     assert call(*shared, "--output", tmp_path / "default").exit_code == 0
-    refused(call(*shared, "--attacks", "pgd,exhaustive", "--output", tmp_path / "asked"), "use pgd for several")
+    refused(call(*shared, "--attacks", "pgd,art-patch", "--output", tmp_path / "asked"), "use a masked attack")
     assert not (tmp_path / "asked").exists()
 
 
