@@ -35,10 +35,6 @@ class Unreachable(nn.Module):
         return torch.cat([scores, scores[:, :1] * 0 - 50], dim=1)
 
 
-def run(attack, model, x, threat=THREAT, **more):
-    return toys.run(attack, model, x, threat, **more)
-
-
 def dark(batch=3):
     """Of class 0, the patch's start too: its level is reached from below, through every class."""
     return torch.zeros(batch, 1, *SIZE), torch.zeros(batch, dtype=torch.long)
@@ -59,10 +55,10 @@ def test_the_target_is_reached(kind, target, touched_only):
     """Through other wrong answers, at which an attack without a target stops."""
     model, (x, y) = MODELS[kind](), dark()
     attack = LaVAN(steps=60, step=0.05, target=target, touched_only=touched_only)
-    outcome = judge(model, x, y, THREAT, run(attack, model, x))
+    outcome = judge(model, x, y, THREAT, toys.run(attack, model, x, THREAT))
     assert outcome.broken.all()
     assert (outcome.prediction == target).all()
-    anything = run(LaVAN(steps=60, step=0.05, touched_only=touched_only), model, x)
+    anything = toys.run(LaVAN(steps=60, step=0.05, touched_only=touched_only), model, x, THREAT)
     assert (judge(model, x, y, THREAT, anything).prediction == 1).all()
 
 
@@ -73,7 +69,7 @@ def test_another_wrong_answer_is_not_lost(kind):
     (x, y), base = dark(), Unreachable(Level(3)).eval()
     model = smoothed(base, Columns(2), 4) if kind == "enumerated" else base
     attack = LaVAN(steps=40, step=0.05, target=3)
-    proposal = run(attack, model, x)
+    proposal = toys.run(attack, model, x, THREAT)
     outcome = judge(model, x, y, THREAT, proposal)
     assert outcome.broken.all()
     assert (outcome.prediction != 3).all()
@@ -87,8 +83,8 @@ def test_an_image_of_the_target_class_is_moved_anywhere_else(kind):
     model, x = MODELS[kind](), images(4, SIZE) * 0.3
     y = model(x).argmax(dim=1)
     y[:] = y[0]
-    targeted = run(LaVAN(steps=20, target=int(y[0])), model, x, y=y)
-    free = run(LaVAN(steps=20), model, x, y=y)
+    targeted = toys.run(LaVAN(steps=20, target=int(y[0])), model, x, THREAT, y)
+    free = toys.run(LaVAN(steps=20), model, x, THREAT, y)
     assert torch.equal(targeted.x_adv, free.x_adv)
     assert torch.equal(targeted.evaluations, free.evaluations)
 
@@ -97,7 +93,7 @@ def test_an_image_of_the_target_class_is_moved_anywhere_else(kind):
 def test_the_corner_is_kept(corner):
     """Nothing changes elsewhere, and that one placement is all that was visited."""
     model, x = Plain(30).eval(), images(3, SIZE)
-    proposal = run(LaVAN(steps=3, corner=corner), model, x)
+    proposal = toys.run(LaVAN(steps=3, corner=corner), model, x, THREAT)
     assert (proposal.corners == torch.tensor(corner)).all()
     assert judge(model, x, model(x).argmax(dim=1), THREAT, proposal).contained.all()
     assert (proposal.visited == 1 / 8).all()
@@ -108,9 +104,9 @@ def test_without_a_corner_it_is_random():
     model, x = smoothed(Level(2), Columns(1), 2), torch.zeros(1, 1, 3, 4)
     seen = set()
     for seed in range(25):
-        seen.add(tuple(run(LaVAN(steps=1), model, x, PatchThreat(2, 3), seed=seed).corners[0, 0].tolist()))
+        seen.add(tuple(toys.run(LaVAN(steps=1), model, x, PatchThreat(2, 3), seed=seed).corners[0, 0].tolist()))
     assert seen == {(row, column) for row in range(2) for column in range(2)}
-    corners = run(LaVAN(steps=1), Plain(30).eval(), images(8, SIZE), PatchThreat(1, 1)).corners
+    corners = toys.run(LaVAN(steps=1), Plain(30).eval(), images(8, SIZE), PatchThreat(1, 1)).corners
     assert len(corners.unique(dim=0)) > 1
 
 
@@ -118,7 +114,7 @@ def test_without_a_corner_it_is_random():
 def test_a_corner_that_does_not_fit_is_refused(corner):
     """With those that do."""
     with pytest.raises(InvalidInput, match="rows 0 to 3 and columns 0 to 1"):
-        run(LaVAN(corner=corner), Plain(30).eval(), images(1, SIZE))
+        toys.run(LaVAN(corner=corner), Plain(30).eval(), images(1, SIZE), THREAT)
 
 
 def test_a_corner_places_one_patch():

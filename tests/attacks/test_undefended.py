@@ -17,7 +17,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests import toys
 from tests.as_evaluator import predict
-from tests.attacks.toys import Plain, images, registered
+from tests.attacks.toys import Plain, images, registered, run
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set
 
@@ -48,20 +48,16 @@ def scene(always: int = -1):
     return Deaf(always).wrap(network, num_classes=3), x, predict(network, x)
 
 
-def run(attack, model, x, y, seed=0, threat=THREAT):
-    return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
-
-
 def test_what_the_network_is_fooled_by_is_judged_by_the_defended_classifier():
     """One patch that fools the network counts where the defense does nothing, and not where it hears nothing."""
     open_, x, y = scene()
-    proposal = run(Undefended(PGD), open_, x, y)
+    proposal = run(Undefended(PGD), open_, x, THREAT, y)
     fooled = predict(open_.network, proposal.x_adv) != y
     assert 0 < int(fooled.sum()) < len(x)
     assert torch.equal(judge(open_, x, y, THREAT, proposal).broken, fooled)
     deaf, _, _ = scene(always=1)
     own = predict(deaf, x)
-    proposal = run(Undefended(PGD), deaf, x, own)
+    proposal = run(Undefended(PGD), deaf, x, THREAT, own)
     assert bool((predict(deaf.network, proposal.x_adv) != own).any())
     assert not judge(deaf, x, own, THREAT, proposal).broken.any()
     assert not proposal.visited.any()  # of the defended classifier
@@ -70,10 +66,10 @@ def test_what_the_network_is_fooled_by_is_judged_by_the_defended_classifier():
 def test_the_search_is_the_same_whatever_the_defense(monkeypatch):
     """Neither its gradients nor its answers reach the attack: equal proposals, and `predict` of it is never asked."""
     (open_, x, y), (deaf, _, _) = scene(), scene(always=2)
-    first = run(Undefended(PGD), open_, x, y)
+    first = run(Undefended(PGD), open_, x, THREAT, y)
     for kind in (Defended, Same):
         monkeypatch.setattr(kind, "predict", lambda *_: pytest.fail("the defense was asked"))
-    second = run(Undefended(PGD), deaf, x, y)
+    second = run(Undefended(PGD), deaf, x, THREAT, y)
     assert torch.equal(first.x_adv, second.x_adv)
     assert torch.equal(first.corners, second.corners)
 
@@ -92,7 +88,7 @@ def test_all_steps_are_spent_and_the_most_confident_error_is_proposed():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Search, "offer", offer)
-        proposal = run(Undefended(PGD), model, x, y)
+        proposal = run(Undefended(PGD), model, x, THREAT, y)
     assert proposal.evaluations.tolist() == [3 * 13] * len(x)
     scores = model.network(proposal.x_adv)
     lead = scores.gather(1, y[:, None])[:, 0] - scores.scatter(1, y[:, None], -torch.inf).amax(dim=1)
@@ -111,9 +107,9 @@ def test_a_network_that_is_shown_hidden_pixels_sees_that_none_is():
         return first - second
 
     y = network(torch.cat([x, torch.ones_like(x)], dim=1)).argmax(dim=1)
-    proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, y)
+    proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, THREAT, y)
     assert (lead(proposal.x_adv) < lead(x) - 0.01).all()
-    proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, y, threat=PatchThreat(5, 6))
+    proposal = run(Undefended(PatchPGD(steps=20, restarts=9)), model, x, PatchThreat(5, 6), y)
     fooled = network(torch.cat([proposal.x_adv, torch.ones_like(x)], dim=1)).argmax(dim=1) != y
     assert fooled.any()
 
@@ -125,7 +121,7 @@ def test_any_attack_can_ignore_the_defense(name):
     attack = Undefended(attack.unpruned(30))
     model, x, y = scene()
     before = x.clone()
-    first, second = run(attack, model, x[:2], y[:2]), run(attack, model, x[:2], y[:2])
+    first, second = run(attack, model, x[:2], THREAT, y[:2]), run(attack, model, x[:2], THREAT, y[:2])
     assert torch.equal(first.x_adv, second.x_adv)
     outcome = judge(model, x[:2], y[:2], THREAT, first)
     assert name == "art-patch" or outcome.contained.all()  # ART's patch is not where it says: the judge sees to it
@@ -154,7 +150,7 @@ def test_without_a_defense_it_is_refused_before_anything_is_done(tmp_path):
     """By the runner, by the command line, and by the attack; two of them around one attack, and a threat it cannot."""
     model, x, y = scene()
     with pytest.raises(InvalidInput, match="there is none around a Plain; put one there with --defense, or use pgd-3"):
-        run(Undefended(PGD), model.network, x, y)
+        run(Undefended(PGD), model.network, x, THREAT, y)
     data = image_set(x, y, 3)
     with pytest.raises(InvalidInput, match="there is none around a Plain"):
         evaluate(model.network, data, THREAT, [Undefended(PGD)], Settings(4), tmp_path / "out")
@@ -180,5 +176,5 @@ def test_evaluations_are_the_network_s():
     model, x, y = scene()
     costly = parse_defense("watermarking").wrap(model.network, num_classes=3).eval()
     for attack in (PGD, SparseRS(queries=10)):
-        found = [run(Undefended(attack), one, x, y).evaluations.tolist() for one in (model, costly)]
+        found = [run(Undefended(attack), one, x, THREAT, y).evaluations.tolist() for one in (model, costly)]
         assert found[0] == found[1]

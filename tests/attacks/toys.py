@@ -8,7 +8,8 @@ from itertools import combinations_with_replacement, product
 import torch
 from torch import Tensor, nn
 
-from attacks import Ensemble, FromART, PatchAttack, Proposal, parse_attacks
+from attacks import Ensemble, FromART, PatchAttack, Proposal, judge, parse_attacks
+from attacks.base import Outcome
 from attacks.registry import KNOWN
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Columns
@@ -138,6 +139,15 @@ def run(
     """The attack's proposal against what the model predicts, or these labels."""
     y = labels(model, x) if y is None else y
     return attack(model, x, y, threat, generator=torch.Generator().manual_seed(seed))
+
+
+def judged(
+    attack: PatchAttack, model: nn.Module, x: Tensor, threat: PatchThreat, y: Tensor | None = None, seed: int = 0
+) -> tuple[Proposal, Outcome]:
+    """The same, and what the judge finds of it."""
+    y = labels(model, x) if y is None else y
+    proposal = run(attack, model, x, threat, y, seed)
+    return proposal, judge(model, x, y, threat, proposal)
 
 
 def registered(**numbers: int) -> dict[str, PatchAttack]:

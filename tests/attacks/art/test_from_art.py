@@ -21,7 +21,7 @@ from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold, TopOne
-from tests.attacks.toys import Level, Lookup, Plain, images, labels, smoothed
+from tests.attacks.toys import Level, Lookup, Plain, images, judged, labels, smoothed
 
 SIZE = (5, 6)
 PGD = FromART.pgd(steps=3, tries=2)
@@ -32,31 +32,25 @@ def seed(value=0):
     return torch.Generator().manual_seed(value)
 
 
-def run(attack, model, x, threat, value=0):
-    y = labels(model, x)
-    proposal = attack(model, x, y, threat, generator=seed(value))
-    return proposal, judge(model, x, y, threat, proposal)
-
-
 def test_two_patches():
     """Masks may be of several rectangles, ART's own patch may not."""
     model, threat = Plain(30).eval(), PatchThreat(2, 2, 2)
-    assert run(PGD, model, images(2, SIZE), threat)[1].contained.all()
+    assert judged(PGD, model, images(2, SIZE), threat)[1].contained.all()
     with pytest.raises(InvalidInput, match="puts down one"):
-        run(PATCH, model, images(2, SIZE), threat)
+        judged(PATCH, model, images(2, SIZE), threat)
 
 
 def test_a_patch_larger_than_it_says_is_out_of_the_threat():
     """ART draws a 2x2 patch of a 9x9 image 3 pixels wide: the image is changed, and nothing is broken."""
     model, x, threat = Plain(81).eval(), images(6, (9, 9)), PatchThreat(2, 2)
     y = labels(model, x)
-    proposal, outcome = run(FromART.patch(steps=8, step=0.3, tries=4), model, x, threat)
+    proposal, outcome = judged(FromART.patch(steps=8, step=0.3, tries=4), model, x, threat)
     changed = (proposal.x_adv != x)[:, 0].flatten(1).sum(dim=1)
     assert (changed > 4).any()
     assert torch.equal(outcome.contained, changed <= 4)
     assert ((labels(model, proposal.x_adv) != y) & ~outcome.contained).any()
     assert not (outcome.broken & ~outcome.contained).any()
-    assert run(FromART.patch(steps=2, tries=4, side=1), model, x, threat)[1].contained.all()
+    assert judged(FromART.patch(steps=2, tries=4, side=1), model, x, threat)[1].contained.all()
 
 
 @pytest.mark.parametrize(
@@ -87,11 +81,11 @@ def test_an_attack_that_knows_no_mask_is_out_of_the_threat():
     build = partial(AutoProjectedGradientDescent, eps=1.0, max_iter=3, nb_random_init=1, verbose=False)
     left = FromART(build=build, kind="mask", tries=1)
     assert left.name == "art-AutoProjectedGradientDescent"
-    proposal, outcome = run(left, model, x, threat)
+    proposal, outcome = judged(left, model, x, threat)
     assert (labels(model, proposal.x_adv) != labels(model, x)).any()
     assert not outcome.contained.any()
     assert not outcome.broken.any()
-    assert run(replace(left, kind="content"), model, x, threat)[1].contained.all()
+    assert judged(replace(left, kind="content"), model, x, threat)[1].contained.all()
 
 
 @pytest.mark.parametrize("attack", [FromART.pgd(steps=10, step=0.3), FromART.apgd(steps=10)])
@@ -99,7 +93,7 @@ def test_it_breaks_a_smoothed_classifier(attack):
     """Ten steps raise the pixels of every strip at once, where the patch covers them."""
     model, x, threat = smoothed(Level(2), Columns(1), 2, Threshold(0.5)), torch.zeros(3, 1, 1, 9), PatchThreat(1, 9)
     for each in (attack, attack.unpruned(None)):
-        assert run(each, model, x + 0.2, threat)[1].broken.all()
+        assert judged(each, model, x + 0.2, threat)[1].broken.all()
 
 
 def test_it_breaks_the_shipped_classifier():
@@ -127,8 +121,8 @@ def test_the_budget_is_kept():
     """No run of ART begins beyond it; what the first costs says how many go together afterwards."""
     model, x, threat = smoothed(Lookup(0, 60, 3, favour=9.0), Columns(2), 3), images(2, SIZE), PatchThreat(1, 1)
     attack = replace(FromART.pgd(steps=3, tries=50), touched_only=False)
-    once = run(replace(attack, budget=7), model, x, threat)[0].evaluations - 6
-    spent = run(replace(attack, budget=400), model, x, threat)[0].evaluations
+    once = judged(replace(attack, budget=7), model, x, threat)[0].evaluations - 6
+    spent = judged(replace(attack, budget=400), model, x, threat)[0].evaluations
     assert (spent >= 400).all()
     assert (spent < 400 + once).all()
 
@@ -160,8 +154,8 @@ def test_a_line_of_pixels_is_refused_where_art_cannot_draw_on_it(size):
     """Its perspective is undetermined there, which would end in an error from within torchvision."""
     model, x = Plain(size[0] * size[1]).eval(), images(2, size)
     with pytest.raises(InvalidInput, match=f"images are {size[0]}x{size[1]}; ART draws patches on 2x2"):
-        run(PATCH, model, x, PatchThreat(1, 1))
-    assert run(PGD, model, x, PatchThreat(1, 1))[1].contained.all()
+        judged(PATCH, model, x, PatchThreat(1, 1))
+    assert judged(PGD, model, x, PatchThreat(1, 1))[1].contained.all()
 
 
 def test_wrong_settings():
@@ -171,7 +165,7 @@ def test_wrong_settings():
         (lambda: replace(PGD, copies=0), "copies is 0"),
         (lambda: replace(PATCH, copies=2), "copies is 2"),
         (lambda: FromART.patch(side=0), "side is 0"),
-        (lambda: run(FromART.named("NoSuch"), Plain(30).eval(), images(1, SIZE), PatchThreat(1, 1)), "'NoSuch'"),
+        (lambda: judged(FromART.named("NoSuch"), Plain(30).eval(), images(1, SIZE), PatchThreat(1, 1)), "'NoSuch'"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             make()
@@ -208,7 +202,7 @@ def test_our_attack_on_a_classifier_of_arts(prepared):
     model = as_module(classifier(bare, preprocessing=(0.25, 0.5) if prepared else None))
     bare = Standard(bare, 0.25, 0.5).eval() if prepared else bare
     attack = PatchPGD(steps=5, restarts=3)
-    (ours, outcome), (theirs, _) = run(attack, bare, x, threat), run(attack, model, x, threat)
+    (ours, outcome), (theirs, _) = judged(attack, bare, x, threat), judged(attack, model, x, threat)
     assert outcome.broken.any()
     for name in ("x_adv", "corners", "evaluations", "visited"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
@@ -242,7 +236,7 @@ def test_preprocessing_defences_are_honoured():
 def test_both_ways_at_once():
     """ART's attack on ART's classifier, through us, is judged like any other."""
     model = as_module(classifier(Plain(30).eval()))
-    _, outcome = run(FromART.pgd(steps=10, tries=4), model, images(6, SIZE), PatchThreat(3, 3))
+    _, outcome = judged(FromART.pgd(steps=10, tries=4), model, images(6, SIZE), PatchThreat(3, 3))
     assert outcome.contained.all()
     assert outcome.broken.any()
 
