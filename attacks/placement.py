@@ -44,6 +44,8 @@ def sites(search: Search, *, guided: bool = True) -> list[Iterator[Site]]:
         return [_random(search, i) for i in images]
     found = open_placements(search)
     search.open = torch.tensor([len(each) for each in found], device=search.y.device)
+    for i in images:  # so that what is drawn later is what records of earlier versions were made with
+        _chance(search, i)
     return [_open(each) for each in found]
 
 

@@ -59,7 +59,7 @@ def main(options: LeaderboardOptions, errors: Console) -> int:
     total = sum(one.settings.num_images + one.entry.attacked_images for one in planned)
     rows: list[Row] = []
     with ExitStack() as open_until_written:
-        place = options.output or f"runs/{path.stem}"
+        place = f"runs/{path.stem}" if options.output is None else options.output
         room = room_of_run(total, 8, images.image_shape, 0)  # of up to eight attacks
         store = open_until_written.enter_context(writing(place, alone=True, room=room))
         with showing(errors, total, notes=images.notes) as on_progress:

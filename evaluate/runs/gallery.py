@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -205,12 +206,14 @@ def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.nda
     return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes, covered)
 
 
+@lru_cache(maxsize=16)
 def threat_drawn(patches: Patches, height: int, width: int) -> np.ndarray:
     """The pixels that the patches reach, and those that they cover side by side in the middle, or near it."""
     found = torch.zeros(height, width, dtype=torch.uint8)
     families = patches.families(height, width)
     for family in dict.fromkeys(families):
-        found[family.covered(torch.ones(1, len(family), dtype=torch.bool))[0]] = REACHED
+        everywhere = family.rectangle is not None or family.covered(torch.ones(1, len(family), dtype=torch.bool))[0]
+        found[everywhere] = REACHED
     for number, family in enumerate(families):
         box = torch.tensor(family.rectangle or family.extent)
         middle = torch.tensor([height / 2, width * (number + 1) / (len(families) + 1)]) - box / 2

@@ -73,7 +73,8 @@ def test_no_attack_beats_the_oracle(ablation, size, threat, classes, voting):
     """Where patches of zeros and ones are all there are, an attack breaks only what the oracle breaks."""
     oracle, stronger = Oracle(), []
     attacks = [PatchPGD(steps=1, restarts=4), PatchPGD(steps=1, restarts=4, touched_only=False)]
-    attacks += [ExhaustivePGD(steps=1, rounds=0), ExhaustivePGD(steps=1, rounds=0).unpruned(None)]
+    if threat.count == 1:  # several patches begin as grey ones, which are no zeros and ones
+        attacks += [ExhaustivePGD(steps=1, rounds=0), ExhaustivePGD(steps=1, rounds=0).unpruned(None)]
     for seed in range(2):
         model, x = classifier(ablation, size, classes, seed, voting), images(3, size, seed=seed, binary=True)
         y, generator = model.predict(x), torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, PatchPGD, SparseRS, Undefended, judge, parse_attacks
+from attacks import FromART, PatchPGD, SparseRS, Undefended, judge, parse_attacks
 from attacks.search import Search
 from evaluate import Settings, evaluate
 from evaluate.report.note import budgets
@@ -158,8 +158,8 @@ def test_without_a_defense_it_is_refused_before_anything_is_done(tmp_path):
     refused(call("--checkpoint", "mnist-undefended", "--attacks", "undefended:pgd:1"), "undefended-pgd-1 ignores")
     with pytest.raises(InvalidInput, match="twice"):
         Undefended(Undefended(PGD))
-    with pytest.raises(InvalidInput, match="exhaustive"):
-        Undefended(ExhaustivePGD()).check(PatchThreat(2, 2, 2))
+    with pytest.raises(InvalidInput, match="use a masked attack"):
+        Undefended(FromART.patch()).check(PatchThreat(2, 2, 2))
 
 
 def test_the_command_line_holds_both_against_each_other(tmp_path):

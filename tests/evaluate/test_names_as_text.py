@@ -77,7 +77,7 @@ def test_markdown_shows_text():
     """No HTML, no mark-up, no formula."""
     share = Share(1, 2)
     pair = Paired("clean", NAME, NAME, 1, 1, 1.0, 1.0)
-    text = compare_markdown(Comparison(NAME, [NAME, NAME], {"clean": [share, share]}, [pair]))
+    text = compare_markdown(Comparison(NAME, [NAME, NAME], {"clean": [share, share]}, [pair], []))
     finding = Finding("agreement", "inconsistent", NAME, {}, {})
     text += audit_markdown(
         Audit(

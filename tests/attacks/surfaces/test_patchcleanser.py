@@ -123,8 +123,8 @@ def test_the_share_of_a_patch_that_views_hide():
     footprints = threat.footprint(threat.placements(*SIZE)[:, None], *SIZE)
     expected = (footprints[:, None] & masks.hidden()).flatten(2).sum(dim=2) / 6
     looks = surface(model, x, threat)
-    assert torch.allclose(looks.share, expected)
-    assert torch.equal(looks.share == 1, masks.hiding_at(threat))
+    assert torch.allclose(looks.shares[0], expected)
+    assert torch.equal(looks.shares[0] == 1, masks.hiding_at(threat))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_several_patches_go_where_a_view_that_is_not_steady_hides_them_all():
         pairs = torch.tensor([site for site, _ in islice(looks.several(i, chance), 64)])
         assert len({tuple(pair) for pair in pairs.tolist()}) > 5
         assert (hides[pairs].all(dim=1) & shaken[i]).any(dim=1).all()
-        resistance = (looks.share[pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
+        resistance = (looks.shares[0][pairs].mean(dim=1) * looks.lead[i].clamp(min=0)).amax(dim=1)
         assert torch.equal(resistance, resistance.sort().values)
     for least in (-1.0, 0.5):  # one view shaken, or none: the least sure
         looks.lead = torch.ones_like(looks.lead).index_fill(1, torch.tensor([2]), least)

@@ -216,7 +216,7 @@ def test_a_smoothed_classifier_agrees_with_itself(voting, base):
     for i, (row, column) in enumerate(threat.placements(*toys.SIZE)[:6].tolist()):
         patched[i, :, row : row + 2, column : column + 2] = 1 - patched[i, :, row : row + 2, column : column + 2]
     y = certificate.prediction
-    whole, some = whole_view(model, x, y), TouchedView.of(model, y, votes.cast, touched, placement)
+    whole, some = whole_view(model, x, y), TouchedView.of(model, y, votes.cast, [touched], placement)
     (_, one), (value, other) = whole(patched), some(patched)
     assert torch.equal(one, other)
     assert torch.equal(one, model.predict(patched))
