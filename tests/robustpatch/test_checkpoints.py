@@ -16,6 +16,7 @@ from robustpatch.defenses.ibp import BoundedClassifier
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import SmallCNN
+from robustpatch.networks.resnet import ResNet18
 from robustpatch.voting.rules import Threshold, TopOne
 from tests import toys
 
@@ -150,8 +151,11 @@ def test_shipped_checkpoints_load():
         "mnist-patchcleanser": PatchCleanser,
         "mnist-sparse5": RandomizedClassifier,
         "mnist-undefended": SmallCNN,
+        "signs-patchcleanser": PatchCleanser,
+        "signs-undefended": ResNet18,
     }
-    assert names() == sorted(["cifar10-columns4", *(f"mnist-{family}" for family in families), *others])
+    colour = ["cifar10-columns4", "signs-columns4"]
+    assert names() == sorted([*colour, *(f"mnist-{family}" for family in families), *others])
     for name in names():
         checkpoint = load_checkpoint(name)
         kind = others.get(name, SmoothedClassifier)
