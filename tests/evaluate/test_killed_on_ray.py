@@ -161,7 +161,7 @@ def _work(job, images, missing):
         job.do(*images.batch(batch), batch.start)
 
 
-@pytest.mark.parametrize("step", [1, 25])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 25])
 def test_the_driver_killed_and_its_worker_never_told(tmp_path, step):
     """It works on beside the next run, in the same output."""
     place = Place(tmp_path)
