@@ -155,3 +155,25 @@ def test_a_smaller_patch_lies_at_the_border_too():
         assert judge(model, x, y, both, found).contained.all()
         seen |= {tuple(corner) for corner in found.corners[:, 1].tolist()}
     assert any(row > 1 or column > 2 for row, column in seen)
+
+
+def test_places_chosen_together_leave_least():
+    """Two patches, against every pair of their sets: the first choice is the one after which the label's lead over some
+    class can be least, each touched ablation's vote being given to that class. Some of the cases can be won, not all.
+    """
+    ablation, size, found = Columns(1), (3, 7), []
+    each = [ablation.touched_at(patch.families(*size)[0]) for patch in (PatchThreat(1, 2), PatchThreat(2, 2))]
+    members = [one.member(one.set_of_placement) for one in each]
+    for seed in range(40):
+        chance = torch.Generator().manual_seed(seed)
+        cast = nn.functional.one_hot(torch.randint(-2, 3, (7,), generator=chance).clamp(min=0), 3).bool()
+        sites = sites_together(cast, 1, 0, each, chance)
+        least = {}
+        for (i, first), (k, second), j in product(enumerate(members[0]), enumerate(members[1]), (1, 2)):
+            hit = first | second
+            label, other = (cast[:, 0] & ~hit).sum(), (cast[:, j] | hit).sum()
+            least[i, k, j] = int(label - other)
+        (first, second), rival = next(sites)
+        found.append(min(least.values()))
+        assert least[first, second, rival] == found[-1], seed
+    assert min(found) < 0
