@@ -48,8 +48,7 @@ def largest_certified(
         for one in threat.threats:
             touched = _touched(ablation, one, image_size)
             certified = ahead >= 2 * votes.unit * touched.most(one.count)
-            left = (tried & ~certified).nonzero()[:, 0] if method == "exact" else certified[:0].nonzero()[:, 0]
-            if len(left):
+            if method == "exact" and len(left := (tried & ~certified).nonzero()[:, 0]):
                 margins = exact_margins(votes.of(left), prediction[left], touched, one.count)
                 certified[left] = margins.amin(dim=1) >= 0
             tried &= certified
