@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from evaluate.report.pictures import heat, marked, picture, threat_picture
-from evaluate.runs.gallery import NO_PLACE, SHOWN, Exhibit, ImageOutcome, PlacementMap, exhibits_name, read_exhibits
+from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, exhibits_name, read_exhibits
 from evaluate.runs.records import Record, open_shard
+from evaluate.runs.threat_maps import NO_PLACE, PlacementMap
 from robustpatch.storage.store import Store
 
 _ROWS = 6  # classes whose votes a card shows

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluate.results.drawing import load_matplotlib
 from evaluate.results.metrics import Share
-from evaluate.runs.gallery import COVERED, NO_PLACE, PlacementMap
+from evaluate.runs.threat_maps import COVERED, NO_PLACE, PlacementMap
 
 _EXACT = 64  # pixels a side
 # Stand-ins that matplotlib draws with, and the page's colours that take their place.

@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluate.runs.records import AttackRecord, Record
+from evaluate.runs.threat_maps import MAPS, SIDE, PlacementMap, placement_maps, reduced, threat_drawn
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import voting_classifier
@@ -26,18 +26,14 @@ from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
-from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.base import Threat
 from robustpatch.voting.votes import Scored, Votes
 
-REACHED, COVERED = 1, 2  # of pixels where a threat is drawn
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
 SHOWN: tuple[ImageOutcome, ...] = ("violated", "certified", "broken", "standing")
-_SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
 _MOST_BYTES = 2**30  # of all arrays of a file: a thousand images of three channels have a third of that
 _KINDS = {"|u1": ANY, "<i2": ANY, "<i4": ANY}
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error, EOFError)
-_MAPS = 4  # of an `AnyOf`, those of the worst members
-NO_PLACE = np.iinfo(np.int16).max  # in a map: a cell at which the patch has no placement
 
 
 def outcome(record: Record) -> ImageOutcome:
@@ -50,22 +46,6 @@ def outcome(record: Record) -> ImageOutcome:
     if not record.correct:
         return "wrong"
     return "broken" if record.broken else "standing"
-
-
-@dataclass(frozen=True)
-class PlacementMap:
-    """Worst margins of the placements of one patch, by the top-left corner of the rectangle that holds it; certified
-    where ≥ 0. `shape` is the number of such corners down and across, `placements` that of placements, all by default.
-
-    `margins` is int16, `NO_PLACE` where the patch has no placement. Where `step` > 1 a cell is the least of step ×
-    step.
-    """
-
-    threat: tuple[int, int]
-    shape: tuple[int, int]
-    step: int
-    margins: np.ndarray
-    placements: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +144,7 @@ def exhibit(
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
             after = dict(zip(attacked, _whole(voting.votes(x_adv.clone())), strict=True))
     size = (x.shape[2], x.shape[3])
-    drawn = [threat_drawn(one, *size) for one in threat.threats[:_MAPS]]
+    drawn = [threat_drawn(one, *size) for one in threat.threats[:MAPS]]
     return [
         Exhibit(
             index=records[i].index,
@@ -176,7 +156,7 @@ def exhibit(
             votes=counts.get(i),
             close=close.get(i),
             attacked=_attacked(threat, *furthest.found[i], after.get(i)) if i in furthest.found else None,
-            maps=[] if certificate is None else _maps(certificate, i, threat, size),
+            maps=[] if certificate is None else placement_maps(certificate, i, threat, size),
             guard=None if certificate is None else certificate.guard,
             drawn=drawn,
         )
@@ -202,65 +182,17 @@ def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.nda
     what = (record.attack, record.by, record.broken, record.prediction)
     covered = None
     if any(own.rectangle is None for own in families) or len(set(families)) > 1:
-        covered = _reduced(one.footprint(anchors[None], x_adv.shape[1], x_adv.shape[2])[0].byte())
+        covered = reduced(one.footprint(anchors[None], x_adv.shape[1], x_adv.shape[2])[0].byte())
     return Attacked(_picture(x_adv), patches, corners, (height, width), *what, votes, covered)
 
 
-@lru_cache(maxsize=16)
-def threat_drawn(patches: Patches, height: int, width: int) -> np.ndarray:
-    """The pixels that the patches reach, and those that they cover side by side in the middle, or near it."""
-    found = torch.zeros(height, width, dtype=torch.uint8)
-    families = patches.families(height, width)
-    for family in dict.fromkeys(families):
-        everywhere = family.rectangle is not None or family.covered(torch.ones(1, len(family), dtype=torch.bool))[0]
-        found[everywhere] = REACHED
-    for number, family in enumerate(families):
-        box = torch.tensor(family.rectangle or family.extent)
-        middle = torch.tensor([height / 2, width * (number + 1) / (len(families) + 1)]) - box / 2
-        nearest = (family.corners(family.anchors) - middle).square().sum(dim=1).argmin()
-        found[family.footprint(nearest[None])[0]] = COVERED
-    return _reduced(found)
-
-
-def _reduced(codes: Tensor) -> np.ndarray:
-    """Codes [H,W] of the picture's pixels: of those that a pixel stands for, the greatest."""
-    factor = -(-max(codes.shape) // _SIDE)
-    if factor > 1:
-        codes = max_pool2d(codes[None].float(), factor, ceil_mode=True)[0]
-    return codes.to(torch.uint8).numpy()
-
-
 def _picture(image: Tensor) -> np.ndarray:
-    """The image [C,H,W] in 8 bits, averaged down to at most `_SIDE` pixels a side."""
+    """The image [C,H,W] in 8 bits, averaged down to at most `SIDE` pixels a side."""
     image, (height, width) = image.detach().float().cpu(), image.shape[1:]
-    factor = -(-max(height, width) // _SIDE)
+    factor = -(-max(height, width) // SIDE)
     if factor > 1:
         image = adaptive_avg_pool2d(image[None], (-(-height // factor), -(-width // factor)))[0]
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def _maps(certificate: Certificate, i: int, threat: Threat, size: tuple[int, int]) -> list[PlacementMap]:
-    """The map of each alternative, worst first; none where the certificate has none of this threat's form."""
-    margins, threats = certificate.placement_margin, threat.threats
-    if margins is None or any(one.count > 1 for one in threats):
-        return []
-    families = [one.family(*size) for one in threats]
-    lengths = [len(family) for family in families]
-    if margins.shape[1] != sum(lengths):
-        return []
-    found = []
-    for one, family, part in zip(threats, families, margins[i].cpu().split(lengths), strict=True):
-        shape = (size[0] - one.height + 1, size[1] - one.width + 1)
-        whole = (part.double() / certificate.unit).floor().clamp(torch.iinfo(torch.int16).min, NO_PLACE - 1)
-        rows, columns = family.corners(family.anchors).unbind(dim=1)
-        grid = torch.full((shape[0] * shape[1],), NO_PLACE, dtype=torch.float64)
-        grid.scatter_reduce_(0, rows * shape[1] + columns, whole, "amin")
-        step = -(-max(shape) // _SIDE)
-        cells = grid.view(1, *shape)
-        cells = -max_pool2d(-cells, step, ceil_mode=True) if step > 1 else cells
-        kept = cells[0].to(torch.int16).numpy()
-        found.append(PlacementMap((one.height, one.width), shape, step, kept, len(family)))
-    return sorted(found, key=lambda one: int(one.margins.min()))[:_MAPS]
 
 
 def exhibits_name(shard: str) -> str:

@@ -21,9 +21,10 @@ from evaluate.report.__main__ import app
 from evaluate.report.note import budgets, command_of
 from evaluate.results.metrics import as_json
 from evaluate.results.summary_table import ATTACKS as ATTACK_COLUMNS
-from evaluate.runs.gallery import Attacked, Exhibit, PlacementMap, exhibits_name, outcome, write_exhibits
+from evaluate.runs.gallery import Attacked, Exhibit, exhibits_name, outcome, write_exhibits
 from evaluate.runs.records import read_records, shard_name, write_shard
 from evaluate.runs.run_identity import claim
+from evaluate.runs.threat_maps import PlacementMap
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat

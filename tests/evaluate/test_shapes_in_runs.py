@@ -14,8 +14,9 @@ from evaluate import Settings, evaluate
 from evaluate.report import page, read_report
 from evaluate.report.write import write_report
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
-from evaluate.runs.gallery import COVERED, NO_PLACE, exhibits_name, read_exhibits, threat_drawn
+from evaluate.runs.gallery import exhibits_name, read_exhibits
 from evaluate.runs.records import read_records
+from evaluate.runs.threat_maps import COVERED, NO_PLACE, threat_drawn
 from robustpatch.ablations.kinds import Columns
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
