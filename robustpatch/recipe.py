@@ -173,8 +173,9 @@ def main(
     only: shared.Only | None = None,
     device: shared.Device = "cpu",
 ) -> int:
-    """Train every network of a recipe; validated on the last 5,000 training images (of a folder, on those of
-    DIR/validation, or a tenth at most), never on test images. Under torchrun, --device cuda is a GPU for each process.
+    """Train every network of a recipe; validated on training images held out, never on test images: the last 5,000,
+    of gtsrb every eighth track, of imagenette every tenth image, of a folder those of DIR/validation, or a tenth at
+    most. Under torchrun, --device cuda is a GPU for each process.
     """
     check_device(device)
     runs = load_recipe(recipe)

@@ -52,9 +52,10 @@ def main(
 ) -> int:
     """Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.
 
-    Validated on the last 5,000 training images (of a folder, on those of DIR/validation, or a tenth at most), never on
-    test images. The patch is what --certificate and a defense train against, and what certified accuracy is measured
-    for. Under torchrun, --device cuda is a GPU for each process.
+    Validated on training images held out, never on test images: the last 5,000, of gtsrb every eighth track, of
+    imagenette every tenth image, of a folder those of DIR/validation, or a tenth at most. The patch is what
+    --certificate and a defense train against, and what certified accuracy is measured for. Under torchrun, --device
+    cuda is a GPU for each process.
     """
     check_device(device)
     if pretrained:
