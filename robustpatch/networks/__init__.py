@@ -16,6 +16,7 @@ from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
 from robustpatch.networks.vit import TokenDropViT
+from robustpatch.networks.window import WindowNet
 
 __all__ = [
     "MLP",
@@ -31,6 +32,7 @@ __all__ = [
     "StripNet",
     "TokenDropViT",
     "UnionNet",
+    "WindowNet",
     "build",
     "one_pass_name",
     "usual_name",

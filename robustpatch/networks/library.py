@@ -14,6 +14,7 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
+from robustpatch.networks.packaged_weights import load_packaged
 from robustpatch.networks.transformer import is_token_transformer
 from robustpatch.networks.vit import TokenDropViT
 from robustpatch.networks.widen import MEAN, STD, Normalized, answer, first_channels, widen
@@ -37,8 +38,8 @@ def create(
 ) -> nn.Module:
     """A model by name: "torchvision:NAME", "timm:NAME", or "vit" and "resnet50"; `options` are its constructor's.
 
-    `num_classes` None: as many as it has by default. Pretrained weights are downloaded by the library. Raises
-    `InvalidInput`.
+    `num_classes` None: as many as it has by default. Pretrained weights are downloaded by the library, unless a Python
+    package that is installed holds them (see `packaged_weights`). Raises `InvalidInput`.
     """
     if not is_library_name(name):
         raise InvalidInput(f'model is "{name}"; use torchvision:NAME, timm:NAME, {" or ".join(SHORT)}')
@@ -94,6 +95,8 @@ def _timm(name: str, image_size: tuple[int, int], pretrained: bool, options: dic
         raise InvalidInput(
             f"model is timm:{name}, but timm is not installed; pip install 'robustpatch[timm]'"
         ) from error
+    if pretrained and (model := load_packaged(name, options)) is not None:
+        return model
     try:
         return timm.create_model(name, pretrained=pretrained, img_size=image_size, **options)
     except TypeError as error:

@@ -28,6 +28,7 @@ from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
 from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
+from robustpatch.networks.window import WindowNet
 from robustpatch.options import arguments_of, read, table_of
 
 ONE_PASS: dict[str, type[OnePass]] = {  # the first that can see an ablation is its usual network
@@ -37,6 +38,7 @@ ONE_PASS: dict[str, type[OnePass]] = {  # the first that can see an ablation is 
     "block": BlockNet,
     "conv-block": ConvBlockNet,
     "grid": GridNet,
+    "window": WindowNet,
     "union": UnionNet,
 }
 BY_ENUMERATION: dict[str, Callable[..., nn.Module]] = {
@@ -72,13 +74,14 @@ def build(
 ) -> nn.Module:
     """An untrained network by `name`, for images [C,H,W]; `options` are its own arguments.
 
-    In one pass: "strip", "residual-strip", "band", "block", "conv-block", "grid": `StripNet`, `ResidualStripNet`,
-    `BandNet`, `BlockNet`, `ConvBlockNet`, `GridNet`; "union": `UnionNet` of such, whose option `parts` has a name and
-    options for each part of the ablation, by default the usual ones. By enumeration: "mnist-cnn" and "resnet18", the
-    paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see encoded images, or, but for the one on MNIST,
-    images as they are where `ablation` and `encoding` are None. "torchvision:NAME", "timm:NAME", or "vit" (timm's
-    ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`; with options `mean` and `std`, and those of
-    `library_options`, for `options` may come with a file. Raises `InvalidInput`.
+    In one pass: "strip", "residual-strip", "band", "block", "conv-block", "grid", "window": `StripNet`,
+    `ResidualStripNet`, `BandNet`, `BlockNet`, `ConvBlockNet`, `GridNet`, `WindowNet`; "union": `UnionNet` of such,
+    whose option `parts` has a name and options for each part of the ablation, by default the usual ones. By
+    enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see
+    encoded images, or, but for the one on MNIST, images as they are where `ablation` and `encoding` are None.
+    "torchvision:NAME", "timm:NAME", or "vit" (timm's ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`;
+    with options `mean` and `std`, and those of `library_options`, for `options` may come with a file. Raises
+    `InvalidInput`.
     """
     channels, height, width = image_shape
     encoded = channels if encoding is None else encoding.channels(channels)
