@@ -19,6 +19,7 @@ from robustpatch.networks.transformer import is_token_transformer
 from robustpatch.networks.vit import TokenDropViT
 from robustpatch.networks.widen import MEAN, STD, Normalized, answer, first_channels, widen
 
+_MOST_ENLARGED = 16
 SHORT = {"vit": "timm:vit_tiny_patch16_224", "resnet50": "torchvision:resnet50"}
 
 
@@ -105,6 +106,13 @@ def _timm(name: str, image_size: tuple[int, int], pretrained: bool, options: dic
         return timm.create_model(name, pretrained=pretrained, **options)  # a network for any size
 
 
+def check_enlarge(enlarge: Any) -> int:
+    """How many times as wide and high a network is shown images; whole, from 1 to 16. Raises `InvalidInput`."""
+    if enlarge not in range(1, _MOST_ENLARGED + 1):
+        raise InvalidInput(f"enlarge is {enlarge}; give a whole number from 1 to {_MOST_ENLARGED}")
+    return int(enlarge)
+
+
 def normalization(
     model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -133,14 +141,20 @@ def adapt(
     image_shape: tuple[int, int, int],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    enlarge: int = 1,
 ) -> nn.Module:
     """The model as a base classifier of images [C,H,W] in [0, 1]; it is changed.
 
     Its first convolution or patch embedding is widened (see `widen`); a vision transformer drops hidden tokens
     (`TokenDropViT`); any other model is a plain base. Without ablation and encoding, the model after a normalisation.
+    With `enlarge` the model was built for images so many times as wide and high, and is shown such, interpolated.
     """
     own, by = normalization(model, mean, std)
     channels, height, width = image_shape
+    if enlarge > 1:
+        if encoding is not None and ablation is not None:
+            raise InvalidInput(f"enlarge is {enlarge}, which is for networks of whole images; here use window")
+        return nn.Sequential(Normalized(own, by), nn.Upsample(scale_factor=enlarge, mode="bilinear"), model)
     if ablation is None or encoding is None:
         return nn.Sequential(Normalized(own, by), model)
     wide = widen(model, encoding, image_size=(height, width), in_channels=channels, mean=own, std=by)

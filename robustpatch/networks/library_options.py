@@ -55,6 +55,7 @@ _NUMBERS = (
     "drop_rate",
     "dropout",
     "embed_dim",
+    "enlarge",
     "groups",
     "growth_rate",
     "in_chans",

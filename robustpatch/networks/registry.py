@@ -18,7 +18,7 @@ from robustpatch.networks.band import BandNet
 from robustpatch.networks.block import BlockNet
 from robustpatch.networks.conv_block import ConvBlockNet
 from robustpatch.networks.grid import GridNet
-from robustpatch.networks.library import adapt, create, is_library_name, library_and_model
+from robustpatch.networks.library import adapt, check_enlarge, create, is_library_name, library_and_model
 from robustpatch.networks.library_options import check_permitted
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
@@ -100,9 +100,11 @@ def build(
     if is_library_name(name):
         own = dict(options)
         check_permitted(name, *library_and_model(name), own)
-        mean, std = own.pop("mean", None), own.pop("std", None)
-        model = create(name, num_classes=num_classes, image_size=(height, width), **own)
-        return adapt(model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std)
+        mean, std, enlarge = own.pop("mean", None), own.pop("std", None), check_enlarge(own.pop("enlarge", 1))
+        model = create(name, num_classes=num_classes, image_size=(height * enlarge, width * enlarge), **own)
+        return adapt(
+            model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std, enlarge=enlarge
+        )
     known = ", ".join(f'"{known}"' for known in (*ONE_PASS, *BY_ENUMERATION, "vit", "resnet50", "torchvision:NAME"))
     raise InvalidInput(f'network is {name!r}; known are {known} and "timm:NAME"')
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustpatch.ablations.base import Ablation
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.errors import InvalidInput
-from robustpatch.networks.library import create, is_library_name, library_and_model, normalization
+from robustpatch.networks.library import check_enlarge, create, is_library_name, library_and_model, normalization
 from robustpatch.networks.library_options import check_permitted
 from robustpatch.networks.one_pass import OnePass
 from robustpatch.networks.widen import Normalized
@@ -29,6 +29,8 @@ class WindowNet(OnePass):
 
     Args:
         ablation: `Columns`, `Rows` or `Blocks`, at any stride.
+        enlarge: how many times as wide and high, bilinearly, each is shown: a network that was trained on photographs
+            takes little from 4×32 pixels, and much from 16×128.
         of: the network, "timm:NAME" or "torchvision:NAME", one that takes images of any size. pretrained: begin with
             its weights for ImageNet (see `library.create`).
     """
@@ -47,13 +49,15 @@ class WindowNet(OnePass):
         in_channels: int = 3,
         of: str = "timm:tf_efficientnet_lite0",
         pretrained: bool = False,
+        enlarge: int = 1,
     ) -> None:
         super().__init__(ablation, image_size, in_channels)
         if not is_library_name(of):
             raise InvalidInput(f"of is {of!r}; name the network that sees the windows, timm:NAME or torchvision:NAME")
         check_permitted(of, *library_and_model(of), {})
         self._axes = self.ablation.axes(*image_size)
-        sides = [_ON_EACH_SIDE * -(-axis.size // _ON_EACH_SIDE) for axis in self._axes]
+        self.enlarge = check_enlarge(enlarge)
+        sides = [_ON_EACH_SIDE * -(-axis.size * enlarge // _ON_EACH_SIDE) for axis in self._axes]
         self.window = sides[0], sides[1]
         network = create(of, num_classes=num_classes, image_size=self.window, pretrained=pretrained)
         mean, std = normalization(network, None, None)
@@ -73,6 +77,8 @@ class WindowNet(OnePass):
         image = torch.arange(len(x), device=x.device)[:, None, None, None]
         kept = x.permute(0, 2, 3, 1)[image, row[..., :, None], (column % columns.length)[..., None, :]]
         shown = self.normalized(kept.flatten(0, 1).permute(0, 3, 1, 2))
+        if self.enlarge > 1:
+            shown = functional.interpolate(shown, scale_factor=self.enlarge, mode="bilinear")
         windows = self._framed(shown, self.around[index.flatten()])
         return self.network(windows).unflatten(0, index.shape)
 

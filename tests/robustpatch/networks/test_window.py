@@ -56,6 +56,26 @@ def test_the_window_is_the_band_in_the_middle_of_a_colour_of_its_place():
     torch.testing.assert_close(seen[0], expected)
 
 
+def test_a_small_band_is_shown_enlarged():
+    """Interpolated within itself: nothing of what lies beside it enters."""
+    net = toys.seeded(lambda: WindowNet(Columns(4), image_size=(8, 12), num_classes=4, of=NETWORK, enlarge=4).eval())
+    seen, x = [], toys.images(1, 3, (8, 12))
+    net.network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    net.score_all(x, torch.tensor([3]))
+    large = torch.nn.functional.interpolate(net.normalized(x[..., 3:7]), size=(32, 16), mode="bilinear")
+    assert seen[0].shape == (1, 3, 32, 32)
+    torch.testing.assert_close(seen[0][..., 8:24], large)
+    assert not seen[0][..., :8].any()
+    whole = {"image_shape": (3, 8, 12), "num_classes": 4, "ablation": None, "encoding": None}
+    image = build(NETWORK, **whole, options={"enlarge": 4})
+    assert isinstance(image, torch.nn.Sequential)
+    expected = image[2](torch.nn.functional.interpolate(image[0](x), size=(32, 48), mode="bilinear"))
+    torch.testing.assert_close(image(x), expected)
+    for wrong in (0, 17, 2.5, [2, 2]):
+        with pytest.raises(InvalidInput, match="enlarge is"):
+            build(NETWORK, **whole, options={"enlarge": wrong})
+
+
 def test_a_smoothed_classifier_of_windows_is_kept(tmp_path):
     ablation = Columns(7, 3)
     network = {"name": "window", "of": NETWORK, "pretrained": False}
