@@ -19,6 +19,7 @@ from attacks.undefended import Undefended
 from attacks.universal import Universal
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
+from robustpatch.plugins import load_plugin, plugin_names
 
 
 def quick() -> Ensemble:
@@ -36,6 +37,8 @@ def standard() -> Ensemble:
     return Ensemble(members, "standard", budget=50_000, shares=(1.0, 8.0, 1.0))
 
 
+# Those of this package; others have an entry point (`robustpatch.plugins`): a callable that makes the attack, with an
+# attribute `number` where one of its arguments may stand behind a colon.
 # name -> (the attack without a number; with one, what the number is)
 KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
     "standard": (standard, None),
@@ -60,7 +63,15 @@ _IGNORING = "undefended:"
 def names() -> str:
     """The names that `parse_attacks` reads, for a message."""
     known = [f"{name}[:{number.upper()}]" if number else name for name, (_, number) in KNOWN.items()]
-    return ", ".join([*known, f"{_IGNORING}ATTACK"])
+    return ", ".join([*known, *plugin_names("attacks"), f"{_IGNORING}ATTACK"])
+
+
+def _known(name: str) -> tuple[Callable[..., PatchAttack] | None, str | None]:
+    """How the attack of that name is made, and which of its arguments the number is; None where there is none."""
+    if name in KNOWN:
+        return KNOWN[name]
+    make = load_plugin("attacks", name)
+    return make, getattr(make, "number", None)
 
 
 def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
@@ -75,7 +86,7 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     for part in () if text.strip() == "none" else text.split(","):
         wanted = part.strip().removeprefix(_IGNORING)
         kind, colon, number = wanted.partition(":")
-        make, parameter = KNOWN.get(kind, (None, None))
+        make, parameter = _known(kind)
         digits = number.isascii() and number.isdecimal() and len(number) <= 9
         if make is None or (colon and (parameter is None or not digits)):
             raise InvalidInput(

@@ -1,7 +1,8 @@
 """Holds certificates and attacks against each other and reports both accuracies."""
 
+from evaluate.results.evaluation import Evaluation
 from evaluate.results.metrics import Summary, summarise
 from evaluate.runs.batch import Settings
 from evaluate.runs.runner import evaluate
 
-__all__ = ["Settings", "Summary", "evaluate", "summarise"]
+__all__ = ["Evaluation", "Settings", "Summary", "evaluate", "summarise"]

@@ -120,6 +120,13 @@ class Table:
         rule = ["---" if words else "---:" for words in self.words]
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
+    def latex(self) -> str:
+        """A tabular of LaTeX, for booktabs; what a cell holds is text."""
+        head, *rows = (" & ".join(map(_escaped, row)) for row in [self.names, *self.rows])
+        kinds = "".join("l" if words else "r" for words in self.words)
+        lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+        return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
+
     def terminal(self, title: str | None = None, *, ends: Iterable[int] = (), wrap: bool = False) -> Shown:
         """A table of rich, with a line below the rows in `ends`. Long cells are wrapped where `wrap` says so."""
         from rich.box import SIMPLE_HEAD
@@ -149,6 +156,21 @@ class Table:
         return Markup('<table class="{}">\n{}<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>').format(
             kind, said, head, rows
         )
+
+
+_LATEX = {mark: f"\\{mark}" for mark in "&%$#_{}"}
+_LATEX |= {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "×": r"$\times$",
+}
+
+
+def _escaped(cell: str) -> str:
+    text = one_line(cell).translate(str.maketrans(_LATEX))
+    return rf"\textbf{{{text}}}" if isinstance(cell, Strong) else text
 
 
 def _marked(cell: str) -> str:

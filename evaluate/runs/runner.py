@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,25 +14,28 @@ from torch import Tensor
 from attacks.base import PatchAttack
 from attacks.ensemble import is_control
 from attacks.occlusion import CONTROLS
+from attacks.registry import parse_attacks
 from attacks.undefended import Undefended
 from evaluate.model.float32 import off_float32
 from evaluate.model.gradients import left_out
 from evaluate.model.identity import NOT_RESUMED, identity_of, packages
 from evaluate.model.patched_answers import answers, patched_images
 from evaluate.model.recheck import Recheck
+from evaluate.results.evaluation import Evaluation
 from evaluate.runs.batch import Settings, evaluate_batch
 from evaluate.runs.completed_run import IncompleteRun, check_complete
 from evaluate.runs.counterexample import save_counterexample
 from evaluate.runs.gallery import SHOWN, exhibits_name, write_exhibits
 from evaluate.runs.output import room_of_run
-from evaluate.runs.records import Record, open_shard, read_records, read_shard, shard_name, write_shard
+from evaluate.runs.records import open_shard, read_records, read_shard, shard_name, write_shard
 from evaluate.runs.run_identity import claimed, of_images
 from evaluate.runs.sealed_table import damage_of
-from robustpatch.data.images import ImageSet
+from robustpatch.data.image_set import ImageSet
+from robustpatch.data.own_images import Images, as_image_set
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
-from robustpatch.threats.parse import pixels_sha256
+from robustpatch.threats.parse import parse_threat, pixels_sha256
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
 
@@ -109,11 +113,11 @@ def _check_name(attack: PatchAttack) -> None:
 
 def evaluate(
     model: torch.nn.Module,
-    images: ImageSet,
-    threat: Threat,
-    attacks: Sequence[PatchAttack],
-    settings: Settings,
-    output: str | Path | Store,
+    images: Images,
+    threat: Threat | str,
+    attacks: Sequence[PatchAttack] | str,
+    settings: Settings | None = None,
+    output: str | Path | Store | None = None,
     *,
     configuration: dict[str, Any] | None = None,
     module: str | None = None,
@@ -121,8 +125,12 @@ def evaluate(
     on_damaged: Callable[[str, str], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
     workers: Workers | None = None,
-) -> list[Record]:
-    """Certify and attack every image, and return the records; what `output` already holds is not done again.
+) -> Evaluation:
+    """Certify and attack every image, and return the records with their summary; what `output` holds is not done again.
+
+    `images` are anything that `robustpatch.data.as_image_set` takes; `threat` and `attacks` values, or the texts of
+    `parse_threat` and `parse_attacks`. Without `settings` all images are evaluated; without an `output` no file is
+    kept.
 
     Every certified image, of a right or a wrong label, is attacked by `attack.unpruned`: all placements open, all
     ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that is
@@ -147,7 +155,27 @@ def evaluate(
     run that is refused before it wrote anything claims no output. Raises `IncompleteRun` unless the records are of
     every image asked for, once, under every attack and threat.
     """
+    images = as_image_set(images)
+    settings = Settings(len(images)) if settings is None else settings
+    if output is None:
+        with TemporaryDirectory() as folder:
+            return evaluate(
+                model,
+                images,
+                threat,
+                attacks,
+                settings,
+                folder,
+                configuration=configuration,
+                module=module,
+                on_progress=on_progress,
+                on_damaged=on_damaged,
+                on_note=on_note,
+                workers=workers,
+            )
     store = Store.of(output)
+    threat = parse_threat(threat, images.image_shape[1:]) if isinstance(threat, str) else threat
+    attacks = parse_attacks(attacks) if isinstance(attacks, str) else attacks
     threat.check_fits(*images.image_shape[1:])
     for attack in attacks:
         for one in threat.threats:
@@ -185,7 +213,7 @@ def evaluate(
         records = read_records(store)
     check_complete(records, total, attacks, threat)
     on_progress(total, "done")
-    return records
+    return Evaluation(records, f"{total} {images.name} {images.split} images, {threat} patch", settings.top_k)
 
 
 def _finish(

@@ -54,7 +54,8 @@ class ImageSet:
                 f"{len(index)} images of {self.image_shape} together take {size / 1e9:,.1f} GB of memory, of which "
                 f"{memory / 1e9:,.1f} are free; take fewer with --batch-size, or smaller ones with --image-size"
             )
-        return self._pixels(index).to(torch.float32) / 255, self.labels[index]
+        pixels = self._pixels(index)
+        return pixels.clone() if pixels.is_floating_point() else pixels.to(torch.float32) / 255, self.labels[index]
 
     def stored(self, i: int) -> bytes:
         """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
@@ -67,7 +68,7 @@ class ImageSet:
             raise InvalidInput(f"{path} cannot be read ({error}); mend or remove it") from error
 
     def _pixels(self, index: Tensor) -> Tensor:
-        """Images uint8 [B,C,H,W], from memory by one gather."""
+        """Images [B,C,H,W], uint8, or floats in [0, 1] of one's own, from memory by one gather."""
         if self._bytes is not None:
             return self._bytes[index]
         if not self._held:

@@ -20,8 +20,9 @@ from robustpatch.data.parse import named_classes, parse_image_size
 from robustpatch.data.torchvision_sets import BY_NAME, takes_size
 from robustpatch.errors import InvalidInput
 from robustpatch.options import options
+from robustpatch.plugins import load_plugin, plugin_names
 
-DATASETS = ("mnist-sample", *BY_NAME, "folder")
+DATASETS = ("mnist-sample", *BY_NAME, "folder", *plugin_names("datasets"))
 SPLITS = ("train", "validation", "test")
 
 
@@ -48,13 +49,15 @@ def load_images(
     - "mnist", "cifar10", "gtsrb", "imagenette": torchvision's, under `root`; downloaded there when absent.
     - "folder": `root`/test/CLASS/IMAGE (and train, and validation, of the same classes), or, to test alone,
       `root`/CLASS/IMAGE. Test images come from every class in turn.
+    - any other name: the dataset of another installed package (`robustpatch.plugins`), a function of `root`, `split`
+      and `image_size`.
 
-    The last four are for a folder; GTSRB and Imagenette take `image_size` too. A folder's images are all of one size,
-    or brought to `image_size` (height, width): scaled to cover it and cropped in the middle. They are read as a viewer
-    shows them (`robustpatch.data.pictures`), in colour, or with `channels` 1 in grey. Its classes are in alphabetical
-    order, or `class_names`, in the order of a model's outputs: of these the folder may hold a few. All of its files are
-    looked at here, so that none fails an hour later; those that cannot be used are refused, or with `skip_broken` left
-    out, which `ImageSet.left_out` tells.
+    The last four arguments are for a folder; GTSRB and Imagenette take `image_size` too. A folder's images are all
+    of one size, or brought to `image_size` (height, width): scaled to cover it and cropped in the middle. They are
+    read as a viewer shows them (`robustpatch.data.pictures`), in colour, or with `channels` 1 in grey. Its classes
+    are in alphabetical order, or `class_names`, in the order of a model's outputs: of these the folder may hold a
+    few. All of its files are looked at here, so that none fails an hour later; those that cannot be used are
+    refused, or with `skip_broken` left out, which `ImageSet.left_out` tells.
 
     Raises `InvalidInput` for an unknown name or split, and where files are missing or cannot be used.
     """
@@ -63,8 +66,9 @@ def load_images(
     root = default_root() if root is None else Path(os.path.expanduser(root))
     if name == "folder":
         return folder_images(root, split, image_size, channels, class_names, skip_broken)
+    plugin = None if name in DATASETS[: 2 + len(BY_NAME)] else load_plugin("datasets", name)
     for option, value in (
-        ("image_size", None if takes_size(name) else image_size),
+        ("image_size", None if takes_size(name) or plugin else image_size),
         ("channels", None if channels == 3 else channels),
         ("class_names", class_names),
         ("skip_broken", skip_broken or None),
@@ -78,9 +82,9 @@ def load_images(
             images, labels = (torch.from_numpy(sample[what]) for what in ("images", "labels"))
             classes = tuple("0123456789")
             return ImageSet(name, split, classes, (1, 28, 28), labels.long(), _bytes=images[:, None])
-    if name not in BY_NAME:
+    if plugin is None and name not in BY_NAME:
         raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
-    return BY_NAME[name](root, split, image_size)
+    return (plugin or BY_NAME[name])(root, split, image_size)
 
 
 _PANEL = "Images"

@@ -30,6 +30,7 @@ from robustpatch.networks.strip import StripNet
 from robustpatch.networks.union import UnionNet
 from robustpatch.networks.window import WindowNet
 from robustpatch.options import arguments_of, read, table_of
+from robustpatch.plugins import load_plugin, plugin_names
 
 ONE_PASS: dict[str, type[OnePass]] = {  # the first that can see an ablation is its usual network
     "strip": StripNet,
@@ -88,13 +89,14 @@ def build(
     if name == "union":
         parts = read(table_of({"parts": list[dict[str, Any]]}), options, "network union: ").get("parts")
         return _union(ablation, image_shape, num_classes, encoding, parts)
-    make = ONE_PASS.get(name) or BY_ENUMERATION.get(name)
+    make = ONE_PASS.get(name) or BY_ENUMERATION.get(name) or load_plugin("networks", name)
     if make is not None:
         own = read(arguments_of(make, *_GIVEN), options, f"network {name}: ")
-        if name in ONE_PASS:
+        one_pass = isinstance(make, type) and issubclass(make, OnePass)
+        if one_pass:
             _check_ablation(name, ablation)
         given = {"ablation": ablation, "image_size": (height, width), "num_classes": num_classes}
-        given["in_channels"] = channels if name in ONE_PASS else encoded
+        given["in_channels"] = channels if one_pass else encoded
         taken = signature(make).parameters
         return make(**{key: value for key, value in given.items() if key in taken}, **own)
     if is_library_name(name):
@@ -105,8 +107,12 @@ def build(
         return adapt(
             model, ablation=ablation, encoding=encoding, image_shape=image_shape, mean=mean, std=std, enlarge=enlarge
         )
-    known = ", ".join(f'"{known}"' for known in (*ONE_PASS, *BY_ENUMERATION, "vit", "resnet50", "torchvision:NAME"))
+    known = ", ".join(f'"{known}"' for known in (*_own_names(), "vit", "resnet50", "torchvision:NAME"))
     raise InvalidInput(f'network is {name!r}; known are {known} and "timm:NAME"')
+
+
+def _own_names() -> list[str]:
+    return [*ONE_PASS, *BY_ENUMERATION, *plugin_names("networks")]
 
 
 def _check_ablation(name: str, ablation: Ablation | SparseAblation | None) -> None:

@@ -7,7 +7,7 @@ from robustpatch.threats.growing import Growing, Scaled, discs, parse_growing, s
 from robustpatch.threats.parse import parse_threat, threat_from_dict
 from robustpatch.threats.rectangle import AreaShare, PatchThreat, Rectangles
 from robustpatch.threats.several import Several
-from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
+from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, Stamp, rotated
 from robustpatch.threats.within import Within
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Rectangles",
     "Scaled",
     "Several",
+    "Stamp",
     "Threat",
     "Within",
     "discs",

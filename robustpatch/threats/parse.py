@@ -13,6 +13,7 @@ from typing import Any
 
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
+from robustpatch.plugins import load_plugin, plugin_names
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.base import Patches, Threat
 from robustpatch.threats.bitmap import black_and_white, is_packed
@@ -23,6 +24,7 @@ from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
 from robustpatch.threats.within import Within
 
 SHAPES: list[type[Patches]] = [PatchThreat, AreaShare, Disc, Cross, Polygon, Mask, Footprints]  # a new shape: here
+# or in a package of its own, by an entry point
 FORMS = (
     '"5x5" or "5" (height x width in pixels), "2%" (of the area), "disc:7", "cross:9/3", "polygon:0/0;0/7;7/7", '
     '"mask:sticker.png", "3x8@0,45" (turned), "2*5x5" (two), "disc:5 & 3x3" (both), "2x10,10x2" (either), '
@@ -94,7 +96,7 @@ def _one_from_dict(value: object, inside: bool = False) -> Patches:
     nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape)
     if shape == Within.shape and len(fields) == 3 and not nested and isinstance(region, str) and isinstance(name, str):
         return Within(_one_from_dict(patch, inside=True), region, name)
-    shapes = {each.shape: each for each in SHAPES}
+    shapes = {each.shape: each for each in _shapes()}
     if not isinstance(shape, str) or shape not in shapes:
         raise InvalidInput(
             f"threat is {one_line(value, 80)!r}; it must name its shape, one of "
@@ -163,11 +165,15 @@ def _read(base: str, text: str, files: bool) -> Patches:
     if kind.lower() in (Mask.shape, Footprints.shape) and not is_packed(place):
         _check_file(place, files)
     plain = re.sub(r"\s*([x%])\s*", r"\1", base, flags=re.IGNORECASE).lower() if ":" not in base else base
-    for shape in SHAPES:
+    for shape in _shapes():
         found = shape.read(plain)
         if found is not None:
             return found
     raise InvalidInput(f"patch is {one_line(text.strip(), 200)!r}, which is no patch; use {FORMS}")
+
+
+def _shapes() -> list[type[Patches]]:
+    return [*SHAPES, *(load_plugin("shapes", name) for name in plugin_names("shapes"))]  # type: ignore[list-item]
 
 
 def _parts(patch: Patches) -> Iterator[Patches]:
