@@ -47,13 +47,14 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 @dataclass(frozen=True)
 class Command:
     """A command line, called in the folder of a run; `again` is added to repeat it where it did not end, and `status`
-    how it ends by itself.
+    how it ends by itself. `unnamed`: on a system where files need no name while they are written, if this is one.
     """
 
     module: str
     arguments: tuple[str, ...]
     again: tuple[str, ...] = ()
     status: int = 0
+    unnamed: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def start(command: Command, folder: Path, *, fatal: int | None = None, repeated:
     server.set_forkserver_preload(PRELOADED)
     folder.mkdir(exist_ok=True)
     given = [*command.arguments, *(command.again if repeated else ())]
-    process = server.Process(target=_child, args=(command.module, given, str(folder), fatal))
+    process = server.Process(target=_child, args=(command, given, str(folder), fatal))
     process.start()
     return process
 
@@ -140,17 +141,19 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f"{folder.name}.{what}")
 
 
-def _child(module: str, arguments: list[str], folder: str, fatal: int | None) -> None:
+def _child(command: Command, arguments: list[str], folder: str, fatal: int | None) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
-    sys.argv = [module, *arguments]
+    sys.argv = [command.module, *arguments]
+    if not command.unnamed and hasattr(os, "O_TMPFILE"):
+        del os.O_TMPFILE
     said = os.open(_beside(Path(folder), "said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)
     _stop_clocks()
     steps = Steps(os.path.realpath(folder), fatal)
     try:
-        import_module(module).app(arguments)
+        import_module(command.module).app(arguments)
     finally:
         _beside(Path(folder), "steps").write_text(f"{steps.done} {steps.named}")
 
@@ -214,7 +217,8 @@ class Steps:
             place = arguments[_NAMING[event]] if event in _NAMING else None
         if isinstance(place, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(place)).startswith(self.folder):
             self.step()
-            self.named = self.done if event == "os.rename" else self.named
+            if event in ("os.rename", "os.link"):
+                self.named = self.done
 
     def step(self) -> None:
         self.done += 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,14 +68,19 @@ def test_killed_before_its_last_file_has_its_name(place, name):
     assert place.killed(name, named) == []
 
 
-def test_it_is_a_step_at_which_they_die(place):
-    """The last file is then written, whole, and has no name yet."""
-    named = place.alone("report")[0].named
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_it_is_a_step_at_which_they_die(place, unnamed):
+    """The last file is then written, whole, and has no name yet, or a hidden one that the next run removes."""
+    whole = place.alone("report")[1]
+    command = replace(place.commands["report"], unnamed=unnamed)
+    named = call(command, place.work).named
     place.empty()
-    assert call(place.commands["report"], place.work, fatal=named).status == -signal.SIGKILL
-    (part,) = [path for path in place.work.rglob("*") if path.suffix == ".part"]
-    assert part.read_bytes() == place.alone("report")[1]["out/report.json"]
+    assert call(command, place.work, fatal=named).status == -signal.SIGKILL
     assert not (place.work / "out" / "report.json").exists()
+    parts = [path.read_bytes() for path in place.work.rglob("*.part")]
+    assert parts == ([] if unnamed and hasattr(os, "O_TMPFILE") else [whole["out/report.json"]])
+    assert call(command, place.work).status == 0
+    assert difference(tree(place.work), whole) == []
 
 
 @pytest.mark.slow

@@ -45,15 +45,20 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
     """Have the process die once `number` files have got their names; the names so far."""
-    real, named = os.replace, []
+    named = []
 
-    def replaced(part, place):
-        named.append(Path(place).name)
-        real(part, place)
-        if len(named) == number:
-            raise Killed
+    def counted(real):
+        def name_it(part, place, **options):
+            real(part, place, **options)
+            if not place.endswith(".part"):
+                named.append(Path(place).name)
+                if len(named) == number:
+                    raise Killed
 
-    monkeypatch.setattr(os, "replace", replaced)
+        return name_it
+
+    for each in ("replace", "link"):
+        monkeypatch.setattr(os, each, counted(getattr(os, each)))
     return named
 
 
@@ -72,7 +77,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert timeless(first.config["history"]) == timeless(second.config["history"])
 
 
-@pytest.mark.parametrize("number", range(2, 8))
+@pytest.mark.parametrize("number", range(1, 7))
 def test_a_training_that_is_killed_between_two_writes(images, alone, tmp_path, monkeypatch, number):
     """Resumed, it is the run left alone: in the last epoch, too, where there is nothing left to train."""
     with monkeypatch.context() as dying:
@@ -183,7 +188,7 @@ stages = [{epochs = 1}, {epochs = 1, lr = 0.01}]
 """
 
 
-@pytest.mark.parametrize("number", [6, 8])
+@pytest.mark.parametrize("number", [5, 7])
 def test_a_recipe_that_is_killed_between_two_writes(images, tmp_path, monkeypatch, number):
     """Repeated, it keeps the weights of the last epoch of its last stage; a damaged checkpoint is made again."""
     (tmp_path / "recipe.toml").write_text(RECIPE)
