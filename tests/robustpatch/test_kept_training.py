@@ -88,7 +88,9 @@ def test_a_training_that_is_killed_between_two_writes(images, alone, tmp_path, m
     assert_equal_runs(alone, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "flipped", "of the first epoch"])
+@pytest.mark.parametrize(
+    "damage", ["deleted", "emptied", "garbage", "a link to nothing", "flipped", "of the first epoch"]
+)
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "history.json"])
 def test_what_is_made_of_the_state_is_made_again(images, alone, tmp_path, name, damage):
     """A finished run that is resumed has nothing to train, but all its files."""
@@ -98,6 +100,11 @@ def test_what_is_made_of_the_state_is_made_again(images, alone, tmp_path, name, 
     content = (tmp_path / name).read_bytes()
     if damage == "deleted":
         (tmp_path / name).unlink()
+    elif damage in ("emptied", "garbage"):
+        (tmp_path / name).write_bytes(b"" if damage == "emptied" else b"\xff\0[{")
+    elif damage == "a link to nothing":
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("nothing")
     elif damage == "flipped":
         (tmp_path / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     else:
@@ -123,6 +130,9 @@ def test_one_bit_anywhere_is_seen(images, alone, tmp_path, name):
         (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         with pytest.raises(InvalidInput, match=r"damaged|no robustpatch configuration"):
             read()
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InvalidInput, match=r"damaged|is no safetensors"):
+        read()
 
 
 def test_a_checkpoint_without_its_state_is_not_overwritten(images, alone, tmp_path):
