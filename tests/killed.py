@@ -8,6 +8,7 @@ of a write in its middle.
 from __future__ import annotations
 
 import io
+import locale
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Command:
     """A command line, called in the folder of a run; `again` is added to repeat it where it did not end, and `status`
     how it ends by itself. `unnamed`: on a system where files need no name while they are written, if this is one.
+    `encoding`: of its console; where it is not UTF-8, the locale is C, by which files are ASCII unless told.
     """
 
     module: str
@@ -55,6 +57,7 @@ class Command:
     again: tuple[str, ...] = ()
     status: int = 0
     unnamed: bool = True
+    encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def ended(process: Process, folder: Path) -> Ended:
     told = _beside(folder, "steps")
     steps, named = map(int, told.read_text().split()) if told.exists() else (0, 0)
     told.unlink(missing_ok=True)
-    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text(errors="replace"))
+    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text("utf-8", errors="replace"))
 
 
 def call(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> Ended:
@@ -147,6 +150,10 @@ def _child(command: Command, arguments: list[str], folder: str, fatal: int | Non
     sys.argv = [command.module, *arguments]
     if not command.unnamed and hasattr(os, "O_TMPFILE"):
         del os.O_TMPFILE
+    if command.encoding != "utf-8":
+        locale.setlocale(locale.LC_ALL, "C")
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=command.encoding)  # type: ignore[union-attr]
     said = os.open(_beside(Path(folder), "said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(said, stream)

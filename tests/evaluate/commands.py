@@ -43,7 +43,7 @@ class Bright:
         lead = self.lead(x)
         return SimpleNamespace(prediction=(lead > 0).astype(int), certified=lead != 0)
 """
-RECIPE = """
+RECIPE = """# größer als θ
 [defaults]
 bfloat16 = false
 batch_size = 12
@@ -59,7 +59,7 @@ name = "one"
 epochs = 1
 """
 BOARD = """
-title = "Two of them"
+title = "Zwei davon, θ ≥ 0.3"
 dataset = "folder"
 num_images = 4
 attacked_images = 2
@@ -98,7 +98,7 @@ def furnish(place: Path) -> None:
     make(place / "runs" / "square" / "checkpoint.safetensors", "blocks:3", SMALL, channels=3, seed=4)
     files = {"lying.py": LYING, "bright.py": BRIGHT, "recipe.toml": RECIPE, "board.toml": BOARD}
     for name, text in files.items():
-        (place / name).write_text(text.replace("{place}", str(place)))
+        (place / name).write_text(text.replace("{place}", str(place)), "utf-8")
 
 
 def commands(place: Path) -> dict[str, Command]:
