@@ -10,11 +10,12 @@ from tests.evaluate.test_killed import NAMES, Place, place
 from tests.killed import call, difference, tree
 
 __all__ = ["place"]  # a fixture
-QUICK = ("compare", "leaderboard")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize("name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one == "leaderboard" else pytest.mark.slow) for one in NAMES]
+)
 def test_a_console_and_a_locale_that_know_few_characters(place: Place, name: str, encoding: str) -> None:
     """It writes, byte for byte, what it writes in UTF-8."""
     _, whole = place.alone(name)
