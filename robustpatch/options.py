@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from typing_extensions import TypedDict, is_typeddict  # typing's own, for pydantic, from Python 3.12 on
 
-from robustpatch.cli.text import one_line
+from robustpatch.cli.text import one_line, why_no_text
 from robustpatch.errors import InvalidInput
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -119,6 +119,8 @@ def check_value(name: str, value: Any) -> None:
         shown = f"{name} is {one_line(_shown(one), 60)}"
         if isinstance(one, int) and abs(one) >= 2**63:
             raise InvalidInput(f"{shown}, a number of more than 63 bits; give one below 2^63")
+        if isinstance(one, str | Path) and (reason := why_no_text(str(one))):
+            raise InvalidInput(f"{shown}, which is {reason}")
         if isinstance(one, str | Path) and not _can_be_said(str(one)):
             raise InvalidInput(f"{shown}, with a character that no name has; leave it out")
         if isinstance(one, Path) and any(len(os.fsencode(part)) > 255 for part in one.parts):
@@ -128,7 +130,7 @@ def check_value(name: str, value: Any) -> None:
 def _can_be_said(text: str) -> bool:
     try:
         return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half of a character
+    except UnicodeEncodeError:  # unknown to the locale
         return False
 
 

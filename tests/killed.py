@@ -7,7 +7,9 @@ of a write in its middle.
 
 from __future__ import annotations
 
+import errno
 import io
+import locale
 import multiprocessing
 import os
 import signal
@@ -15,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import PIL
 import torch
@@ -47,13 +50,18 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 @dataclass(frozen=True)
 class Command:
     """A command line, called in the folder of a run; `again` is added to repeat it where it did not end, and `status`
-    how it ends by itself.
+    how it ends by itself. `unnamed`: on a system where files need no name while they are written, if this is one.
+    `encoding`: of its console; where it is not UTF-8, the locale is C, by which files are ASCII unless told.
+    `forked`: what is for workers on Ray is done by a fork, whose steps are not counted.
     """
 
     module: str
     arguments: tuple[str, ...]
     again: tuple[str, ...] = ()
     status: int = 0
+    unnamed: bool = True
+    encoding: str = "utf-8"
+    forked: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,17 @@ class Ended:
     said: str
 
 
-def start(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> "Process":
-    """Start the command in the folder, to die at the step numbered `fatal`, from 1 on. Its clocks stand still: equal
-    runs write equal files.
+def start(
+    command: Command, folder: Path, *, fatal: int | None = None, full: int | None = None, repeated: bool = False
+) -> "Process":
+    """Start the command in the folder, to die at the step numbered `fatal`, from 1 on, or to find the disk full from
+    step `full` on. Its clocks stand still: equal runs write equal files.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOADED)
     folder.mkdir(exist_ok=True)
     given = [*command.arguments, *(command.again if repeated else ())]
-    process = server.Process(target=_child, args=(command.module, given, str(folder), fatal))
+    process = server.Process(target=_child, args=(command, given, str(folder), fatal, full))
     process.start()
     return process
 
@@ -88,12 +98,12 @@ def ended(process: Process, folder: Path) -> Ended:
     told = _beside(folder, "steps")
     steps, named = map(int, told.read_text().split()) if told.exists() else (0, 0)
     told.unlink(missing_ok=True)
-    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text(errors="replace"))
+    return Ended(process.exitcode, steps, named, _beside(folder, "said").read_text("utf-8", errors="replace"))
 
 
-def call(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> Ended:
-    """The command from its start to its end."""
-    return ended(start(command, folder, fatal=fatal, repeated=repeated), folder)
+def call(command: Command, folder: Path, **how: Any) -> Ended:
+    """The command from its `start` to its end."""
+    return ended(start(command, folder, **how), folder)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -140,17 +150,25 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f"{folder.name}.{what}")
 
 
-def _child(module: str, arguments: list[str], folder: str, fatal: int | None) -> None:
+def _child(command: Command, arguments: list[str], folder: str, fatal: int | None, full: int | None) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
-    sys.argv = [module, *arguments]
-    said = os.open(_beside(Path(folder), "said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    sys.argv = [command.module, *arguments]
+    if not command.unnamed and hasattr(os, "O_TMPFILE"):
+        del os.O_TMPFILE
+    if command.encoding != "utf-8":
+        locale.setlocale(locale.LC_ALL, "C")
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=command.encoding)  # type: ignore[union-attr]
+    said = os.open(_beside(Path(folder), "said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(said, stream)
     _stop_clocks()
-    steps = Steps(os.path.realpath(folder), fatal)
+    if command.forked:
+        _fork_for_work()
+    steps = Steps(os.path.realpath(folder), fatal, full=full)
     try:
-        import_module(module).app(arguments)
+        import_module(command.module).app(arguments)
     finally:
         _beside(Path(folder), "steps").write_text(f"{steps.done} {steps.named}")
 
@@ -177,16 +195,37 @@ def _stop_clocks() -> None:
     Figure.savefig = savefig  # type: ignore[method-assign]
 
 
+def _fork_for_work() -> None:
+    """A Ray of one worker, which is started for a run and ends with it."""
+    from evaluate.runs.cluster import Cluster
+    from evaluate.runs.worker import Worker, conditions
+
+    def do(job, images, missing) -> None:
+        worker = Worker()
+        sample = images.batch(range(min(8, job.settings.num_images)))[0]
+        worker.prepare((job, sample, conditions(job.settings.device)))
+        for batch in missing:
+            worker.do(*images.batch(batch), batch.start)
+
+    def work(_, job, images, missing, on_progress) -> None:
+        process = multiprocessing.get_context("fork").Process(target=do, args=(job, images, missing))
+        process.start()
+        process.join()
+
+    Cluster.__call__ = work
+
+
 class Steps:
     """Counts the steps of this process in a folder, from now on, and ends it at the one numbered `fatal`, if any, or
-    another process instead, the `victim`.
+    another process instead, the `victim`. From the one numbered `full` on, nothing can be written any more.
     """
 
-    def __init__(self, folder: str, fatal: int | None, victim: int | None = None) -> None:
+    def __init__(self, folder: str, fatal: int | None, victim: int | None = None, full: int | None = None) -> None:
         from robustpatch.storage import store
 
         self.folder, self.fatal, self.done, self.named = folder + os.sep, fatal, 0, 0
-        self.victim = os.getpid() if victim is None else victim
+        self.own = os.getpid()
+        self.victim, self.full = os.getpid() if victim is None else victim, full
         sys.addaudithook(self.hear)
         real = os.fsync
 
@@ -213,10 +252,15 @@ class Steps:
         else:
             place = arguments[_NAMING[event]] if event in _NAMING else None
         if isinstance(place, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(place)).startswith(self.folder):
-            self.step()
-            self.named = self.done if event == "os.rename" else self.named
+            self.step(writes=event not in ("os.remove", "os.rmdir"))
+            if event in ("os.rename", "os.link"):
+                self.named = self.done
 
-    def step(self) -> None:
+    def step(self, *, writes: bool = True) -> None:
+        if os.getpid() != self.own:  # a fork
+            return
         self.done += 1
         if self.done == self.fatal:
             os.kill(self.victim, signal.SIGKILL)
+        if writes and self.full is not None and self.done >= self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

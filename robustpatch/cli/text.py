@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
@@ -26,6 +27,18 @@ def visible(text: str) -> str:
     return "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode("ascii") for one in text
     )
+
+
+def why_no_text(text: str) -> str | None:
+    """Say why the text cannot be written as UTF-8, and what to do about it; None where it can.
+
+    Python stands halves of characters in for the bytes of a file's name that are no text in the locale's encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"no text in {sys.getfilesystemencoding()}; rename it, or set PYTHONUTF8=1 if it is text in UTF-8"
+    return None
 
 
 def markdown(text: object) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from robustpatch.cli.text import one_line
+from robustpatch.cli.text import one_line, why_no_text
 from robustpatch.data.folder_contents import classes_in, look_into
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.parse import LARGEST_SIDE
@@ -40,6 +40,9 @@ def folder_images(
             f"data-root is {root}, but there are no images in {path}/CLASS/ ({one_line(error, 200)}); make one folder "
             "for each class"
         ) from error
+    for name in folder.classes:
+        if reason := why_no_text(name):
+            raise InvalidInput(f"data-root is {root}, where the name of the folder {one_line(name, 200)} is {reason}")
     if folder.broken and not skip_broken:
         several = any("the first has" in reason for reason in folder.broken.values())
         remedy = "bring all to one size with --image-size, mend" if several else "mend"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -22,7 +25,8 @@ MOST_BYTES = 2**33  # of a file that is read: the state of a training holds its 
 class Store:
     """Files under one root, named "records/0-50.parquet": each is there whole or not at all.
 
-    A local file is written beside its place and moved into it; an object store shows an object when it is complete.
+    A local file has no name, or a hidden one where the file system wants that, until it is whole; an object store shows
+    an object when it is complete.
     Raises `InvalidInput` for a root that is empty or that fsspec cannot open, and where something cannot be written.
     """
 
@@ -97,7 +101,7 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Put the file in its place, over what was there."""
-        self._put(name, content, os.replace, "overwrite")
+        self._put(name, content, over=True)
 
     def create(self, name: str, content: bytes) -> bool:
         """Put the file in its place unless there is one, and say whether it was put: of two that try, one does.
@@ -107,7 +111,7 @@ class Store:
         if self.exists(name):
             return False
         try:
-            self._put(name, content, _link, "create")
+            self._put(name, content, over=False)
         except FileExistsError:
             return False
         return True
@@ -144,15 +148,15 @@ class Store:
         found = (str(place) for place in self._files.find(self._at(folder), maxdepth=depth))
         return sorted(place.removeprefix(self._at("")) for place in found if place.endswith(ending))
 
-    def _put(self, name: str, content: bytes, move: Callable[[str, str], None], mode: str) -> None:
+    def _put(self, name: str, content: bytes, *, over: bool) -> None:
         place, local = self._at(name), self.local is not None
         failures = (OSError, ValueError) if local else Exception  # object stores raise what they like
         try:
             self._files.makedirs(place.rpartition("/")[0], exist_ok=True)
             if local:
-                _put_locally(place, content, move)
+                _put_locally(place, content, over=over)
             else:
-                self._files.pipe_file(place, content, mode=mode)
+                self._files.pipe_file(place, content, mode="overwrite" if over else "create")
         except failures as error:
             if isinstance(error, FileExistsError) and self.exists(name):  # not a file in a folder's place
                 raise
@@ -185,43 +189,79 @@ def replace_file(path: str | Path, content: bytes) -> None:
     """
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _put_locally(str(place), content, os.replace)
+    _put_locally(str(place), content, over=True)
 
 
 _TRIES = 5
 _looked_into: set[str] = set()  # folders in which this process has looked for leftovers
 
 
-def _put_locally(place: str, content: bytes, move: Callable[[str, str], None]) -> None:
-    """On the disk first, then in its place, and the name on the disk, too. What killed processes left half written
-    beside it is removed.
+def _put_locally(place: str, content: bytes, *, over: bool) -> None:
+    """On the disk first, then in its place, and the name on the disk, too; `over` what is there, or raise
+    `FileExistsError`. What killed processes left half written beside it is removed.
     """
     folder = os.path.dirname(place) or "."
     key = os.path.realpath(folder)
     if key not in _looked_into:
         _looked_into.add(key)
         remove_leftovers(folder)
+    try:
+        _put_unnamed(folder, place, content, over)
+    except FileExistsError:
+        raise
+    except OSError:  # no such files here; if it is for another reason, that is raised again
+        _put_named(folder, place, content, over)
+    _sync(folder)
+
+
+def _put_unnamed(folder: str, place: str, content: bytes, over: bool) -> None:
+    """Write a file that has no name until it is whole: when its writer is killed, nothing is left of it.
+
+    To replace a file it takes a hidden name first, for no longer than it takes to rename it: no system call gives an
+    unnamed file the name of another (see linkat(2)). Raises `OSError` where the system or the file system knows no
+    unnamed files.
+    """
+    if not hasattr(os, "O_TMPFILE"):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    with open(descriptor, "wb") as file, being_written(descriptor):
+        _fill(file, content)
+        name_it = partial(os.link, f"/proc/self/fd/{descriptor}", src_dir_fd=descriptor, follow_symlinks=True)
+        try:
+            name_it(place)
+        except FileExistsError:
+            if not over:
+                raise
+            part = os.path.join(folder, part_name())
+            try:
+                name_it(part)
+                os.replace(part, place)
+            finally:
+                Path(part).unlink(missing_ok=True)
+
+
+def _put_named(folder: str, place: str, content: bytes, over: bool) -> None:
+    """Write a file under a hidden name until it is whole."""
     for left in reversed(range(_TRIES)):
         part = os.path.join(folder, part_name())
         try:
-            _put_once(part, place, content, move)
+            with ExitStack() as writing:
+                with open(part, "wb") as file:
+                    writing.enter_context(being_written(file.fileno()))
+                    _fill(file, content)
+                (os.replace if over else _link)(part, place)
             break
         except FileNotFoundError:  # taken for a leftover by another process, before it was locked
             if not left or not os.path.isdir(folder):
                 raise
         finally:
             Path(part).unlink(missing_ok=True)
-    _sync(folder)
 
 
-def _put_once(part: str, place: str, content: bytes, move: Callable[[str, str], None]) -> None:
-    with ExitStack() as writing:
-        with open(part, "wb") as file:
-            writing.enter_context(being_written(file.fileno()))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        move(part, place)
+def _fill(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync(folder: str) -> None:

@@ -19,7 +19,7 @@ def read_toml(path: str | Path, name: str) -> dict[str, Any]:
     regular file, too large, or nested too deeply.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        with open(os.open(os.path.expanduser(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             if not S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no regular file")
             content = file.read(MOST_BYTES + 1)

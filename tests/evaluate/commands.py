@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class Bright:
         lead = self.lead(x)
         return SimpleNamespace(prediction=(lead > 0).astype(int), certified=lead != 0)
 """
-RECIPE = """
+RECIPE = """# größer als θ
 [defaults]
 bfloat16 = false
 batch_size = 12
@@ -59,7 +60,7 @@ name = "one"
 epochs = 1
 """
 BOARD = """
-title = "Two of them"
+title = "Zwei davon, θ ≥ 0.3"
 dataset = "folder"
 num_images = 4
 attacked_images = 2
@@ -98,7 +99,7 @@ def furnish(place: Path) -> None:
     make(place / "runs" / "square" / "checkpoint.safetensors", "blocks:3", SMALL, channels=3, seed=4)
     files = {"lying.py": LYING, "bright.py": BRIGHT, "recipe.toml": RECIPE, "board.toml": BOARD}
     for name, text in files.items():
-        (place / name).write_text(text.replace("{place}", str(place)))
+        (place / name).write_text(text.replace("{place}", str(place)), "utf-8")
 
 
 def commands(place: Path) -> dict[str, Command]:
@@ -113,9 +114,11 @@ def commands(place: Path) -> dict[str, Command]:
     audit = ("--shape", "1x4x8", "--patch", "1x1", "--images", "2", "--budget", "4")
     evaluator = ("--checkpoint", narrow, *images, *quick, "--patch", "2x2", "--plain", *out)
     broken = (*lying, "--image-size", "12x14", *quick, "--patch", "6x6", "--plain", *out)
+    module = "evaluate.attack_vs_cert"
     return {
-        "evaluator": Command("evaluate.attack_vs_cert", evaluator),
-        "evaluator, broken": Command("evaluate.attack_vs_cert", broken, status=1),
+        "evaluator": Command(module, evaluator),
+        "evaluator, broken": Command(module, broken, status=1),
+        **({"evaluator on Ray": Command(module, (*evaluator, "--ray"), forked=True)} if find_spec("ray") else {}),
         "sweep": Command("evaluate.sweep.__main__", (narrow, square, *images, *sweep, *out)),
         "leaderboard": Command(
             "evaluate.leaderboard.__main__", (f"{place}/board.toml", "--data-root", f"{place}/images", *out)

@@ -128,6 +128,7 @@ TEXTS = [
         "\x1b[31m",
         "a\nb",
         "\ud800",
+        "\udcfc",
         "nothing.py:x",
         "mine.py:nothing",
     ),

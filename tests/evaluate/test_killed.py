@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,14 +68,19 @@ def test_killed_before_its_last_file_has_its_name(place, name):
     assert place.killed(name, named) == []
 
 
-def test_it_is_a_step_at_which_they_die(place):
-    """The last file is then written, whole, and has no name yet."""
-    named = place.alone("report")[0].named
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_it_is_a_step_at_which_they_die(place, unnamed):
+    """The last file is then written, whole, and has no name yet, or a hidden one that the next run removes."""
+    whole = place.alone("report")[1]
+    command = replace(place.commands["report"], unnamed=unnamed)
+    named = call(command, place.work).named
     place.empty()
-    assert call(place.commands["report"], place.work, fatal=named).status == -signal.SIGKILL
-    (part,) = [path for path in place.work.rglob("*") if path.suffix == ".part"]
-    assert part.read_bytes() == place.alone("report")[1]["out/report.json"]
+    assert call(command, place.work, fatal=named).status == -signal.SIGKILL
     assert not (place.work / "out" / "report.json").exists()
+    parts = [path.read_bytes() for path in place.work.rglob("*.part")]
+    assert parts == ([] if unnamed and hasattr(os, "O_TMPFILE") else [whole["out/report.json"]])
+    assert call(command, place.work).status == 0
+    assert difference(tree(place.work), whole) == []
 
 
 @pytest.mark.slow
@@ -125,3 +132,51 @@ def test_killed_at_random_moments(place, name, part):
             assert place.finish(name) == []
             place.empty()
     assert place.finish(name) == []
+
+
+def full(place: Place, name: str, step: int) -> list[str]:
+    """What is wrong when the disk was full from this step on, and when the command is repeated with room."""
+    found = call(place.commands[name], place.work, full=step)
+    errors = [line for line in found.said.splitlines() if line.startswith("error: ")]
+    wrong = [] if found.status == 2 and len(errors) == 1 and "No space left" in errors[0] else [found.said]
+    return [*wrong, *(str(path) for path in place.work.rglob(".*")), *place.finish(name)]
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_full_before_its_last_file_has_its_name(place, name):
+    """One line says so, nothing half written is left, and the command ends as ever when there is room again."""
+    named = place.alone(name)[0].named
+    place.empty()
+    assert full(place, name, named) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("name", NAMES)
+def test_full_from_any_step_on(place, name, part):
+    """The same of each."""
+    wrong = {}
+    for step in range(1 + part, place.alone(name)[0].steps + 1, PARTS):
+        place.empty()
+        wrong[step] = full(place, name, step)
+    assert not {step: found for step, found in wrong.items() if found}
+
+
+OTHER = {"evaluator": ("--seed", "1"), "sweep": ("--theta", "0.4"), "train": ("--seed", "1")}  # which make another run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "other"), [*((name, ()) for name in NAMES), *OTHER.items()])
+def test_two_at_once(place, name, other):
+    """Both end as one alone does, or one of them is refused; another run than that in the place always is."""
+    command = place.commands[name]
+    place.alone(name)
+    both = [command, replace(command, arguments=(*command.arguments, *other))]
+    found = [ended(one, place.work) for one in [start(each, place.work) for each in both]]
+    said = "".join(one.said for one in found)
+    assert "Traceback" not in said
+    statuses = [one.status for one in found]
+    assert statuses in [[command.status, 2], [2, command.status], *([] if other else [[command.status] * 2])], said
+    assert not list(place.work.rglob(".*"))
+    if statuses[0] == command.status:
+        assert place.finish(name) == []

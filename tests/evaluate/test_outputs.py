@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import subprocess
 from collections import namedtuple
 from pathlib import Path
 
@@ -46,6 +47,20 @@ def refused(place: Path, command: str, output: object, what: str) -> None:
     assert tree(place) == before, said
 
 
+@pytest.fixture(scope="module")
+def sealed(place):
+    """A folder in which nobody may write, not even root, and beside it a link to nothing."""
+    (place / "dangling").symlink_to("nothing")
+    folder = place / "sealed"
+    folder.mkdir(0o555)
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root may write anywhere, and mount nothing here")
+    yield folder
+    if os.geteuid() == 0:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.fixture
 def idle(monkeypatch):
     """No command may begin its work."""
@@ -60,12 +75,15 @@ def idle(monkeypatch):
 
 
 @pytest.mark.parametrize("command", READING)
-def test_no_place_for_results(command, place, idle):
-    """Places that are gone at the end, unknown, empty, or below a file."""
+def test_no_place_for_results(command, place, sealed, idle):
+    """Places that are gone at the end, unknown, empty, read-only, or below a file or a link to nothing."""
     idle(command)
     local = "name a folder" if command in ("train", "recipe", "audit") else "gone when the command ends"
     refused(place, command, "memory://x", local)
     refused(place, command, "text.txt/x", "cannot be written")
+    refused(place, command, "loop/x", "cannot be written")
+    refused(place, command, "dangling", "cannot be written")
+    refused(place, command, sealed, "cannot be written")
     refused(place, command, "x" * 256, "longer than any file's name")
     refused(place, command, "nothing://x", "which cannot be opened")
     if command not in PICTURES:

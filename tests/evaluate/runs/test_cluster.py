@@ -225,6 +225,7 @@ def test_no_process_is_left_behind(how, checkpoint, tmp_path):
     killed; the same command finishes the run."""
     given = ["--checkpoint", str(checkpoint), "--attacks", "quick", "--num-images", "24", "--batch-size", "1"]
     given += ["--ray", "--num-workers", "2", "--output", str(tmp_path)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what is run by `&` ignore it
     run = subprocess.Popen(
         [sys.executable, "-m", "evaluate.attack_vs_cert", *given],
         cwd=Path(evaluate.__file__).parents[1],
@@ -233,6 +234,7 @@ def test_no_process_is_left_behind(how, checkpoint, tmp_path):
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     while run.poll() is None and not list(tmp_path.glob("records/*.parquet")):
         time.sleep(0.01)
     left = set(descendants(run.pid))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attacks import PatchPGD
 from evaluate import Settings, evaluate
@@ -13,6 +15,7 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
+from tests.evaluate.calls import call
 from tests.evaluate.planted import image_set
 
 SIZE = 24
@@ -53,3 +56,39 @@ def test_an_estimate_costs_a_tenth_of_what_it_estimates(tmp_path, monkeypatch, n
     assert found.certifying > 0
     assert (found.attacking > 0) == bool(attacks) == (found.evaluations > 0)
     assert (found.certified is None) == (number == 10)
+
+
+SLOW = """
+import time
+from pathlib import Path
+import torch
+from robustpatch import Columns, SmoothedClassifier
+
+class Slow(torch.nn.Module):
+    def forward(self, x):
+        with Path(__file__).with_name("scored").open("a") as log:
+            log.write("." * len(x))
+        time.sleep(0.002 * len(x))
+        return x[:, :2, 0, 0]
+
+net = SmoothedClassifier(Slow(), Columns(20), num_classes=2)
+"""
+
+
+def test_a_dry_run_on_large_images(tmp_path):
+    """Of 512x512 pixels and 512 ablations each scores a tenth of them, and says what it does before that."""
+    folder = tmp_path / "photos" / "test" / "cat"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.zeros((512, 512, 3), np.uint8)).save(folder / "0.png")
+    for number in range(1, 10):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    (tmp_path / "photos" / "test" / "dog").mkdir()
+    (tmp_path / "photos" / "test" / "dog" / "0.png").write_bytes((folder / "0.png").read_bytes())
+    (tmp_path / "slow.py").write_text(SLOW)
+    given = ["--model", f"{tmp_path}/slow.py:net", "--attacks", "pgd:1", "--plain"]
+    data = ["--dataset", "folder", "--data-root", tmp_path / "photos", "--image-size", "512", "--num-images", 10]
+    done = call(*given, *data, "--patch", "50x50", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[0] == "0/10 timing one image"
+    assert "10 images: " in done.stdout
+    assert len((tmp_path / "scored").read_text()) <= 10 * 512 * 2 / 10  # certify and predict, without any attack

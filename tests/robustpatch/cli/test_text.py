@@ -99,7 +99,7 @@ def test_json_is_bounded(text):
     assert read_object(json.dumps({"a": 1})) == {"a": 1}
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63), "a\0", "\ud800", Path("x" * 256), ["\0"]])
+@pytest.mark.parametrize("value", [2**63, -(2**63), "a\0", "\ud800", Path("\udcfc"), Path("x" * 256), ["\0"]])
 def test_values_that_no_option_has(value):
     with pytest.raises(InvalidInput, match=r"^size is "):
         check_value("size", value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from urllib.error import URLError
 
@@ -224,3 +226,21 @@ def test_folders_called_by_numbers(tmp_path):
     assert load_images("folder", tmp_path, class_names=("0", "2", "10")).notes == ()
     (tmp_path / "10").rename(tmp_path / "1")
     assert load_images("folder", tmp_path).notes == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems make no such names")
+def test_names_that_are_no_text(tmp_path):
+    """Of a class, which reports could not write: refused before any work. Of a picture: taken, and named by codes."""
+    for name in (b"cat", b"dog"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"test", name))
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "cat" / "\udcfc.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "test" / "dog" / "a.png")
+    (tmp_path / "test" / "dog" / "\udcfc.png").write_bytes(b"")
+    found = load_images("folder", tmp_path, skip_broken=True)
+    assert len(found) == 2
+    assert r"dog/\udcfc.png (" in str(found.left_out)
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "Z\udcfcrich")
+    with pytest.raises(
+        InvalidInput, match=r"the folder Z\\udcfcrich is no text in utf-8; rename it, or set PYTHONUTF8=1"
+    ):
+        load_images("folder", tmp_path, skip_broken=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -15,8 +16,15 @@ from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 
 
+@pytest.fixture(params=["unnamed", "named"])
+def writing(request, monkeypatch):
+    """On a system where files need no name while they are written, if this is one, and where they do."""
+    if request.param == "named":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+
+
 @pytest.fixture(params=["local", "memory"])
-def store(request, tmp_path) -> Store:
+def store(request, tmp_path, writing) -> Store:
     return Store(tmp_path / "run" if request.param == "local" else f"memory://{tmp_path.name}-{request.node.name}")
 
 
@@ -36,7 +44,7 @@ def test_what_is_written_is_read(store):
     assert store.names("records", ".parquet") == ["records/b.parquet"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, writing, monkeypatch):
     """A full disk is named with its remedy; the old file stays, and no part of the new one."""
     store = Store(tmp_path)
     store.write("records/a.parquet", b"old")
@@ -65,7 +73,7 @@ def test_local_tells_folders_of_this_machine(tmp_path):
     assert Store.of(Store("memory://x")).path("run.json") == "memory://x/run.json"
 
 
-def test_of_many_that_create_a_file_one_does(tmp_path):
+def test_of_many_that_create_a_file_one_does(tmp_path, writing):
     """The others are told, and its content is what all of them read."""
     store = Store(tmp_path)
     with ThreadPoolExecutor(8) as pool:
@@ -87,7 +95,7 @@ def test_a_file_that_is_there_is_not_created(store):
 def test_without_hard_links(tmp_path, monkeypatch):
     """A file is created as well as it can be."""
 
-    def no_links(*_):
+    def no_links(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr("robustpatch.storage.store.os.link", no_links)
@@ -138,3 +146,43 @@ def test_a_store_that_fails_in_its_own_way(monkeypatch):
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(InvalidInput, match=r"memory://refusing, where a cannot be written \(no credentials\)"):
         store.write("a", b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="here files have names while they are written")
+def test_nothing_half_written_has_a_name(tmp_path, monkeypatch):
+    """Until it is whole and on the disk; then the file that was there is replaced at one stroke."""
+    store, real, seen = Store(tmp_path), os.fsync, []
+
+    def look(descriptor: int) -> None:
+        seen.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    store.write("a", b"old")
+    store.write("a", b"new")
+    assert store.create("b", b"b")
+    old, new = {"a": b"old"}, {"a": b"new"}
+    assert seen == [{}, old, old, new, new, {**new, "b": b"b"}]  # each file, and then its name
+    assert store.read("a") == b"new"
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("missing", ["open", "link"])
+def test_a_file_system_without_unnamed_files(tmp_path, monkeypatch, missing):
+    """Is noticed where one is made or named, and written to by hidden names."""
+    real = getattr(os, missing)
+
+    def refuse(path, *arguments, **options):
+        if missing == "link" or (arguments[0] & getattr(os, "O_TMPFILE", 0)) == getattr(os, "O_TMPFILE", 1):
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, missing, refuse)
+    store = Store(tmp_path)
+    assert store.create("a", b"first")
+    assert not store.create("a", b"second")
+    store.write("a", b"third")
+    assert store.read("a") == b"third"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
