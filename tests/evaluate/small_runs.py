@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -18,6 +17,7 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, images, smoothed
 from tests.evaluate.planted import image_set
+from tests.killed import server
 
 ATTACKS = (PatchPGD(steps=1, restarts=1), ExhaustivePGD(steps=1, rounds=0))
 NUMBER, BATCH = 6, 2
@@ -53,9 +53,7 @@ def process(output, fatal: int | None = None):
     """Start the run in a process of its own, which kills itself before the step numbered `fatal` of those that put
     files in their places, or in the middle of the write that it is about.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    started = server.Process(target=_child, args=(str(output), fatal))
+    started = server().Process(target=_child, args=(str(output), fatal))
     started.start()
     return started
 
