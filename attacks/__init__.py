@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from robustpatch.late import from_homes
 
 if TYPE_CHECKING:
     from attacks.art.from_art import FromART, as_module
@@ -76,4 +75,11 @@ _HOME = {
     "universal": ("Universal", "UniversalPatch", "train_and_transfer", "train_patch"),
     "votes": ("WorstVotes", "worst_votes"),
 }
-__getattr__ = from_homes(__name__, _HOME)
+
+
+def __getattr__(name: str) -> object:
+    """Names are imported when asked for, each with no more than it needs."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"attacks.{module}"), name)
+    raise AttributeError(f"module 'attacks' has no attribute {name!r}")

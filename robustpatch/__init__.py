@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from robustpatch.late import from_homes
 
 if TYPE_CHECKING:
     from robustpatch.ablations.base import Ablation
@@ -90,4 +89,9 @@ __all__ = [  # noqa: RUF022  the order of the table above
 ]
 
 
-__getattr__ = from_homes(__name__, _HOME)  # so that `python -m robustpatch.proof` runs without torch
+def __getattr__(name: str) -> object:
+    """Names are imported when asked for, so that `python -m robustpatch.proof` runs without torch."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"robustpatch.{module}"), name)
+    raise AttributeError(f"module 'robustpatch' has no attribute {name!r}")
