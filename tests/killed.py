@@ -40,6 +40,15 @@ PRELOADED = [
     "tests.killed",
     "torch._dynamo",
 ]  # whatever a command imports, or does only once, before it is forked
+
+
+def server() -> multiprocessing.context.ForkServerContext:
+    """Processes that are forked from one that has imported what commands import: one such for all tests of a worker."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 _NAMING = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0, "os.rename": 1, "os.link": 1}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -68,20 +77,15 @@ class Ended:
     said: str
 
 
-def server(*more: str) -> multiprocessing.context.ForkServerContext:
-    """Processes that are forked from one that has imported what commands import, and `more` if it is not there yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, *more])
-    return context
-
-
 def start(command: Command, folder: Path, *, fatal: int | None = None, repeated: bool = False) -> "Process":
     """Start the command in the folder, to die at the step numbered `fatal`, from 1 on. Its clocks stand still: equal
     runs write equal files.
     """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
     folder.mkdir(exist_ok=True)
     given = [*command.arguments, *(command.again if repeated else ())]
-    process = server().Process(target=_child, args=(command.module, given, str(folder), fatal))
+    process = server.Process(target=_child, args=(command.module, given, str(folder), fatal))
     process.start()
     return process
 

@@ -97,7 +97,7 @@ class Place:
     """A folder for runs whose drivers are killed, and the run that nobody disturbs."""
 
     def __init__(self, root):
-        server(__name__)
+        server()
         self.output, self.order, self.whole = root / "output", root / "order", root / "whole"
         self.expected = timeless(evaluate(*self.given(self.whole)))
 
