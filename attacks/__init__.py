@@ -1,21 +1,27 @@
 """Attacks propose adversarial patches; `judge` decides whether they count."""
 
-from attacks.art.from_art import FromART, as_module
-from attacks.art.to_art import to_art
-from attacks.attack import Attack
-from attacks.base import Outcome, PatchAttack, Proposal, judge
-from attacks.criterion import Became, Changed, Criterion, NoAlert, OutOfTopK
-from attacks.ensemble import Ensemble
-from attacks.exhaustive import ExhaustivePGD
-from attacks.lavan import LaVAN
-from attacks.occlusion import ROA, Control
-from attacks.oracle import Oracle
-from attacks.pgd import PatchPGD
-from attacks.registry import parse_attacks, quick, standard
-from attacks.sparse_rs import SparseRS
-from attacks.undefended import Undefended
-from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
-from attacks.votes import WorstVotes, worst_votes
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attacks.art.from_art import FromART, as_module
+    from attacks.art.to_art import to_art
+    from attacks.attack import Attack
+    from attacks.base import Outcome, PatchAttack, Proposal, judge
+    from attacks.criterion import Became, Changed, Criterion, NoAlert, OutOfTopK
+    from attacks.ensemble import Ensemble
+    from attacks.exhaustive import ExhaustivePGD
+    from attacks.lavan import LaVAN
+    from attacks.occlusion import ROA, Control
+    from attacks.oracle import Oracle
+    from attacks.pgd import PatchPGD
+    from attacks.registry import parse_attacks, quick, standard
+    from attacks.sparse_rs import SparseRS
+    from attacks.undefended import Undefended
+    from attacks.universal import Universal, UniversalPatch, train_and_transfer, train_patch
+    from attacks.votes import WorstVotes, worst_votes
 
 __all__ = [
     "ROA",
@@ -50,3 +56,30 @@ __all__ = [
     "train_patch",
     "worst_votes",
 ]
+
+_HOME = {
+    "art.from_art": ("FromART", "as_module"),
+    "art.to_art": ("to_art",),
+    "attack": ("Attack",),
+    "base": ("Outcome", "PatchAttack", "Proposal", "judge"),
+    "criterion": ("Became", "Changed", "Criterion", "NoAlert", "OutOfTopK"),
+    "ensemble": ("Ensemble",),
+    "exhaustive": ("ExhaustivePGD",),
+    "lavan": ("LaVAN",),
+    "occlusion": ("ROA", "Control"),
+    "oracle": ("Oracle",),
+    "pgd": ("PatchPGD",),
+    "registry": ("parse_attacks", "quick", "standard"),
+    "sparse_rs": ("SparseRS",),
+    "undefended": ("Undefended",),
+    "universal": ("Universal", "UniversalPatch", "train_and_transfer", "train_patch"),
+    "votes": ("WorstVotes", "worst_votes"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Names are imported when asked for, each with no more than it needs."""
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"attacks.{module}"), name)
+    raise AttributeError(f"module 'attacks' has no attribute {name!r}")

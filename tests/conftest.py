@@ -1,5 +1,5 @@
-"""Settings of the whole suite: one torch thread a worker, hypothesis without deadlines or a database, shapes checked
-at every call; and a table.
+"""Settings of the whole suite: one torch thread a worker, hypothesis without deadlines or a database, shapes checked;
+and a table.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+
+from tests import shape_checks
 
 
 def checked() -> list[str]:
-    """The modules that state shapes. To check the calls of the others as well, whose types pyright knows, would double
-    the time that the tests take.
-    """
+    """The modules that state shapes."""
     root = Path(__file__).parents[1]
     files = [file for name in ("robustpatch", "attacks", "evaluate") for file in sorted((root / name).rglob("*.py"))]
     return [
@@ -25,7 +24,7 @@ def checked() -> list[str]:
     ]
 
 
-install_import_hook(checked(), "beartype.beartype")
+shape_checks.install(checked())
 
 settings.register_profile(
     "robustpatch",
@@ -37,6 +36,14 @@ settings.register_profile(
 )
 settings.load_profile("robustpatch")
 torch.set_num_threads(1)
+checked_for: list[Path | None] = [None]  # the file of tests that runs
+
+
+def pytest_runtest_setup(item):
+    """Check the shapes of all functions anew in each file of tests."""
+    if item.path != checked_for[0]:
+        checked_for[0] = item.path
+        shape_checks.forget()
 
 
 def pytest_collection_finish(session):

@@ -39,10 +39,19 @@ PRELOADED = [
     "pyarrow.dataset",
     "robustpatch.recipe",
     "robustpatch.train",
-    "tests.evaluate.runs",
+    "tests.evaluate.small_runs",
     "tests.killed",
     "torch._dynamo",
 ]  # whatever a command imports, or does only once, before it is forked
+
+
+def server() -> multiprocessing.context.ForkServerContext:
+    """Processes that are forked from one that has imported what commands import: one such for all tests of a worker."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 _NAMING = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.truncate": 0, "os.rename": 1, "os.link": 1}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

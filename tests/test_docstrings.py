@@ -22,9 +22,9 @@ def _docstrings(tree: ast.AST, public: bool = True) -> Iterator[tuple[str, str]]
         yield from _docstrings(node, public)
 
 
-def questions(path: Path, public: bool = True) -> list[str]:
+def questions(path: Path, public: bool = True, root: Path = ROOT) -> list[str]:
     """The lines "FILE: NAME: first line" of docstrings that begin with a question word."""
-    tree, file = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix()
+    tree, file = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(root).as_posix()
     found = [("module", ast.get_docstring(tree) or ""), *_docstrings(tree, public)]
     return [f"{file}: {name}: {text.splitlines()[0]}" for name, text in found if QUESTION.match(text)]
 
@@ -38,9 +38,8 @@ def test_no_public_docstring_begins_with_a_question_word():
     assert not [line for lines in found.values() for line in lines]
 
 
-def test_they_are_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.test_docstrings.ROOT", tmp_path)
+def test_they_are_seen(tmp_path):
     path = tmp_path / "one.py"
     path.write_text('class A:\n    def b(self):\n        """Whether it is."""\n\n\ndef _c():\n    """How."""\n')
-    assert questions(path) == ["one.py: b: Whether it is."]
-    assert len(questions(path, public=False)) == 2
+    assert questions(path, root=tmp_path) == ["one.py: b: Whether it is."]
+    assert len(questions(path, False, tmp_path)) == 2

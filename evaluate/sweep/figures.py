@@ -30,7 +30,7 @@ def draw(run: SweepRun, settings: Sequence[Setting], choice: Choice | None, outp
     for patch in run.configuration["patches"]:
         name = file_name(patch)
         names.append(_save(_against_size(run, settings, patch), store, f"size-{name}"))
-        names.append(_save(_against_clean(run, settings, patch), store, f"tradeoff-{name}"))
+        names.append(_save(against_clean(run, settings, patch), store, f"tradeoff-{name}"))
     names.append(_save(_against_side(run, settings, choice), store, "side"))
     return names
 
@@ -114,7 +114,7 @@ def _against_size(run: SweepRun, settings: Sequence[Setting], patch: str) -> Fig
     return figure
 
 
-def _against_clean(run: SweepRun, settings: Sequence[Setting], patch: str) -> Figure:
+def against_clean(run: SweepRun, settings: Sequence[Setting], patch: str) -> Figure:
     """Certified against clean accuracy: a point for each setting, a line through the thresholds of each checkpoint."""
     load_matplotlib()
     from matplotlib.figure import Figure

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import center_crop, resize
 
 from robustpatch.data.pictures import Unreadable, content, picture
 from robustpatch.errors import InvalidInput
@@ -103,6 +102,8 @@ class ImageSet:
         except Unreadable as error:
             raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error
         if self._resized:
+            from torchvision.transforms.v2.functional import center_crop, resize  # slow to import
+
             size = self.image_shape[1:]
             image = center_crop(resize(image, _covering(image.shape[1:], size), antialias=True), list(size))
         if tuple(image.shape) != self.image_shape:

@@ -10,7 +10,6 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, GTSRB, MNIST, Imagenette
 
 from robustpatch.data.image_set import ImageSet
 from robustpatch.errors import InvalidInput
@@ -73,13 +72,13 @@ _THINGS = (
 
 def mnist(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
     """MNIST, [1,28,28], from `root`/MNIST."""
-    read = _found(lambda download: MNIST(root, train=split != "test", download=download), "MNIST", root)
+    read = _found(lambda sets, download: sets.MNIST(root, train=split != "test", download=download), "MNIST", root)
     return _in_memory("mnist", split, read.data[:, None], read.targets, tuple("0123456789"))
 
 
 def cifar10(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
     """CIFAR-10, [3,32,32], from `root`/cifar-10-batches-py."""
-    read = _found(lambda download: CIFAR10(root, train=split != "test", download=download), "CIFAR10", root)
+    read = _found(lambda sets, download: sets.CIFAR10(root, train=split != "test", download=download), "CIFAR10", root)
     images = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
     return _in_memory("cifar10", split, images, torch.tensor(read.targets), tuple(read.classes))
 
@@ -92,7 +91,7 @@ def gtsrb(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
     et al., The German Traffic Sign Recognition Benchmark, 2011.)
     """
     part = "test" if split == "test" else "train"
-    _found(lambda download: GTSRB(root, split=part, download=download), "GTSRB", root)
+    _found(lambda sets, download: sets.GTSRB(root, split=part, download=download), "GTSRB", root)
     base = root / "gtsrb"
     if split == "test":
         with (base / "GT-final_test.csv").open(newline="") as table:
@@ -114,7 +113,7 @@ def imagenette(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet
     seen the classes, and may have seen training images. (Howard, Imagenette, github.com/fastai/imagenette.)
     """
     part = "val" if split == "test" else "train"
-    _found(lambda download: Imagenette(root, split=part, download=download), "Imagenette", root)
+    _found(lambda sets, download: sets.Imagenette(root, split=part, download=download), "Imagenette", root)
     folders = sorted(path for path in (root / "imagenette2" / part).iterdir() if path.is_dir())
     if len(folders) != len(_THINGS):
         raise InvalidInput(
@@ -171,13 +170,15 @@ def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: t
     return ImageSet(name, split, classes, (channels, height, width), labels, _bytes=images)
 
 
-def _found(dataset: Callable[[bool], Any], name: str, root: Path) -> Any:
+def _found(dataset: Callable[[Any, bool], Any], name: str, root: Path) -> Any:
     """torchvision's dataset: the files under `root`, or those that it downloads there."""
+    from torchvision import datasets  # slow to import
+
     try:
         try:
-            return dataset(False)
+            return dataset(datasets, False)
         except RuntimeError:  # not there yet
-            return dataset(True)
+            return dataset(datasets, True)
     except KeyError as error:
         raise InvalidInput(
             f"data-root is {root}, whose {name} has a folder {error} that is no class of it; remove it"

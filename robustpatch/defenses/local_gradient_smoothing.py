@@ -74,12 +74,12 @@ _FLAT = 1e-5  # magnitudes of a constant image differ by 1e-9 in float32, one pi
 
 def busy(gradient: Float[Tensor, "B 1 H W"], window: int, overlap: int, threshold: float) -> Float[Tensor, "B 1 H W"]:
     """1 in every window whose mean exceeds the threshold, 0 outside of all of them."""
-    rows, columns = (_windows(length, window, overlap).to(gradient) for length in gradient.shape[2:])
+    rows, columns = (windows_of_axis(length, window, overlap).to(gradient) for length in gradient.shape[2:])
     means = rows @ gradient @ columns.T / (rows[0].sum() * columns[0].sum())
     return (rows.T @ (means > threshold).to(gradient) @ columns > 0).to(gradient)
 
 
-def _windows(length: int, window: int, overlap: int) -> Tensor:
+def windows_of_axis(length: int, window: int, overlap: int) -> Tensor:
     """[windows, length]: which positions of an axis each window covers."""
     size = min(window, length)
     first = torch.arange(0, length - size + window - overlap, window - overlap).clamp(max=length - size)[:, None]

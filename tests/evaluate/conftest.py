@@ -9,7 +9,9 @@ import torch
 
 from evaluate.audit import factory
 from robustpatch.checkpoints import model_from, save_checkpoint
+from robustpatch.classifiers import base_check
 from robustpatch.data.images import load_images
+from robustpatch.storage import locks
 
 CONFIG = {
     "network": {"name": "strip", "widths": [4, 4], "hidden": 0},
@@ -68,6 +70,24 @@ def undefended(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "plain.safetensors"
     save_checkpoint(path, model, config)
     return path
+
+
+@pytest.fixture
+def only_plans(monkeypatch):
+    """A function of the plans that an audit is to have, instead of all."""
+    return lambda *plans: monkeypatch.setattr(factory, "plans", lambda *_: list(plans))
+
+
+@pytest.fixture
+def unchecked_base(monkeypatch):
+    """A base is taken for sound whatever it is: what else sees that it is not?"""
+    monkeypatch.setattr(base_check, "base_is_sound", lambda *_, **__: None)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A folder in which somebody is at work is refused at once."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
 
 
 @pytest.fixture

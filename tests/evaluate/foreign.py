@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import PatchPGD, Proposal, SparseRS
-from evaluate import Settings, evaluate
 from evaluate.results.metrics import Summary, summarise
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.scribblers import claim
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import evaluated
 
 ONE = PatchThreat(1, 1)
 DARK = image_set(torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 2, torch.zeros(4).long(), 2)
@@ -70,5 +70,4 @@ def put(value):
 
 
 def run(model, output, *attacks, data=DARK, threat=ONE, **settings) -> Summary:
-    records = evaluate(model.eval(), data, threat, attacks, Settings(len(data), gallery=0, **settings), output)
-    return summarise(records)
+    return summarise(evaluated(model, output, attacks, data=data, threat=threat, **settings))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +14,13 @@ from attacks import ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate
 from evaluate.runs.records import Record, read_records
 from robustpatch.ablations.kinds import Columns
-from robustpatch.threats.rectangle import PatchThreat
+from robustpatch.threats import PatchThreat, Threat
 from tests.attacks.toys import Level, images, smoothed
 from tests.evaluate.planted import image_set
+from tests.killed import server
 
 ATTACKS = (PatchPGD(steps=1, restarts=1), ExhaustivePGD(steps=1, rounds=0))
-NUMBER, BATCH = 6, 2
+NUMBER, BATCH, SQUARE = 6, 2, PatchThreat(2, 2)
 
 
 def scene():
@@ -30,9 +30,18 @@ def scene():
     return image_set(x, torch.arange(NUMBER) % 2 * 2, 3)
 
 
-def run(output, *, attacks=ATTACKS, seed=0, **options) -> list[Record]:
-    model, settings = smoothed(Level(3), Columns(1), 3), Settings(NUMBER, BATCH, 300, seed, gallery=0)
-    return evaluate(model, scene(), PatchThreat(2, 2), attacks, settings, output, **options)
+def evaluated(model, output, attacks=(), *, data, threat: Threat, **given) -> list[Record]:
+    """The records of a run over all images of the data, none of them shown in a gallery; what is `given` besides are
+    settings, or else options of `evaluate`.
+    """
+    named = {field.name for field in fields(Settings)} & given.keys()
+    settings = {"num_images": len(data), "gallery": 0} | {name: given.pop(name) for name in named}
+    return evaluate(model.eval(), data, threat, attacks, Settings(**settings), output, **given)
+
+
+def run(output, *, attacks=ATTACKS, threat: Threat = SQUARE, **given) -> list[Record]:
+    given = {"batch_size": BATCH, "certified_budget": 300, **given}
+    return evaluated(smoothed(Level(3), Columns(1), 3), output, attacks, data=scene(), threat=threat, **given)
 
 
 def timeless(records: list[Record]) -> list[Record]:
@@ -53,9 +62,7 @@ def process(output, fatal: int | None = None):
     """Start the run in a process of its own, which kills itself before the step numbered `fatal` of those that put
     files in their places, or in the middle of the write that it is about.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    started = server.Process(target=_child, args=(str(output), fatal))
+    started = server().Process(target=_child, args=(str(output), fatal))
     started.start()
     return started
 

@@ -28,6 +28,7 @@ from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import evaluated
 
 ATTACKS = (SparseRS(queries=20),)
 
@@ -68,7 +69,7 @@ def photos():
 
 
 def run(model, output, attacks=ATTACKS, **more):
-    return evaluate(model.eval(), photos(), PatchThreat(1, 1), attacks, Settings(4, gallery=0), output, **more)
+    return evaluated(model, output, attacks, data=photos(), threat=PatchThreat(1, 1), **more)
 
 
 def broken(records):

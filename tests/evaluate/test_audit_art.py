@@ -79,9 +79,9 @@ def test_votes_that_are_added_as_booleans():
     assert "counts" in found(levine_probabilities, (1, 2, 12), PatchThreat(1, 1))
 
 
-def test_an_art_certifier_brings_its_factory(tmp_path, monkeypatch):
+def test_an_art_certifier_brings_its_factory(tmp_path, only_plans):
     """The whole audit of an object around a network of its own, with a file that shows it again."""
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [Plan((1, 3, 13), (PatchThreat(2, 2),))])
+    only_plans(Plan((1, 3, 13), (PatchThreat(2, 2),)))
     base = seeded(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2 * 3 * 13, 4))).eval()
     certifier = levine_column(base, 4, (1, 3, 13))
     x = images(2, (3, 13))

@@ -114,9 +114,9 @@ def test_errors_of_ones_own_code_are_shown(named, tmp_path):
     assert "internal error" not in done.stderr
 
 
-def test_two_audits_in_one_output(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("impatient")
+def test_two_audits_in_one_output(tmp_path):
     """The second is refused before it asks or writes anything; once the first has gone, nothing is in the way."""
-    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     (tmp_path / "report.md").write_text("of the other")
     other = os.open(tmp_path, os.O_RDONLY)  # as another process has it open
     try:
@@ -201,10 +201,10 @@ def test_pictures_that_are_broken_are_left_out_and_named(channels, tmp_path):
     assert "left out: 1 of 4 pictures cannot be used: a/1.png" in done.stderr
 
 
-def test_the_named_patch_comes_first(monkeypatch):
+def test_the_named_patch_comes_first(only_plans):
     """A verdict says where only others break it; its own findings come before those of others."""
     plans = [Plan((1, 5, 14), (PatchThreat(1, 4),)), Plan((1, 6, 13), (PatchThreat(2, 2),))]
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
+    only_plans(*plans)
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 6, 13), "budget": 4}
     done = audit(factory=make("7 patch sides swapped"), **options)
     assert verdict(done).startswith(

@@ -62,12 +62,12 @@ def test_the_sound_certifier_holds_there(bug):
     assert bug == "9 more than all" or tally.certified > 0
 
 
-def test_swapped_sides_are_named(monkeypatch):
+def test_swapped_sides_are_named(only_plans):
     """Square patches hold, one that is low and wide does not; of an even number of views as well, of which two
     classes alone cannot make every lead.
     """
     plan = Plan((1, 5, 14), (PatchThreat(2, 2), PatchThreat(1, 4)))
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [plan])
+    only_plans(plan)
     tested = try_factory(make("7 patch sides swapped"), 4, (1, 6, 13), PatchThreat(2, 2), 200, 0, lambda _: None)
     assert [(finding.check, finding.where) for finding in tested.findings] == [("sides", ("1x4", "1x5x14"))]
     assert "against 4x1, which can turn 2, it asks for a lead of 11" in tested.findings[0].sentence

@@ -30,11 +30,11 @@ def quick(cases):
 
 
 @pytest.fixture(autouse=True)
-def one_shape(monkeypatch, rule):
+def one_shape(only_plans, rule):
     """Of all shapes and patches of an audit those on which the rules of one kind differ."""
     deep = Plan(SHAPE, (PATCH,), deep=rule in ("alert", "median", "summed"), batches=rule == "batches")
     sizes = Plan(SHAPE, (PATCH, PatchThreat(2, 3), PatchThreat(3, 2), PatchThreat(3, 3)))
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [sizes if rule == "sizes" else deep])
+    only_plans(sizes if rule == "sizes" else deep)
 
 
 @pytest.mark.parametrize(("rule", "bug"), quick(PLANTED))

@@ -62,11 +62,11 @@ def stopped(make, at: int | None, said=lambda _: None):
         ("sampled", "half", Plan(SHAPE, (PATCH,))),
     ],
 )
-def test_findings_until_then_are_kept(monkeypatch, rule, bug, plan):
+def test_findings_until_then_are_kept(only_plans, rule, bug, plan):
     """Once something is found it is found by every audit that is stopped later: in ballots, searches, batches and
     while causes are looked for.
     """
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: [plan])
+    only_plans(plan)
     make = audit_rules.make(rule, bug)
     whole, number = stopped(make, None)
     assert whole.failed
@@ -81,13 +81,13 @@ def test_findings_until_then_are_kept(monkeypatch, rule, bug, plan):
     assert found[-1]
 
 
-def test_the_steps_are_known_beforehand(monkeypatch):
+def test_the_steps_are_known_beforehand(only_plans):
     """Each plan's, in order: dictated votes of each patch that fits, then a search, then batches."""
     plans = [
         Plan(SHAPE, (PATCH, PatchThreat(9, 1), PatchThreat(1, 1)), deep=True, batches=True),
         Plan((1, 2, 9), (PatchThreat(1, 2),), brief=True),
     ]
-    monkeypatch.setattr("evaluate.audit.factory.plans", lambda *_: plans)
+    only_plans(*plans)
     said: list[str] = []
     stopped(audit_rules.make("ties"), None, said=said.append)
     assert [line.split(" (")[0] for line in said] == steps(SHAPE, PATCH)

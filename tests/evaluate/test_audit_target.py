@@ -91,8 +91,8 @@ def test_ours_is_tested_both_ways():
     assert not any("gradients" in what for what, _ in done.untested)
 
 
-def test_a_view_too_wide_is_broken_by_attack(monkeypatch):
-    monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", lambda *_, **__: None)
+@pytest.mark.usefixtures("unchecked_base")
+def test_a_view_too_wide_is_broken_by_attack():
     options = {"threat": PatchThreat(2, 2), "image_shape": (1, 2, 7)}
     assert ("attack", "broken certificate") in seen(audited(Foreign(wide()), **options))
     assert not audited(Foreign(wide(0)), **options).findings

@@ -25,7 +25,7 @@ from robustpatch.storage.locks import held
 from robustpatch.threats.rectangle import PatchThreat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate.small_runs import BATCH, NUMBER, found, scene, timeless
-from tests.killed import Steps, running
+from tests.killed import Steps, running, server
 
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
 _dying: list[Steps] = []  # of this process
@@ -97,7 +97,7 @@ class Place:
     """A folder for runs whose drivers are killed, and the run that nobody disturbs."""
 
     def __init__(self, root):
-        SERVER.set_forkserver_preload([__name__])
+        server()
         self.output, self.order, self.whole = root / "output", root / "order", root / "whole"
         self.expected = timeless(evaluate(*self.given(self.whole)))
 

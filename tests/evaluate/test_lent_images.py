@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from attacks import Ensemble, Oracle, PatchPGD, Proposal, SparseRS
-from evaluate import Settings, evaluate
+from evaluate import Settings
 from evaluate.results.metrics import summarise
 from evaluate.runs.batch import evaluate_batch
 from evaluate.runs.counterexample import load_counterexample, replay
@@ -27,7 +28,7 @@ from robustpatch.voting.rules import TopOne
 from tests.attacks.scribblers import Sum, Uncertified, alone, always, claim, climbed, never, scribbling
 from tests.attacks.toys import Level, Plain, images, registered
 from tests.evaluate.planted import image_set
-from tests.evaluate.small_runs import timeless
+from tests.evaluate.small_runs import evaluated, timeless
 from tests.toys import strip
 
 THREAT = PatchThreat(1, 1)
@@ -35,8 +36,7 @@ GREY = image_set(torch.full((4, 1, 4, 4), 76 / 255), torch.zeros(4, dtype=torch.
 FEW = registered(steps=2, restarts=2, rounds=0, queries=6, tries=2, rows=4, candidates=3)
 
 
-def run(model, data, output, attacks, threat=THREAT, **settings) -> list[Record]:
-    return evaluate(model.eval(), data, threat, attacks, Settings(len(data), 4, 60, gallery=2, **settings), output)
+run = partial(evaluated, data=GREY, threat=THREAT, batch_size=4, certified_budget=60, gallery=2)
 
 
 def lines(records: list[Record]) -> list[Record]:
@@ -49,7 +49,7 @@ def test_a_false_certifier_is_broken_whatever_it_leaves_of_the_images(methods, w
     """Ablating in place, always or in some calls, does not save a certificate that one white pixel breaks."""
     attacks = (PatchPGD(steps=8, restarts=2, last=1.0), SparseRS(queries=20))
     model = scribbling(Sum, *methods, when=when)()
-    records, twin = (run(one, GREY, tmp_path / str(k), attacks) for k, one in enumerate((model, Sum())))
+    records, twin = (run(one, tmp_path / str(k), attacks) for k, one in enumerate((model, Sum())))
     assert lines(records) == lines(twin)
     assert summarise(records).verdict == "broken"
     names = list((tmp_path / "0" / "counterexamples").iterdir())
@@ -69,7 +69,9 @@ def test_every_attack_climbs_what_the_model_computes(name, tmp_path):
     attack = replace(FEW[name], budget=60)
     for kind in (Sum, Uncertified):
         model = scribbling(kind)()
-        both = [run(one, data, tmp_path / f"{kind.__name__}{k}", (attack,)) for k, one in enumerate((model, kind()))]
+        both = [
+            run(one, tmp_path / f"{kind.__name__}{k}", (attack,), data=data) for k, one in enumerate((model, kind()))
+        ]
         assert lines(both[0]) == lines(both[1])
         assert any(record.attacks for record in both[0])
 
@@ -102,7 +104,9 @@ def test_our_classifiers_around_networks_that_write(which, outer, tmp_path):
     x[:2, :, :, 3:] = 0
     data = image_set(x, twin.predict((x * 255).round() / 255).clamp(min=0), 3)
     attacks = (Ensemble((PatchPGD(steps=2, restarts=2), SparseRS(queries=5)), "both"),)
-    records = [run(one, data, tmp_path / str(k), attacks, PatchThreat(2, 2)) for k, one in enumerate((model, twin))]
+    records = [
+        run(one, tmp_path / str(k), attacks, data=data, threat=PatchThreat(2, 2)) for k, one in enumerate((model, twin))
+    ]
     assert lines(records[0]) == lines(records[1])
     assert any(record.attacks for record in records[1])
 
@@ -150,7 +154,7 @@ class Vandal:
 def test_attacks_that_write(tmp_path):
     """To images, labels and, later, their own proposals: records and counterexamples are of what was judged."""
     data = image_set(torch.full((6, 1, 4, 4), 76 / 255), torch.zeros(6, dtype=torch.long), 2)
-    records = run(Sum(), data, tmp_path, (Vandal(), Ensemble((Vandal(), SparseRS(queries=3)), "both")))
+    records = run(Sum(), tmp_path, (Vandal(), Ensemble((Vandal(), SparseRS(queries=3)), "both")), data=data)
     for record in records:
         assert [a.broken for a in record.attacks] == [True, True]
         assert [a.patches for a in record.attacks] == [1, 1]
@@ -180,7 +184,7 @@ def test_answers_in_one_buffer(tmp_path):
     """What was answered before stays what it was."""
     data = image_set(images(4, (4, 4)) * 0.6, torch.tensor([0, 1, 0, 1]), 2)
     attacks = (PatchPGD(restarts=2), SparseRS(queries=20))
-    both = [run(one, data, tmp_path / str(k), attacks) for k, one in enumerate((Buffer(), Sum()))]
+    both = [run(one, tmp_path / str(k), attacks, data=data) for k, one in enumerate((Buffer(), Sum()))]
     assert lines(both[0]) == lines(both[1])
 
 
@@ -211,7 +215,7 @@ def test_a_counterexample_that_does_not_stand_is_no_verdict(model, tmp_path):
     """Replayed alone it does not break: refused, with image, attack and remedy, and no verdict of either kind."""
     model.certify = lambda x, threat: claim(torch.zeros(len(x), dtype=torch.long), threat)
     with pytest.raises(InvalidInput, match=r"image \d was certified .* alone .* make them functions of the"):
-        run(model, GREY, tmp_path, (SparseRS(queries=3),))
+        run(model, tmp_path, (SparseRS(queries=3),))
     assert not (tmp_path / "counterexamples").exists()
 
 
@@ -220,7 +224,7 @@ def test_a_moody_model_is_refused(tmp_path):
     model = Moody(2, 3)
     model.certify = lambda x, threat: claim(torch.zeros(len(x), dtype=torch.long), threat)
     with pytest.raises(InvalidInput, match="predict answers 0 for image 0 beside other images and 1 for it alone"):
-        run(model, GREY, tmp_path, (SparseRS(queries=3),))
+        run(model, tmp_path, (SparseRS(queries=3),))
 
 
 WRONG = {
@@ -248,7 +252,7 @@ def test_certificates_of_other_shapes_are_refused(message, tmp_path):
     model = Sum()
     model.certify = lambda x, threat: WRONG[message](Sum.forward(model, x).argmax(1), threat)
     with pytest.raises(InvalidInput, match=message):
-        run(model, GREY, tmp_path, ())
+        run(model, tmp_path, ())
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ def test_predictions_of_other_shapes_are_refused(answer, message, tmp_path):
     model = Sum()
     model.predict = answer
     with pytest.raises(InvalidInput, match=message):
-        run(model, GREY, tmp_path, ())
+        run(model, tmp_path, ())
 
 
 class Off(Vandal):
@@ -297,7 +301,7 @@ class Off(Vandal):
 def test_proposals_of_other_shapes_are_refused(name, change, tmp_path):
     """By the attack's name and what is needed."""
     with pytest.raises(InvalidInput, match=f"attack vandal .*{name}"):
-        run(Sum(), GREY, tmp_path, (Off(name, change),))
+        run(Sum(), tmp_path, (Off(name, change),))
 
 
 def test_a_module_without_forward_is_told(tmp_path):
@@ -313,4 +317,4 @@ def test_a_module_without_forward_is_told(tmp_path):
             return claim(self.predict(x), threat)
 
     with pytest.raises(InvalidInput, match=r"Silent has no forward\(x\).*one_hot"):
-        run(Silent(), GREY, tmp_path, (SparseRS(queries=3),))
+        run(Silent(), tmp_path, (SparseRS(queries=3),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.attacks.scribblers import claim
 from tests.attacks.toys import Level, Plain, images
 from tests.evaluate.calls import call, refused
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import evaluated
 
 
 class Hard(nn.Module):
@@ -89,15 +91,14 @@ DARK = image_set(images(4, (4, 4)) * 0.5, torch.zeros(4, dtype=torch.long), 2)
 THREAT = PatchThreat(1, 1)
 
 
-def run(model, attacks, output, budget=200, **more):
-    return evaluate(model.eval(), DARK, THREAT, attacks, Settings(4, 2, budget, gallery=0), output, **more)
+run = partial(evaluated, data=DARK, threat=THREAT, batch_size=2, certified_budget=200)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_needs_no_gradient_is_run_and_said(kind, tmp_path):
     """The default attack breaks false certificates by its black box; a note and run.json name what it leaves out."""
     notes = []
-    records = run(kind(), [standard()], tmp_path, on_note=notes.append)
+    records = run(kind(), tmp_path, [standard()], on_note=notes.append)
     assert summarise(records).verdict == "broken"
     assert {attack.by for record in records for attack in record.attacks} == {"sparse-rs"}
     assert notes == [
@@ -115,7 +116,7 @@ def test_what_needs_no_gradient_is_run_and_said(kind, tmp_path):
 def test_an_ensemble_of_climbs_alone_becomes_a_black_box(attack, kind, tmp_path):
     """Within the budget, an image at a time; controls among the members do not stand for an attack."""
     notes = []
-    records = run(kind(), [attack], tmp_path, budget=40, on_note=notes.append)
+    records = run(kind(), tmp_path, [attack], certified_budget=40, on_note=notes.append)
     assert summarise(records).certified_attacked == 4
     assert all(attack.evaluations <= 42 for record in records for attack in record.attacks)
     assert "sparse-rs alone" in notes[0]
@@ -129,19 +130,19 @@ def test_an_attack_that_climbs_is_refused_before_any_work(attack, tmp_path):
     """By its name, with what to use instead; nothing is written."""
     for kind in (Hard, Numpy):
         with pytest.raises(InvalidInput, match=f"attack {attack.name} climbs gradients, but .* use sparse-rs"):
-            run(kind(), [SparseRS(queries=5), attack], tmp_path)
+            run(kind(), tmp_path, [SparseRS(queries=5), attack])
         assert not list(tmp_path.iterdir())
 
 
 def test_the_refusal_names_every_attack_that_goes_without(tmp_path):
     """No name of one that climbs too stands among them, so that nobody is sent from one refusal to the next."""
     with pytest.raises(InvalidInput) as caught:
-        run(Numpy(), [PatchPGD()], tmp_path)
+        run(Numpy(), tmp_path, [PatchPGD()])
     told = str(caught.value).partition("; use ")[2].partition(";")[0]
     free = [name for name in KNOWN if not climbs(parse_attacks(name)[0]) or name in ("standard", "quick")]
     assert {name for name in KNOWN if re.search(rf"\b{name}(?![\w-])", told)} == {*free} - {*CONTROLS}
     for name in {*free}:
-        run(Numpy(), parse_attacks(name), tmp_path / name, budget=20)
+        run(Numpy(), tmp_path / name, parse_attacks(name), certified_budget=20)
 
 
 @pytest.mark.parametrize("attack", CLIMBS[:6], ids=lambda attack: attack.name)
@@ -159,7 +160,7 @@ def test_black_boxes_need_none(tmp_path):
     square = FromART.named("SquareAttack", eps=1.0, max_iter=5, tries=2, verbose=False)
     for number, attack in enumerate((SparseRS(queries=20), Control(content="noise"), square)):
         notes = []
-        assert len(run(Numpy(), [attack], tmp_path / str(number), on_note=notes.append)) == 4
+        assert len(run(Numpy(), tmp_path / str(number), [attack], on_note=notes.append)) == 4
         assert notes == []
 
 
@@ -168,7 +169,7 @@ def test_a_climb_of_arts_that_nobody_announced_is_refused_in_one_line(tmp_path):
     attack = FromART.named("DeepFool", tries=1, max_iter=2, verbose=False)
     for number, kind in enumerate((Hard, Inference, Unwilling)):
         with pytest.raises(InvalidInput):
-            run(kind(), [attack], tmp_path / str(number))
+            run(kind(), tmp_path / str(number), [attack])
 
 
 class Sometimes(Hard):
@@ -201,10 +202,10 @@ def test_ours_around_such_networks(tmp_path):
     """A vote of such a base is no more differentiable; nor what an attack that ignores the defense climbs."""
     model = SmoothedClassifier(HardBase(2), Columns(1), num_classes=2).eval()
     notes = []
-    run(model, [standard()], tmp_path / "votes", on_note=notes.append)
+    run(model, tmp_path / "votes", [standard()], on_note=notes.append)
     assert len(notes) == 1
     with pytest.raises(InvalidInput, match="pgd-20 climbs"):
-        run(model, [PatchPGD()], tmp_path / "pgd")
+        run(model, tmp_path / "pgd", [PatchPGD()])
 
     class Cut(Plain):
         def forward(self, x):
@@ -212,7 +213,7 @@ def test_ours_around_such_networks(tmp_path):
 
     defended = parse_defense("patchcleanser:masks=2,patch=1x1").wrap(Cut(16, 2), num_classes=2).eval()
     with pytest.raises(InvalidInput, match="undefended-pgd-20 climbs"):
-        run(defended, [Undefended(PatchPGD())], tmp_path / "bare")
+        run(defended, tmp_path / "bare", [Undefended(PatchPGD())])
 
 
 def test_other_errors_are_not_blamed_on_gradients():

@@ -107,9 +107,9 @@ def test_no_room_for_results(command, place, idle, monkeypatch):
 
 
 @pytest.mark.parametrize("command", READING)
-def test_another_at_work_there(command, place, idle, monkeypatch):
+@pytest.mark.usefixtures("impatient")
+def test_another_at_work_there(command, place, idle):
     """Found out before either writes. Pictures and reports, of one file each that is whole or not there, share."""
-    monkeypatch.setattr("robustpatch.storage.locks._PATIENCE", 0.0)
     idle(command)
     folder = place / "taken"
     held = folder / "small" / "1" if command == "recipe" else folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -22,6 +23,7 @@ from tests.attacks.toys import registered
 from tests.evaluate.foreign import DARK, Bright, Told, put
 from tests.evaluate.foreign import ONE as THREAT
 from tests.evaluate.planted import image_set
+from tests.evaluate.small_runs import evaluated
 
 
 class Steady(Bright):
@@ -31,13 +33,12 @@ class Steady(Bright):
         return torch.stack([1 + 0 * x.sum((1, 2, 3)), -x.mean((1, 2, 3))], 1)
 
 
-def run(model, attacks, output, data=DARK, threat=THREAT, budget=500, **settings) -> list[Record]:
-    return evaluate(model.eval(), data, threat, attacks, Settings(len(data), 3, budget, gallery=0, **settings), output)
+run = partial(evaluated, data=DARK, threat=THREAT, batch_size=3, certified_budget=500)
 
 
-def outcome_of(*arguments, **options) -> tuple[str, list[int]]:
+def outcome_of(model, attacks, output, budget=500) -> tuple[str, list[int]]:
     """The verdict, and the patches judged on each image."""
-    records = run(*arguments, **options)
+    records = run(model, output, attacks, certified_budget=budget)
     return summarise(records).verdict, [record.patches for record in records]
 
 
@@ -85,7 +86,7 @@ def test_a_control_tests_nothing_for_others(first, nested, tmp_path):
     order = (0, 1) if first else (1, 0)
     mixed = Ensemble(tuple(members[i] for i in order), "mix", shares=tuple(shares[i] for i in order))
     attack = Ensemble((mixed,), "nest") if nested else mixed
-    records = run(Bright(), [attack], tmp_path / "poor", budget=11)
+    records = run(Bright(), tmp_path / "poor", [attack], certified_budget=11)
     assert summarise(records).verdict == "not tested"
     for record in records:
         (found,) = record.attacks
@@ -120,7 +121,7 @@ class Disguised(Told):
 def test_controls_in_disguise_are_refused(tmp_path):
     """An attack whose `unpruned` is a control would count under its own name."""
     with pytest.raises(InvalidInput, match="told holds controls alone"):
-        run(Steady(), [Disguised()], tmp_path)
+        run(Steady(), tmp_path, [Disguised()])
 
 
 OURS = {
@@ -141,7 +142,9 @@ def test_our_attacks_return_the_best_patch_they_tried(name, tmp_path):
     attack, data = OURS[name], DARK if name == "natural" else BLACK  # which is cut from the other images
     attack = attack if name == "oracle" else replace(attack, budget=200)
     for kind in (Steady, Worse):
-        records = run(kind(), [attack], tmp_path / kind.__name__, data=data, threat=PatchThreat(2, 2), budget=200)
+        records = run(
+            kind(), tmp_path / kind.__name__, [attack], data=data, threat=PatchThreat(2, 2), certified_budget=200
+        )
         for record in records:
             (found,) = record.attacks
             assert found.contained
@@ -181,14 +184,14 @@ def test_one_image_without_a_patch_is_enough(tmp_path):
     """Each certified image, under each threat, has to be met by a patch."""
     half = Told(lambda x: torch.where(torch.arange(len(x))[:, None, None, None] > 0, put(0.0)(x.clone()), x))
     assert outcome_of(Steady(), [half], tmp_path / "half")[0] == "not tested"
-    records = run(Steady(), [half, SparseRS(queries=4)], tmp_path / "both")
+    records = run(Steady(), tmp_path / "both", [half, SparseRS(queries=4)])
     assert summarise(records).verdict == "held"
     assert summarise(records).certified_patches == sum(record.patches for record in records) == 6
 
 
 def test_summary_table_and_json_say_how_many(tmp_path):
     """In the verdict's sentence, and in the JSON of the summary."""
-    records = run(Steady(), [SparseRS(queries=4), Told()], tmp_path)
+    records = run(Steady(), tmp_path, [SparseRS(queries=4), Told()])
     summary = summarise(records)
     assert "4 of 4 certified images attacked without pruning, 4 patches judged, " in verdict(summary).plain
     assert json.loads(json.dumps(summary.as_dict()))["certified_patches"] == 4
@@ -224,7 +227,7 @@ def test_runs_of_earlier_versions_are_told(tmp_path):
     from evaluate.runs.run_identity import run_of
     from evaluate.runs.sealed_table import DamagedShard, write_table
 
-    records = run(Steady(), [SparseRS(queries=4)], tmp_path)
+    records = run(Steady(), tmp_path, [SparseRS(queries=4)])
     name = "records/00000000-00000003.parquet"
     table = pq.read_table(tmp_path / name)
     rows = table.to_pylist()

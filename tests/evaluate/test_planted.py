@@ -185,9 +185,9 @@ def test_too_wide_a_view_is_refused(tmp_path):
     assert run(wide(0), nearly_black(), PatchThreat(2, 2), tmp_path / "exact")[1].verdict == "held"
 
 
-def test_too_wide_a_view_is_broken_by_the_attacks(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("unchecked_base")
+def test_too_wide_a_view_is_broken_by_the_attacks(tmp_path):
     """Even if the check of the base were blind, the attacks on certified images are not."""
-    monkeypatch.setattr("robustpatch.classifiers.base_check.base_is_sound", lambda *_, **__: None)
     x = torch.zeros(1, 1, 2, 7)
     assert run(wide(), x, PatchThreat(2, 2), tmp_path / "wide")[1].verdict == "broken"
     assert run(wide(0), x, PatchThreat(2, 2), tmp_path / "exact")[1].verdict == "held"

@@ -58,10 +58,11 @@ def done_before(output, number: int) -> dict[str, bytes]:
     return contents(output)
 
 
-def test_killed_at_any_step_of_any_write(undisturbed, tmp_path):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_step_of_any_write(every, undisturbed, tmp_path):
     """SIGKILL before each file operation and in the middle of each write, until the run gets through: what is there is
     whole, and resuming gives the records of the undisturbed run."""
-    for fatal in range(1, 100):
+    for fatal in range(1, 100, every):
         output = tmp_path / str(fatal)
         child = process(output, fatal)
         child.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from robustpatch.storage.store import Store
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
 from tests.attacks.toys import Level, smoothed
+from tests.evaluate import small_runs
 from tests.evaluate.small_runs import BATCH, NUMBER, scene, timeless
 from tests.evaluate.sweeps import make
 from tests.evaluate.sweeps import scene as sweep_scene
@@ -29,11 +31,7 @@ from tests.evaluate.sweeps import scene as sweep_scene
 SHARD = shard_name(0, BATCH)
 
 
-def run(output, *, gallery=1, seed=0, **options):
-    """Six images, two at a time, not attacked, one of each outcome to be shown."""
-    model = smoothed(Level(3), Columns(1), 3)
-    settings = Settings(NUMBER, BATCH, 300, seed, gallery=gallery)
-    return evaluate(model, scene(), PatchThreat(2, 2), (), settings, output, **options)
+run = partial(small_runs.run, attacks=(), gallery=1)
 
 
 @pytest.fixture(scope="module")

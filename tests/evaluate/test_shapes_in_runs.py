@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import Settings, evaluate
 from evaluate.report import page, read_report
 from evaluate.report.write import write_report
 from evaluate.runs.counterexample import Counterexample, load_counterexample, save_counterexample
@@ -21,14 +20,9 @@ from robustpatch.ablations.kinds import Columns
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
-from robustpatch.threats import Disc, Footprints, Mask, PatchThreat, Threat, Within, parse_threat
+from robustpatch.threats import Disc, Footprints, Mask, PatchThreat, Within, parse_threat
 from tests.attacks.toys import Level, smoothed
 from tests.evaluate import small_runs
-
-
-def run(threat: Threat, output, gallery: int = 0):
-    model, settings = smoothed(Level(3), Columns(1), 3), Settings(small_runs.NUMBER, 2, 300, 0, gallery=gallery)
-    return evaluate(model, small_runs.scene(), threat, small_runs.ATTACKS, settings, output)
 
 
 def picture(path, pixels: list[tuple[int, int]]) -> None:
@@ -47,7 +41,7 @@ SETS[0, 0, :2] = SETS[1, :, 5] = SETS[2, 1:3, 6:] = True
 @pytest.mark.parametrize("threat", [Disc(3), Within.of(Disc(2), HALF), Footprints.of(SETS)], ids=str)
 def test_attacked_held_and_shown(threat, tmp_path):
     """Certified images are attacked within the shape, and the gallery shows what lies in each patch's box."""
-    records = run(threat, tmp_path, gallery=6)
+    records = small_runs.run(tmp_path, threat=threat, gallery=6)
     certified = [record for record in records if record.certified]
     assert certified
     assert len(certified) < len(records)
@@ -74,7 +68,7 @@ def test_the_gallery_draws_what_the_footprints_say(threat, tmp_path):
     """Against loops over all footprints: the pixels that a patch reaches, one placement of it, the pixels under the
     patches that were tried, and in the map, the least margin of the placements in each cell.
     """
-    run(threat, tmp_path, gallery=6)
+    small_runs.run(tmp_path, threat=threat, gallery=6)
     model, (x, _) = smoothed(Level(3), Columns(1), 3), small_runs.scene().batch(range(small_runs.NUMBER))
     margins_of, shown = model.certify(x, threat).placement_margin, 0
     assert margins_of is not None
@@ -119,7 +113,7 @@ def test_two_patches_are_drawn_side_by_side():
 
 def test_an_exhibit_without_a_drawing_is_read(tmp_path):
     """Runs of versions that drew no threat are reported without."""
-    run(Disc(3), tmp_path, gallery=6)
+    small_runs.run(tmp_path, threat=Disc(3), gallery=6)
     store = Store.of(tmp_path)
     name = next(iter(store.names("exhibits", ".npz")))
     exhibits = read_exhibits(store.read(name), name)
@@ -143,17 +137,18 @@ def test_a_file_of_another_content_is_another_run(tmp_path):
     """The text of a threat names a file: two runs of one text differ where the pixels do."""
     picture(tmp_path / "a.png", [(0, 0), (0, 1)])
     text = f"mask:{tmp_path}/a.png"
-    first = run(parse_threat(text), tmp_path / "run")
-    assert small_runs.timeless(run(parse_threat(text), tmp_path / "run")) == small_runs.timeless(first)
+    first = small_runs.run(tmp_path / "run", threat=parse_threat(text))
+    again = small_runs.run(tmp_path / "run", threat=parse_threat(text))
+    assert small_runs.timeless(again) == small_runs.timeless(first)
     picture(tmp_path / "a.png", [(0, 0), (0, 1), (1, 0)])
     with pytest.raises(InvalidInput, match="another run \\(other threat_sha256\\)"):
-        run(parse_threat(text), tmp_path / "run")
+        small_runs.run(tmp_path / "run", threat=parse_threat(text))
 
 
 def test_a_report_reads_none_of_the_files(tmp_path):
     """A run against a region is reported where its picture is gone."""
     picture(tmp_path / "region.png", [(r, c) for r in range(4) for c in range(3, 8)])
-    run(parse_threat(f"2x2 in {tmp_path}/region.png"), tmp_path / "run", gallery=6)
+    small_runs.run(tmp_path / "run", threat=parse_threat(f"2x2 in {tmp_path}/region.png"), gallery=6)
     (tmp_path / "region.png").unlink()
     write_report(tmp_path / "run", tmp_path / "run")
     assert "region.png" in (tmp_path / "run" / "report.md").read_text()

@@ -13,7 +13,7 @@ from evaluate.results.metrics import Share
 from evaluate.results.published import PUBLISHED, published
 from evaluate.sweep import Choice, choice_by, family_and_size, settings_of
 from evaluate.sweep.columns import top_column
-from evaluate.sweep.figures import _against_clean, draw
+from evaluate.sweep.figures import against_clean, draw
 from evaluate.sweep.metrics import by_family, envelope, telling_sides
 from evaluate.sweep.table import markdown
 from robustpatch.ablations.parse import parse_ablation
@@ -249,13 +249,13 @@ def test_the_pictures(run, settings, choice, tmp_path):
 
 def test_the_trade_of_clean_against_certified(run, settings):
     """A line for each checkpoint, at each point its threshold; a top-1 rule is a point on no line."""
-    axes = _against_clean(run, settings, "2x2").axes[0]
+    axes = against_clean(run, settings, "2x2").axes[0]
     assert [text.get_text() for text in axes.texts] == ["0.3", "0.4"] * 3
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
     assert lines["wide"] == [[75, 25], [75, 50]]
     assert lines["narrow"] == [[100, 75], [75, 75]]
     top1 = [replace(s, voting="top1") if s.voting == FOURTH else s for s in settings]
-    axes = _against_clean(run, top1, "2x2").axes[0]
+    axes = against_clean(run, top1, "2x2").axes[0]
     assert sorted(len(line.get_xydata()) for line in axes.get_lines()) == [1] * 6
 
 

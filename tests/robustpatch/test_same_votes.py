@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Threshold, TopOne
 from tests import toys
+from tests.killed import server
 
 TYPES = {torch.float32: GUARD_FLOAT32, torch.bfloat16: GUARD_REDUCED}
 
@@ -89,8 +89,7 @@ def test_two_processes():
     """Each scores every other image, as those of torchrun or Ray would; both precisions."""
     x, own = toys.images(12), models()
     made = [copy.deepcopy(model).to(dtype) for model in own.values() for dtype in TYPES]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as first, ProcessPoolExecutor(1, spawn) as second:
+    with ProcessPoolExecutor(1, server()) as first, ProcessPoolExecutor(1, server()) as second:
         asked = [pool.submit(answer, pickle.dumps((made, x[k::2]))) for k, pool in enumerate((first, second))]
         found = [future.result(timeout=120) for future in asked]
     assert len({os.getpid(), *(process for process, _ in found)}) == 3

@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 from evaluate import attack_vs_cert
 from evaluate.model.float32 import off_float32
 from evaluate.report.data import read_report
-from evaluate.runs.batch import Settings
 from evaluate.runs.records import read_deviation
-from evaluate.runs.runner import evaluate
 from evaluate.sweep import __main__ as sweeping
 from robustpatch import InvalidInput, PatchThreat, Threshold
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import parse_defense
 from tests import lying, toys
+from tests.evaluate.small_runs import evaluated
 
 
 def images(count: int = 6) -> ImageSet:
@@ -28,7 +27,7 @@ def images(count: int = 6) -> ImageSet:
 
 
 def run(model: nn.Module, output, **options):
-    return evaluate(model, images(), PatchThreat(1, 1), [], Settings(6, 2), output, **options)
+    return evaluated(model, output, data=images(), threat=PatchThreat(1, 1), num_images=6, batch_size=2, **options)
 
 
 class Flat(nn.Module):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from beartype import beartype
-from jaxtyping import jaxtyped
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from robustpatch.classifiers.state_digest import digest
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import TopOne
+from tests.shape_checks import check_every_call
 
 
 class Plain:
@@ -272,7 +272,7 @@ def of_checked(kind: str) -> tuple[nn.Module, list[float], types.FunctionType, t
     def forward(self, x: torch.Tensor, by: float = 2.0) -> torch.Tensor:
         return x * by + held[0]
 
-    wrapper = jaxtyped(forward, typechecker=beartype) if kind == "jaxtyping" else beartype(forward)
+    wrapper = check_every_call(forward, typechecker=beartype) if kind == "jaxtyping" else beartype(forward)
     return type("Checked", (nn.Module,), {"forward": wrapper})(), held, forward, wrapper
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustpatch.defenses.local_gradient_smoothing import LocalGradientSmoothing, _windows
+from robustpatch.defenses.local_gradient_smoothing import LocalGradientSmoothing, windows_of_axis
 from tests import toys
 
 SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -70,7 +70,7 @@ def test_every_pixel_is_as_defined(window, size, channels, threshold, factor):
 def test_windows_cover_the_axis_and_overlap_by_what_they_are_asked(window, length):
     """Each of full size, the first and the last flush with the borders."""
     size, overlap = window
-    found = _windows(length, size, overlap)
+    found = windows_of_axis(length, size, overlap)
     assert found.any(dim=0).all()
     assert found.sum(dim=1).unique().tolist() == [min(size, length)]
     assert [int(row.nonzero()[0]) for row in found] == starts(length, size, overlap)
