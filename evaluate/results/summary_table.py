@@ -164,6 +164,8 @@ def summary_table(
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+    if summary.placeless:
+        notes.append(Text(f"no patch has a place on {summary.placeless} images, which nothing attacks"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
     return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))

@@ -124,9 +124,9 @@ def evaluate_batch(
                     tried[i].append(record)
                     furthest.offer(i, record, x_adv)
                     if certified and record.broken:
-                        keep(i, x_adv, record.corners, attack.name, one)
+                        keep(i, x_adv, record.corners, attack.name, one.of_image(x[i]) or one)
     judged = sum(getattr(attack, "judged", 1) for attack in attacks) * len(threat.threats)
-    records = _records(classifier, claims, y, first, threat, tried, judged)
+    records = _records(classifier, claims, x, y, first, threat, tried, judged)
     shown = claims.exact if settings.top_k == 1 else None
     return Batch(records, counterexamples, exhibit(classifier, x, records, shown, threat, furthest, settings.quota))
 
@@ -144,6 +144,7 @@ def _unpruned(attack: PatchAttack, budget: int | None) -> PatchAttack:
 def _records(
     classifier: Classifier,
     claims: Claims,
+    x: Tensor,
     y: Tensor,
     first: int,
     threat: Threat,
@@ -160,7 +161,8 @@ def _records(
         # wrong, or its `predict`, or the referee's, asked about the clean image and so many attacked ones.
         own, referee = classifier.errors()
         error = min(1.0, 1 - confidence + own + referee * (1 + judged))
-    refuted = claims.refuted(threat)
+    refuted = claims.refuted(threat, x)
+    placeless = [threat.varies and threat.of_image(image) is None for image in x]
     return [
         Record(
             index=first + i,
@@ -179,6 +181,7 @@ def _records(
             error=error,
             predicted=None if answers is None else int(answers[0, i]),
             refereed=None if answers is None else int(answers[1, i]),
+            placeless=placeless[i],
             attacks=tried[i],
         )
         for i in range(len(y))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustpatch import precision
+from robustpatch.certificates.each_image import certify_each
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier
@@ -138,6 +139,9 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         apart only where that fails; an image is left once a placement fails alone. Several patches: every
         choice of their placements. Raises `InvalidInput`.
         """
+        checks.inputs(self, x)
+        if threat.varies:
+            return certify_each(self.certify, x, threat)
         x = self._check(x, threat)
         graph = self._graph(x)
         logits = self._outputs(x)
