@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.base import Proposal
 from attacks.criterion import Criterion
 from robustpatch.threats.base import Patches
 
 
-class _Run(Protocol):
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor | Criterion, threat: Patches, *, generator: torch.Generator
-    ) -> Proposal: ...
-
-
 def image_by_image(
-    run: _Run,
-    model: nn.Module,
+    run: Callable[..., Proposal],
+    model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"] | Criterion,
     threat: Patches,

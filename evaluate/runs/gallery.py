@@ -175,9 +175,7 @@ def _there(threat: Threat, image: Tensor) -> tuple[Patches, ...]:
     return () if own is None else own.threats
 
 
-def _attacked(
-    threats: Sequence[Patches], record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None
-) -> Attacked:
+def _attacked(threats: Sequence[Patches], record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
     (one,) = (each for each in threats if str(each) == record.threat)
     height, width = one.height, one.width
     # Boxes of the largest patch, a smaller one's moved where they would reach beyond the image.

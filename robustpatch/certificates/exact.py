@@ -20,7 +20,7 @@ from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 @dataclass(frozen=True)
 class VoteEvidence(Evidence):
-    """The votes [B,N,K] of all ablations of B images of one size; `x`: those images, where the threat depends on them."""
+    """The votes [B,N,K] of all ablations of B images of one size; `x`: the images, where the threat depends on them."""
 
     votes: Votes | Scored
     ablation: Ablation

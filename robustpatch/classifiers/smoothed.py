@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from robustpatch import precision
 from robustpatch.ablations.base import Ablation
-from robustpatch.certificates.exact import Certificate, Method, certify_votes, largest_certified
 from robustpatch.certificates.each_image import check_same_places
+from robustpatch.certificates.exact import Certificate, Method, certify_votes, largest_certified
 from robustpatch.certificates.top_k import TopKCertificate, certify_top_k, check_asked
 from robustpatch.classifiers import base_check, checks, isolation
 from robustpatch.classifiers.ablation_logits import AblationLogits
@@ -240,8 +240,8 @@ class SmoothedClassifier(CertifiedClassifier):
         gross violations; they do not prove that there are none.
         """
         votes, guard = self._certifiable(x, threat)
-        size = (x.shape[2], x.shape[3])
-        return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard, x=x if threat.varies else None)
+        size, images = (x.shape[2], x.shape[3]), x if threat.varies else None
+        return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard, x=images)
 
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate:
         """The certificate by the method "margin": without scoring again, unless `certify` is not this class's own."""
