@@ -47,6 +47,8 @@ def placement_maps(certificate: Certificate, i: int, threat: Threat, size: tuple
         return []
     found = []
     for one, family, part in zip(threats, families, margins[i].cpu().split(lengths), strict=True):
+        if bool((part == ABSENT).all()):
+            continue
         shape = (size[0] - one.height + 1, size[1] - one.width + 1)
         whole = (part.double() / certificate.unit).floor().clamp(torch.iinfo(torch.int16).min, NO_PLACE - 1)
         whole[part == ABSENT] = NO_PLACE

@@ -21,8 +21,10 @@ from robustpatch.threats.parse import pixels_sha256
 from robustpatch.voting.rules import TopOne
 from robustpatch.voting.votes import Votes
 from tests import oracles, toys
-from tests.attacks.toys import Lookup, Plain, flipped, smoothed
+from tests.attacks.toys import Lookup, Plain, smoothed
 from tests.robustpatch.threats.test_any_footprint import Family, a_shape, an_ablation, lead_after
+
+CONTENTS = [[[0.0], [0.0], [0.0]], [[1.0], [1.0], [1.0]], [[0.0], [1.0], [0.0]], [[1.0], [0.0], [1.0]]]  # of rows
 
 
 def allowed(image: torch.Tensor, kind: str, threshold: float) -> set[tuple[int, int]]:
@@ -90,11 +92,11 @@ def touching(family: Family, kept: list[set[tuple[int, int]]]) -> list[frozenset
     return [frozenset(i for i, some in enumerate(kept) if some & at) for at in family]
 
 
-@pytest.mark.parametrize("first", range(0, 120, 40))
+@pytest.mark.parametrize("first", range(0, 40, 20))
 def test_every_allowed_footprint_and_every_vote(first, tmp_path):
     """Shapes, one or two of them, on images of up to three channels, on or off a threshold."""
     torch.manual_seed(first)
-    for seed in range(first, first + 40):
+    for seed in range(first, first + 20):
         check_case(seed, tmp_path / "proof.npz")
 
 
@@ -109,7 +111,7 @@ def test_every_allowed_footprint_and_every_vote_thousands_of_times(first, tmp_pa
 @pytest.mark.parametrize("seed", range(3))
 def test_no_content_on_allowed_places_changes_a_certified_prediction(seed):
     """Of every image of a few pixels, every patch of zeros and ones at each allowed place: which are all there are."""
-    base = Lookup(seed, 2 * 3 * 4, 3)
+    base, fell = Lookup(seed, 2 * 3 * 4, 3), 0
     model = smoothed(base, parse_ablation("columns:1"), 3, TopOne())
     x = torch.randint(0, 2, (16, 1, 3, 4), generator=torch.Generator().manual_seed(seed)).float()
     threat = parse_threat("2x1 in off:0.5")
@@ -117,11 +119,14 @@ def test_no_content_on_allowed_places_changes_a_certified_prediction(seed):
     anywhere = model.certify(x, PatchThreat(2, 1)).certified
     for image, certified in zip(x, certificate.certified.tolist(), strict=True):
         there = threat.of_image(image)
-        changed = there is not None and bool(flipped(model, image[None], there)[0])
+        covered = [] if there is None else there.family(3, 4).footprint(torch.arange(len(there.family(3, 4))))
+        worlds = [torch.where(one, torch.tensor(content)[:, None], image) for one in covered for content in CONTENTS]
+        changed = bool(worlds) and bool((model.predict(torch.stack(worlds)) != model.predict(image[None])).any())
         assert not (certified and changed)
+        fell += changed
     assert (certificate.certified >= anywhere).all()
     assert certificate.certified.any()
-    assert not certificate.certified.all()
+    assert fell
 
 
 def test_defenses_certify_each_image_in_its_own_region():
