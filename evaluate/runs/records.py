@@ -60,8 +60,9 @@ class AttackRecord:
 class Record:
     """One image: its prediction, what was proved of it, and how each attack fared.
 
-    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square. The
-    paper's margin and the largest square are None for classifiers that do not offer them; of one without certificates,
+    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square, or the
+    size of another family (`Settings.growing`). The paper's margin and the largest size are None for classifiers that
+    do not offer them; of one without certificates,
     `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
     cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
     `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,

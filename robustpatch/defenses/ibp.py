@@ -143,6 +143,8 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         if threat.varies:
             return certify_each(self.certify, x, threat)
         x = self._check(x, threat)
+        for one in threat.threats:  # what cannot be bounded is refused before any work
+            Regions.of(one, (x.shape[2], x.shape[3]), 0, x.device)
         graph = self._graph(x)
         logits = self._outputs(x)
         self._check_clean(graph, x, logits)
