@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks.base import Proposal, require
 from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
+from attacks.image_by_image import image_by_image
 from attacks.search import Search
 from robustpatch.threats.base import Patches
 
@@ -65,6 +66,8 @@ class Attack(ABC):
         `InvalidInput`.
         """
         self.check(threat)
+        if threat.varies:
+            return image_by_image(self, model, x, y, threat, generator)
         search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
         try:
             self._run(search)

@@ -151,7 +151,7 @@ def judge(
             f"the proposal has images {tuple(x_adv.shape)} and corners {tuple(corners.shape)}; "
             f"{tuple(x.shape)} and {(len(x), threat.count, 2)} are needed"
         )
-    contained = threat.contains((x_adv != x).any(dim=1), corners)  # NaN differs from everything, itself included
+    contained = _contained(x, (x_adv != x).any(dim=1), threat, corners)  # NaN differs from everything, itself included
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     valid = contained & in_range
     shown = torch.where(valid[:, None, None, None], x_adv, x)
@@ -160,6 +160,20 @@ def judge(
     counts = counts_for(answering, criterion, shown)
     broken = is_broken(classifier, criterion, prediction, counts)
     return Outcome(valid & broken, contained, in_range, prediction, counts)
+
+
+def _contained(
+    x: Float[Tensor, "B C H W"], changed: Bool[Tensor, "B H W"], threat: Patches, corners: Int[Tensor, "B count 2"]
+) -> Bool[Tensor, " B"]:
+    """Tell whether the changed pixels of each image lie under patches at these corners, where it has such places."""
+    if not threat.varies:
+        return threat.contains(changed, corners)
+    found = ~changed.flatten(1).any(dim=1)  # of an image without a place: nothing is changed
+    for i, image in enumerate(x):
+        own = threat.of_image(image)
+        if own is not None:
+            found[i] = own.contains(changed[i : i + 1], corners[i : i + 1])[0]
+    return found
 
 
 def visible(x: Float[Tensor, "B C H W"], x_adv: Float[Tensor, "B C H W"]) -> Bool[Tensor, " B"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks.base import PatchAttack, Proposal, check_call, judge, judge_of, judged_patches, require, visible
 from attacks.criterion import Criterion, as_criterion, asked
 from attacks.gradient import NotDifferentiable, check_differentiable, climbs
+from attacks.image_by_image import image_by_image
 from attacks.occlusion import Control
 from attacks.propose import propose
 from attacks.sparse_rs import SparseRS
@@ -93,6 +94,8 @@ class Ensemble:
         generator: torch.Generator,
     ) -> Proposal:
         able = self._able(threat)
+        if threat.varies:
+            return image_by_image(self, model, x, y, threat, generator)
         classifier, criterion = as_classifier(model), as_criterion(y)
         check_call(classifier, x, criterion.y, threat)  # each member sees only a part
         criterion = criterion.to(x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -21,20 +22,22 @@ _TURNS = 12  # without a budget
 def climb_in_turn(search: Search, steps: int, step: float, batch: int) -> None:
     """Spend the budget on turns; without one, take twelve of them.
 
-    The first turn puts grey patches down one after the other, as `ROA` with gradients does. Each further one moves the
+    The first turn puts grey patches down one after the other, as `ROA` with gradients does, on as many placements as
+    half of the budget pays for; where that is one or none, it begins where the surface says. Each further one moves the
     patches that came nearest, one at a time, with their content, to the best of some random placements; every third
     begins with new content where the surface says, or at random. Each turn ends in a climb of all contents together.
     """
     queues = sites(search)
     number, patches = len(search.y), len(search.families)
-    found, value = ROA(search="gradient", stride=3, batch=batch).put_down(search)
-    where = found[torch.arange(number, device=found.device), value.argmin(dim=1)]
+    where = _put_down(search, batch)
     shape = (number, patches, search.x.shape[1], *search.patch_size)
     content, nearest_yet = search.x.new_full(shape, 0.5), torch.full((number,), torch.inf, device=search.x.device)
     for turn in count():
         before = search.evaluations.clone()
-        afresh = turn % _AFRESH == _AFRESH - 1
-        if turn and not afresh:
+        afresh = where is None or turn % _AFRESH == _AFRESH - 1
+        if where is None:
+            where = search.y.new_zeros(number, patches)
+        elif turn and not afresh:
             where = _moved(search, where, content, nearest_yet, batch)
         tasks: list[list[Task]] = [[] for _ in range(number)]
         for i in search.going().nonzero()[:, 0].tolist():
@@ -50,6 +53,19 @@ def climb_in_turn(search: Search, steps: int, step: float, batch: int) -> None:
         idle = bool((search.evaluations == before).all())
         if idle or (search.budget is None and turn == _TURNS - 1) or not bool(search.going().any()):
             return
+
+
+def _put_down(search: Search, batch: int) -> Int[Tensor, "B count"] | None:
+    """The placements of grey patches that leave least; None where half of the budget does not pay for two tries."""
+    roa, number = ROA(search="gradient", stride=3, batch=batch), len(search.y)
+    if search.budget is not None:
+        room = search.budget // 2 - 2 * search.surface.forward_cost  # the gradient
+        tries = room // (search.threat.count * search.climb_cost)
+        if tries < 2:
+            return None
+        roa = replace(roa, candidates=min(roa.candidates, tries))
+    found, value = roa.put_down(search)
+    return found[torch.arange(number, device=found.device), value.argmin(dim=1)]
 
 
 def _moved(

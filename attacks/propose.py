@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attacks.base import PatchAttack, Proposal, judge_of
 from attacks.criterion import Criterion
 from attacks.gradient import NotDifferentiable
+from attacks.image_by_image import image_by_image
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.base_check import PassedChecks
@@ -43,6 +44,9 @@ def propose(
     for `judge` to decide. Raises `InvalidInput` for what is no proposal for these images, in their type, and for an
     attack that changes the model.
     """
+    if threat.varies:
+        attack.check(threat)
+        return image_by_image(partial(propose, attack), model, x, y, threat, generator)
     classifier = as_classifier(model)
     asked = y.to(x.device) if isinstance(y, Criterion) else y.clone()
     with _unchanged(attack.name, classifier, x):

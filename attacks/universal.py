@@ -75,6 +75,11 @@ class Universal(Attack):
         return self.patch
 
     def check(self, threat: Patches) -> None:
+        if threat.varies:
+            raise InvalidInput(
+                f"patch is {threat}, which has other places on every image, and a universal patch is trained on all of "
+                "them alike; use pgd, exhaustive or sparse-rs"
+            )
         if self._given is not None and tuple(self._given.content.shape[1:]) != (threat.height, threat.width):
             height, width = self._given.content.shape[1:]
             raise InvalidInput(f"patch is {threat}, but the trained one has {height}x{width}; train one of that size")

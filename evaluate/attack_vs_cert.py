@@ -32,6 +32,7 @@ from robustpatch.cli.arguments import takes
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.precision import check_device
 from robustpatch.storage.toml import as_toml
+from robustpatch.threats.growing import growing_text
 from robustpatch.threats.parse import parse_threat
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,6 +67,7 @@ def main(options: Options, errors: Console) -> int:
         options.device,
         options.gallery,
         options.top_k,
+        growing_text(options.growing),
     )
     threat = parse_threat(options.patch, images.image_shape[1:])
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)

@@ -114,6 +114,14 @@ class Options(AttackOptions, DataOptions, ModelOptions):
         ),
     ] = None
     patch: shared.Patch = "5x5"
+    growing: Annotated[
+        str,
+        typer.Option(
+            help="What the largest certified size of each image, and certified accuracy by size, are of: square, disc "
+            "or mask:FILE, scaled.",
+            rich_help_panel=ATTACK,
+        ),
+    ] = "square"
     ray: Annotated[
         str | None,
         typer.Option(

@@ -140,12 +140,19 @@ def load_model(
 
 
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
-    """Put the defense of that text around the model, in evaluation mode. Raises `InvalidInput` for one that has a
-    defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """Put the defense of that text around the model, in evaluation mode; of one that has a defense of that kind, around
+    its network, so that PatchCleanser's masks can be those for another patch. Raises `InvalidInput` for one that has
+    another defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
     if "defense" in about:
-        raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
+        own = parse_defense(about["defense"])
+        if not isinstance(model, Defended) or type(own) is not type(defense) or own.encoding != defense.encoding:
+            raise InvalidInput(
+                f"defense is {text}, but {named} is of {about['defense']} already; drop --defense, or name another "
+                "size of the same"
+            )
+        return defense.wrap(model.network, num_classes=num_classes).eval()
     if "sampling" in about:
         raise InvalidInput(
             f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"
@@ -221,12 +228,15 @@ def _answers(model: torch.nn.Module, x: torch.Tensor) -> Any:
 
 def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
     """Give the checkpoint's model the votes, samples and defense that a run noted."""
-    if "defense" in as_classifier(loaded.model).describe():
+    own, classes = as_classifier(loaded.model).describe().get("defense"), len(loaded.config["class_names"])
+    if own is not None and note.get("defense") in (None, own):
         return loaded.model
+    if own is not None:
+        return with_defense(loaded.model, note["defense"], classes, f"checkpoint {loaded.path.name}")
     if note.get("defense") is None:
         return _voting_as_in_run(loaded, note)
     inner = loaded.model if note["ablation"] is None else _voting_as_in_run(loaded, note)
-    return with_defense(inner, note["defense"], len(loaded.config["class_names"]), f"checkpoint {loaded.path.name}")
+    return with_defense(inner, note["defense"], classes, f"checkpoint {loaded.path.name}")
 
 
 def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClassifier | RandomizedClassifier:

@@ -51,7 +51,8 @@ class Report:
         attacked: whether any attack was run; else nothing is said of accuracy under attack.
         parts: disjoint counts of all images: "certified" (and correct), "standing" (neither proved nor broken),
             "broken", "wrong" (before any attack), "violated" (certified, and changed all the same).
-        sides: side of a square patch -> share classified correctly and certified against it; empty without votes.
+        sides: side of a square patch, or size of the run's `growing` ones -> share classified correctly and certified
+            against it; empty without votes.
         attacks, classes: tables. threat: drawn on an image.
         cards: the gallery. scale: its maps are coloured from -scale to scale votes.
         command: repeats the run; None where it is not known.
@@ -81,6 +82,11 @@ class Report:
     @property
     def configuration(self) -> dict[str, Any]:
         return self.summary["configuration"]
+
+    @property
+    def growing(self) -> str:
+        """The family that `sides` are sizes of."""
+        return self.configuration.get("growing", "square")
 
     def as_json(self) -> str:
         """report.json: shares as in summary.json."""

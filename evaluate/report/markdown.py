@@ -5,7 +5,7 @@ from __future__ import annotations
 from evaluate.report.cards import Card
 from evaluate.report.data import Report
 from evaluate.report.page import attacks_table, certified_name, facts, headline, notes_table, outcome_names, parts
-from evaluate.results.summary_table import CLASSES, PARTS, SHARES, SIDES, Line
+from evaluate.results.summary_table import CLASSES, PARTS, SHARES, Line, Sizes
 from evaluate.results.table import Column, Table
 from robustpatch.cli.text import code_block
 from robustpatch.cli.text import markdown as plain
@@ -23,7 +23,7 @@ def markdown(report: Report) -> str:
     certifies = report.summary["certified_exact"] is not None
     lines += ["## Certified accuracy against patch size"] if certifies else []
     if report.sides:
-        lines.append(Table.of(SIDES, report.sides.items()).markdown())
+        lines.append(Table.of(Sizes.of(report.growing).columns, report.sides.items()).markdown())
     elif certifies:
         lines.append("The certificates of this run carry no votes, so nothing is known of other patch sizes.")
     lines += ["## Attacks", attacks_table(report).markdown() if report.attacks else "No attack was run."]
@@ -33,7 +33,7 @@ def markdown(report: Report) -> str:
         cards: tuple[Column[Card], ...] = (
             Column("image", lambda card: f"{card.index}", words=True),
             Column("outcome", lambda card: names[card.outcome], words=True),
-            Column("", facts, words=True),
+            Column("", lambda card: facts(card, report.growing), words=True),
         )
         lines += ["## Images to look at", Table.of(cards, report.cards).markdown()]
     lines.append("## How to repeat the run")

@@ -14,11 +14,11 @@ from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
-from evaluate.results.summary_table import ATTACKS, CLASSES, SIDES, Part, interval, percent
+from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, interval, percent
 from evaluate.results.table import Table
 from robustpatch.errors import InvalidInput
+from robustpatch.threats.growing import parse_growing
 from robustpatch.threats.parse import parse_threat
-from robustpatch.threats.rectangle import PatchThreat
 
 OUTCOMES = {
     "violated": "certified, yet changed",
@@ -45,7 +45,7 @@ def page(report: Report) -> str:
     """The HTML. Equal reports give equal pages; all that comes from names is escaped."""
     js = _asset("gallery.js")
     word, _, sentence = report.verdict.partition(": ")
-    present = [card.outcome for card in report.cards]
+    present, sizes = [card.outcome for card in report.cards], Sizes.of(report.growing)
     return render(
         "template.html.j2",
         report=report,
@@ -57,12 +57,13 @@ def page(report: Report) -> str:
         parts=parts(report),
         gap_text=gap_picture_text(report),
         sides_text=sides_text(report),
-        chart=Markup(sides_chart(report.sides, tested_side(report))) if report.sides else "",
+        chart=Markup(sides_chart(report.sides, tested_side(report), sizes.size)) if report.sides else "",
+        sizes=sizes,
         ramp=ramp(report.scale),
         maps=any(card.maps for card in report.cards),
         names=outcome_names(report),
         outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
-        sides=Table.of(SIDES, report.sides.items()).html("Certified accuracy by side of a square patch"),
+        sides=Table.of(sizes.columns, report.sides.items()).html(_by_size(sizes)),
         attacks=attacks_table(report).html(_WORK),
         classes=Table.of(CLASSES, report.classes).html("Accuracy by class, % of its images"),
         notes=notes_table(report).html("What decides the records, and where they were made", "plain"),
@@ -143,24 +144,26 @@ def gap_picture_text(report: Report) -> str:
 
 
 def tested_side(report: Report) -> int | None:
-    """The side of the threat where it is one square."""
+    """The size of the threat where it is one of those that the picture shows."""
     try:
         threat = parse_threat(report.configuration["threat"], files=False)
+        size = max(threat.threats[0].height, threat.threats[0].width)
+        same = parse_growing(report.growing)(size) == threat
     except InvalidInput:  # of a file that the run was given
         return None
-    return (
-        threat.height
-        if isinstance(threat, PatchThreat) and threat == PatchThreat(threat.height, threat.height)
-        else None
-    )
+    return size if same else None
 
 
 def sides_text(report: Report) -> str:
     each = ", ".join(f"{side}: {percent(share.value)}" for side, share in report.sides.items())
-    return f"Certified accuracy by side of a square patch in pixels: {each}"
+    return f"{_by_size(Sizes.of(report.growing))} in pixels: {each}"
 
 
-def facts(card: Card) -> str:
+def _by_size(sizes: Sizes) -> str:
+    return f"Certified accuracy by {sizes.size} of a {sizes.patch}"
+
+
+def facts(card: Card, growing: str) -> str:
     """One image in a line or two."""
     text = f"Label {card.label}, predicted {card.prediction}"
     attacked = card.attacked
@@ -171,8 +174,8 @@ def facts(card: Card) -> str:
     if card.margin is not None:
         found.append(f"worst margin {card.margin:.4g}".replace("-", "−"))
     if card.largest_certified is not None:
-        side = card.largest_certified
-        found.append(f"certified up to {side}×{side}" if side else "certified against no square")
+        size, sizes = card.largest_certified, Sizes.of(growing)
+        found.append(f"certified up to {sizes.called.format(size)}" if size else f"certified against no {sizes.name}")
     if card.violations:
         found.append(f"changed by {', '.join(card.violations)}")
     rest = ", ".join(found)

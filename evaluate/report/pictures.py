@@ -111,8 +111,8 @@ def _uri(pixels: np.ndarray, exact: bool) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def sides_chart(sides: dict[int, Share], tested: int | None) -> str:
-    """Certified accuracy against the side of a square patch, with its interval; `tested` is marked. SVG."""
+def sides_chart(sides: dict[int, Share], tested: int | None, size: str = "side") -> str:
+    """Certified accuracy against the `size` of a patch, with its interval; `tested` is marked. SVG."""
     load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -131,7 +131,7 @@ def sides_chart(sides: dict[int, Share], tested: int | None) -> str:
             axes.axvline(tested, color=_MUTED, linewidth=1, linestyle="--")
             axes.annotate("tested", (tested, 100), (4, -2), textcoords="offset points", color=_MUTED, va="top")
         axes.set_ylim(0, 100)
-        axes.set_xlabel("side of the patch, pixels", color=_INK)
+        axes.set_xlabel(f"{size} of the patch, pixels", color=_INK)
         axes.set_ylabel("certified accuracy, %", color=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(colors=_MUTED)

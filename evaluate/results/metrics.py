@@ -112,7 +112,8 @@ class Summary:
     one that is no control (`attacks.occlusion.Control`) spent evaluations and tried a placement, and a patch of it that
     shows, within the threat, was judged (`AttackRecord.patches`). A control that changes a certified prediction breaks
     it all the same. `certified_patches`: patches judged on certified images, controls' left out. Of a classifier that
-    certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
+    certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate". `placeless` counts
+    the images on which the threat has no place: they need no attack.
     """
 
     images: int
@@ -133,6 +134,7 @@ class Summary:
     close_votes: int
     votes: int
     allowance: Allowance | None = None
+    placeless: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -178,6 +180,7 @@ def summarise(records: list[Record]) -> Summary:
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
         allowance=allowance,
+        placeless=sum(record.placeless for record in records),
     )
 
 

@@ -89,12 +89,35 @@ ATTACKS: tuple[Column[Line], ...] = (
     _attack("left the threat", lambda one: f"{one.out_of_threat}"),
     _attack("time", lambda one: f"{one.seconds:,.1f} s", brief=True),
 )
-SIDES: tuple[Column[tuple[int, Share]], ...] = (
-    Column("square", lambda row: f"{row[0]}×{row[0]}", words=True),
-    Column("accuracy", lambda row: accuracy(row[1])),
-    Column("95% interval", lambda row: interval(row[1])),
-    Column("images", lambda row: f"{row[1].hits}"),
-)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A family of growing patches in words: its name, one of them, its size, and how one of size {0} is called."""
+
+    name: str
+    patch: str
+    size: str
+    called: str
+
+    @classmethod
+    def of(cls, growing: str) -> Sizes:
+        """Of "square", "disc", or of the text of a mask."""
+        known = (cls("square", "square patch", "side", "{0}×{0}"), cls("disc", "disc", "diameter", "disc:{0}"))
+        own = {one.name: one for one in known}
+        return own.get(growing, cls("mask", "scaled mask", "longer side", "{0} pixels"))
+
+    @property
+    def columns(self) -> tuple[Column[tuple[int, Share]], ...]:
+        """Of certified accuracy by size."""
+        return (
+            Column(self.name, lambda row: self.called.format(row[0]), words=True),
+            Column("accuracy", lambda row: accuracy(row[1])),
+            Column("95% interval", lambda row: interval(row[1])),
+            Column("images", lambda row: f"{row[1].hits}"),
+        )
+
+
 CLASSES: tuple[Column[ClassRow], ...] = (
     Column("class", lambda row: row.name, words=True),
     Column("images", lambda row: f"{row.clean.total}"),
@@ -164,6 +187,8 @@ def summary_table(
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
             notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+    if summary.placeless:
+        notes.append(Text(f"no patch has a place on {summary.placeless} images, which nothing attacks"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
     return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +38,27 @@ class Group:
     proof: bool
     fresh: Classifier | None
 
+    def alone(self, i: int) -> Group:
+        """One of the images."""
+        rows = slice(i, i + 1)
+        return replace(self, x=self.x[rows], criterion=self.criterion.of(rows), numbers=self.numbers[rows])
+
 
 def attack_group(
     classifier: Classifier, group: Group, attack: PatchAttack, threat: Patches, seed: int
 ) -> list[tuple[AttackRecord, Tensor]]:
-    """Run the attack and judge what it proposes: a record and the attacked image [C,H,W] of each image."""
+    """Run the attack and judge what it proposes: a record and the attacked image [C,H,W] of each image.
+
+    A threat that depends on the image is tried image by image; where it has no place, the record has no corners.
+    """
+    if threat.varies:
+        each = [(group.alone(i), threat.of_image(image)) for i, image in enumerate(group.x)]
+        return [
+            (_nowhere(one, attack, threat), one.x[0])
+            if own is None
+            else attack_group(classifier, one, attack, own, seed)[0]
+            for one, own in each
+        ]
     x, criterion, unpruned = group.x, group.criterion, group.certified and not attack.touched_only
     # The same seed for every attack: each draws for each image on its own, and an ensemble does what its members would.
     seeded = hashlib.sha256(repr((seed, str(threat), unpruned)).encode()).digest()[:8]
@@ -88,6 +104,23 @@ def attack_group(
         )
         for i in range(len(x))
     ]
+
+
+def _nowhere(group: Group, attack: PatchAttack, threat: Patches) -> AttackRecord:
+    """The record of an image that keeps its prediction because there is no place for a patch."""
+    return AttackRecord(
+        attack=attack.name,
+        threat=str(threat),
+        unpruned=group.certified and not attack.touched_only,
+        broken=False,
+        contained=True,
+        in_range=True,
+        prediction=int(group.criterion.y[0]),
+        corners=[],
+        evaluations=0,
+        visited=0.0,
+        seconds=0.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.growing import Growing, parse_growing
 from robustpatch.voting.votes import Votes
 
 
@@ -32,7 +33,8 @@ class Settings:
 
     `num_images` are taken from index 0 on. `certified_budget`: evaluations of each attack on each certified image, None
     for no limit. `gallery`: images of each outcome kept to look at, about, spread over the batches; 0 for none.
-    `top_k` > 1: certified and attacked is whether the label stays among so many classes of most votes.
+    `top_k` > 1: certified and attacked is whether the label stays among so many classes of most votes. `growing`: the
+    family of which the largest certified size is recorded (`robustpatch.threats.growing.growing_text`).
     """
 
     num_images: int
@@ -42,6 +44,7 @@ class Settings:
     device: str = "cpu"
     gallery: int = 8
     top_k: int = 1
+    growing: str = "square"
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size", "top_k"):
@@ -49,6 +52,7 @@ class Settings:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.gallery < 0:
             raise InvalidInput(f"gallery is {self.gallery}; give a number of images, or 0 for none")
+        parse_growing(self.growing)
 
     @property
     def quota(self) -> int:
@@ -124,9 +128,9 @@ def evaluate_batch(
                     tried[i].append(record)
                     furthest.offer(i, record, x_adv)
                     if certified and record.broken:
-                        keep(i, x_adv, record.corners, attack.name, one)
+                        keep(i, x_adv, record.corners, attack.name, one.of_image(x[i]) or one)
     judged = sum(getattr(attack, "judged", 1) for attack in attacks) * len(threat.threats)
-    records = _records(classifier, claims, y, first, threat, tried, judged)
+    records = _records(classifier, claims, x, y, first, threat, tried, judged, parse_growing(settings.growing))
     shown = claims.exact if settings.top_k == 1 else None
     return Batch(records, counterexamples, exhibit(classifier, x, records, shown, threat, furthest, settings.quota))
 
@@ -144,15 +148,17 @@ def _unpruned(attack: PatchAttack, budget: int | None) -> PatchAttack:
 def _records(
     classifier: Classifier,
     claims: Claims,
+    x: Tensor,
     y: Tensor,
     first: int,
     threat: Threat,
     tried: list[list[AttackRecord]],
     judged: int,
+    growing: Growing,
 ) -> list[Record]:
     exact, paper, answers = claims.exact, claims.paper, claims.answers
     evidence = None if exact is None else exact.evidence
-    largest = None if exact is None or evidence is None else exact.largest_certified()
+    largest = None if exact is None or evidence is None else exact.largest_certified(growing)
     votes = evidence.votes.cast[0].numel() if evidence is not None and isinstance(evidence.votes, Votes) else 0
     confidence, error = None if exact is None else exact.confidence, None
     if confidence is not None:
@@ -160,7 +166,8 @@ def _records(
         # wrong, or its `predict`, or the referee's, asked about the clean image and so many attacked ones.
         own, referee = classifier.errors()
         error = min(1.0, 1 - confidence + own + referee * (1 + judged))
-    refuted = claims.refuted(threat)
+    refuted = claims.refuted(threat, x)
+    placeless = [threat.varies and threat.of_image(image) is None for image in x]
     return [
         Record(
             index=first + i,
@@ -179,6 +186,7 @@ def _records(
             error=error,
             predicted=None if answers is None else int(answers[0, i]),
             refereed=None if answers is None else int(answers[1, i]),
+            placeless=placeless[i],
             attacks=tried[i],
         )
         for i in range(len(y))

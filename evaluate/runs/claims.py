@@ -10,13 +10,13 @@ from torch import Tensor
 from attacks.base import judge_of
 from attacks.criterion import Changed, Criterion, OutOfTopK, counts_for
 from attacks.votes import worst_votes
-from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.certificate import Certificate, Evidence
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.classifiers.isolation import certify, certify_paper, certify_top_k, predict
 from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats.base import Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
 
@@ -49,12 +49,14 @@ class Claims:
         found = self.paper if paper else self.exact
         return None if found is None or found.margin is None else float(found.margin[i].double() / found.unit)
 
-    def refuted(self, threat: Threat) -> list[bool | None]:
-        """Tell where the vote-level adversary changes the prediction by a patch of the threat; None without votes."""
+    def refuted(self, threat: Threat, x: Tensor) -> list[bool | None]:
+        """Tell where the vote-level adversary changes the prediction of the images x by a patch of the threat; None
+        without votes.
+        """
         if self.exact is None or self.exact.evidence is None:
             return [None] * len(self.certified)
         of = self.exact.evidence
-        each = [worst_votes(of.votes.cast, of.ablation, one, of.image_size).refuted for one in threat.threats]
+        each = [_refuted(of, one, x) for one in threat.threats]
         return torch.stack(each).any(dim=0).tolist()
 
     def known_votes(self, classifier: Classifier) -> Votes | Scored | None:
@@ -90,6 +92,17 @@ def claims_of(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_
     criterion = Changed(prediction) if top_k == 1 else OutOfTopK(prediction, top_k)
     consistent = ~criterion.broken(predicted, counts_for(classifier, criterion, x))
     return Claims(exact, paper, certified, prediction, criterion, consistent)
+
+
+def _refuted(of: Evidence, threat: Patches, x: Tensor) -> Tensor:
+    if not threat.varies:
+        return worst_votes(of.votes.cast, of.ablation, threat, of.image_size).refuted
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for i, image in enumerate(x):
+        own = threat.of_image(image)
+        if own is not None:
+            found[i] = worst_votes(of.votes.cast[i : i + 1], of.ablation, own, of.image_size).refuted[0]
+    return found
 
 
 def _certified(classifier: Classifier, x: Tensor, threat: Threat) -> tuple[Certificate | None, Certificate | None]:

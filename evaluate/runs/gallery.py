@@ -26,7 +26,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.storage.bounded_json import read_json
 from robustpatch.storage.npz import ANY, read_all_arrays
 from robustpatch.storage.store import Store
-from robustpatch.threats.base import Threat
+from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
@@ -144,7 +144,7 @@ def exhibit(
             x_adv = torch.stack([furthest.found[i][1] for i in attacked]).to(x.device)
             after = dict(zip(attacked, _whole(voting.votes(x_adv.clone())), strict=True))
     size = (x.shape[2], x.shape[3])
-    drawn = [threat_drawn(one, *size) for one in threat.threats[:MAPS]]
+    drawn = {i: [threat_drawn(one, *size) for one in _there(threat, x[i])[:MAPS]] for i in rows}
     return [
         Exhibit(
             index=records[i].index,
@@ -155,10 +155,10 @@ def exhibit(
             sampled=voting is not None and str(voting.ablation) != classifier.describe()["ablation"],
             votes=counts.get(i),
             close=close.get(i),
-            attacked=_attacked(threat, *furthest.found[i], after.get(i)) if i in furthest.found else None,
+            attacked=_attacked(_there(threat, x[i]), *furthest.found[i], after.get(i)) if i in furthest.found else None,
             maps=[] if certificate is None else placement_maps(certificate, i, threat, size),
             guard=None if certificate is None else certificate.guard,
-            drawn=drawn,
+            drawn=drawn[i],
         )
         for i in rows
     ]
@@ -169,8 +169,14 @@ def _whole(votes: Votes | Scored) -> np.ndarray:
     return torch.div(votes.counts, votes.unit, rounding_mode="floor").to(torch.int32).cpu().numpy()
 
 
-def _attacked(threat: Threat, record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
-    (one,) = (each for each in threat.threats if str(each) == record.threat)
+def _there(threat: Threat, image: Tensor) -> tuple[Patches, ...]:
+    """The alternatives that have a place on the image, as they are there."""
+    own = threat.of_image(image)
+    return () if own is None else own.threats
+
+
+def _attacked(threats: Sequence[Patches], record: AttackRecord, x_adv: Tensor, votes: np.ndarray | None) -> Attacked:
+    (one,) = (each for each in threats if str(each) == record.threat)
     height, width = one.height, one.width
     # Boxes of the largest patch, a smaller one's moved where they would reach beyond the image.
     last = torch.tensor([x_adv.shape[1] - height, x_adv.shape[2] - width])

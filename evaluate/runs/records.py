@@ -23,7 +23,8 @@ from robustpatch.storage.store import Store
 class AttackRecord:
     """One attack under one threat on one image. `unpruned`: every ablation scored, no placement skipped.
 
-    `corners` are the (row, column) of each rectangle, flattened; `visited` the share of the open placements tried;
+    `corners` are the (row, column) of each rectangle, flattened; none where the threat has no place on the image, which
+    was not attacked then. `visited` the share of the open placements tried;
     `contained` and `in_range` the judge's finding on the proposal; `by` the member of an ensemble that proposed it.
     `patches`: how many distinct patched images the judge was asked about, inside the threat and in range, that show a
     patch: some value is another than the clean image's by half a grey level of 8 bits or more. At most one; of an
@@ -59,12 +60,14 @@ class AttackRecord:
 class Record:
     """One image: its prediction, what was proved of it, and how each attack fared.
 
-    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square. The
-    paper's margin and the largest square are None for classifiers that do not offer them; of one without certificates,
+    Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square, or the
+    size of another family (`Settings.growing`). The paper's margin and the largest size are None for classifiers that
+    do not offer them; of one without certificates,
     `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
     cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
     `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
-    `attacks.worst_votes`, changes it; None where there are no votes.
+    `attacks.worst_votes`, changes it; None where there are no votes. `placeless`: no patch of the threat has a place on
+    the image.
 
     Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
@@ -88,6 +91,7 @@ class Record:
     error: float | None = None
     predicted: int | None = None
     refereed: int | None = None
+    placeless: bool = False
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property
@@ -112,13 +116,13 @@ class Record:
         Evaluations alone do not say that: the clean image's are among them, and may be all that the budget allows; nor
         does an attack that only returns the clean image. A control, known by its name, is no attack: it says nothing of
         what a search would find. None of an image that the referee does not answer even when clean: whatever was put
-        on it, no prediction could have changed.
+        on it, no prediction could have changed. A threat that has no place on the image is none to be tested.
         """
         if self.refereed is not None and self.refereed < 0:
             return set()
         attacks = [a for a in self.attacks if a.attack not in CONTROLS]
         tried = [a for a in attacks if a.unpruned and a.evaluations > 0 and a.visited > 0 and a.patches > 0]
-        return {a.threat for a in tried if a.contained and a.in_range}
+        return {a.threat for a in tried if a.contained and a.in_range} | {a.threat for a in attacks if not a.corners}
 
     @property
     def patches(self) -> int:

@@ -92,6 +92,8 @@ _RESERVED = (  # keys of run.json that not every run has
     "left_out",
 )
 
+_UNSAID = (("top_k", 1), ("growing", "square"))  # settings of every run before there was a choice
+
 # Does the missing batches, here or elsewhere, and tells how many of their images are finished.
 Workers = Callable[[Job, ImageSet, Sequence[range], Progress], None]
 
@@ -187,7 +189,7 @@ def evaluate(
         raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
     total = min(settings.num_images, len(images))
     own = {
-        **{name: value for name, value in vars(settings).items() if (name, value) != ("top_k", 1)},
+        **{name: value for name, value in vars(settings).items() if (name, value) not in _UNSAID},
         **of_images(images, total),
         "threat": str(threat),
         **({"threat_sha256": digest} if (digest := pixels_sha256(threat)) else {}),

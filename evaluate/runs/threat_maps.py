@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.certificate import NO_PLACE as ABSENT
+from robustpatch.certificates.certificate import Certificate
 from robustpatch.threats.base import Patches, Threat
 
 SIDE = 128  # pixels above which a picture is made smaller, and cells above which a map is
@@ -40,14 +41,17 @@ def placement_maps(certificate: Certificate, i: int, threat: Threat, size: tuple
     margins, threats = certificate.placement_margin, threat.threats
     if margins is None or any(one.count > 1 for one in threats):
         return []
-    families = [one.family(*size) for one in threats]
+    families = [one.everywhere.family(*size) for one in threats]
     lengths = [len(family) for family in families]
     if margins.shape[1] != sum(lengths):
         return []
     found = []
     for one, family, part in zip(threats, families, margins[i].cpu().split(lengths), strict=True):
+        if bool((part == ABSENT).all()):
+            continue
         shape = (size[0] - one.height + 1, size[1] - one.width + 1)
         whole = (part.double() / certificate.unit).floor().clamp(torch.iinfo(torch.int16).min, NO_PLACE - 1)
+        whole[part == ABSENT] = NO_PLACE
         rows, columns = family.corners(family.anchors).unbind(dim=1)
         grid = torch.full((shape[0] * shape[1],), NO_PLACE, dtype=torch.float64)
         grid.scatter_reduce_(0, rows * shape[1] + columns, whole, "amin")
@@ -55,7 +59,7 @@ def placement_maps(certificate: Certificate, i: int, threat: Threat, size: tuple
         cells = grid.view(1, *shape)
         cells = -max_pool2d(-cells, step, ceil_mode=True) if step > 1 else cells
         kept = cells[0].to(torch.int16).numpy()
-        found.append(PlacementMap((one.height, one.width), shape, step, kept, len(family)))
+        found.append(PlacementMap((one.height, one.width), shape, step, kept, int((part != ABSENT).sum())))
     return sorted(found, key=lambda one: int(one.margins.min()))[:MAPS]
 
 

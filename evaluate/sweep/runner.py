@@ -21,6 +21,7 @@ from evaluate.runs.runner import Progress
 from evaluate.runs.sealed_table import damage_of, read_table, write_table
 from evaluate.sweep.columns import RuledBatch, certified_columns, columns
 from evaluate.sweep.records import SweepRun, read_sweep, sweep_shard
+from robustpatch.certificates.each_image import check_same_places
 from robustpatch.certificates.top_k import check_k
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.classifiers.smoothed import SmoothedClassifier
@@ -111,6 +112,7 @@ def sweep(
         check_k(k, len(images.class_names))
     for patch in settings.patches:
         patch.check_fits(*images.image_shape[1:])
+        check_same_places(patch, "a sweep")
     for checkpoint in checkpoints.values():
         for voting in settings.votings:
             _check_link(checkpoint.smoothed, voting)

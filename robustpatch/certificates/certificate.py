@@ -19,6 +19,7 @@ from robustpatch.threats.growing import Growing, squares
 from robustpatch.voting.votes import Scored, Votes
 
 Method = Literal["exact", "margin"]
+NO_PLACE = 2**62  # among the margins of placements: this image has no such placement
 
 
 class Evidence(ABC):
@@ -52,7 +53,8 @@ class Certificate:
             the prediction's share less 1/2 + τ; certified iff > 0. Bounds: Float[B], below the lead in outputs;
             certified iff ≥ 0. None where a defense has no such number.
         placement_margin: Int[B,L], the same for each placement in row-major order (`AnyOf`: one threat after the
-            other); None for the margin method and for several patches.
+            other); None for the margin method and for several patches. Where the threat depends on the image, of all
+            its places on any image: `NO_PLACE` at those that this one has not.
         threat, method: what is certified, and how ("exact", "margin", "randomized" or, of outputs, "bounds").
         guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
         confidence: None for these deterministic proofs; 1 - α for randomized ones.
@@ -90,6 +92,11 @@ class Certificate:
         unions, or the threat more alternatives, than the verifier reads.
         """
         evidence = self._votes()
+        if self.threat.varies:
+            raise InvalidInput(
+                f"threat is {self.threat}, which has other places on every image, and a proof file holds one list of "
+                "them; save image by image: certify(x[i:i+1], threat.of_image(x[i])).save(path)"
+            )
         if len(self.prediction) == 0:
             raise InvalidInput("this certificate is of 0 images, which proves nothing; certify at least one to save it")
         votes = evidence.votes

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.certificate import Certificate, Evidence, Method
+from robustpatch.certificates.each_image import margins_of_each
 from robustpatch.certificates.largest import check_method, largest_certified
 from robustpatch.certificates.margins import check_votes, exact_margins, paper_margins
 from robustpatch.threats.base import Threat
@@ -19,14 +20,15 @@ from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 @dataclass(frozen=True)
 class VoteEvidence(Evidence):
-    """The votes [B,N,K] of all ablations of B images of one size."""
+    """The votes [B,N,K] of all ablations of B images of one size; `x`: the images, where the threat depends on them."""
 
     votes: Votes | Scored
     ablation: Ablation
     image_size: tuple[int, int]
+    x: Float[Tensor, "B C H W"] | None = None
 
     def certify(self, threat: Threat, *, method: Method = "exact", guard: float = 0.0) -> Certificate:
-        return certify_votes(self.votes, self.ablation, threat, self.image_size, method=method, guard=guard)
+        return certify_votes(self.votes, self.ablation, threat, self.image_size, method=method, guard=guard, x=self.x)
 
     def largest_certified(self, method: Method = "exact", growing: Growing = squares) -> Int[Tensor, " B"]:
         return largest_certified(self.votes, self.ablation, self.image_size, method, growing)
@@ -40,6 +42,7 @@ def certify_votes(
     *,
     method: Method = "exact",
     guard: float = 0.0,
+    x: Float[Tensor, "B C H W"] | None = None,
 ) -> Certificate:
     """Certify the predictions of B images from their votes [B,N,K] alone.
 
@@ -52,6 +55,9 @@ def certify_votes(
     place of |A| (2uΔ of 2Δ), u units being the range of a contribution; each counts u·guard units less for c, and as
     many more for j, within its range. Several patches (`threat.count` > 1) cost at most the sum
     of their damages, n_c[A] - n_j[A] + |A| each; for columns and rows their exact worst union is found.
+
+    A threat that depends on the image (`WithinEach`) takes the clean images `x`. Of an image on which it has no place,
+    the margin is the lead of c, close votes counted against it. Raises `InvalidInput` without them.
     """
     check_method(method)
     check_votes(votes, ablation, image_size, guard)
@@ -59,6 +65,11 @@ def certify_votes(
     margins, maps = [], []
     for one in threat.threats:
         one.check_fits(*image_size)
+        if one.varies:
+            margin, each = margins_of_each(votes, prediction, ablation, one, x, method)
+            margins.append(margin)
+            maps.append(each)
+            continue
         if method == "margin":
             margins.append(paper_margins(votes, prediction, ablation.affected(one, *image_size)))
             continue
@@ -77,6 +88,6 @@ def certify_votes(
         method=method,
         guard=guard,
         close=votes.close.sum(dim=(1, 2)),
-        evidence=VoteEvidence(votes, ablation, image_size),
+        evidence=VoteEvidence(votes, ablation, image_size, x if threat.varies else None),
         unit=votes.unit,
     )

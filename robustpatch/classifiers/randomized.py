@@ -201,7 +201,8 @@ class RandomizedClassifier(CertifiedClassifier):
         checks.image_values(x)
         height, width = x.shape[2:]
         threat.check_fits(height, width)
-        draw, chance = self._draw(x, finite=True), touched_chance(self.ablation, threat, height, width)
+        # A patch in a region of an image's own touches at most what it can anywhere.
+        draw, chance = self._draw(x, finite=True), touched_chance(self.ablation, threat.everywhere, height, width)
         self.enumerated().check_base(x)
         return certify_draws(draw, chance, threat, self.sampling, self.guard_on(x.device))
 

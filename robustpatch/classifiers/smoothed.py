@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustpatch import precision
 from robustpatch.ablations.base import Ablation
+from robustpatch.certificates.each_image import check_same_places
 from robustpatch.certificates.exact import Certificate, Method, certify_votes, largest_certified
 from robustpatch.certificates.top_k import TopKCertificate, certify_top_k, check_asked
 from robustpatch.classifiers import base_check, checks, isolation
@@ -239,7 +240,8 @@ class SmoothedClassifier(CertifiedClassifier):
         gross violations; they do not prove that there are none.
         """
         votes, guard = self._certifiable(x, threat)
-        return certify_votes(votes, self.ablation, threat, (x.shape[2], x.shape[3]), method=method, guard=guard)
+        size, images = (x.shape[2], x.shape[3]), x if threat.varies else None
+        return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard, x=images)
 
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate:
         """The certificate by the method "margin": without scoring again, unless `certify` is not this class's own."""
@@ -255,6 +257,7 @@ class SmoothedClassifier(CertifiedClassifier):
         The assumptions are tested as `certify` tests them.
         """
         check_asked(y, k, len(x), self.num_classes)
+        check_same_places(threat, "the top k")
         votes, guard = self._certifiable(x, threat)
         size, capacity = (x.shape[2], x.shape[3]), self.voting.capacity(self.num_classes)
         return certify_top_k(votes, y, k, self.ablation, threat, size, capacity=capacity, guard=guard)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustpatch import precision
+from robustpatch.certificates.each_image import certify_each
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier
@@ -138,7 +139,12 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         apart only where that fails; an image is left once a placement fails alone. Several patches: every
         choice of their placements. Raises `InvalidInput`.
         """
+        checks.inputs(self, x)
+        if threat.varies:
+            return certify_each(self.certify, x, threat)
         x = self._check(x, threat)
+        for one in threat.threats:  # what cannot be bounded is refused before any work
+            Regions.of(one, (x.shape[2], x.shape[3]), 0, x.device)
         graph = self._graph(x)
         logits = self._outputs(x)
         self._check_clean(graph, x, logits)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustpatch.certificates.each_image import certify_each
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier
@@ -161,6 +162,8 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         """
         checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
+        if threat.varies:
+            return certify_each(self.certify, x, threat)
         masks = self.defense.mask_set(*x.shape[2:])
         self._check_covered(masks, threat)
         self.check_network(x)

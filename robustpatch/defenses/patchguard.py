@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustpatch.certificates.each_image import certify_each
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers import checks
@@ -145,6 +146,8 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         together, and for several patches.
         """
         checks.inputs(self, x)
+        if threat.varies:
+            return certify_each(self.certify, x, threat)
         size = (x.shape[2], x.shape[3])
         masking, model = self.masking(*size), self.network
         sets = []

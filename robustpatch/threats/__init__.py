@@ -9,6 +9,7 @@ from robustpatch.threats.rectangle import AreaShare, PatchThreat, Rectangles
 from robustpatch.threats.several import Several
 from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, Stamp, rotated
 from robustpatch.threats.within import Within
+from robustpatch.threats.within_each import WithinEach
 
 __all__ = [
     "AnyOf",
@@ -28,6 +29,7 @@ __all__ = [
     "Stamp",
     "Threat",
     "Within",
+    "WithinEach",
     "discs",
     "parse_growing",
     "parse_threat",

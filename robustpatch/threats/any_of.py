@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
 from robustpatch.threats.rectangle import PatchThreat
@@ -41,6 +44,18 @@ class AnyOf(Threat):
 
     def on(self, height: int, width: int) -> AnyOf:
         return AnyOf(one.on(height, width) for one in self.threats)
+
+    @property
+    def varies(self) -> bool:
+        return any(one.varies for one in self.threats)
+
+    def of_image(self, image: Float[Tensor, "C H W"]) -> Threat | None:
+        found = [own for one in self.threats if (own := one.of_image(image)) is not None]
+        return AnyOf(found) if found else None
+
+    @property
+    def everywhere(self) -> AnyOf:
+        return AnyOf(one.everywhere for one in self.threats)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.threats))

@@ -139,6 +139,20 @@ class Threat(ABC):
         where a patch does not fit such an image.
         """
 
+    @property
+    def varies(self) -> bool:
+        """Whether the places depend on the image: then `families` are refused, and `of_image` says those of one."""
+        return False
+
+    def of_image(self, image: Float[Tensor, "C H W"]) -> Threat | None:
+        """The threat as it is on this clean image; None where no patch of it has a place there."""
+        return self
+
+    @property
+    def everywhere(self) -> Threat:
+        """The same without the regions that each image has of its own: it holds what `of_image` says of any image."""
+        return self
+
     @abstractmethod
     def __str__(self) -> str: ...
 
@@ -170,6 +184,13 @@ class Patches(Threat):
 
     @abstractmethod
     def on(self, height: int, width: int) -> Patches: ...
+
+    def of_image(self, image: Float[Tensor, "C H W"]) -> Patches | None:
+        return self
+
+    @property
+    def everywhere(self) -> Patches:
+        return self
 
     def times(self, count: int) -> Patches:
         """The same with another number of patches."""

@@ -51,6 +51,12 @@ def _shared(new: int, old: int) -> Float[Tensor, "new old"]:
     return ((first < second + new) & (second < first + old)).float()
 
 
+def growing_text(text: str) -> str:
+    """The same family as a text that names no file: "square", "disc" or "mask:HxW/BASE64". Raises `InvalidInput`."""
+    found = parse_growing(text)
+    return f"mask:{found.mask.pixels}" if isinstance(found, Scaled) else text.strip().lower()
+
+
 def parse_growing(text: str) -> Growing:
     """Read "square", "disc" or a mask as `parse_threat` does ("mask:FILE"). Raises `InvalidInput`."""
     known: dict[str, Growing] = {"square": squares, "disc": discs}

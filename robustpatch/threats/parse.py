@@ -22,13 +22,14 @@ from robustpatch.threats.rectangle import AreaShare, PatchThreat
 from robustpatch.threats.several import Several
 from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
 from robustpatch.threats.within import Within
+from robustpatch.threats.within_each import WithinEach
 
 SHAPES: list[type[Patches]] = [PatchThreat, AreaShare, Disc, Cross, Polygon, Mask, Footprints]  # a new shape: here
 # or in a package of its own, by an entry point
 FORMS = (
     '"5x5" or "5" (height x width in pixels), "2%" (of the area), "disc:7", "cross:9/3", "polygon:0/0;0/7;7/7", '
     '"mask:sticker.png", "3x8@0,45" (turned), "2*5x5" (two), "disc:5 & 3x3" (both), "2x10,10x2" (either), '
-    '"5x5 in region.png" (only there)'
+    '"5x5 in region.png" (only there), "5x5 in off:0.5" (only where the image is darker)'
 )
 MOST_ALTERNATIVES = 1024
 _LONGEST = 2**14  # characters of a text that is out of a file
@@ -43,7 +44,8 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files:
       pixels of a black-and-white picture), "footprints:FILE.npz" (an array `masks` of booleans [n,H,W]).
     - Turned: "3x8@0,45,90", counterclockwise, by any one of these angles in degrees; plain numbers behind @ are angles.
     - Several at the same time: "2*5x5", "disc:5 & 3x3". Of a shape that may be turned, each is turned on its own.
-    - Only where every pixel is allowed: "5x5 in region.png" (white pixels of a picture of the images' size).
+    - Only where every pixel is allowed: "5x5 in region.png" (white pixels of a picture of the images' size), "5x5 in
+      off:0.5" (pixels of each image that are below that in every channel), "5x5 in on:0.5" (all others).
 
     `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Without `files`, texts that
     name a file are refused: such a text may itself be out of a file. Raises `InvalidInput`.
@@ -71,7 +73,8 @@ def together(parts: Sequence[Patches]) -> Patches:
 
 def pixels_sha256(threat: Threat) -> str | None:
     """A hash of the pixels of a threat whose text may name files; None where the text alone says which pixels."""
-    named = any(isinstance(part, Mask | Footprints | Within) for one in threat.threats for part in _parts(one))
+    parts = [part for one in threat.everywhere.threats for part in _parts(one)]
+    named = any(isinstance(part, Mask | Footprints | Within) for part in parts)
     content = json.dumps(threat.to_dict(), sort_keys=True)
     return sha256(content.encode()).hexdigest() if named else None
 
@@ -92,15 +95,17 @@ def _one_from_dict(value: object, inside: bool = False) -> Patches:
     shape = fields.pop("shape", None)
     if shape == Several.shape and fields.keys() == {"parts"} and isinstance(fields["parts"], list) and not inside:
         return Several(_one_from_dict(part, inside=True) for part in fields["parts"])
-    patch, region, name = (fields.get(field) for field in ("patch", "region", "name"))
-    nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape)
+    patch, region, name, rule = (fields.get(field) for field in ("patch", "region", "name", "rule"))
+    nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape, WithinEach.shape)
     if shape == Within.shape and len(fields) == 3 and not nested and isinstance(region, str) and isinstance(name, str):
         return Within(_one_from_dict(patch, inside=True), region, name)
+    if shape == WithinEach.shape and fields.keys() == {"patch", "rule"} and not nested and isinstance(rule, str):
+        return WithinEach(_one_from_dict(patch, inside=True), rule)
     shapes = {each.shape: each for each in _shapes()}
     if not isinstance(shape, str) or shape not in shapes:
         raise InvalidInput(
             f"threat is {one_line(value, 80)!r}; it must name its shape, one of "
-            f"{', '.join([*shapes, Several.shape, Within.shape])}, with what belongs to it"
+            f"{', '.join([*shapes, Several.shape, Within.shape, WithinEach.shape])}, with what belongs to it"
         )
     threat = shapes[shape].from_dict(fields)
     if isinstance(threat, Mask):
@@ -146,6 +151,8 @@ def _parse_one(text: str, files: bool) -> list[Patches]:
         found = [together(parts) for parts in combinations_with_replacement(turned, count)]
     if not region:
         return found
+    if WithinEach.is_rule(region):
+        return [together([WithinEach(one, region.lower()) for one in _parts(each)]) for each in found]
     if is_packed(region):
         return [together([Within(one, region) for one in _parts(each)]) for each in found]
     _check_file(region, files)

@@ -28,6 +28,11 @@ class Several(Patches):
             raise InvalidInput(f"patches at the same time are {len(flat)}; give at least two, as in disc:5 & 3x3")
         if not all(isinstance(one, Patches) for one in flat):
             raise InvalidInput("patches at the same time must be of one shape each; put alternatives (,) outside")
+        if any(one.varies for one in flat):
+            raise InvalidInput(
+                f"patches at the same time are {' & '.join(map(str, flat))}: only patches of one shape may lie in a "
+                "region of each image's own; take the shapes one by one, or a region that is a picture"
+            )
         object.__setattr__(self, "parts", flat)
 
     @property

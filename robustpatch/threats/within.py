@@ -97,7 +97,7 @@ class Within(Patches):
     def __post_init__(self) -> None:
         unpack(self.region)
         check_name(self.name)
-        if not isinstance(self.patch, Patches) or isinstance(self.patch, Within):
+        if not isinstance(self.patch, Patches) or isinstance(self.patch, Within) or self.patch.varies:
             raise InvalidInput(f"patch in a region is {self.patch}; give one shape, such as 5x5 or disc:7")
 
     @classmethod
