@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     "model" of a table; of names that all begin with "module.", the rest. Raises `InvalidInput`.
     """
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats, which are refused
+            found: Any = (
+                load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            )
     except pickle.UnpicklingError as error:
         raise InvalidInput(
             f"weights is {path}, a pickle that holds more than tensors, and unpickling it could run code; save the "
