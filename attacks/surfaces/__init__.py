@@ -1,6 +1,6 @@
 """Surfaces: classifiers as searches for patches see them; one file a defense."""
 
-from attacks.surfaces import patchcleanser, patchguard, smoothed
+from attacks.surfaces import minority_reports, patchcleanser, patchguard, smoothed
 from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
 from attacks.surfaces.views import View, WholeView, whole_view, whole_view_class
 
@@ -10,6 +10,7 @@ __all__ = [
     "Surface",
     "View",
     "WholeView",
+    "minority_reports",
     "patchcleanser",
     "patchguard",
     "smoothed",

@@ -19,6 +19,7 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses.masked_network import MaskedNetwork, MaskingDefense
 from robustpatch.errors import InvalidInput
 from robustpatch.intake import Source
 from robustpatch.voting.parse import parse_voting
@@ -144,10 +145,18 @@ def load_model(
 
 
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
-    """Put the defense of that text around the model, in evaluation mode. Raises `InvalidInput` for one that has a
-    defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """Put the defense of that text around the model, in evaluation mode; a defense by masks in place of another that
+    shows hidden pixels alike. Raises `InvalidInput` for a model that has any other defense, whose votes are samples, or
+    that was trained on images as they are where the defense hides pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
+    if isinstance(model, MaskedNetwork) and isinstance(defense, MaskingDefense):
+        if (defense.shown.name, vars(defense.shown)) == (model.defense.shown.name, vars(model.defense.shown)):
+            return defense.wrap(model.network, num_classes=num_classes).eval()
+        raise InvalidInput(
+            f"defense is {text}, which shows hidden pixels to the network by {defense.shown.name!r}, but {named} was "
+            f"trained for {model.defense}; say hidden= as there"
+        )
     if "defense" in about:
         raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
     if "sampling" in about:
@@ -202,8 +211,11 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
 
 def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:
     """Give the checkpoint's model the votes, samples and defense that a run noted."""
-    if "defense" in as_classifier(loaded.model).describe():
+    own = as_classifier(loaded.model).describe().get("defense")
+    if own is not None and own == note.get("defense", own):
         return loaded.model
+    if own is not None:
+        return with_defense(loaded.model, note["defense"], len(loaded.config["class_names"]), loaded.path.name)
     if note.get("defense") is None:
         return _voting_as_in_run(loaded, note)
     inner = loaded.model if note["ablation"] is None else _voting_as_in_run(loaded, note)

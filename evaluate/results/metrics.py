@@ -113,6 +113,9 @@ class Summary:
     shows, within the threat, was judged (`AttackRecord.patches`). A control that changes a certified prediction breaks
     it all the same. `certified_patches`: patches judged on certified images, controls' left out. Of a classifier that
     certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate".
+
+    Of a classifier that answers attacks by an alert, certified is detection: under no patch another class, but the
+    class or an alert; `false_alerts` are those on clean images, which are wrong answers. None for all others.
     """
 
     images: int
@@ -133,6 +136,7 @@ class Summary:
     close_votes: int
     votes: int
     allowance: Allowance | None = None
+    false_alerts: Share | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -178,6 +182,9 @@ def summarise(records: list[Record]) -> Summary:
         close_votes=sum(record.close_votes for record in records),
         votes=sum(record.votes for record in records),
         allowance=allowance,
+        false_alerts=None
+        if any(record.alerted is None for record in records)
+        else Share(sum(bool(record.alerted) for record in records), len(records)),
     )
 
 

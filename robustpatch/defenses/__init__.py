@@ -13,6 +13,7 @@ _HOME: dict[str, str] = {  # name -> MODULE:CLASS, imported when asked for
     "ibp": "robustpatch.defenses.ibp:IBP",
     "patchguard": "robustpatch.defenses.patchguard:PatchGuard",
     "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking",
+    "minority-reports": "robustpatch.defenses.minority_reports:MinorityReports",
     "lgs": "robustpatch.defenses.local_gradient_smoothing:LocalGradientSmoothing",
     "watermarking": "robustpatch.defenses.watermarking:Watermarking",
 }
