@@ -15,6 +15,7 @@ from evaluate.cli.command import BROKEN, HELD, RayCommand, check_number, circums
 from evaluate.cli.options import Options
 from evaluate.model.identity import identity_of
 from evaluate.model.load import subject_of
+from evaluate.model.own import images_of, source_of
 from evaluate.report import write_report
 from evaluate.results.metrics import summarise
 from evaluate.results.summary_table import summary_table, verdict
@@ -54,9 +55,10 @@ def main(options: Options, errors: Console) -> int:
     cluster = Cluster.of(options.ray, options.num_workers, options.device, lambda text: _say(errors, text))
     device = check_device(options.device if cluster is None else "cpu")
     around = circumstances(device)
-    images = options.load()
-    notes = list(images.notes)
-    subject = subject_of(options, images, device)
+    source = source_of(options)
+    images = images_of(options, source)
+    subject = subject_of(options, images, device, source)
+    notes = [*subject.notes, *images.notes]
     count = min(200, len(images)) if options.num_images is None else options.num_images or len(images)
     check_number(count, images)
     settings = Settings(

@@ -40,10 +40,43 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            help="Your own instead: FILE.py:NAME or MODULE:NAME, a torch.nn.Module (its certify is tested, if it has "
-            "one) or a function that returns one.",
+            help="Your own instead: a TorchScript, torch.export (.pt2) or ONNX file; timm:NAME or torchvision:NAME "
+            "with --weights; a folder of Hugging Face's; or FILE.py:NAME, a torch.nn.Module (its certify is tested, if "
+            "it has one), a function that returns one, or a function of NumPy images.",
             rich_help_panel=MODEL,
         ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Of timm:NAME or torchvision:NAME: a .safetensors file, or a state dict.", rich_help_panel=MODEL
+        ),
+    ] = None
+    input_size: Annotated[
+        Annotated[
+            str,
+            typer.Option(
+                help="Size that the network of --model sees, 224 or 224x320; images of another are scaled to it.",
+                rich_help_panel=MODEL,
+            ),
+        ]
+        | None,
+        "the model's own",
+    ] = None
+    mean: Annotated[
+        Annotated[
+            str,
+            typer.Option(
+                help="By which images in [0, 1] are normalised for --model: a number for each channel.",
+                rich_help_panel=MODEL,
+            ),
+        ]
+        | None,
+        "the model's own",
+    ] = None
+    std: Annotated[
+        Annotated[str, typer.Option(help="The same, by which they are divided.", rich_help_panel=MODEL)] | None,
+        "the model's own",
     ] = None
     defense: shared.Defense | None = None
     theta: Annotated[

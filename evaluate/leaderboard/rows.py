@@ -68,8 +68,18 @@ class Row:
 
     @property
     def certified(self) -> Share | None:
-        """Certified accuracy: predicted right, and proved; None of a defense that proves nothing."""
-        return self.whole.certified_exact
+        """Certified recovery: predicted right, and proved; None of a defense that proves nothing of the kind."""
+        return None if self.alerts else self.whole.certified_exact
+
+    @property
+    def detected(self) -> Share | None:
+        """Certified detection: predicted right, and proved to stay or to end in an alert; None without alerts."""
+        return self.whole.certified_exact if self.alerts else None
+
+    @property
+    def alerts(self) -> bool:
+        """True where the defense answers attacks by alerts."""
+        return self.whole.false_alerts is not None
 
     @property
     def verdict(self) -> str:

@@ -24,6 +24,8 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     def key(row: Row) -> tuple[int, float, float]:
         left = 0.0 if row.attacked is None else row.attacked.under_all.value
         certified = -1.0 if row.certified is None else row.certified.value
+        if row.detected is not None:  # after all that recover, before those that prove nothing
+            certified = row.detected.value - 1
         return (patches.index(row.entry.options.patch), -certified, -left)
 
     return sorted(rows, key=key)
@@ -67,7 +69,7 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
     def published(row: Row, number: int) -> float | None:
         return None if row.entry.published is None else row.entry.published[number]
 
-    several = len(_patches(ranked)) > 1
+    several, alerts = len(_patches(ranked)) > 1, any(row.alerts for row in ranked)
     patch = Column[Row](field="patch", value=lambda row: row.entry.options.patch, kind=str)
     if several:
         patch = replace(patch, name="patch", cell=lambda row: row.entry.options.patch, words=True)
@@ -81,6 +83,8 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
         Column(field="images", value=lambda row: row.whole.images, kind=int),
         *_share("clean", lambda row: row.whole.clean, whole, "clean"),
         *_share("certified", lambda row: row.certified, whole, "certified"),
+        *_share("detected", lambda row: row.detected, whole, "certified detection" if alerts else ""),
+        *_share("false_alerts", lambda row: row.whole.false_alerts, whole, "false alerts" if alerts else ""),
         *_share("certified_margin", lambda row: row.whole.certified_margin, whole),
         Column(field="attacks", value=lambda row: row.entry.options.attacks if row.attacked else None, kind=str),
         Column(field="attacked_images", value=lambda row: row.attacked and row.attacked.images, kind=int),
@@ -138,6 +142,11 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
         f"{options.dataset}, {where}; percent of the first {whole} test images; certified: "
         "predicted right and proved that no patch changes it"
     ]
+    if any(row.alerts for row in ranked):
+        notes.append(
+            "certified detection: predicted right and proved that under every patch the class stays or there is an "
+            "alert; false alerts: of clean images, which count as wrong; under attack: neither kept nor alerted is lost"
+        )
     if attacked:
         notes.append(
             f"under attack: right after {_of_whom(attacks)} on the first {attacked} images, worst case over the "

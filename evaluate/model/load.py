@@ -10,7 +10,7 @@ import torch
 
 from evaluate.cli.command import check_dtype, check_fit
 from evaluate.cli.options import Options
-from evaluate.model.import_by_name import module_of, named_object
+from evaluate.model.own import open_of, source_of, without_gradients
 from robustpatch.ablations.parse import parse_source
 from robustpatch.certificates.randomized import Sampling
 from robustpatch.checkpoints import Checkpoint, load_checkpoint
@@ -19,7 +19,9 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses.masked_network import MaskedNetwork, MaskingDefense
 from robustpatch.errors import InvalidInput
+from robustpatch.intake import Source
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Threshold, Voting, first_argmax
 from robustpatch.voting.scored import SigmoidThreshold
@@ -30,7 +32,8 @@ _OF_CHECKPOINTS = ("ablation", "theta", "voting", "guard", "randomized", "alpha"
 @dataclass(frozen=True)
 class Subject:
     """The model of a run: its name, what a run notes of it to find it again, how long its training took by its
-    checkpoint (None where that says nothing), and the user's module that made it (None of a checkpoint).
+    checkpoint (None where that says nothing), the user's module that made it (None where no code of the user's did),
+    and what is to be said of it before the run.
     """
 
     model: torch.nn.Module
@@ -39,11 +42,13 @@ class Subject:
     note: dict[str, Any]
     train_seconds: float | None = None
     module: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
-    """Load what `options` name, fit for `images`. Raises `InvalidInput`."""
+def subject_of(options: Options, images: ImageSet, device: str, source: Source | None = None) -> Subject:
+    """Load what `options` name, fit for `images`; `source`, where it was looked at before. Raises `InvalidInput`."""
     if options.model is None:
+        source_of(options)  # refuses what is for --model
         loaded = load_model(
             options.checkpoint,
             defense=options.defense,
@@ -64,13 +69,13 @@ def subject_of(options: Options, images: ImageSet, device: str) -> Subject:
                 f"{name} is {value}, which is for checkpoints; build model {options.model} as it is to be tested, and "
                 f"drop --{name}"
             )
-    model = own_model(options.model, device=device, dtype=options.dtype)
+    opened = open_of(options, images.image_shape[1:], device, options.dtype, source)
+    model = opened.model
     check_answers(options.model, model, images, device)
     if options.defense is not None:
         model = with_defense(model, options.defense, len(images.class_names), f"model {options.model}")
-    stem = options.model.rpartition(":")[2]
-    note = {"model": options.model, **as_classifier(model).describe()}
-    return Subject(model, options.model, stem, note, module=module_of(options.model, "model").__name__)
+    note = {"model": options.model, **opened.note, **as_classifier(model).describe()}
+    return Subject(model, options.model, opened.stem, note, module=opened.module, notes=opened.notes)
 
 
 def load_model(
@@ -140,11 +145,19 @@ def load_model(
 
 
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
-    """Put the defense of that text around the model, in evaluation mode; of one that has a defense of that kind, around
-    its network, so that PatchCleanser's masks can be those for another patch. Raises `InvalidInput` for one that has
-    another defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """Put the defense of that text around the model, in evaluation mode; in place of one of that kind, or a defense by
+    masks in place of another that shows hidden pixels alike, so that masks can be those for another patch. Raises
+    `InvalidInput` for a model that has any other defense, whose votes are samples, or that was trained on images as they
+    are where the defense hides pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
+    if isinstance(model, MaskedNetwork) and isinstance(defense, MaskingDefense):
+        if (defense.shown.name, vars(defense.shown)) == (model.defense.shown.name, vars(model.defense.shown)):
+            return defense.wrap(model.network, num_classes=num_classes).eval()
+        raise InvalidInput(
+            f"defense is {text}, which shows hidden pixels to the network by {defense.shown.name!r}, but {named} was "
+            f"trained for {model.defense}; say hidden= as there"
+        )
     if "defense" in about:
         own = parse_defense(about["defense"])
         if not isinstance(model, Defended) or type(own) is not type(defense) or own.encoding != defense.encoding:
@@ -170,22 +183,6 @@ def with_theta(voting: Voting, theta: float) -> Voting:
     if voting.link not in ("softmax", "sigmoid"):
         raise InvalidInput(f"theta is {theta}, but {voting} sums scores that have no threshold; drop --theta")
     return (Threshold if voting.link == "softmax" else SigmoidThreshold)(theta, voting.guard)
-
-
-def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torch.nn.Module:
-    """Import the module FILE.py:NAME or MODULE:NAME, or call the function of that name that returns one, and bring it
-    into evaluation mode. Raises `InvalidInput` where it is no `torch.nn.Module`.
-    """
-    precision = check_dtype(dtype)
-    found = named_object(name, "model")
-    if not isinstance(found, torch.nn.Module) and callable(found):
-        found = found()
-    if not isinstance(found, torch.nn.Module):
-        raise InvalidInput(
-            f"model is {name}, a {type(found).__name__}; name a torch.nn.Module or a function without arguments that "
-            "returns one (any other certifier: python -m evaluate.audit)"
-        )
-    return without_gradients(found.eval()).to(device, precision)
 
 
 @torch.no_grad()
@@ -252,10 +249,3 @@ def _voting_as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> SmoothedClass
 def _sampled(loaded: Checkpoint, sampling: Sampling) -> RandomizedClassifier:
     randomized = "sampling" in as_classifier(loaded.model).describe()
     return RandomizedClassifier.of(as_classifier(loaded.model) if randomized else loaded.smoothed, sampling)
-
-
-def without_gradients(model: torch.nn.Module) -> torch.nn.Module:
-    """Turn off the gradients of the weights: also TorchScript's, which knows no `requires_grad_`."""
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    return model

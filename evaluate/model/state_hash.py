@@ -157,7 +157,8 @@ class _Values(Parts):
         held = {name: one for name, one in vars(value).items() if not _is_told_elsewhere(value, name, one)}
         told = self._without_caches(held)
         code = value.code if isinstance(value, GraphModule) else None
-        return type(value), told, value._parameters, value._buffers, value._modules, _hooks(value), code
+        kind = type(value).__bases__ if code is not None else type(value)  # which is made for one graph
+        return kind, told, value._parameters, value._buffers, value._modules, _hooks(value), code
 
     def _alone(self, value: object) -> str:
         digest, modules = hash_state([value], caches=self._caches)

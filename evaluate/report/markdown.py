@@ -48,6 +48,7 @@ def _headline(report: Report) -> str:
     found = headline(report)
     lines = [
         Line("clean", found["clean"]),
+        *([] if found["false_alerts"] is None else [Line("false alerts", found["false_alerts"])]),
         Line("certified (margin)", found["certified_margin"]),
         Line(certified_name(report), found["certified_exact"]),
         Line("under all attacks", found["under_all"] if report.attacked else None),

@@ -108,14 +108,16 @@ def notes_table(report: Report) -> Table:
 
 
 def headline(report: Report) -> dict[str, Share | None]:
-    """The four numbers; None where there is none."""
-    names = ("clean", "certified_margin", "certified_exact", "under_all")
-    found = {name: report.summary[name] for name in names}
+    """The numbers of the headline; None where there is none."""
+    names = ("clean", "certified_margin", "certified_exact", "under_all", "false_alerts")
+    found = {name: report.summary.get(name) for name in names}
     return {name: None if one is None else Share(one["hits"], one["total"]) for name, one in found.items()}
 
 
 def certified_name(report: Report) -> str:
     allowance = report.summary["allowance"]
+    if report.summary.get("false_alerts") is not None:
+        return "certified detection"
     return "certified (exact)" if allowance is None else f"certified at {100 * allowance['confidence']:g}%"
 
 

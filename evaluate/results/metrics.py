@@ -114,6 +114,9 @@ class Summary:
     it all the same. `certified_patches`: patches judged on certified images, controls' left out. Of a classifier that
     certifies nothing, certified accuracy and the gap are None, and the verdict is "no certificate". `placeless` counts
     the images on which the threat has no place: they need no attack.
+
+    Of a classifier that answers attacks by an alert, certified is detection: under no patch another class, but the
+    class or an alert; `false_alerts` are those on clean images, which are wrong answers. None for all others.
     """
 
     images: int
@@ -135,6 +138,7 @@ class Summary:
     votes: int
     allowance: Allowance | None = None
     placeless: int = 0
+    false_alerts: Share | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -181,6 +185,9 @@ def summarise(records: list[Record]) -> Summary:
         votes=sum(record.votes for record in records),
         allowance=allowance,
         placeless=sum(record.placeless for record in records),
+        false_alerts=None
+        if any(record.alerted is None for record in records)
+        else Share(sum(bool(record.alerted) for record in records), len(records)),
     )
 
 

@@ -134,10 +134,12 @@ PARTS: tuple[Column[Part], ...] = (
 
 def headline(summary: Summary, top_k: int = 1) -> list[Line]:
     """The accuracies of all images that a run tells, those without a value left out."""
+    certified = certified_name(summary.allowance, top_k, alerts=summary.false_alerts is not None)
     lines = [
         Line("clean", summary.clean),
+        Line("false alerts", summary.false_alerts),
         Line("certified (margin)", summary.certified_margin),
-        Line(certified_name(summary.allowance, top_k), summary.certified_exact),
+        Line(certified, summary.certified_exact),
     ]
     return [line for line in lines if line.share is not None]
 
@@ -217,8 +219,10 @@ def _size(value: str) -> float:
     return int(some) / max(1, int(all_ or 1))
 
 
-def certified_name(allowance: Allowance | None, top_k: int = 1) -> str:
-    """Name the certified accuracy: of exact proofs, or of such as hold with a confidence."""
+def certified_name(allowance: Allowance | None, top_k: int = 1, *, alerts: bool = False) -> str:
+    """Name the certified accuracy: of exact proofs, of such as hold with a confidence, or that there is an alert."""
+    if alerts:
+        return "certified detection"
     if top_k > 1:
         return f"certified (top {top_k})"
     return "certified (exact)" if allowance is None else f"certified at {100 * allowance.confidence:g}%"
@@ -254,6 +258,8 @@ def _changed(summary: Summary, top_k: int) -> str:
         return f"{found} driven out of the top {top_k}"
     text = f"{len(images)} certified predictions were changed (images {some_of(images)})"
     random = summary.allowance
+    if summary.false_alerts is not None:
+        return f"{text} without an alert"
     if random is None:
         return text if images else "no certified prediction was changed"
     allowed = f"where an error of at most {random.error:.3%} an image allows {random.most} of {random.images}"

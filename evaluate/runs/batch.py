@@ -187,6 +187,7 @@ def _records(
             predicted=None if answers is None else int(answers[0, i]),
             refereed=None if answers is None else int(answers[1, i]),
             placeless=placeless[i],
+            alerted=int(claims.prediction[i]) < 0 if classifier.alerts else None,
             attacks=tried[i],
         )
         for i in range(len(y))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import judge_of
-from attacks.criterion import Changed, Criterion, OutOfTopK, counts_for
+from attacks.criterion import Changed, Criterion, NoAlert, OutOfTopK, counts_for
 from attacks.votes import worst_votes
 from robustpatch.certificates.certificate import Certificate, Evidence
 from robustpatch.classifiers import checks
@@ -68,6 +68,15 @@ class Claims:
         return self.exact.evidence.votes if ours and self.exact is not None and self.exact.evidence else None
 
 
+def criterion_of(classifier: Classifier, prediction: Tensor, top_k: int) -> Criterion:
+    """What breaks certificates of these predictions: another one, and of a classifier that `alerts` no alert either; or
+    that the class is not among so many.
+    """
+    if top_k > 1:
+        return OutOfTopK(prediction, top_k)
+    return NoAlert(prediction) if classifier.alerts else Changed(prediction)
+
+
 @torch.no_grad()
 def claims_of(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_k: int) -> Claims:
     """Ask the classifier about images [B,C,H,W] of labels y; `top_k` > 1: whether the label stays among so many.
@@ -89,7 +98,7 @@ def claims_of(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_
         forgiven = (answers < 0) & classifier.randomized
         consistent = ((answers == prediction) | forgiven | ~exact.certified).all(dim=0)
         return Claims(exact, paper, certified, prediction, Changed(prediction), consistent, answers)
-    criterion = Changed(prediction) if top_k == 1 else OutOfTopK(prediction, top_k)
+    criterion = criterion_of(classifier, prediction, top_k)
     consistent = ~criterion.broken(predicted, counts_for(classifier, criterion, x))
     return Claims(exact, paper, certified, prediction, criterion, consistent)
 

@@ -16,8 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from attacks.base import Outcome, Proposal, judge
-from attacks.criterion import Changed, OutOfTopK
-from evaluate.runs.claims import claims_of
+from evaluate.runs.claims import claims_of, criterion_of
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import voting_classifier
 from robustpatch.cli.text import file_name, one_line
@@ -120,7 +119,7 @@ def replay(example: Counterexample, model: torch.nn.Module, device: torch.device
         raise InvalidInput(f"model is a {type(model).__name__} without certify; name the one it was found with")
     claimed = torch.tensor([example.prediction], device=device)
     claims = claims_of(classifier, x, claimed, example.threat, example.top_k)
-    criterion = Changed(claimed) if example.top_k == 1 else OutOfTopK(claimed, example.top_k)
+    criterion = criterion_of(classifier, claimed, example.top_k)
     outcome = judge(
         classifier, x, criterion, example.threat, Proposal(x_adv, corners, none.long(), none), proof=claims.proof
     )

@@ -73,6 +73,9 @@ class Record:
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
     its `predict`'s (-1: it abstains), where certified the certificate's; `predicted` and `refereed` are what `predict`
     and the referee answered of the clean image in any case. None for all others.
+
+    Of a classifier that answers attacks by an alert (-1), `alerted` says whether it did so of the clean image, and the
+    certificates say that under every patch the class stays or there is an alert. None for all others.
     """
 
     index: int
@@ -92,6 +95,7 @@ class Record:
     predicted: int | None = None
     refereed: int | None = None
     placeless: bool = False
+    alerted: bool | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property

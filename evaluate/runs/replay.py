@@ -12,8 +12,8 @@ from attacks.base import judge_of
 from evaluate.cli.command import BROKEN, HELD, check_dtype
 from evaluate.cli.options import Options
 from evaluate.model.identity import identity_of
-from evaluate.model.import_by_name import module_of
-from evaluate.model.load import as_in_run, own_model, with_defense
+from evaluate.model.load import as_in_run, with_defense
+from evaluate.model.own import open_of
 from evaluate.runs.counterexample import Counterexample, load_counterexample, replay
 from robustpatch.checkpoints import load_checkpoint, names
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -28,6 +28,9 @@ def replay_command(path: str, configuration: dict[str, Any]) -> str:
     """The command that shows the counterexample at `path` of a run of that configuration again."""
     model, checkpoint = configuration.get("model"), configuration.get("checkpoint")
     named = ["--model", str(model)] if model is not None else ["--checkpoint", str(checkpoint)]
+    for option in ("weights", "input_size", "mean", "std"):
+        if configuration.get(option) is not None:
+            named += [f"--{option.replace('_', '-')}", str(configuration[option])]
     if model is None and checkpoint in names():  # told by the file: what the package ships runs no code of others
         named = []
     return f"python -m evaluate.attack_vs_cert {shlex.join([*named, '--replay', path])}"
@@ -79,10 +82,18 @@ def _model(path: str, example: Counterexample, options: Options, say: Any) -> to
             f"replay is {path}, found with the model {one_line(repr(claim['model']), 200)}; a file names no code to "
             "run: name the model, if you trust it, with --model"
         )
-    model = own_model(options.model, device=device, dtype=dtype)
+    opened = open_of(options, example.x.shape[1:], device, dtype)
+    model = opened.model
+    for key, value in opened.note.items():
+        if claim.get(key) != value:
+            raise InvalidInput(
+                f"model {options.model} is not the one that {path} was found with: {key.replace('_', ' ')} was "
+                f"{one_line(repr(claim.get(key)), 200)} and is {one_line(repr(value), 200)}; restore the file, or name "
+                "the options of then"
+            )
     if claim.get("defense") is not None and "defense" not in as_classifier(model).describe():
         model = with_defense(model, claim["defense"], len(claim["class_names"]), f"model {options.model}")
-    identity = identity_of(model, module=module_of(options.model, "model").__name__)
+    identity = identity_of(model, module=opened.module)
     if identity["model_sha256"] != claim.get("model_sha256"):
         raise InvalidInput(
             f"model {options.model} is not the one that {path} was found with, or has changed since; restore its "

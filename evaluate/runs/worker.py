@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluate.model.identity import package_code
-from evaluate.model.load import without_gradients
+from evaluate.model.own import without_gradients
 from evaluate.runs.run_identity import run_of
 from evaluate.runs.runner import Job
 from robustpatch import precision

@@ -20,6 +20,7 @@ from robustpatch.voting.votes import Scored, Votes
 
 Method = Literal["exact", "margin"]
 NO_PLACE = 2**62  # among the margins of placements: this image has no such placement
+Outcome = Literal["recovers", "recovers or alerts"]
 
 
 class Evidence(ABC):
@@ -40,7 +41,8 @@ class Evidence(ABC):
 
 @dataclass(frozen=True)
 class Certificate:
-    """For every image i with `certified[i]`, no patch within `threat` changes the prediction from `prediction[i]`.
+    """For every image i with `certified[i]`, no patch within `threat` changes the prediction from `prediction[i]`; with
+    the `outcome` "recovers or alerts", from that to anything but an alert (-1).
 
     This holds for every content and placement, provided that no score of an untouched ablation moves by more than
     `guard` between two evaluations. Where `confidence` is a number, each image's claim holds with that probability over
@@ -59,6 +61,7 @@ class Certificate:
         guard: the assumed bound on changes of scores. close: Int[B], how many votes lie that near to turning over.
         confidence: None for these deterministic proofs; 1 - α for randomized ones.
         evidence: votes and geometry, for `save` and `largest_certified`; None where samples are all there is.
+        outcome: what holds under every patch.
         unit: what margins are counted in: 1/unit of the most that one ablation can add to a count. 1 for votes.
     """
 
@@ -73,6 +76,7 @@ class Certificate:
     confidence: float | None = None
     evidence: Evidence | None = field(default=None, repr=False)
     unit: int = 1
+    outcome: Outcome = "recovers"
 
     def by(self, method: Method) -> Certificate:
         """The certificate that the same votes give by another method. Raises `InvalidInput` where there are none."""

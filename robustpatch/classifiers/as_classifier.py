@@ -23,8 +23,9 @@ def as_classifier(given: Any) -> Classifier:
     """The classifier that an object is; a `Classifier` itself, so that converting twice is converting once.
 
     - An `nn.Module` answers by its own `predict(x)`, else by the argmax of `forward(x)`. It may have `certify(x,
-      threat) -> Certificate` and declare `randomized`, with `referee()`, `prediction_error` and `judge_error`; and
-      `evaluations(height, width)` and `predict_counted(x)` for what its answers cost.
+      threat) -> Certificate`; declare `alerts` where it answers an attack by -1; declare `randomized`, with
+      `referee()`, `prediction_error` and `judge_error`; and have `evaluations(height, width)` and `predict_counted(x)`
+      for what its answers cost.
     - ART's `PyTorchClassifier` (registered by `attacks.art.models`).
     - Any other object with `predict` is asked with numpy arrays [B,C,H,W]; it returns classes [B] or scores [B,K]. It
       may have `certify(x, threat)`, whose answer has `.prediction` and `.certified`, and `num_classes`.
@@ -76,6 +77,7 @@ class ForeignModule(Classifier):
         classes = getattr(module, "num_classes", None)
         self.num_classes = classes if isinstance(classes, int) and not isinstance(classes, bool) else 0
         self.randomized, self.training = declared_randomized(module), module.training
+        self.alerts = getattr(module, "alerts", False) is True
 
     @property
     def given(self) -> nn.Module:

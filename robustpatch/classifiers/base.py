@@ -29,12 +29,15 @@ class Classifier(nn.Module):
         randomized: whether `predict` depends on chance. Only this declaration counts, not a `referee` or a
             `prediction_error`. With it abstentions under a patch are no changes, `referee()` may judge, and the errors
             below are added to those that the confidence of the certificates allows.
+        alerts: whether `predict` may answer -1 for an attack, by this declaration alone. Then a patch that is answered
+            so has not succeeded; an alert on a clean image is a wrong answer.
         prediction_error, judge_error: of a randomized one, the chances that `predict` and the referee's answer, where
             they do not abstain, are wrong.
     """
 
     num_classes: int
     randomized: bool = False
+    alerts: bool = False
     certifies: ClassVar[bool] = False  # set by `CertifiedClassifier`
 
     def __init_subclass__(cls, **options: Any) -> None:

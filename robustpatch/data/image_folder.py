@@ -10,6 +10,7 @@ import torch
 
 from robustpatch.cli.text import one_line, why_no_text
 from robustpatch.data.folder_contents import classes_in, look_into
+from robustpatch.data.framing import Framing
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.parse import LARGEST_SIDE
 from robustpatch.data.pictures import EXTENSIONS
@@ -20,21 +21,16 @@ _PARTS = ("train", "training", "val", "validation", "valid", "test", "testing") 
 
 
 def folder_images(
-    root: Path,
-    split: str,
-    image_size: tuple[int, int] | None,
-    channels: int,
-    class_names: Sequence[str] | None,
-    skip_broken: bool,
+    root: Path, split: str, framing: Framing | None, channels: int, class_names: Sequence[str] | None, skip_broken: bool
 ) -> ImageSet:
     """One split of the images in `root`; see `load_images`. Raises `InvalidInput`."""
     if channels not in (1, 3):
         raise InvalidInput(f"channels is {channels}; images are read in colour (3) or in grey (1)")
-    if image_size is not None and not 1 <= min(image_size) <= max(image_size) <= LARGEST_SIDE:
-        raise InvalidInput(f"image_size is {image_size}; give a height and a width of 1 to {LARGEST_SIDE}")
+    if framing is not None and not 1 <= min(framing.size) <= max(framing.size) <= LARGEST_SIDE:
+        raise InvalidInput(f"image_size is {framing.size}; give a height and a width of 1 to {LARGEST_SIDE}")
     path = _part_of_folder(root, split)
     try:
-        folder = look_into(path, resized=image_size is not None)
+        folder = look_into(path, resized=framing is not None)
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"data-root is {root}, but there are no images in {path}/CLASS/ ({one_line(error, 200)}); make one folder "
@@ -78,7 +74,7 @@ def folder_images(
     elif not apart:
         held = order % max(2, len(labels) // min(VALIDATION, max(1, len(labels) // 10))) == 0
         order = order[held] if split == "validation" else order[~held]
-    size = image_size or folder.size
+    size = folder.size if framing is None else framing.size
     assert size is not None
     left_out = folder.what_is_broken(path) if folder.broken else None
     notes = [] if left_out is None else [f"left out: {left_out}"]
@@ -96,7 +92,7 @@ def folder_images(
         (channels, size[0], size[1]),
         labels[order],
         _files=tuple(folder.files[int(i)][0] for i in order),
-        _resized=image_size is not None,
+        _framing=framing,
         left_out=left_out,
         notes=tuple(notes),
     )

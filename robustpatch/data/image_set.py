@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustpatch.data.framing import Framing
 from robustpatch.data.pictures import Unreadable, content, picture
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import free
@@ -35,7 +36,7 @@ class ImageSet:
     labels: Tensor
     _bytes: Tensor | None = None
     _files: tuple[Path, ...] | None = None
-    _resized: bool = False
+    _framing: Framing | None = None
     left_out: str | None = None
     notes: tuple[str, ...] = ()
     _held: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -101,11 +102,8 @@ class ImageSet:
             image = picture(path, self.image_shape[0])
         except Unreadable as error:
             raise InvalidInput(f"{path} cannot be read as an image ({error}); mend or remove it") from error
-        if self._resized:
-            from torchvision.transforms.v2.functional import center_crop, resize  # slow to import
-
-            size = self.image_shape[1:]
-            image = center_crop(resize(image, _covering(image.shape[1:], size), antialias=True), list(size))
+        if self._framing is not None:
+            image = self._framing(image)
         if tuple(image.shape) != self.image_shape:
             raise InvalidInput(
                 f"{path} has shape {tuple(image.shape)}, the first image {self.image_shape}; bring all to one size "
@@ -133,9 +131,3 @@ def read_ahead(images: ImageSet, batches: Iterable[Tensor], workers: int = 0) ->
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _covering(size: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """`size` scaled so that it just covers `wanted`."""
-    scale = max(side / own for own, side in zip(size, wanted, strict=True))
-    return [max(side, round(own * scale)) for own, side in zip(size, wanted, strict=True)]

@@ -14,6 +14,7 @@ import typer
 from pydantic import Strict
 
 from robustpatch.cli.arguments import completing
+from robustpatch.data.framing import Framing
 from robustpatch.data.image_folder import folder_images
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.parse import named_classes, parse_image_size
@@ -36,7 +37,7 @@ def load_images(
     root: str | Path | None = None,
     split: str = "test",
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | Framing | None = None,
     channels: int = 3,
     class_names: Sequence[str] | None = None,
     skip_broken: bool = False,
@@ -52,23 +53,24 @@ def load_images(
     - any other name: the dataset of another installed package (`robustpatch.plugins`), a function of `root`, `split`
       and `image_size`.
 
-    The last four arguments are for a folder; GTSRB and Imagenette take `image_size` too. A folder's images are all
-    of one size, or brought to `image_size` (height, width): scaled to cover it and cropped in the middle. They are
-    read as a viewer shows them (`robustpatch.data.pictures`), in colour, or with `channels` 1 in grey. Its classes
-    are in alphabetical order, or `class_names`, in the order of a model's outputs: of these the folder may hold a
-    few. All of its files are looked at here, so that none fails an hour later; those that cannot be used are
-    refused, or with `skip_broken` left out, which `ImageSet.left_out` tells.
+    The last four arguments are for a folder; GTSRB and Imagenette take `image_size` too. A folder's images are all of
+    one size, or brought to `image_size`: a `Framing`, or (height, width) to be covered and cropped in the middle. They
+    are read as a viewer shows them (`robustpatch.data.pictures`), in colour, or with `channels` 1 in grey. Its classes
+    are in alphabetical order, or `class_names`, in the order of a model's outputs: of these the folder may hold a few.
+    All of its files are looked at here, so that none fails an hour later; those that cannot be used are refused, or
+    with `skip_broken` left out, which `ImageSet.left_out` tells.
 
     Raises `InvalidInput` for an unknown name or split, and where files are missing or cannot be used.
     """
     if split not in SPLITS:
         raise InvalidInput(f"split is {split!r}; known are {', '.join(SPLITS)}")
+    framing = Framing(image_size) if isinstance(image_size, tuple) else image_size
     root = default_root() if root is None else Path(os.path.expanduser(root))
     if name == "folder":
-        return folder_images(root, split, image_size, channels, class_names, skip_broken)
+        return folder_images(root, split, framing, channels, class_names, skip_broken)
     plugin = None if name in DATASETS[: 2 + len(BY_NAME)] else load_plugin("datasets", name)
     for option, value in (
-        ("image_size", None if takes_size(name) or plugin else image_size),
+        ("image_size", None if takes_size(name) or plugin or framing is None else framing.size),
         ("channels", None if channels == 3 else channels),
         ("class_names", class_names),
         ("skip_broken", skip_broken or None),
@@ -84,7 +86,9 @@ def load_images(
             return ImageSet(name, split, classes, (1, 28, 28), labels.long(), _bytes=images[:, None])
     if plugin is None and name not in BY_NAME:
         raise InvalidInput(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
-    return (plugin or BY_NAME[name])(root, split, image_size)
+    if plugin is not None:
+        return plugin(root, split, None if framing is None else framing.size)
+    return BY_NAME[name](root, split, framing)
 
 
 _PANEL = "Images"
@@ -132,15 +136,19 @@ class DataOptions:
     classes: Annotated[ClassNames | None, "alphabetical"] = None
     skip_broken: SkipBroken = False
 
-    def load(self, split: str = "test") -> ImageSet:
-        """One split of the images, by `load_images`."""
+    def load(
+        self, split: str = "test", *, framing: Framing | None = None, class_names: Sequence[str] | None = None
+    ) -> ImageSet:
+        """One split of the images, by `load_images`; where the options say nothing of them, as `framing` and
+        `class_names` say.
+        """
         return load_images(
             self.dataset,
             self.data_root,
             split,
-            image_size=None if self.image_size is None else parse_image_size(self.image_size),
+            image_size=framing if self.image_size is None else parse_image_size(self.image_size),
             channels=self.channels,
-            class_names=None if self.classes is None else named_classes(self.classes),
+            class_names=class_names if self.classes is None else named_classes(self.classes),
             skip_broken=self.skip_broken,
         )
 

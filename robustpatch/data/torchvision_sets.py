@@ -11,6 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from robustpatch.data.framing import Framing
 from robustpatch.data.image_set import ImageSet
 from robustpatch.errors import InvalidInput
 
@@ -70,21 +71,21 @@ _THINGS = (
 )
 
 
-def mnist(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
+def mnist(root: Path, split: str, framing: Framing | None) -> ImageSet:
     """MNIST, [1,28,28], from `root`/MNIST."""
     read = _found(lambda sets, download: sets.MNIST(root, train=split != "test", download=download), "MNIST", root)
     return _in_memory("mnist", split, read.data[:, None], read.targets, tuple("0123456789"))
 
 
-def cifar10(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
+def cifar10(root: Path, split: str, framing: Framing | None) -> ImageSet:
     """CIFAR-10, [3,32,32], from `root`/cifar-10-batches-py."""
     read = _found(lambda sets, download: sets.CIFAR10(root, train=split != "test", download=download), "CIFAR10", root)
     images = torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous()
     return _in_memory("cifar10", split, images, torch.tensor(read.targets), tuple(read.classes))
 
 
-def gtsrb(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
-    """German traffic signs, 43 classes, from `root`/gtsrb: as cropped by the benchmark, scaled to 32×32 or `size`.
+def gtsrb(root: Path, split: str, framing: Framing | None) -> ImageSet:
+    """German traffic signs, 43 classes, from `root`/gtsrb: as cropped by the benchmark, framed to 32×32 unless told.
 
     Validation is every eighth track of each class, whole: the frames of a track show one sign, nearly the same picture
     thirty times, so that single frames held out would measure memory. Test images are the official 12,630. (Stallkamp
@@ -97,17 +98,17 @@ def gtsrb(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
         with (base / "GT-final_test.csv").open(newline="") as table:
             rows = list(csv.DictReader(table, delimiter=";", skipinitialspace=True))
         labelled = [(base / "GTSRB/Final_Test/Images" / row["Filename"], int(row["ClassId"])) for row in rows]
-        return _of_files("gtsrb", split, labelled, _SIGNS, size)
+        return _of_files("gtsrb", split, labelled, _SIGNS, framing)
     labelled = []
     for number in range(len(_SIGNS)):
         files = sorted((base / f"GTSRB/Training/{number:05d}").glob("*.ppm"))
         held = set(sorted({_track(file) for file in files})[3::8])
         labelled += [(file, number) for file in files if (_track(file) in held) == (split == "validation")]
-    return _of_files("gtsrb", split, _in_turn(labelled) if split == "validation" else labelled, _SIGNS, size)
+    return _of_files("gtsrb", split, _in_turn(labelled) if split == "validation" else labelled, _SIGNS, framing)
 
 
-def imagenette(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet:
-    """Ten easy classes of ImageNet, from `root`/imagenette2, scaled to cover 224×224 or `size`, cropped in the middle.
+def imagenette(root: Path, split: str, framing: Framing | None) -> ImageSet:
+    """Ten easy classes of ImageNet, from `root`/imagenette2, framed to 224×224 unless told otherwise.
 
     Validation is every tenth training image; test images are torchvision's "val". Networks pretrained on ImageNet have
     seen the classes, and may have seen training images. (Howard, Imagenette, github.com/fastai/imagenette.)
@@ -122,10 +123,10 @@ def imagenette(root: Path, split: str, size: tuple[int, int] | None) -> ImageSet
     files = [(file, number) for number, folder in enumerate(folders) for file in sorted(folder.glob("*.JPEG"))]
     if split != "test":
         files = [pair for i, pair in enumerate(files) if (i % 10 == 0) == (split == "validation")]
-    return _of_files("imagenette", split, files if split == "train" else _in_turn(files), _THINGS, size)
+    return _of_files("imagenette", split, files if split == "train" else _in_turn(files), _THINGS, framing)
 
 
-BY_NAME: dict[str, Callable[[Path, str, tuple[int, int] | None], ImageSet]] = {
+BY_NAME: dict[str, Callable[[Path, str, Framing | None], ImageSet]] = {
     "mnist": mnist,
     "cifar10": cifar10,
     "gtsrb": gtsrb,
@@ -153,12 +154,12 @@ def _in_turn(labelled: Iterable[tuple[Path, int]]) -> list[tuple[Path, int]]:
 
 
 def _of_files(
-    name: str, split: str, labelled: list[tuple[Path, int]], classes: tuple[str, ...], size: tuple[int, int] | None
+    name: str, split: str, labelled: list[tuple[Path, int]], classes: tuple[str, ...], framing: Framing | None
 ) -> ImageSet:
-    height, width = size or _SIZES[name]
+    framing = framing or Framing(_SIZES[name])
     labels = torch.tensor([number for _, number in labelled])
     files = tuple(file for file, _ in labelled)
-    return ImageSet(name, split, classes, (3, height, width), labels, _files=files, _resized=True)
+    return ImageSet(name, split, classes, (3, *framing.size), labels, _files=files, _framing=framing)
 
 
 def _in_memory(name: str, split: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:

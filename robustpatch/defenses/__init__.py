@@ -14,6 +14,7 @@ _HOME: dict[str, str] = {  # name -> MODULE:CLASS, imported when asked for; othe
     "ibp": "robustpatch.defenses.ibp:IBP",
     "patchguard": "robustpatch.defenses.patchguard:PatchGuard",
     "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking",
+    "minority-reports": "robustpatch.defenses.minority_reports:MinorityReports",
     "lgs": "robustpatch.defenses.local_gradient_smoothing:LocalGradientSmoothing",
     "watermarking": "robustpatch.defenses.watermarking:Watermarking",
 }

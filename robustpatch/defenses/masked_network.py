@@ -18,6 +18,7 @@ from robustpatch.defenses.masking import MaskSet
 from robustpatch.encoding import Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.gradients import in_chunks, numbers_backward
+from robustpatch.threats.base import Threat
 
 GUARD_REDUCED = 0.5  # of a logit, in bfloat16, float16 or TF32
 _CACHED = 2**19  # values of network input that a CPU's cache holds all layers of
@@ -128,6 +129,14 @@ class MaskedNetwork(Defended):
 
     def scoring(self, x: Float[Tensor, "B C H W"]) -> Score:
         return lambda image, union: self.logits(x, image, union)
+
+    def check_covered(self, masks: MaskSet, threat: Threat) -> None:
+        """Raise `InvalidInput` where some placement lies inside no mask."""
+        if not masks.covers(threat):
+            raise InvalidInput(
+                f"patch is {threat}, but the masks are made for {self.defense.patch} and do not hide it everywhere; "
+                "defend with patch= the largest that is to be certified"
+            )
 
     @torch.no_grad()
     def check_network(self, x: Float[Tensor, "B C H W"]) -> None:

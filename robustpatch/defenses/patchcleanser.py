@@ -165,7 +165,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         if threat.varies:
             return certify_each(self.certify, x, threat)
         masks = self.defense.mask_set(*x.shape[2:])
-        self._check_covered(masks, threat)
+        self.check_covered(masks, threat)
         self.check_network(x)
         guard = self.guard_on(x.device)
         hiding = masks.hiding(threat)
@@ -200,7 +200,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         if threat.count > 1:
             raise InvalidInput(f"patch is {threat}; only one patch has a map of its placements")
         masks = self.defense.mask_set(*x.shape[2:])
-        self._check_covered(masks, threat)
+        self.check_covered(masks, threat)
         self.check_network(x)
         guard = self.guard_on(x.device)
         hides, unions = masks.hiding_at(threat).to(x.device), torch.arange(len(masks.unions), device=x.device)
@@ -211,13 +211,6 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
             looks.check_finite()
             found += [torch.where(hides, own, -torch.inf).amax(dim=1)[None] for own in lead]
         return torch.cat(found)
-
-    def _check_covered(self, masks: MaskSet, threat: Threat) -> None:
-        if not masks.covers(threat):
-            raise InvalidInput(
-                f"patch is {threat}, but the masks are made for {self.defense.patch} and do not hide it everywhere; "
-                "defend with patch= the largest that is to be certified"
-            )
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Returns scores for attacks to climb. Their argmax is `predict`, unless the surest dissenting view falls and
@@ -234,7 +227,7 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         among so many (see `soft_masking.worst_unions`). Raises `InvalidInput` where the masks do not cover the threat.
         """
         masks = self.defense.mask_set(*x.shape[2:])
-        self._check_covered(masks, threat)
+        self.check_covered(masks, threat)
         views, tried = len(masks.views), min(self.defense.worst or 1, len(masks.views))
         drawn = [torch.rand(len(x), views, generator=generator).argsort(dim=1)[:, :tried] for _ in range(2)]
         first, second = (some.to(x.device) for some in drawn)

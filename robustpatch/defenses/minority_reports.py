@@ -1,0 +1,153 @@
+"""Minority reports: an alert where an image under one mask is clearly another thing (McCoyd 2020, made sound)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustpatch.certificates.exact import Certificate
+from robustpatch.classifiers import checks
+from robustpatch.classifiers.base import CertifiedClassifier
+from robustpatch.defenses.double_masking import SILENT, closed, named
+from robustpatch.defenses.masked_network import MaskedNetwork
+from robustpatch.defenses.patchcleanser import DoubleMasking
+from robustpatch.errors import InvalidInput
+from robustpatch.threats.base import Threat
+from robustpatch.voting.rules import first_argmax
+
+
+@dataclass(frozen=True)
+class MinorityReports(DoubleMasking):
+    """PatchCleanser's masks, each used alone: k forwards of an image, not k².
+
+    Args:
+        gap: the logits by which a class must lead under a mask to be heard. Higher, there are fewer alerts on clean
+            images, and fewer certificates.
+        masks, patch, hidden, guard: as PatchCleanser's.
+    """
+
+    name: ClassVar[str] = "minority-reports"
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isfinite(self.gap) and self.gap >= 0):
+            raise InvalidInput(f"gap is {self.gap}; give the logits by which a class must lead to be heard, 0 or more")
+        if self.worst:
+            raise InvalidInput(f"worst is {self.worst}, which is of PatchCleanser's training; drop it")
+
+    def wrap(self, network: nn.Module, *, num_classes: int) -> AlertingClassifier:
+        return AlertingClassifier(network, self, num_classes=num_classes)
+
+
+class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
+    """A classifier that answers a class or, -1, an alert; under no patch within the threat does a certified image get
+    another class.
+
+    Each mask hides part of the image, and all together every place of the patch. The answer is the class of the largest
+    mean softmax under the masks. A mask is heard where its class leads by more than `gap` logits; where one that is
+    heard names another class than the answer, or logits are no numbers, there is an alert.
+
+    `certify` finds the images that are answered c without an alert and of which, wherever the patch is, some mask hides
+    it under which c leads by more than gap + 2·guard.
+
+    Proof. Let m be that mask. Under it the attacked image shows the network the numbers of the clean one, so that c
+    still leads by more than gap: m is heard, and names c. So unless there is an alert, the answer is c, however it was
+    found. (Printed versions take masks that leave out places at the border, hear a mask at the threshold that is not
+    heard there, or certify a mask that is not heard.) An image whose clean answer is an alert is not certified, and
+    counts as wrong.
+    """
+
+    defense: MinorityReports
+    alerts = True
+    certified_in_training: ClassVar[int] = 500
+
+    def cost(self, height: int, width: int) -> tuple[int, int]:
+        """Masked images that the network scores of one image: for `forward` and for `predict`."""
+        most = len(self.defense.mask_set(height, width).views) * self.each(height, width)
+        return most, most
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "alerts": True}
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Returns the mean softmax under the masks, whose argmax is `predict` where there is no alert."""
+        return mean_shares(self.view_logits(x))
+
+    def view_logits(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B V K"]:
+        """The network's logits of each image under every view. Differentiable."""
+        views = len(self.defense.mask_set(*x.shape[2:]).views)
+        image = torch.arange(len(x), device=x.device).repeat_interleave(views)
+        view = torch.arange(views, device=x.device).repeat(len(x))
+        return self.logits(x, image, view).view(len(x), views, self.num_classes)
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The class of each image, -1 for an alert."""
+        checks.inputs(self, x)
+        return answers(self.view_logits(x), self.defense.gap)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+        """Prove, for each image, that under every patch within `threat` the answer stays or is an alert.
+
+        `close` counts the masks under which a class leads by `gap`, up to 2·guard. Raises `InvalidInput` where some
+        placement lies inside no mask, and for a network whose logits differ alone and beside others.
+        """
+        checks.inputs(self, x)
+        threat.check_fits(x.shape[2], x.shape[3])
+        masks = self.defense.mask_set(*x.shape[2:])
+        self.check_covered(masks, threat)
+        self.check_network(x)
+        guard, logits = self.guard_on(x.device), self.view_logits(x)
+        if not bool(torch.isfinite(logits).all()):
+            raise checks.not_finite()
+        prediction = answers(logits, self.defense.gap)
+        certified = closed(self.steady(logits, prediction, guard), masks.hiding(threat)).all(dim=1)
+        near = (named(logits)[1] - self.defense.gap).abs() <= 2 * guard
+        return Certificate(
+            prediction=prediction,
+            certified=certified & (prediction >= 0),
+            margin=None,
+            placement_margin=None,
+            threat=threat,
+            method="exact",
+            guard=guard,
+            close=near.sum(dim=1),
+            outcome="recovers or alerts",
+        )
+
+    def steady(self, logits: Float[Tensor, "B V K"], answer: Int[Tensor, " B"], guard: float) -> Bool[Tensor, "B V"]:
+        """Marks the views that name the answer and are heard, whatever moves their logits by `guard`."""
+        label, gap = named(logits)
+        return (label == answer[:, None]) & (gap > self.defense.gap + 2 * guard)
+
+    def training_loss(
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of each image under a mask drawn for it."""
+        masks = self.defense.mask_set(*x.shape[2:])
+        self.check_covered(masks, threat)
+        view = torch.randint(len(masks.views), (len(x),), generator=generator).to(x.device)
+        return nn.functional.cross_entropy(self.logits(x, torch.arange(len(x), device=x.device), view), y)
+
+
+def answers(logits: Float[Tensor, "B V K"], gap: float) -> Int[Tensor, " B"]:
+    """The class of the largest mean softmax; -1, an alert, where a view that leads by more than `gap` names another,
+    or names none.
+    """
+    label, lead = named(logits)
+    answer = first_argmax(mean_shares(logits))
+    differs = ((label != answer[:, None]) & (lead > gap)) | (label == SILENT)
+    return torch.where(differs.any(dim=1), -1, answer)
+
+
+def mean_shares(logits: Float[Tensor, "B V K"]) -> Float[Tensor, "B K"]:
+    """The mean softmax of the views; those without a largest logit add nothing."""
+    silent = (named(logits.detach())[0] == SILENT)[..., None]
+    return torch.where(silent, 0, torch.where(silent, 0, logits).softmax(dim=2)).mean(dim=1)
