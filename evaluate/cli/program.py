@@ -14,6 +14,7 @@ COMMANDS = {
     "audit": "evaluate.audit.__main__",
     "sweep": "evaluate.sweep.__main__",
     "compare": "evaluate.compare",
+    "gate": "evaluate.gate.__main__",
     "leaderboard": "evaluate.leaderboard.__main__",
     "learning": "evaluate.learning",
     "curve": "evaluate.curve",
