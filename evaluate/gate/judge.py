@@ -146,7 +146,7 @@ def against(rule: Baseline, run: Answers, stored: Answers) -> list[Line]:
 def _paired(measure: str, drop: Drop, rule: Baseline) -> Line:
     level, allowed = rule.level / len(rule.measures), rule.below / 100
     more = f" by more than {rule.below:g} points" if rule.below else ""
-    found = f"{drop.lost} images lost, {drop.gained} gained of {drop.images} ({-drop.points:+.2f} points)"
+    found = f"{drop.lost} images lost, {drop.gained} gained of {drop.images} ({0 - drop.points:+.2f} points)"
     wanted = f"wanted: no fall{more} at level {level:g}"
     name = f"{measure}, against the baseline"
     if drop.is_seen(level):

@@ -15,7 +15,7 @@ from scipy.stats import beta, binom
 LEVEL = 0.005  # of all tests of a gate together: of 1,000 gates without a drop, 5 fail, and 10 or more very rarely
 POWER = 0.95
 _SPENT = 0.1  # of the level, on not knowing how many images differ
-_MOST = 10**7  # images that are thought of
+_MOST = 10**6  # images that are thought of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def least_drop(differing: float, images: int, level: float = LEVEL, allowed: flo
 
 
 def images_needed(drop: float, differing: float, level: float = LEVEL, allowed: float = 0.0) -> int | None:
-    """About the number of images of which a true fall by `drop` is seen with a chance of 95%; None above 10 million."""
+    """About the number of images of which a true fall by `drop` is seen with a chance of 95%; None above a million."""
     low, high = 1, 2
     while power(drop, differing, high, level, allowed) < POWER:
         low, high = high, 2 * high

@@ -79,6 +79,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     ),
     "sweep": ("toy.safetensors", *FOLDER, "--patch", "1x1", "--theta", "0.3", "--num-images", "1"),
     "compare": ("run", "run"),
+    "gate": ("gate.toml", "run"),
     "leaderboard": ("board.toml",),
     "learning": ("toy.safetensors",),
     "curve": ("run",),
@@ -171,6 +172,7 @@ def place(tmp_path_factory):
     for name, text in (
         ("recipe", RECIPE),
         ("board", BOARD),
+        ("gate", "[[floor]]\nleast = 0\n"),
         ("bad", "a = "),
         ("types", "run = 3\n[defaults]\nlr = 'x'\n"),
     ):

@@ -42,9 +42,9 @@ def test_a_thousand_pairs_of_runs():
     images = images_needed(0.02, DIFFERING)
     assert images == 2_236
     rule = Baseline(run="stored", catch=2.0)
-    # at the margin of 95% half of all simulations have fewer: some more images, as the documentation asks for
-    assert failures(0.02, 2_500, rule) >= 0.95 * PAIRS
-    assert failures(0.0, 2_500, rule) <= 0.01 * PAIRS
+    # A third more, as the documentation asks for: at the number itself, half of all runs happen to need some more.
+    assert failures(0.02, 3_000, rule) >= 0.95 * PAIRS
+    assert failures(0.0, 3_000, rule) <= 0.01 * PAIRS
 
 
 def test_the_chance_that_a_drop_is_seen():
