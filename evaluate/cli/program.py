@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "evaluate.sweep.__main__",
     "compare": "evaluate.compare",
     "gate": "evaluate.gate.__main__",
+    "bundle": "evaluate.bundle.__main__",
     "leaderboard": "evaluate.leaderboard.__main__",
     "learning": "evaluate.learning",
     "curve": "evaluate.curve",

@@ -18,6 +18,7 @@ from evaluate.gate.judge import Line, judge
 from evaluate.gate.rules import Conversion, Gate, read_gate
 from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.output import writing
+from evaluate.runs.reloading import options_of, stored_options
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import some_of
@@ -47,7 +48,7 @@ def main(
         found = [read_run(run) for run in runs or [_made(gate, errors)]]
         lines = judge(gate, [Answers.of(run) for run in found], stored)
         for conversion in gate.conversions:
-            lines += [_converted(conversion, run, errors, len(found) > 1) for run in found]
+            lines += [_converted(conversion, run, gate, errors, len(found) > 1) for run in found]
         if store is not None:
             store.write("gate.xml", junit(gate.title, lines))
             store.write("gate.sarif", sarif(gate.title, lines, rules))
@@ -71,12 +72,17 @@ def _made(gate: Gate, errors: Console) -> str:
     return str(options.output)
 
 
-def _converted(rule: Conversion, run: CompletedRun, errors: Console, several: bool) -> Line:
+def _converted(rule: Conversion, run: CompletedRun, gate: Gate, errors: Console, several: bool) -> Line:
     name = f"certificates in {rule.to}" + f", {run.claim['threat']}" * several
     wanted = f"wanted: at most {rule.lost:g}% lost"
     with showing(errors, len(run.records)) as on_progress:
         try:
-            found = certify_again(run, CONVERSIONS[rule.to], lambda n: on_progress(n, f"certifying in {rule.to}"))
+            own = (
+                None if gate.run is None else gate.run.model
+            )  # the rules are the user's own, a run's folder need not be
+            options = options_of(f"run {run.output}", stored_options(run), own)
+            convert = CONVERSIONS[rule.to]
+            found = certify_again(run, options, convert, lambda n: on_progress(n, f"certifying in {rule.to}"))
         except InvalidInput as error:
             return Line("convert", name, False, "none", wanted, str(error))
     lost = f": images {some_of(found.lost)}" if found.lost else ""

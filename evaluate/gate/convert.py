@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.cli.options import Options
-from evaluate.model.identity import weights_sha256
-from evaluate.model.load import subject_of
 from evaluate.runs.claims import claims_of
 from evaluate.runs.completed_run import CompletedRun
-from evaluate.runs.run_identity import images_sha256
+from evaluate.runs.reloading import loaded_again
 from robustpatch.classifiers.as_classifier import as_classifier
-from robustpatch.data.image_set import ImageSet
-from robustpatch.errors import InvalidInput
-from robustpatch.options import read
-from robustpatch.precision import check_device
-from robustpatch.storage.store import Store
-from robustpatch.storage.toml import read_toml
 from robustpatch.threats.parse import parse_threat
 
 _CALIBRATED = 64  # images by which the ranges of activations are found
@@ -44,34 +36,16 @@ class Survival:
         return len(self.lost) / max(1, self.before)
 
 
-def options_of(run: CompletedRun) -> Options:
-    """The options that a run kept to be repeated by. Raises `InvalidInput` where it kept none."""
-    local = Store(run.output).local
-    if local is None:
-        raise InvalidInput(f"run is {run.output}, whose options are read from a file; copy it into a folder")
-    given = read_toml(local / "run.toml", "run.toml")
-    return read(Options, given, f"run {run.output}: run.toml: ")
-
-
-def subject_and_images(run: CompletedRun, options: Options) -> tuple[nn.Module, ImageSet]:
-    """The model and the images of a run. Raises `InvalidInput` where they are others by now."""
-    device, images, total = check_device(options.device), options.load(), len(run.records)
-    if len(images) < total or images_sha256(images, total) != run.claim["images_sha256"]:
-        raise InvalidInput(f"run {run.output} is of other images than {options.dataset} has now; restore them")
-    model = subject_of(options, images, device).model
-    if weights_sha256(model) != run.claim["model_sha256"]:
-        raise InvalidInput(f"run {run.output} is of another model than its options name now; restore its weights")
-    return model, images
-
-
 def certify_again(
-    run: CompletedRun, convert: Callable[[nn.Module, Tensor], nn.Module], on_progress: Callable[[int], None]
+    run: CompletedRun,
+    options: Options,
+    convert: Callable[[nn.Module, Tensor], nn.Module],
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Survival:
-    """Certify every image of the run by the converted model. Raises `InvalidInput`, also where nothing can be certified
-    in that precision.
+    """Certify every image of the run, made with these options, by the converted model. Raises `InvalidInput`, also
+    where nothing can be certified in that precision.
     """
-    options = options_of(run)
-    model, images = subject_and_images(run, options)
+    model, images = loaded_again(f"run {run.output}", run.claim, options)
     device, total = options.device, len(run.records)
     threat = parse_threat(options.patch, images.image_shape[1:])
     converted = as_classifier(convert(model, images.batch(range(min(_CALIBRATED, total)))[0].to(device)))
