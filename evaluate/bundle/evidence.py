@@ -104,6 +104,7 @@ def _(classifier: BoundedClassifier, x: Tensor, threat: Threat) -> Evidence:
         "threat": number[kept].astype("<i4"),
         "corners": corners.reshape(len(image), 4)[kept].astype("<i4"),
         "bound": bound[kept].astype("<f8"),
+        "leader": found.prediction.cpu().numpy()[image][kept].astype("<i4"),
         **_of_certificate(found),
         "claim": _text(claim),
     }

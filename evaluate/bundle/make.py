@@ -46,21 +46,30 @@ def bundle(run: CompletedRun, options: Options, on_progress: Callable[[int], Non
             without.append(str(error))
         on_progress(some.stop)
     store = Store(run.output)
-    of_images = _images(run, images, proved)
     about = {
-        "format": FORMAT,
         "run": _plain(run.claim),
         "options": _plain({**options.given(), "model": run.claim.get("model")}),
         "circumstances": _circumstances(store),
         "evidence": kinds.pop() if kinds else "none",
         "without": "; ".join(dict.fromkeys(without)) or "the evidence does not show what the run claims",
-        "numbers": numbers(of_images),
     }
-    read = {range(*_ends(name)): KINDS[about["evidence"]][0](content)[0] for name, content in files.items()}
-    text = case(about, of_images, {(some.start, some.stop): file for some, file in read.items()})
+    of_images = _images(run, images, proved)
+    about["without"] *= bool((of_images["certified"] & ~proved).any())
     kept = [name for name in _SEALED if store.exists(name)] + store.names("records", ".parquet")
-    sealed = {name: store.read(name) for name in kept}
-    return pack(about, {**sealed, **files, IMAGES: packed(of_images), CASE: text.encode()})
+    return archive(about, of_images, files, {name: store.read(name) for name in kept})
+
+
+def archive(
+    about: dict[str, Any], images: dict[str, np.ndarray], files: dict[str, bytes], sealed: dict[str, bytes]
+) -> bytes:
+    """The archive of what is told `about` a run, its images, files of evidence, and others; numbers and words are made
+    of these.
+    """
+    check = KINDS[about["evidence"]][0] if files else None
+    parts = {_ends(name): check(content)[0] for name, content in files.items()} if check is not None else {}
+    about = {"format": FORMAT, **about, "numbers": numbers(images)}
+    text = case(about, images, parts).encode()
+    return pack(about, {**sealed, **files, IMAGES: packed(images), CASE: text})
 
 
 def _part(

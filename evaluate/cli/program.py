@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "evaluate.compare",
     "gate": "evaluate.gate.__main__",
     "bundle": "evaluate.bundle.__main__",
+    "verify": "evaluate.verify",
     "leaderboard": "evaluate.leaderboard.__main__",
     "learning": "evaluate.learning",
     "curve": "evaluate.curve",

@@ -13,6 +13,7 @@ byte changes the digest of `bundle.json`: compare it with one that came by anoth
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -158,6 +159,8 @@ def checked(members: Mapping[str, bytes], seconds: float = _MOST_SECONDS) -> Che
         wrong.append(f"run: num_images is {brief(about['run'].get('num_images'))}, but there are {many} images")
     if bool(files) != (about["evidence"] != "none") and images["proved"].any():
         wrong.append(f"evidence is {about['evidence']!r}, with {len(files)} files of it")
+    if bool(about["without"]) != bool((images["certified"] & ~images["proved"]).any()):
+        wrong.append(f"without is {brief(about['without'])}, which is to say why certificates have no evidence")
     if members[CASE] != case(about, images, files).encode():
         wrong.append(f"{CASE} is not what follows from the rest")
     size = sum(map(len, members.values()))
@@ -226,7 +229,9 @@ def case(about: Mapping[str, Any], images: Mapping[str, np.ndarray], files: Mapp
         ]
     lines += ["", f"Not shown by this archive: {HEARSAY}.", "", "| circumstance | |", "|---|---|"]
     lines += [f"| {plain(name)} | {plain(value)} |" for name, value in sorted(about["circumstances"].items())]
-    lines += [f"| {plain(name)} | {plain(value)} |" for name, value in sorted(run.items())]
+    for table in (run, about["options"]):
+        lines += ["", "| told of the run | |", "|---|---|"]
+        lines += [f"| {plain(name)} | {plain(value)} |" for name, value in sorted(table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -239,15 +244,17 @@ def threats_text(against: tuple[Threat, ...]) -> str:
 
 def pack(about: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
     """The archive of these members, `bundle.json` first, the same bytes from the same content."""
-    import json  # what reads checks its text otherwise
-
     listed = {name: [len(content), sha256(content).hexdigest()] for name, content in sorted(members.items())}
-    text = json.dumps({**about, "members": listed}, indent=1, allow_nan=False).encode()
+    text = _written({**about, "members": listed})
     with BytesIO() as file:
         with ZipFile(file, "w", ZIP_STORED) as archive:
             for name, content in ((ABOUT, text), *sorted(members.items())):
                 archive.writestr(ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
         return file.getvalue()
+
+
+def _written(about: Mapping[str, Any]) -> bytes:
+    return json.dumps(about, indent=1, allow_nan=False).encode()
 
 
 def _about(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -258,6 +265,8 @@ def _about(members: Mapping[str, bytes]) -> dict[str, Any]:
     about = strict_object(members[ABOUT])
     if about.keys() != _FIELDS or about["format"] != FORMAT or type(about["format"]) is not int:
         raise ValueError(f"bundle.json has the fields {brief(sorted(about))} and format {brief(about.get('format'))}")
+    if _written(about) != members[ABOUT]:
+        raise ValueError("bundle.json is not written as it is by what makes it")
     for name in ("run", "options", "circumstances", "numbers", "members"):
         if not isinstance(about[name], dict):
             raise ValueError(f"{name} of bundle.json is no table")

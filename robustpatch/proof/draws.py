@@ -43,8 +43,11 @@ class DrawsFile:
     threats: tuple[Threat, ...]
     image_size: tuple[int, int]
     classes: int
-    alpha: float
-    seed: int
+    selection: int
+    estimation: int
+    selected: np.ndarray
+    counted: np.ndarray
+    keys: np.ndarray
 
 
 def check(content: bytes) -> tuple[DrawsFile, list[str]]:
@@ -55,7 +58,7 @@ def check(content: bytes) -> tuple[DrawsFile, list[str]]:
         raise ValueError(f"the claim has the fields {brief(sorted(claim))}; {', '.join(sorted(_FIELDS))} are needed")
     size = whole_numbers("image_size", claim["image_size"], 2, least=(1, 1))
     image_size = size[0], size[1]
-    selection, estimation, seed = whole_numbers(
+    selection, estimation, _ = whole_numbers(
         "selection, estimation and seed",
         [claim[name] for name in ("selection", "estimation", "seed")],
         3,
@@ -78,7 +81,10 @@ def check(content: bytes) -> tuple[DrawsFile, list[str]]:
     against = threats(claim["threats"], image_size, [])
     chance = max(_met(claim["ablation"], threat, image_size) for threat in against)
     least = _least_hits(estimation, 0.5 + float(chance), alpha)
-    file = DrawsFile(prediction, certified, against, image_size, selected.shape[1], alpha, seed)
+    drawn = selection, estimation
+    file = DrawsFile(
+        prediction, certified, against, image_size, selected.shape[1], *drawn, selected, counted, arrays["keys"]
+    )
     wrong = []
     for i in np.nonzero(certified)[0]:
         c = int(selected[i].argmax())

@@ -47,6 +47,8 @@ class MaskedFile:
     image_size: tuple[int, int]
     classes: int
     guard: float
+    named: np.ndarray
+    lead: np.ndarray
 
 
 def check(content: bytes) -> tuple[MaskedFile, list[str]]:
@@ -74,7 +76,7 @@ def check(content: bytes) -> tuple[MaskedFile, list[str]]:
         or np.isinf(lead).any()
     ):
         raise ValueError("a certified image is of no class, or a lead no number of at least 0")
-    file = MaskedFile(prediction, certified, against, image_size, claim["classes"], float(guard))
+    file = MaskedFile(prediction, certified, against, image_size, claim["classes"], float(guard), named, lead)
     hiding = np.concatenate([_hiding(threat, hidden, views) for threat in dict.fromkeys(against)])
     wrong = []
     for i in np.nonzero(certified)[0]:

@@ -1,9 +1,9 @@
 """Proofs by bounds (IBP): every place of the patch lies in a region, of which a bound says that the class leads there.
 
 The archive holds, for each region, `image` and `threat` (their numbers), `corners` (first and last row, first and last
-column of the patch's upper left corner) and `bound`, by which the class leads every other at least, whatever the patch
-shows; and `prediction`, `certified` and `claim`, a JSON text: image_size, threats (rectangles), classes. That a network
-has these bounds is not in the file: it takes the network to see that. Needs numpy alone.
+column of the patch's upper left corner), and `bound`, by which the class `leader` leads every other at least, whatever
+the patch shows; and `prediction`, `certified` and `claim`, a JSON text: image_size, threats (rectangles), classes. That
+a network has these bounds is not in the file: it takes the network to see that. Needs numpy alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _ARRAYS: dict[str, Spec] = {
     "threat": {"<i4": 1},
     "corners": {"<i4": 2},
     "bound": {"<f8": 1},
+    "leader": {"<i4": 1},
     "prediction": {"<i8": 1},
     "certified": {"|b1": 1},
     "claim": {"|u1": 1},
@@ -37,6 +38,13 @@ class RegionFile:
     threats: tuple[Threat, ...]
     image_size: tuple[int, int]
     classes: int
+    arrays: dict[str, np.ndarray]
+
+    def regions(self, i: int) -> dict[tuple[int, ...], float]:
+        """The bounds of an image by threat and corners."""
+        own = self.arrays["image"] == i
+        at = np.concatenate([self.arrays["threat"][own, None], self.arrays["corners"][own]], axis=1)
+        return dict(zip(map(tuple, at.tolist()), self.arrays["bound"][own].tolist(), strict=True))
 
 
 def check(content: bytes) -> tuple[RegionFile, list[str]]:
@@ -47,10 +55,10 @@ def check(content: bytes) -> tuple[RegionFile, list[str]]:
         raise ValueError(f"the claim has the fields {brief(sorted(claim))}; image_size, threats and classes are needed")
     size = whole_numbers("image_size", claim["image_size"], 2, least=(1, 1))
     image_size, against = (size[0], size[1]), threats(claim["threats"], (size[0], size[1]), [])
-    image, number, corners, bound = (arrays[name] for name in ("image", "threat", "corners", "bound"))
+    image, number, corners, bound, leader = (arrays[n] for n in ("image", "threat", "corners", "bound", "leader"))
     prediction, certified = arrays["prediction"], arrays["certified"]
     many = len(prediction)
-    shapes = {len(image), len(number), len(corners), len(bound)}
+    shapes = {len(image), len(number), len(corners), len(bound), len(leader)}
     if len(certified) != many or len(shapes) > 1 or corners.shape[1] != 4 or not many:
         raise ValueError("its arrays are of different lengths, or of no image")
     if len(image) and not (
@@ -63,7 +71,7 @@ def check(content: bytes) -> tuple[RegionFile, list[str]]:
         raise ValueError(f"predictions are not all classes of {claim['classes']}")
     if many * len(against) * size[0] * size[1] > _MOST_CELLS:
         raise ValueError("it has more places than are checked")
-    file, wrong = RegionFile(prediction, certified, against, image_size, claim["classes"]), list[str]()
+    file, wrong = RegionFile(prediction, certified, against, image_size, claim["classes"], arrays), list[str]()
     for n, threat in enumerate(against):
         ((patch, count), *others) = threat
         if not isinstance(patch, Rectangle) or count > 1 or others:
@@ -78,9 +86,9 @@ def check(content: bytes) -> tuple[RegionFile, list[str]]:
             or (right < left).any()
         ):
             raise ValueError(f"a region has corners outside of {places[0]}x{places[1]} places, or is empty")
-        of, holds = image[number == n], bound[number == n] >= 0
+        of, holds, named = image[number == n], bound[number == n] >= 0, leader[number == n]
         for i in np.nonzero(certified)[0]:
-            if not _covered(corners[number == n][(of == i) & holds], places):
+            if not _covered(corners[number == n][(of == i) & holds & (named == prediction[i])], places):
                 wrong.append(f"image {i}: certified, but not every place lies in a region that is bounded")
     return file, wrong
 
