@@ -19,6 +19,7 @@ from robustpatch.cli.text import one_line, some_of
 from robustpatch.data.images import DataRoot
 from robustpatch.errors import InvalidInput
 from robustpatch.options import Integer, Whole, options
+from robustpatch.precision import check_device
 from robustpatch.proof.bundle import Checked, check, told
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -56,6 +57,8 @@ def main(options: VerifyOptions) -> int:
 
     Exit status 0: it does. 1: it does not. 2: it is no safety case, or the call was wrong. 3: internal error.
     """
+    if options.device is not None:
+        check_device(options.device)
     if options.digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", options.digest):
         raise InvalidInput(
             f"digest is {one_line(options.digest, 80)}; give the 64 digits that robustpatch bundle printed"

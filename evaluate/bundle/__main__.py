@@ -39,9 +39,9 @@ def main(
     """
     if not output.endswith(".zip"):
         raise InvalidInput(f"output is {output}; let it end in .zip")
-    found = read_run(run)
-    options = options_of(f"run {run}", stored_options(found), model, data_root)
     with writing(folder_of(output)) as store:
+        found = read_run(run)
+        options = options_of(f"run {run}", stored_options(found), model, data_root)
         with showing(errors, len(found.records)) as on_progress:
             content = bundle(found, options, lambda n: on_progress(n, "keeping evidence"))
         lines, status = told(checked(read_members(content, _MOST_BYTES)))

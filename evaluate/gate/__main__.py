@@ -19,6 +19,7 @@ from evaluate.gate.rules import Conversion, Gate, read_gate
 from evaluate.runs.completed_run import CompletedRun, read_run
 from evaluate.runs.output import writing
 from evaluate.runs.reloading import options_of, stored_options
+from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
 from robustpatch.cli.text import some_of
@@ -32,10 +33,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     errors: Console,
     rules: Annotated[str, typer.Argument(help="A TOML file: [[floor]], [baseline], [[convert]] and [run].")],
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Outputs of evaluate.attack_vs_cert, each against a threat of its own. Default: by [run]."),
-    ] = None,
+    runs: Annotated[shared.Runs | None, "as [run] says"] = None,
     output: Annotated[str | None, typer.Option(help="Folder for gate.xml, gate.sarif and gate.md.")] = None,
 ) -> int:
     """Hold runs against the rules of a file, line by line.

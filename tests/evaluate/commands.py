@@ -125,6 +125,7 @@ def commands(place: Path) -> dict[str, Command]:
         "report": Command("evaluate.report.__main__", (run, *out)),
         "compare": Command("evaluate.compare", (run, other, *out)),
         "gate": Command("evaluate.gate.__main__", (f"{place}/gate.toml", run, *out)),
+        "bundle": Command("evaluate.bundle.__main__", (run, "--output", "out/case.zip")),
         "curve": Command("evaluate.curve", (run, "--output", "out/curve.png")),
         "learning": Command(
             "evaluate.learning", (f"{place}/trained/out/checkpoint.safetensors", "--output", "out/learning.png")
@@ -146,6 +147,7 @@ def read_before(place: Path) -> dict[str, Callable[[], None]]:
         "report": lambda: run("evaluator", "run"),
         "compare": lambda: (run("evaluator", "run"), run("evaluator", "other")),
         "gate": lambda: run("evaluator", "run"),
+        "bundle": lambda: run("evaluator", "run"),
         "curve": lambda: run("evaluator", "run"),
         "learning": lambda: run("train", "trained"),
     }
