@@ -48,6 +48,11 @@ def main(options: Options, errors: Console) -> int:
     prediction was changed; of certificates that hold with a confidence, significantly more than it allows (p < 0.001).
     2: wrong call. 3: internal error.
     """
+    return carry_out(options, errors)
+
+
+def carry_out(options: Options, errors: Console) -> int:
+    """Do what the options ask for; see `main`. Raises `InvalidInput`."""
     started = time.monotonic()
     console = TextConsole(no_color=True) if options.plain else TextConsole()
     if options.replay is not None:

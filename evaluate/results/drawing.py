@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.runs.output import place_of, writing
+from evaluate.runs.output import folder_of, place_of, writing
 from robustpatch.cli.text import visible
 from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
@@ -55,17 +55,11 @@ def drawing_to(output: str) -> Iterator[None]:
     """
     if not output.endswith((".png", ".svg", ".pdf")):
         raise InvalidInput(f"output is {output}; let it end in .png, .svg or .pdf")
-    with writing(_folder_of(output)):
+    with writing(folder_of(output)):
         yield
 
 
 def write_picture(path: str | Path, figure: Figure) -> None:
     """Write it to a path, or a place that fsspec knows. Raises `InvalidInput` where it cannot be written."""
     name = str(path).rpartition("/")[2]
-    write_figure(place_of(_folder_of(path)), name, figure, dpi=150)
-
-
-def _folder_of(path: str | Path) -> str:
-    """The folder of a picture, or the place that fsspec knows."""
-    folder, slash, _ = str(path).rpartition("/")
-    return folder or slash or "."
+    write_figure(place_of(folder_of(path)), name, figure, dpi=150)

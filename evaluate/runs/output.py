@@ -21,6 +21,12 @@ def place_of(output: str | Path) -> Store:
     return Store(output)
 
 
+def folder_of(path: str | Path) -> str:
+    """The folder of a file, or of a place that fsspec knows."""
+    folder, slash, _ = str(path).rpartition("/")
+    return folder or slash or "."
+
+
 @contextmanager
 def writing(output: str | Path, *, alone: bool = False, room: int = 0) -> Iterator[Store]:
     """The place `output`, found to be one where `room` bytes can be written before the block does any work, and held

@@ -206,6 +206,10 @@ class RandomizedClassifier(CertifiedClassifier):
         self.enumerated().check_base(x)
         return certify_draws(draw, chance, threat, self.sampling, self.guard_on(x.device))
 
+    def tally(self, x: Float[Tensor, "B C H W"], purpose: str, number: int) -> Tally:
+        """The votes of the ablations that `certify` draws for a purpose, "selection" or "estimation": its evidence."""
+        return self._draw(x, finite=True)(purpose, number)
+
     def sampled_logits(
         self, x: Float[Tensor, "B C H W"], number: int, generator: torch.Generator
     ) -> Float[Tensor, "B number K"]:

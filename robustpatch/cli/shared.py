@@ -25,6 +25,10 @@ _PATCH = f"The patch of the attacker: {FORMS}"
 Runs = Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")]
 Only = Annotated[str, typer.Option(help="Rows of a board, or runs of a recipe, by name, comma-separated.")]
 
+OwnModel = Annotated[
+    str, typer.Option("--model", help="The run's model, where it is of your own code.", rich_help_panel=MODEL)
+]
+
 Voting = Annotated[
     str,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -150,18 +151,8 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         self._check_clean(graph, x, logits)
         prediction = first_argmax(logits)
         margin = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-        for one in threat.threats:
-            alive = (margin >= 0).nonzero()[:, 0]
-            regions = Regions.of(one, (x.shape[2], x.shape[3]), len(alive), x.device)
-            while len(regions):
-                regions, some = regions.split(self._chunk(x))
-                image = alive[some.image]
-                found = _margins(graph, x[image], some.footprint(), prediction[image])
-                failed = found < 0
-                sure = ~failed | some.single
-                margin.scatter_reduce_(0, image[sure], found[sure], "amin")
-                regions = regions.join(some.keep(failed & ~some.single).halves())
-                regions = regions.keep(margin[alive[regions.image]] >= 0)
+        for _ in self._decided(graph, x, prediction, threat, margin):
+            pass
         return Certificate(
             prediction=prediction,
             certified=margin >= 0,
@@ -172,6 +163,37 @@ class BoundedClassifier(Defended, CertifiedClassifier):
             guard=0.0,
             close=torch.zeros_like(prediction),
         )
+
+    @torch.no_grad()
+    def bounded_regions(
+        self, x: Float[Tensor, "B C H W"], threat: Threat
+    ) -> list[tuple[int, Int[Tensor, " M"], Int[Tensor, "M count 4"], Float[Tensor, " M"]]]:
+        """The evidence behind `certify`: of each alternative of the threat, by number, images and regions of placements
+        (`Regions`) and the least lead of the prediction there. In those of a certified image, all at least 0, lies
+        every placement. Raises `InvalidInput`.
+        """
+        x = self._check(x, threat)
+        graph, prediction = self._graph(x), first_argmax(self._outputs(x))
+        margin = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        return list(self._decided(graph, x, prediction, threat, margin))
+
+    def _decided(
+        self, graph: Graph, x: Tensor, prediction: Tensor, threat: Threat, margin: Tensor
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yields regions that need not be tried in halves, with their bounds, and lowers `margin` to these."""
+        for number, one in enumerate(threat.threats):
+            alive = (margin >= 0).nonzero()[:, 0]
+            regions = Regions.of(one, (x.shape[2], x.shape[3]), len(alive), x.device)
+            while len(regions):
+                regions, some = regions.split(self._chunk(x))
+                image = alive[some.image]
+                found = _margins(graph, x[image], some.footprint(), prediction[image])
+                failed = found < 0
+                sure = ~failed | some.single
+                margin.scatter_reduce_(0, image[sure], found[sure], "amin")
+                yield number, image[sure], some.corners[sure], found[sure]
+                regions = regions.join(some.keep(failed & ~some.single).halves())
+                regions = regions.keep(margin[alive[regions.image]] >= 0)
 
     @torch.no_grad()
     def placement_margins(self, x: Float[Tensor, "B C H W"], threat: Patches) -> Float[Tensor, "B L"]:

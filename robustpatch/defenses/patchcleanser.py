@@ -8,7 +8,7 @@ from math import isfinite
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustpatch.certificates.each_image import certify_each
@@ -186,6 +186,24 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
             guard=guard,
             close=torch.cat([none, *close]),
         )
+
+    @torch.no_grad()
+    def named_under_unions(
+        self, x: Float[Tensor, "B C H W"], asked: Bool[Tensor, " B"]
+    ) -> tuple[Int[Tensor, "B U"], Float[Tensor, "B U"]]:
+        """The evidence behind `certify`: the class under every union of masks, and its lead over the others in logits,
+        of the images `asked`; -1 and 0 for all others.
+        """
+        masks = self.defense.mask_set(*x.shape[2:])
+        named = torch.full((len(x), len(masks.unions)), -1, dtype=torch.int32, device=x.device)
+        lead, first = torch.zeros(named.shape, device=x.device), 0
+        unions, rows = torch.arange(named.shape[1], device=x.device), asked.nonzero()[:, 0]
+        for looks in self.looks(x[rows]):
+            own = rows[first : first + len(looks.prediction)]
+            looks.ask(torch.arange(len(own), device=x.device)[:, None].expand(-1, len(unions)), unions)
+            named[own], lead[own] = looks.prediction, looks.gap.float()
+            first += len(own)
+        return named, lead
 
     @torch.no_grad()
     def placement_margins(self, x: Float[Tensor, "B C H W"], threat: Patches) -> Float[Tensor, "B L"]:

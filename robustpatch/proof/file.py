@@ -18,7 +18,7 @@ from robustpatch.storage.npz import Spec, read_arrays
 
 UNITS = 2**16  # of a score that is summed: its range
 _MOST_CLAIM = 2**16  # bytes of the JSON text
-_ARRAYS: dict[str, Spec] = {
+ARRAYS: dict[str, Spec] = {
     "cast": {"|u1": 1, "<i4": 3},
     "close": {"|u1": 1},
     "shape": {"<i8": 1},
@@ -27,7 +27,7 @@ _ARRAYS: dict[str, Spec] = {
     "margin": {"<i8": 1},
     "claim": {"|u1": 1},
 }
-_LISTED: dict[str, Spec] = {"runs": {"<i4": 2}, "places": {"<i4": 2}}  # of patches that are no rectangles
+LISTED: dict[str, Spec] = {"runs": {"<i4": 2}, "places": {"<i4": 2}}  # of patches that are no rectangles
 _FIELDS = ("ablation", "image_size", "threats", "method", "guard")
 _VOTES = {"unit": 1, "slack": 0}  # what a claim without these two means
 
@@ -69,12 +69,16 @@ class ProofFile:
         return bits[: (stop - start) * each].reshape(stop - start, *self.shape[1:]).astype(np.int64)
 
 
-def read(path: str | Path) -> ProofFile:
-    """The file's content. Raises `ValueError` (or an error of `zipfile`, `zlib` or the operating system) for a file
-    that is no proof: that cannot be read, or whose fields are missing, too many, of other types or shapes, or
-    impossible. What is returned may still be false.
+def read(path: str | Path | bytes) -> ProofFile:
+    """The content of a file, or of its bytes. Raises `ValueError` (or an error of `zipfile`, `zlib` or the operating
+    system) for one that is no proof: that cannot be read, or whose fields are missing, too many, of other types or
+    shapes, or impossible. What is returned may still be false.
     """
-    arrays = read_arrays(path, _ARRAYS, _LISTED)
+    return proof_of(read_arrays(path, ARRAYS, LISTED))
+
+
+def proof_of(arrays: dict[str, np.ndarray]) -> ProofFile:
+    """The proof that these arrays are. Raises `ValueError`."""
     claim = _claim(arrays["claim"].tobytes())
     size = claim["image_size"]
     families = listed(arrays.pop("runs"), arrays.pop("places"), size) if "runs" in arrays else []
@@ -111,9 +115,8 @@ def check_length(claim: bytes) -> None:
         raise ValueError(f"the claim has {len(claim)} bytes; at most {_MOST_CLAIM} are read")
 
 
-def _claim(content: bytes) -> dict[str, Any]:
-    """The claim's fields, each of its type and in its range, but for the threats."""
-    check_length(content)
+def strict_object(content: bytes) -> dict[str, Any]:
+    """The fields of a JSON object, no name twice and no number that is none. Raises `ValueError` for anything else."""
     try:
         found = json.loads(
             content.decode(), object_pairs_hook=_once, parse_constant=_refuse, parse_int=_whole, parse_float=_finite
@@ -122,6 +125,13 @@ def _claim(content: bytes) -> dict[str, Any]:
         raise ValueError("the claim is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("the claim is no table of fields")
+    return found
+
+
+def _claim(content: bytes) -> dict[str, Any]:
+    """The claim's fields, each of its type and in its range, but for the threats."""
+    check_length(content)
+    found = strict_object(content)
     claim = {**_VOTES, **found}
     if set(claim) != {*_FIELDS, *_VOTES}:
         raise ValueError(f"the claim has the fields {brief(sorted(found))}; {', '.join([*_FIELDS, *_VOTES])} are known")

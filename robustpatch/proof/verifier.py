@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -108,8 +108,15 @@ def verify(path: str | Path) -> list[str]:
     return unproved(read(path))
 
 
-def unproved(file: ProofFile) -> list[str]:
-    """The claims of the file that do not follow from its votes, a line each. Raises `ValueError` (see `verify`)."""
+def unproved(
+    file: ProofFile,
+    worst_of: Callable[[ProofFile, np.ndarray], np.ndarray] = worst_margins,
+    winners_of: Callable[[ProofFile], np.ndarray] | None = None,
+) -> list[str]:
+    """The claims of the file that do not follow from its votes, a line each. Raises `ValueError` (see `verify`).
+
+    Other ways to count than the majority give the worst margins over sets of ablations, and the winners.
+    """
     kept = masks(file.ablation, *file.image_size)
     if len(kept) != file.shape[1]:
         size = "x".join(map(str, file.image_size))
@@ -126,11 +133,11 @@ def unproved(file: ProofFile) -> list[str]:
         work += (len(sets) + 2**4) * prod(file.shape)
         if work > _MOST_WORK:
             raise ValueError("checking it would take hours; save fewer images or threats in a file")
-        worst = np.minimum(worst, worst_margins(file, np.asarray(sets)))
+        worst = np.minimum(worst, worst_of(file, np.asarray(sets)))
     prediction, certified, margin = file.prediction, file.certified, file.margin
     wrong = [
         f"image {i}: prediction {prediction[i]} is not the first class with the most votes"
-        for i in np.nonzero(_winners(file) != prediction)[0]
+        for i in np.nonzero((winners_of or _winners)(file) != prediction)[0]
     ]
     wrong += [
         f"image {i}: certified, but its worst margin is {worst[i]}" for i in np.nonzero(certified & (worst < 0))[0]
@@ -178,6 +185,12 @@ def _assumed(file: ProofFile) -> str:
     return f"{moves}, which turns no vote over but the {close} of {number} marked close"
 
 
+def refuse(path: str, error: Exception) -> None:
+    """Say on stderr, in one line, why the file is no proof."""
+    reason = " ".join(f"{error or type(error).__name__}".split())
+    print(f"{path!r} cannot be verified: {reason[:500]}", file=sys.stderr)
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "verify":
         print("usage: python -m robustpatch.proof verify FILE", file=sys.stderr)
@@ -186,8 +199,7 @@ def main(arguments: list[str]) -> int:
         file = read(arguments[1])
         claim, wrong = told(file), unproved(file)
     except Exception as error:  # a damaged file can fail in any way, and each way means: nothing was proved
-        reason = " ".join(f"{error or type(error).__name__}".split())
-        print(f"{arguments[1]!r} cannot be verified: {reason[:500]}", file=sys.stderr)
+        refuse(arguments[1], error)
         return 2
     print(claim)
     print("\n".join(wrong) or "every claim follows from the votes")

@@ -1,7 +1,7 @@
 """Arrays of a numpy archive that nobody vouches for: sizes are known and bounded before anything is decompressed.
 
 Only what `numpy.savez` writes of plain arrays is read: one stored or deflated member NAME.npy for each array, little
-endian booleans and integers in C order. Headers are matched, not evaluated; nothing is unpickled. Needs numpy alone.
+endian booleans and numbers in C order. Headers are matched, not evaluated; nothing is unpickled. Needs numpy alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -20,9 +21,10 @@ import numpy as np
 
 MOST_BYTES = 2**29  # of one array
 _MOST_DIRECTORY = 2**16  # of the table of contents of an archive whose names are known: eight members need 600
+_MOST_FILES = 2**12  # of an archive of whole files
 _MOST_MEMBERS = 2**17  # of one whose names are not known; a byte of a table of contents is some 1/60 of a member
 _HEADER = re.compile(
-    rb"\{'descr': '(\|b1|\|u1|<i2|<i4|<i8)', 'fortran_order': (False|True), "
+    rb"\{'descr': '(\|b1|\|u1|<i2|<i4|<i8|<f4|<f8)', 'fortran_order': (False|True), "
     rb"'shape': \(((?:[0-9]{1,18},|[0-9]{1,18}(?:, [0-9]{1,18})+)?)\), \} *\n"
 )
 _START, _MAGIC, _END, _END_64 = b"PK\3\4", b"\x93NUMPY\x01\x00", b"PK\5\6", b"PK\6\7"
@@ -32,18 +34,16 @@ Spec = Mapping[str, int]  # the types that an array may have, as numpy writes th
 
 
 def read_arrays(
-    path: str | Path, wanted: Mapping[str, Spec], optional: Mapping[str, Spec] | None = None
+    path: str | Path | bytes, wanted: Mapping[str, Spec], optional: Mapping[str, Spec] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of exactly the names in `wanted`, each of a type and a number of dimensions that it may have; and of
-    those in `optional`, where all of them are there.
+    """The arrays, in a file or its bytes, of exactly the names in `wanted`, each of a type and a number of dimensions
+    that it may have; and of those in `optional`, where all of them are there.
 
     Memory and time are bounded by `MOST_BYTES` an array, whatever the file claims to hold. Raises `ValueError`, or
     whatever `zipfile` and `zlib` raise, for any other file: one line that names the member.
     """
-    with open(path, "rb") as raw:
-        if not S_ISREG(os.fstat(raw.fileno()).st_mode):
-            raise ValueError("it is no regular file")
-        _check_directory(raw, os.fstat(raw.fileno()).st_size, _MOST_DIRECTORY)
+    with opened(path) as (raw, size):
+        _check_directory(raw, size, _MOST_DIRECTORY)
         with zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
             names = sorted(member.filename for member in members)
@@ -75,6 +75,43 @@ def read_all_arrays(content: bytes, spec: Spec, most: int) -> dict[str, np.ndarr
         return found
 
 
+@contextmanager
+def opened(path: str | Path | bytes) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file, or bytes as one, and its size. Raises `ValueError` for what is no regular file."""
+    if isinstance(path, bytes):
+        yield BytesIO(path), len(path)
+        return
+    with open(path, "rb") as raw:
+        found = os.fstat(raw.fileno())
+        if not S_ISREG(found.st_mode):
+            raise ValueError("it is no regular file")
+        yield raw, found.st_size
+
+
+def read_members(path: str | Path | bytes, most: int) -> dict[str, bytes]:
+    """The content of all members of an archive, by name: at most 4,096, of at most `most` bytes together, stored or
+    deflated. Raises as `read_arrays`.
+    """
+    with opened(path) as (raw, size):
+        _check_directory(raw, size, 2**10 * _MOST_FILES)
+        with zipfile.ZipFile(raw) as archive:
+            members, found, left = archive.infolist(), dict[str, bytes](), most
+            if len({member.filename for member in members}) < len(members) or len(members) > _MOST_FILES:
+                raise ValueError(f"it holds two members of one name, or more than {_MOST_FILES}")
+            for member in members:
+                left -= member.file_size
+                if left < 0:
+                    raise ValueError(f"its members are said to have more than {most:,} bytes")
+                if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{member.filename[:80]!r} is encrypted, or compressed in another way")
+                with archive.open(member) as stream:
+                    content = stream.read(member.file_size)
+                    if len(content) != member.file_size or stream.read(1):
+                        raise ValueError(f"{member.filename[:80]!r} does not have the bytes that it is said to have")
+                found[member.filename] = content
+            return found
+
+
 def _check_directory(raw: BinaryIO, size: int, most: int) -> None:
     """Refuse an archive whose table of contents `zipfile` would have to read at length, before it does."""
     start = raw.read(4)
@@ -97,7 +134,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, spec: Spec) -> np.
         known = _HEADER.fullmatch(header)
         if known is None:
             raise ValueError(
-                f"{name} has no header of plain booleans or integers: {header[:80]!r}; anything else is not read"
+                f"{name} has no header of plain booleans or numbers: {header[:80]!r}; anything else is not read"
             )
         kind, order, sides = (part.decode() for part in known.groups())
         shape = tuple(int(side) for side in sides.split(",") if side)

@@ -77,6 +77,7 @@ checkpoint = "{place}/runs/narrow/checkpoint.safetensors"
 name = "square"
 checkpoint = "{place}/runs/square/checkpoint.safetensors"
 """
+GATE = "[[floor]]\nleast = 0\n"
 
 
 def furnish(place: Path) -> None:
@@ -97,7 +98,7 @@ def furnish(place: Path) -> None:
             Image.fromarray(np.full((12, 14, 3), level + number, np.uint8)).save(folder / f"{number}.png")
     make(place / "runs" / "narrow" / "checkpoint.safetensors", channels=3)
     make(place / "runs" / "square" / "checkpoint.safetensors", "blocks:3", SMALL, channels=3, seed=4)
-    files = {"lying.py": LYING, "bright.py": BRIGHT, "recipe.toml": RECIPE, "board.toml": BOARD}
+    files = {"lying.py": LYING, "bright.py": BRIGHT, "recipe.toml": RECIPE, "board.toml": BOARD, "gate.toml": GATE}
     for name, text in files.items():
         (place / name).write_text(text.replace("{place}", str(place)), "utf-8")
 
@@ -126,6 +127,8 @@ def commands(place: Path) -> dict[str, Command]:
         "audit": Command("evaluate.audit.__main__", (f"{place}/bright.py:Bright", *audit, *out), status=1),
         "report": Command("evaluate.report.__main__", (run, *out)),
         "compare": Command("evaluate.compare", (run, other, *out)),
+        "gate": Command("evaluate.gate.__main__", (f"{place}/gate.toml", run, *out)),
+        "bundle": Command("evaluate.bundle.__main__", (run, "--output", "out/case.zip")),
         "curve": Command("evaluate.curve", (run, "--output", "out/curve.png")),
         "learning": Command(
             "evaluate.learning", (f"{place}/trained/out/checkpoint.safetensors", "--output", "out/learning.png")
@@ -146,6 +149,8 @@ def read_before(place: Path) -> dict[str, Callable[[], None]]:
     return {
         "report": lambda: run("evaluator", "run"),
         "compare": lambda: (run("evaluator", "run"), run("evaluator", "other")),
+        "gate": lambda: run("evaluator", "run"),
+        "bundle": lambda: run("evaluator", "run"),
         "curve": lambda: run("evaluator", "run"),
         "learning": lambda: run("train", "trained"),
     }

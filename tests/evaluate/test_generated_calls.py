@@ -79,6 +79,9 @@ ASKED: dict[str, tuple[str, ...]] = {
     ),
     "sweep": ("toy.safetensors", *FOLDER, "--patch", "1x1", "--theta", "0.3", "--num-images", "1"),
     "compare": ("run", "run"),
+    "gate": ("gate.toml", "run"),
+    "bundle": ("run",),
+    "verify": ("case.zip",),
     "leaderboard": ("board.toml",),
     "learning": ("toy.safetensors",),
     "curve": ("run",),
@@ -172,6 +175,7 @@ def place(tmp_path_factory):
     for name, text in (
         ("recipe", RECIPE),
         ("board", BOARD),
+        ("gate", "[[floor]]\nleast = 0\n"),
         ("bad", "a = "),
         ("types", "run = 3\n[defaults]\nlr = 'x'\n"),
     ):
@@ -185,6 +189,8 @@ def place(tmp_path_factory):
     os.chdir(folder)
     try:
         done = call("attack-vs-cert", [*ASKED["attack-vs-cert"], "--output", "run"])
+        assert done.exit_code == 0, done.output
+        done = call("bundle", [*ASKED["bundle"], "--output", "case.zip"])
         assert done.exit_code == 0, done.output
         yield folder
     finally:
@@ -226,14 +232,18 @@ def _value(option: Any) -> st.SearchStrategy[list[str]]:
     return st.sampled_from([*NUMBERS, *TEXTS] if numeric else [*TEXTS, *NUMBERS]).map(lambda value: [name, value])
 
 
+def _output(command: str) -> list[str]:
+    name = {"learning": "out.png", "curve": "out.png", "bundle": "out.zip"}.get(command, "out")
+    return [] if command in ("report", "verify") else ["--output", name]
+
+
 @st.composite
 def calls(draw: Any) -> tuple[str, list[str]]:
     """A command, and one to three of its options with odd values beside what it needs."""
     command = draw(st.sampled_from(sorted(COMMANDS)))
     chosen = draw(st.lists(st.sampled_from(_options(command)), min_size=1, max_size=3, unique_by=lambda one: one.name))
     words = [word for option in chosen for word in draw(_value(option))]
-    output = [] if command == "report" else ["--output", "out.png" if command == "learning" else "out"]
-    return command, [*ASKED[command], *(output if command != "curve" else ["--output", "out"]), *words]
+    return command, [*ASKED[command], *_output(command), *words]
 
 
 def ends_well(place: Path, command: str, words: list[str], monkeypatch: Any) -> None:
@@ -303,9 +313,8 @@ KINDS = (
 
 def _each(command: str, kinds: tuple[str, ...]) -> list[list[str]]:
     """The words that the command needs, with each of its options once as each kind, beside what says otherwise."""
-    output = [] if command == "report" else ["--output", "out.png" if command in ("learning", "curve") else "out"]
     return [
-        [*ASKED[command], *output, *(words if option.is_flag else [*words, kind])]
+        [*ASKED[command], *_output(command), *(words if option.is_flag else [*words, kind])]
         for option in _options(command, "output")
         if option.param_type_name != "argument"
         for words in [[max([*option.opts, *option.secondary_opts], key=len)]]

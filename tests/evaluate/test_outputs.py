@@ -23,6 +23,8 @@ READING = {  # what a command does first that takes its time
     "audit": "evaluate.audit.run._pool",
     "sweep": "evaluate.sweep.runner._batch",
     "compare": "evaluate.compare.read_run",
+    "gate": "evaluate.gate.__main__.read_run",
+    "bundle": "evaluate.bundle.__main__.read_run",
     "leaderboard": "evaluate.leaderboard.__main__.measure",
     "learning": "evaluate.learning.read_learning",
     "curve": "evaluate.curve.read_curve",

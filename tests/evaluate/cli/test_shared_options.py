@@ -18,9 +18,11 @@ OWN = {
     "ablation": "an evaluation refuses other checkpoints by it, a training trains for it",
     "batch_size": "how many images a step of a training learns from is no matter of memory",
     "classes": "an audit knows of no names: it takes the number of classes",
+    "model": "of a finished run it is one that its records name already",
     "only": "a training takes the name of weights, a recipe and a board names of rows",
     "output": "each command says what it writes there",
     "replay": "a counterexample may lie in a store, an audit's finding is a file",
+    "run": "a report is of a run that need not be finished",
     "theta": "a sweep takes several",
     "top_k": "a sweep takes several",
 }
@@ -61,6 +63,7 @@ def test_commands_refuse_a_wrong_value_in_the_same_words(name):
     """None of these is right for any command; those that would read files first are given none that is needed."""
     wrong = {"dtype": "float12", "num_images": "-1", "budget": "0", "guard": "x", "seed": "x", "patch": "9y"}
     needed = {"sweep": ["mnist-columns2"], "audit": ["m:x"], "leaderboard": ["mnist"], "recipe": ["recipes/mnist.toml"]}
+    needed["verify"] = ["case.zip"]
     said = set()
     for command in parameters()[name]:
         if command in ("train", "recipe"):
