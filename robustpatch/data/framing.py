@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop, resize
 
 from robustpatch.errors import InvalidInput
 
@@ -32,6 +30,9 @@ class Framing:
 
     def __call__(self, picture: Tensor) -> Tensor:
         """The image uint8 [C,h,w] of a picture uint8 [C,H,W]."""
+        from torchvision.transforms import InterpolationMode  # slow to import
+        from torchvision.transforms.v2.functional import center_crop, resize
+
         to = self._scaled_to(picture.shape[1:])
         mode = InterpolationMode(self.interpolation)
         return center_crop(resize(picture, to, mode, antialias=True), list(self.size))
