@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code: the reference of the API, that of the commands, changelog, notebooks."""
+"""Pages of the site that are made from the code: API and command references, changelog, notebooks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ REFERENCE: dict[str, tuple[str, ...]] = {
     "robustpatch.proof": (),
     "attacks": (),
     "attacks.surfaces": (),
-    "evaluate": (),
+    "evaluate": (
+        "evaluate.runs.records.read_records",
+        "evaluate.runs.records.Record",
+        "evaluate.runs.records.AttackRecord",
+    ),
     "evaluate.audit": (),
     "evaluate.report": (),
     "evaluate.sweep": (),

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from attacks.registry import KNOWN
@@ -38,14 +39,11 @@ def pages() -> list[str]:
 def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
     found = list(_FENCE.finditer(text))
-    after = [
-        following[2] if following[1] == "text" and not text[one.end() : following.start()].strip() else None
-        for one, following in zip(found, found[1:], strict=False)
-    ]
-    return [
-        Block(one[1], one[2], text.count("\n", 0, one.start()) + 1, printed)
-        for one, printed in zip(found, [*after, None], strict=True)
-    ]
+    made = []
+    for one, following in zip_longest(found, found[1:]):
+        shown = following is not None and following[1] == "text" and not text[one.end() : following.start()].strip()
+        made.append(Block(one[1], one[2], text.count("\n", 0, one.start()) + 1, following[2] if shown else None))
+    return made
 
 
 def run_python(page: str) -> None:
