@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
-from evaluate.cli.program import app
+from evaluate.cli.program import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,9 +86,15 @@ def contents() -> str:
 
 def commands() -> str:
     """Every command of the program with its options, as typer documents them."""
-    command = typer.main.get_command(app)
-    text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="robustpatch"), name="robustpatch")
-    return re.sub(r"^# `robustpatch`", "# Commands", text)
+    program = typer.main.get_command(app)
+    context = typer.Context(program, info_name="robustpatch")
+    text = get_docs_for_click(obj=program, ctx=context, name="robustpatch").partition("\n## ")[0]
+    each = [typer.main.get_command(import_module(module).app) for module in COMMANDS.values()]
+    parts = [
+        get_docs_for_click(obj=one, ctx=context, indent=1, name=f"robustpatch {name}")
+        for name, one in zip(COMMANDS, each, strict=True)
+    ]
+    return "\n\n".join(["# Commands", text.partition("\n")[2], *parts])
 
 
 def adopted(name: str) -> str:

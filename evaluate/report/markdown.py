@@ -17,7 +17,7 @@ def markdown(report: Report) -> str:
     if not report.finished:
         lines.append(f"**UNFINISHED**: {report.images:,} of {report.planned:,} images; all that follows is of those.")
     word, _, sentence = report.verdict.partition(": ")
-    lines += [f"**{word}**: {plain(sentence)}.", _headline(report)]
+    lines += [f"{plain(report.survival)}.", f"**{word}**: {plain(sentence)}.", _headline(report)]
     lines += [Table.of(PARTS, parts(report)).markdown(), plain(report.assumption)]
     lines += [plain(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
     certifies = report.summary["certified_exact"] is not None
