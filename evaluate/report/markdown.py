@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
     if report.cards:
         names = outcome_names(report)
         cards: tuple[Column[Card], ...] = (
-            Column("image", lambda card: f"{card.index}", words=True),
+            Column("image", lambda card: f"{card.index}: {card.file}" if card.file else f"{card.index}", words=True),
             Column("outcome", lambda card: names[card.outcome], words=True),
             Column("", facts, words=True),
         )

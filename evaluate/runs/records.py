@@ -64,7 +64,7 @@ class Record:
     `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
     cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
     `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
-    `attacks.worst_votes`, changes it; None where there are no votes.
+    `attacks.worst_votes`, changes it; None where there are no votes. `file`: CLASS/FILE of a photograph.
 
     Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
@@ -88,6 +88,7 @@ class Record:
     error: float | None = None
     predicted: int | None = None
     refereed: int | None = None
+    file: str | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property

@@ -1,6 +1,7 @@
 """README and the site: every block of Python runs, every command line is one that the programs take, and links lead on.
 
-Blocks of tutorials are run by `test_tutorials`, those of the guide to the audit by `evaluate.test_audit_docs`.
+Blocks of tutorials are run by `test_tutorials`, those of the guide to the audit by `evaluate.test_audit_docs`, those of
+one's own model by `evaluate.test_own_model` and `robustpatch.classifiers.test_wrap`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import typer
 from evaluate.cli.program import COMMANDS
 from tests.docs.blocks import ROOT, blocks, commands, pages, run_python
 
-ELSEWHERE = ("docs/tutorials/", "docs/audit.md")
+ELSEWHERE = ("docs/tutorials/", "docs/audit.md", "docs/guides/models.md")
 WITH_PYTHON = [
     page for page in pages() if not page.startswith(ELSEWHERE) and any(b.language == "python" for b in blocks(page))
 ]

@@ -182,7 +182,7 @@ def test_the_table_without_a_certificate():
     text = console.export_text()
     assert "under all attacks" in text
     assert not any(word in text for word in ("certified", "gap", "guard", "votes", "HELD"))
-    assert len(group.renderables) == 2
+    assert len(group.renderables) == 3
     assert str(group.renderables[-1]).startswith("NO CERTIFICATE:")
 
 
