@@ -88,7 +88,7 @@ def commands() -> str:
     """Every command of the program with its options, as typer documents them."""
     program = typer.main.get_command(app)
     context = typer.Context(program, info_name="robustpatch")
-    text = get_docs_for_click(obj=program, ctx=context, name="robustpatch").partition("\n## ")[0]
+    text = get_docs_for_click(obj=program, ctx=context, name="robustpatch").partition("**Commands**")[0]
     each = [typer.main.get_command(import_module(module).app) for module in COMMANDS.values()]
     parts = [
         get_docs_for_click(obj=one, ctx=context, indent=1, name=f"robustpatch {name}")

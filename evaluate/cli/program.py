@@ -23,7 +23,7 @@ COMMANDS = {
 }
 
 
-ABOUT = {  # what `--help` and the shell say of a command without importing it: the first line of its own help
+ABOUT = {  # what `--help` and the shell say of a command without importing it: how its own help begins
     "attack-vs-cert": (
         "Report certified beside empirical accuracy, and whether any attack changed a certified prediction."
     ),
@@ -38,6 +38,8 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
     "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
     "learning": "Draw clean and certified accuracy on validation images against epochs.",
     "curve": "Draw accuracy under attack against the evaluations spent, of one run for each budget.",
+    "train": "Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.",
+    "recipe": "Train every network of a recipe",
 }
 
 
