@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from attacks.registry import KNOWN
 from attacks.registry import names as attack_names
 from evaluate.cli.command import refusing
 from robustpatch.checkpoints import names as checkpoint_names
@@ -112,7 +113,7 @@ class AttackOptions:
             "standard is the worst case over an ensemble, quick a smaller one; grey, noise and natural are controls, "
             "and undefended: ignores the defense: alone they test no certificate.",
             rich_help_panel=ATTACK,
-            **completing("standard", "quick", "none"),
+            **completing("none", *KNOWN),
         ),
     ] = "standard"
     top_k: Annotated[

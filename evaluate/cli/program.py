@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "attack-vs-cert": "evaluate.attack_vs_cert",
@@ -25,6 +26,38 @@ COMMANDS = {
 }
 
 
+ABOUT = {  # what `--help` and the shell say of a command without importing it: how its own help begins
+    "attack-vs-cert": (
+        "Report certified beside empirical accuracy, and whether any attack changed a certified prediction."
+    ),
+    "report": "Write report.html, report.md and report.json from a run's records.",
+    "audit": (
+        "Attack what is certified, hold predict and certify against each other, and dictate votes through the factory."
+    ),
+    "sweep": (
+        "Certify all images with each checkpoint under each voting rule, against each patch and squares of every side."
+    ),
+    "compare": "Put runs side by side, each against the first, image for image.",
+    "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
+    "learning": "Draw clean and certified accuracy on validation images against epochs.",
+    "curve": "Draw accuracy under attack against the evaluations spent, of one run for each budget.",
+    "train": "Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.",
+    "recipe": "Train every network of a recipe",
+}
+
+
+class _Unread(TyperCommand):
+    """A command by its name and a line about it; its module is imported when it is called, or asked for options."""
+
+    def read(self) -> Any:
+        command = typer.main.get_command(import_module(COMMANDS[str(self.name)]).app)
+        command.name = self.name
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.read().make_context(info_name, args, parent=parent, **extra)
+
+
 class _Modules(TyperGroup):
     """Commands of modules that are imported when asked for: one need not wait for the others."""
 
@@ -34,9 +67,8 @@ class _Modules(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        command = typer.main.get_command(import_module(COMMANDS[cmd_name]).app)
-        command.name = cmd_name
-        return command
+        command = _Unread(cmd_name, help=ABOUT.get(cmd_name))
+        return command if cmd_name in ABOUT else command.read()
 
 
 app = typer.Typer(
@@ -48,6 +80,16 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"robustpatch {version('robustpatch')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
     pass

@@ -155,7 +155,7 @@ def _notes(ranked: Sequence[Row]) -> list[str]:
     verdicts = {row.entry.called: row.verdict for row in ranked}
     for verdict, what in (
         ("held", "every certified image was attacked, and none changed"),
-        ("not tested", "not every certified image was attacked"),
+        ("not tested", "not every certified image was attacked, or none was certified"),
         ("broken", "a certified prediction was changed"),
     ):
         own = [name for name, one in verdicts.items() if one == verdict]

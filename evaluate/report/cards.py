@@ -12,6 +12,7 @@ from evaluate.report.pictures import heat, marked, picture, threat_picture
 from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, exhibits_name, read_exhibits
 from evaluate.runs.records import Record, open_shard
 from evaluate.runs.threat_maps import NO_PLACE, PlacementMap
+from robustpatch.cli.text import one_line
 from robustpatch.storage.store import Store
 
 _ROWS = 6  # classes whose votes a card shows
@@ -64,9 +65,10 @@ class AttackedPicture:
 @dataclass(frozen=True)
 class Card:
     """One image of the gallery. Predictions are class names, or "abstains". Votes are of `views` ablations; where
-    `sampled`, not those that decide; `other_classes` have some too. `guard` is its certificate's."""
+    `sampled`, not those that decide; `other_classes` have some too. `guard` is its certificate's; `file` its name."""
 
     index: int
+    file: str | None
     outcome: ImageOutcome
     size: tuple[int, int]
     label: str
@@ -142,6 +144,7 @@ def _card(exhibit: Exhibit, record: Record, names: list[str] | None, limit: int)
     votes, others = _votes(exhibit, record, names)
     return Card(
         index=exhibit.index,
+        file=None if record.file is None else one_line(record.file, 200),
         outcome=exhibit.outcome,
         size=exhibit.size,
         label=_name(record.label, names),

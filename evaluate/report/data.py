@@ -11,7 +11,7 @@ from typing import Any
 from evaluate.report.cards import Card, ThreatPicture, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, summarise
-from evaluate.results.summary_table import ClassRow, Line, gap_text
+from evaluate.results.summary_table import ClassRow, Line, gap_text, survival_text
 from evaluate.results.summary_table import verdict as verdict_of
 from evaluate.runs.gallery import outcome
 from evaluate.runs.records import Record, read_deviation, read_records
@@ -46,6 +46,7 @@ class Report:
         schema: names this form. title: what was run on what.
         finished: whether all `planned` images have records; `images` are those that have.
         summary: as in summary.json (`evaluate.results.metrics.Summary`), with configuration, command and versions.
+        survival: how many images stood up to what was tried, and how many provably to everything, in words.
         verdict: one sentence that begins with HELD, BROKEN, NOT TESTED or NO CERTIFICATE. assumption: what every
             certificate of the run leans on, guard and confidence included. gap: what is left between proof and attacks.
         attacked: whether any attack was run; else nothing is said of accuracy under attack.
@@ -65,6 +66,7 @@ class Report:
     images: int
     planned: int
     summary: dict[str, Any]
+    survival: str
     verdict: str
     assumption: str
     gap: str | None
@@ -121,6 +123,7 @@ def read_report(run: str | Path | Store) -> Report:
             **{key: around[key] for key in around if key in known},
             "configuration": configuration,
         },
+        survival=survival_text(summary, configuration.get("top_k", 1)),
         verdict=str(verdict_of(summary, configuration.get("top_k", 1))),
         assumption=assumption(summary, configuration, around.get("measured_deviation"), guards, off),
         gap=gap_text(summary.undecided) if summary.undecided is not None and summary.undecided.images else None,

@@ -17,7 +17,7 @@ def markdown(report: Report) -> str:
     if not report.finished:
         lines.append(f"**UNFINISHED**: {report.images:,} of {report.planned:,} images; all that follows is of those.")
     word, _, sentence = report.verdict.partition(": ")
-    lines += [f"**{word}**: {plain(sentence)}.", _headline(report)]
+    lines += [f"{plain(report.survival)}.", f"**{word}**: {plain(sentence)}.", _headline(report)]
     lines += [Table.of(PARTS, parts(report)).markdown(), plain(report.assumption)]
     lines += [plain(report.gap[0].upper() + report.gap[1:]) + "."] if report.gap else []
     certifies = report.summary["certified_exact"] is not None
@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
     if report.cards:
         names = outcome_names(report)
         cards: tuple[Column[Card], ...] = (
-            Column("image", lambda card: f"{card.index}", words=True),
+            Column("image", lambda card: f"{card.index}: {card.file}" if card.file else f"{card.index}", words=True),
             Column("outcome", lambda card: names[card.outcome], words=True),
             Column("", lambda card: facts(card, report.growing), words=True),
         )

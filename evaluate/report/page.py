@@ -92,8 +92,6 @@ def _asset(name: str) -> str:
 
 
 def _tone(report: Report) -> str:
-    if report.summary["verdict"] == "held" and report.summary["certified_images"] == 0:
-        return "doubt"
     return _TONES[report.summary["verdict"]]
 
 

@@ -104,9 +104,10 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Summary:
-    """The findings of a run. `verdict` is "held" only if every certified image was attacked and none was changed; of
-    certificates that hold with a confidence, no more than chance allows (`allowance`; None for proofs that never err),
-    where it does not allow all of them, and where the judge answered some patched image: abstentions alone are no test.
+    """The findings of a run. `verdict` is "held" only if some image was certified, and every such image was attacked
+    and none was changed; of certificates that hold with a confidence, no more than chance allows (`allowance`; None for
+    proofs that never err), where it does not allow all of them, and where the judge answered some patched image:
+    abstentions alone are no test.
 
     An image counts as attacked if every attack on it scored it whole, with no placement closed, and, for each threat,
     one that is no control (`attacks.occlusion.Control`) spent evaluations and tried a placement, and a patch of it that
@@ -221,7 +222,7 @@ def _verdict(certified: list[Record], attacked: int, allowance: Allowance | None
         return "no certificate"
     if allowance is not None and certified and (allowance.most == allowance.images or _silent(certified)):
         return "not tested"  # no outcome could have been a break, or there was no answer that could have been one
-    return "held" if attacked == len(certified) else "not tested"
+    return "held" if certified and attacked == len(certified) else "not tested"
 
 
 def _allowance(records: list[Record]) -> Allowance | None:

@@ -12,6 +12,8 @@ from evaluate.results.metrics import Allowance, AttackSummary, Gap, Share, Summa
 from evaluate.results.table import NONE, Column, Meter, Table
 from robustpatch.cli.text import some_of
 
+_LITTLE = 0.01  # of the open places: attacks that tried no more have hardly begun
+
 
 @dataclass(frozen=True)
 class Line:
@@ -193,30 +195,55 @@ def summary_table(
         notes.append(Text(f"no patch has a place on {summary.placeless} images, which nothing attacks"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
-    return Group(table.terminal(title, ends=ends), *notes, verdict(summary, top_k))
+    return Group(table.terminal(title, ends=ends), *notes, Text(survival_text(summary, top_k)), verdict(summary, top_k))
 
 
 def gap_text(gap: Gap) -> str:
     """Take apart in words what neither proof nor attacks decide."""
-    turned, missing = _counts(gap.turned), _counts({str(votes): images for votes, images in gap.missing.items()})
+    text = f"neither proof nor attacks decide {_counted(gap.images, 'image')}"
+    if gap.refuted:
+        of_them = "it" if gap.images == 1 else f"{gap.refuted} of them"
+        text += f"; no proof from these votes could certify {of_them}, as the vote-level adversary shows"
+    missing = {_counted(votes, "vote"): images for votes, images in gap.missing.items()}
     return (
-        f"the gap is {gap.images} images, {gap.refuted} of them refuted by the vote-level adversary; the best patch on "
-        f"each turned so many of the touched ablations ({turned}) and lacked so many votes ({missing})"
+        f"{text}; the best patch on each turned {_counts(gap.turned)} of the ablations that it touched, and lacked "
+        f"{_counts(missing)}"
     )
+
+
+def survival_text(summary: Summary, top_k: int = 1) -> str:
+    """What an engineer asks first: how many images stood up to what was tried, and how many provably to everything."""
+    what = "images" if top_k == 1 else f"labels, as one of the first {top_k},"
+    text = f"{summary.under_all.hits} of {summary.images} {what} survive every attack tried"
+    if not summary.attacks:
+        text = f"{summary.clean.hits} of {summary.images} {what} are right, and no attack was run"
+    tried = [one.visited for one in summary.attacks.values() if one.visited is not None]
+    if tried and max(tried) < _LITTLE:
+        text += f", of which none tried more than {max(tried):.1%} of the places: that says little"
+    if summary.certified_exact is None:
+        return text
+    sure = "" if summary.allowance is None else f", each with {100 * summary.allowance.confidence:g}% confidence"
+    all_ = "were certified to survive all, and not all did" if summary.verdict == "broken" else "provably survive all"
+    return f"{text}; {summary.certified_exact.hits} {all_}{sure}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _counts(images: Mapping[str, int]) -> str:
     """The images of each value; of many values, the least, the median and the greatest."""
     if len(images) <= 6:
-        return ", ".join(f"{value}: {count}" for value, count in images.items())
+        return ", ".join(f"{value} on {_counted(count, 'image')}" for value, count in images.items())
     in_order = sorted(images, key=_size)
     all_values = [value for value in in_order for _ in range(images[value])]
-    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]}"
+    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]},"
 
 
 def _size(value: str) -> float:
-    some, _, all_ = value.partition(" of ")
-    return int(some) / max(1, int(all_ or 1))
+    """Of "5 of 6" the share, of "3 votes" the number."""
+    some, _, rest = value.partition(" ")
+    return int(some) / max(1, int(rest.removeprefix("of "))) if rest.startswith("of ") else int(some)
 
 
 def certified_name(allowance: Allowance | None, top_k: int = 1, *, alerts: bool = False) -> str:
@@ -240,7 +267,7 @@ def verdict(summary: Summary, top_k: int = 1) -> Text:
     if summary.verdict == "no certificate":
         return Text("NO CERTIFICATE: this classifier proves nothing, so there is none to break", style="bold yellow")
     if summary.certified_images == 0:
-        return Text("HELD: no image was certified, so there was no certificate to break", style="bold yellow")
+        return Text("NOT TESTED: no image was certified, so there was no certificate to break", style="bold yellow")
     if summary.verdict == "not tested":
         abstained = summary.allowance is not None and summary.allowance.abstained
         found = f"{found}; " if summary.violations or abstained else ""

@@ -67,7 +67,7 @@ class Record:
     cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
     `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
     `attacks.worst_votes`, changes it; None where there are no votes. `placeless`: no patch of the threat has a place on
-    the image.
+    the image. `file`: CLASS/FILE of a photograph.
 
     Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
@@ -96,6 +96,7 @@ class Record:
     refereed: int | None = None
     placeless: bool = False
     alerted: bool | None = None
+    file: str | None = None
     attacks: list[AttackRecord] = field(default_factory=list)
 
     @property

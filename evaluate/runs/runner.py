@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,8 +42,8 @@ Progress = Callable[[int, str], None]  # images finished, what is being done
 
 @dataclass(frozen=True)
 class Job:
-    """All that a batch needs but its images, and where its results go. `worker`: what the process of a cluster that
-    does it says of itself, which is kept with the records.
+    """All that a batch needs but its images, and where its results go. `files`: names of the images, by index, where
+    they have some. `worker`: what the process of a cluster that does it says of itself, kept with the records.
     """
 
     model: torch.nn.Module
@@ -53,6 +53,7 @@ class Job:
     store: Store
     configuration: dict[str, Any]
     run: str
+    files: tuple[str, ...] = ()
     worker: dict[str, Any] | None = None
 
     def do(self, x: Tensor, y: Tensor, first: int, on_progress: Callable[[str], None] = lambda _: None) -> None:
@@ -76,7 +77,8 @@ class Job:
             files.add(exhibits_name(name))
         asked = answers(self.model, patched_images(x, batch.records, self.threat)[0], len(x))
         notes = {"float32_deviation": deviation, "probe": asked, "worker": self.worker}
-        write_shard(self.store, name, batch.records, self.run, files, **notes)
+        named = [replace(one, file=self.files[one.index]) for one in batch.records] if self.files else batch.records
+        write_shard(self.store, name, named, self.run, files, **notes)
 
     def damage(self, batch: range) -> str | None:
         """The damage of the shard of these images and of the files that belong to it; see `damage_of`."""
@@ -210,7 +212,7 @@ def evaluate(
     for note in notes:
         on_note(note)
     with claimed(store, own) as run:
-        job = Job(model, threat, tuple(attacks), settings, store, own, run)
+        job = Job(model, threat, tuple(attacks), settings, store, own, run, images.file_names(total))
         _finish(job, images, total, on_progress, on_damaged, workers or _here)
         records = read_records(store)
     check_complete(records, total, attacks, threat)

@@ -57,6 +57,10 @@ class ImageSet:
         pixels = self._pixels(index)
         return pixels.clone() if pixels.is_floating_point() else pixels.to(torch.float32) / 255, self.labels[index]
 
+    def file_names(self, total: int) -> tuple[str, ...]:
+        """CLASS/FILE of the first `total` images, where they are files; else nothing."""
+        return tuple(f"{path.parent.name}/{path.name}" for path in (self._files or ())[:total])
+
     def stored(self, i: int) -> bytes:
         """Image i before it is decoded, scaled or cropped: its values in memory, or its file."""
         if self._bytes is not None:

@@ -1,4 +1,4 @@
-"""A newcomer's own module and own folder of images; the README's example, run as it stands there."""
+"""A newcomer's own module and own folder of images; the guide's example, run as it stands there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate.runs.records import read_records
 from tests.evaluate.calls import call, refused
 
 ROOT = Path(__file__).parents[2]
@@ -118,10 +119,11 @@ def test_images_of_several_sizes_need_one(mine):
     refused(result, "bring all to one size with --image-size")
 
 
-def test_the_readme_s_example(mine):
-    """The commands and the file under "Your own model" do what the text says, on a folder such as it speaks of."""
-    section = (ROOT / "README.md").read_text().split("## Your own model")[1].split("\n## ")[0]
-    code, *commands = re.findall(r"```(?:python)?\n(.*?)```", section, flags=re.S)
+def test_the_guide_s_example(mine):
+    """The commands and the file under "Your own model" do what the text says, on a folder such as it speaks of. Records
+    and report name the photographs."""
+    section = (ROOT / "docs" / "guides" / "models.md").read_text().split("\n## ")[0]
+    code, *commands = re.findall(r"```\w+\n(.*?)```", section, flags=re.S)
     (mine / "mine.py").write_text(code)
     lines = [line for block in commands for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     assert lines
@@ -131,3 +133,5 @@ def test_the_readme_s_example(mine):
         result = call(*arguments[2:], "--attacks", "pgd:1", "--steps", 2, "--output", f"out{number}")
         assert result.exit_code == 0, result.output
         assert ("HELD" if number else "NO CERTIFICATE") in result.stdout
+        assert [record.file for record in read_records(f"out{number}")][2:4] == ["light/2.png", "night/0.png"]
+        assert all("light/2.png" in Path(f"out{number}", f"report.{kind}").read_text() for kind in ("html", "md"))

@@ -50,10 +50,10 @@ def test_a_planted_bug_is_caught(name, tmp_path):
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_sound_certifier_never_is(name, tmp_path):
-    """The same images without the bug, and black ones at the very edge of what is certified: "held"."""
+    """The same images without the bug, none of them certified, and black ones at the very edge: "held"."""
     plant = PLANTS[name]
     _, summary = run(plant.sound(), exposing(plant), plant.threat, tmp_path / "same")
-    assert summary.verdict == "held"
+    assert summary.verdict == "not tested"
     assert summary.certified_images == 0
     _, summary = run(plant.sound(), torch.zeros(2, 1, *plant.room), plant.threat, tmp_path / "edge")
     assert summary.verdict == "held"

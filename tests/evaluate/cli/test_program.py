@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from evaluate.cli.program import COMMANDS, app
+from evaluate.cli.program import ABOUT, COMMANDS, app
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,3 +53,21 @@ def test_the_shell_is_offered_commands_options_and_values():
 def test_an_unknown_command_is_a_wrong_call():
     """With exit status 2."""
     assert CliRunner().invoke(app, ["no-such"]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ABOUT)
+def test_what_is_said_of_a_command_is_what_it_says(name):
+    """Word for word, though its module is not imported for it."""
+    command = typer.main.get_command(import_module(COMMANDS[name]).app)
+    assert " ".join((command.help or "").split()).startswith(ABOUT[name])
+
+
+def test_help_version_and_commands_need_no_torch():
+    """The list of commands, their completion and the version are there at once."""
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom evaluate.cli.program import app\n"
+        "said = [CliRunner().invoke(app, [word]) for word in ('--help', '--version')]\n"
+        "assert 'leaderboard' in said[0].stdout and said[1].stdout.startswith('robustpatch 0'), said\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

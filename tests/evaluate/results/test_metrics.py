@@ -135,8 +135,10 @@ def test_an_attack_beside_a_control_tests_a_certificate():
 
 
 def test_a_broken_image_without_a_certificate_is_no_violation():
-    """Empirical accuracy falls, the verdict stands."""
-    assert summarise([record(0, attacks=[attack(broken=True)])]).verdict == "held"
+    """Empirical accuracy falls; there was no certificate to break, so none has held."""
+    assert summarise([record(0, attacks=[attack(broken=True)])]).verdict == "not tested"
+    stood = record(1, exact=True, attacks=[attack(unpruned=True)])
+    assert summarise([record(0, attacks=[attack(broken=True)]), stood]).verdict == "held"
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 5), (5, 5), (1, 7), (113, 200), (9_650, 10_000)])
@@ -180,7 +182,7 @@ def test_the_table_without_a_certificate():
     text = console.export_text()
     assert "under all attacks" in text
     assert not any(word in text for word in ("certified", "gap", "guard", "votes", "HELD"))
-    assert len(group.renderables) == 2
+    assert len(group.renderables) == 3
     assert str(group.renderables[-1]).startswith("NO CERTIFICATE:")
 
 

@@ -128,10 +128,10 @@ def test_by_name():
         assert torch.equal(model.certify(x, PatchThreat(3, 3)).prediction, model.predict(x))
 
 
-def test_the_readme_s_example():
+def test_the_guide_s_example():
     """It runs as printed, and drops tokens."""
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    example = readme.split("## A model of torchvision or timm")[1].split("```python\n")[1].split("```")[0]
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "models.md").read_text()
+    example = guide.split("## A model of torchvision or timm")[1].split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(example, names)
     assert isinstance(names["vit"].base, TokenDropViT)
