@@ -81,7 +81,7 @@ def claim(prediction: Tensor, certified: Tensor) -> SimpleNamespace:
 
 
 def one_patch(threat: Any, square: bool = False) -> tuple[int, int]:
-    """Height and width of the one patch. Raises `ValueError` for several, or for one that is not `square` but must be."""
+    """Height and width of the one patch. Raises `ValueError` for several, or where it has to be `square`."""
     if threat.count != 1 or (square and threat.height != threat.width):
         raise ValueError(f"the paper certifies against one {'square ' * square}patch, not {threat}")
     return threat.height, threat.width

@@ -1,4 +1,4 @@
-"""Local features of a network with small receptive fields: what the base says of every window of FIELD × FIELD pixels."""
+"""Local features of a network with small receptive fields: what the base says of windows of FIELD × FIELD pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def features(base: Base, x: Tensor) -> Tensor:
 
 
 def windows(patch: tuple[int, int], local: Tensor) -> Tensor:
-    """The windows [L,h,w] of features that a patch of that size can change. Raises `ValueError` where it changes all."""
+    """The windows [L,h,w] of features that a patch of that size can change. Raises `ValueError` if that is all."""
     tall, wide = (side + FIELD - 1 for side in patch)
     if tall >= local.shape[2] and wide >= local.shape[3]:
         raise ValueError("the patch changes all features")
