@@ -65,8 +65,8 @@ ENTRY = Entry(
     "than a stride, and a patch at the border meets one band more than ceil((m + s - 1) / stride).",
     repair="The bands that a patch meets are counted at every place.",
     read="code: MadryLab/smoothed-vit, src/utils/smoothing.py; UCSC-VLAA/vit_cert, engine.py (cert_recovery)",
-    adapted="Bands of three columns at a stride of three (the papers: 19 at 10, where 224 columns leave the same gap "
-    "of four); no vision transformer, the audit's base sees the band.",
+    adapted="Bands of three columns at a stride of three (the papers: 19 at 10, where the last of 224 columns are "
+    "four); no vision transformer, the audit's base sees the band.",
     printed=printed,
     repaired=repaired,
     sizes=sizes("1x1x4/1x1", "1x1x5/1x1", "1x1x7/1x1", "1x1x8/1x1", "1x1x10/1x1"),
