@@ -69,5 +69,5 @@ ENTRY = Entry(
     "four); no vision transformer, the audit's base sees the band.",
     printed=printed,
     repaired=repaired,
-    sizes=sizes("1x1x4/1x1", "1x1x5/1x1", "1x1x7/1x1", "1x1x8/1x1", "1x1x10/1x1"),
+    sizes=sizes("1x1x4/1x1", "1x1x5/1x1", "1x1x7/1x1", "1x1x8/1x1", "1x1x13/1x1"),
 )

@@ -122,7 +122,7 @@ HALF = (0.0, -1.0986122886681098)  # a softmax of 0.75 and 0.25
     [
         of("levine_feizi", 0),
         of("crosscert", 0),
-        of("smoothed_vit", 4),
+        of("smoothed_vit", 8),
         of("art_votes", 0),
         of("randomized_columns", 6),
         of("masked_ds", 2, (16.0, 8.0)),
