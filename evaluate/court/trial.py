@@ -21,7 +21,7 @@ from evaluate.audit.harness import Factory, Harness, Site
 from evaluate.audit.large_scores import try_large_scores
 from evaluate.audit.stopping import Limit, Stopped
 from evaluate.audit.threshold_search import thresholds, try_thresholds
-from evaluate.court.entry import Entry, Size, Witness
+from evaluate.court.entry import Entry, Size
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.parse import threat_from_dict
 
@@ -66,18 +66,22 @@ def try_form(
     `budget`: of views shown by the audit for each shape and patch.
     """
     factory, limit, total, started = dict(entry.forms)[form], Limit(seconds), Tally(), time.process_time()
-    smallest: Finding | None = None
+    smallest = written = None
     with limit.running():
         try:
+            written = _written(factory, entry, seed)
             for size in entry.sizes:
+                if written is not None and size == size_of(written):
+                    break
                 on_progress(f"{form}, images of {'x'.join(map(str, size[0]))}")
-                smallest = on_size(factory, size, entry, total, seed)
+                smallest = on_size(factory, size, entry.alerts, total, seed)
                 if smallest is not None:
                     break
-            else:
+            smallest = smallest or written
+            if smallest is None:
                 _audit(factory, entry, limit, total, budget, seed, on_progress)
         except Stopped:
-            pass
+            smallest = smallest or written
     broken = [one for one in total.findings if one.severity == "broken certificate" and one is not smallest]
     return Trial(
         entry,
@@ -109,18 +113,14 @@ def _audit(
     try_factory(factory, _CLASSES, shape, threat, budget, seed, step, entry.alerts, total)
 
 
-def on_size(factory: Factory, size: Size, entry: Entry, total: Tally, seed: int) -> Finding | None:
+def on_size(factory: Factory, size: Size, alerts: bool, total: Tally, seed: int) -> Finding | None:
     """The first broken certificate on images of this size, simplified; what is counted goes to `total`."""
     shape, threat, classes = size
     tally = Tally()
     try:
-        attack = DictatedAttack(Harness(factory, classes, shape, seed, alerts=entry.alerts), threat, tally)
+        attack = DictatedAttack(Harness(factory, classes, shape, seed, alerts=alerts), threat, tally)
         if not _certifies_anything(attack):
             return None
-        if entry.witness is not None and entry.witness.size == size:
-            broken = _shown(attack, entry.witness)
-            if broken is not None:
-                return attack.finding(broken, "witness")
         for finding in _searches(attack, seed):
             if finding.severity == "broken certificate":
                 return simplified(attack, finding)
@@ -132,21 +132,27 @@ def on_size(factory: Factory, size: Size, entry: Entry, total: Tally, seed: int)
     return None
 
 
-def _shown(attack: DictatedAttack, witness: Witness) -> Break | None:
-    """The break that was written down, if it is one."""
-    site = attack.harness.site(attack.threat, torch.tensor([witness.corner]))
+def _written(factory: Factory, entry: Entry, seed: int) -> Finding | None:
+    """The counterexample that the entry has written down, if it is one."""
+    witness = entry.witness
+    if witness is None:
+        return None
+    shape, threat, classes = witness.size
+    attack = DictatedAttack(Harness(factory, classes, shape, seed, alerts=entry.alerts), threat, Tally())
+    site = attack.harness.site(threat, torch.tensor([witness.corner]))
     attack.harness.dictate(Answers({}, witness.clean[0]))
     new = [key for key in attack.harness.views(site.x_adv) if key not in attack.harness.shown]
     rows = dict(zip(attack.harness.shown, witness.clean, strict=True)) | dict(zip(new, witness.patched, strict=True))
-    return attack.confirmed(Answers(rows, witness.clean[0]), site)
+    broken = attack.confirmed(Answers(rows, witness.clean[0]), site)
+    return None if broken is None else attack.finding(broken, "witness")
 
 
 def _certifies_anything(attack: DictatedAttack) -> bool:
     """Whether the image is certified for a class that all views say, in plain scores or in large ones."""
-    harness, known = attack.harness, attack.harness.classes
-    for c in range(known):
+    harness, classes = attack.harness, attack.harness.classes
+    for c in range(classes):
         for scale in (1.0, 1000.0):
-            harness.dictate(Answers({}, vote(known, (c,), scale)))
+            harness.dictate(Answers({}, vote(classes, (c,), scale)))
             if bool(harness.subject.certify(harness.x, attack.threat).certified[0]):
                 return True
     return False
