@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.court.entry import Entry, claim, one_patch, sizes
+from evaluate.court.entry import Entry, Witness, claim, one_patch, sizes
 from evaluate.court.local_features import features, windows
 from evaluate.court.views import Base, last_argmax
 
@@ -68,6 +68,8 @@ def repaired(base: Base, num_classes: int, image_shape: tuple[int, int, int]) ->
     return SummedRest(base, num_classes)
 
 
+_SIZES = sizes("1x2x4/1x1", "1x2x5/1x1", "1x2x6/1x1", "1x3x6/1x1")
+
 ENTRY = Entry(
     module="patchguard_plus",
     title="PatchGuard++ (Xiang & Mittal 2021)",
@@ -81,5 +83,6 @@ ENTRY = Entry(
     printed=printed,
     repaired=repaired,
     alerts=True,
-    sizes=sizes("1x2x4/1x1", "1x2x5/1x1", "1x2x6/1x1", "1x3x6/1x1"),
+    sizes=_SIZES,
+    witness=Witness(_SIZES[0], (0, 1), ((30.0, -30.0),) * 3, ((-1e10, 1e10),) * 2),
 )

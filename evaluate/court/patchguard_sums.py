@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.court.entry import Entry, claim, one_patch, sizes
+from evaluate.court.entry import Entry, Witness, claim, one_patch, sizes
 from evaluate.court.local_features import features, windows
 from evaluate.court.views import Base, beats_all, last_argmax
 
@@ -63,6 +63,8 @@ def repaired(base: Base, num_classes: int, image_shape: tuple[int, int, int]) ->
     return SummedRest(base, num_classes)
 
 
+_SIZES = sizes("1x2x5/1x1", "1x2x6/1x1", "1x2x7/1x1", "1x2x8/1x1", "1x3x8/1x1")
+
 ENTRY = Entry(
     module="patchguard_sums",
     title="PatchGuard on logits that nothing bounds (Xiang et al. 2021, threshold 0)",
@@ -75,5 +77,6 @@ ENTRY = Entry(
     "concerned: it is the proof that does not ask for that.",
     printed=printed,
     repaired=repaired,
-    sizes=sizes("1x2x5/1x1", "1x2x6/1x1", "1x2x7/1x1", "1x2x8/1x1", "1x3x8/1x1"),
+    sizes=_SIZES,
+    witness=Witness(_SIZES[2], (0, 1), ((30.0, 0.0),) * 5, ((1e10, 0.0), (0.0, 0.0))),
 )

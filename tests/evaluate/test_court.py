@@ -25,7 +25,7 @@ QUICK = {"smoothed_vit", "crosscert", "masked_ds_threshold"}  # the others are s
 SMALLEST = {  # where the entry's fault is seen first
     "minority_reports": 0,
     "patchguard": 4,
-    "patchguard_sums": 0,
+    "patchguard_sums": 2,
     "patchguard_plus": 0,
     "masked_ds": 0,
     "masked_ds_threshold": 6,
