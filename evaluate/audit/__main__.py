@@ -21,6 +21,7 @@ from evaluate.audit.reproducer import again, load, replay
 from evaluate.audit.run import audit, own_factory
 from evaluate.audit.stopping import Limit
 from evaluate.cli.command import BROKEN, HELD, INTERRUPTED, circumstances, takes
+from evaluate.results.table import Table
 from robustpatch.cli import shared
 from robustpatch.cli.command_line import Command
 from robustpatch.cli.consoles import TextConsole
@@ -34,6 +35,7 @@ from robustpatch.storage.store import Store, local_folder
 from robustpatch.threats.parse import parse_threat
 
 CTRL_C = "Ctrl-C"
+RUNS = "runs/audit"  # where files go if nothing else is said
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -70,11 +72,17 @@ class AuditOptions:
     ] = None
     output: Annotated[
         str, typer.Option(help="Folder of report and reproducers; those of an earlier audit in it are removed.")
-    ] = "runs/audit"
+    ] = RUNS
     json: Annotated[bool, typer.Option(help="Print JSON instead of a table.")] = False
     replay: Annotated[Path | None, typer.Option(help="Show a saved finding again, of the target or factory named.")] = (
         None
     )
+    court: Annotated[
+        bool, typer.Option(help="Try published certifiers, for --time-limit seconds each (120); see docs/court.md.")
+    ] = False
+    only: Annotated[
+        str | None, typer.Option(help="With --court: only these of its certifiers, separated by commas.")
+    ] = None
 
 
 @app.command(cls=Command)
@@ -87,7 +95,12 @@ def main(options: AuditOptions, errors: Console) -> int:
     where it has to answer: its traceback is shown. 3: internal error. 130: interrupted by Ctrl-C before anything was
     found; what was found by then is shown in any case, and what was not tested. --time-limit ends the same way, with
     status 0 where nothing was found.
+
+    --court tries the certifiers of evaluate.court, writes court.md, court.html and court.json, and ends with 1 where
+    one is broken that has no known fault, or a repaired one.
     """
+    if options.court or options.only is not None:
+        return _court(options, errors)
     if options.replay is not None:
         path = options.replay
         return explaining(errors, lambda: _replay(path, options.target, options.factory))
@@ -143,6 +156,27 @@ def _run(options: AuditOptions, errors: Console) -> int:
         for command in commands:
             console.print(f"see it again: {command}", soft_wrap=True)
     return _status(done)
+
+
+def _court(options: AuditOptions, errors: Console) -> int:
+    from evaluate.court.page import BRIEF  # a session alone needs them
+    from evaluate.court.session import FILES, chosen, hear
+
+    if not options.court:
+        raise InvalidInput("only is given without --court, whose certifiers it chooses from; add --court")
+    if options.target or options.factory or options.replay:
+        raise InvalidInput("court tries certifiers of its own; leave target, --factory and --replay out")
+    entries = chosen([] if options.only is None else [name.strip() for name in options.only.split(",")])
+    output = Store(local_folder("runs/court" if options.output == RUNS else options.output))
+    with output.held(alone=True), errors.status("court") as status:
+        output.check_writable()
+        seconds = 120.0 if options.time_limit is None else options.time_limit
+        told = lambda what: status.update(Text(what))  # noqa: E731
+        cases = hear(entries, output, seconds, options.budget, options.seed, told)
+    console = TextConsole()
+    console.print(Table.of(BRIEF, cases).terminal("The court", wrap=True))
+    console.print(f"{', '.join(FILES)} in {Path(output.root).resolve()}", soft_wrap=True)
+    return BROKEN if any(case.alarm for case in cases) else HELD
 
 
 def _status(done: Audit) -> int:

@@ -48,9 +48,11 @@ def _is_finding(path: Path) -> bool:
         return False
 
 
-def save(finding: Finding, output: Store, number: int) -> Finding:
-    """Write `output`/NUMBER-CHECK.safetensors. Returns the finding with its absolute path."""
-    name = f"{number:02d}-{finding.check.replace(' ', '-')}.safetensors"
+def save(finding: Finding, output: Store, number: int, name: str | None = None) -> Finding:
+    """Write `output`/NUMBER-NAME.safetensors, named after the check if not given. Returns the finding with its absolute
+    path.
+    """
+    name = f"{number:02d}-{name or finding.check.replace(' ', '-')}.safetensors"
     about = {"check": finding.check, "severity": finding.severity, "sentence": finding.sentence}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in finding.tensors.items()}
     output.write(name, as_bytes(tensors, {"finding": json.dumps({**about, **finding.note})}))
