@@ -147,8 +147,8 @@ def load_model(
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
     """Put the defense of that text around the model, in evaluation mode; in place of one of that kind, or a defense by
     masks in place of another that shows hidden pixels alike, so that masks can be those for another patch. Raises
-    `InvalidInput` for a model that has any other defense, whose votes are samples, or that was trained on images as they
-    are where the defense hides pixels.
+    `InvalidInput` for a model that has any other defense, whose votes are samples, or that was trained on images as
+    they are where the defense hides pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
     if isinstance(model, MaskedNetwork) and isinstance(defense, MaskingDefense):

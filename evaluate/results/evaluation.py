@@ -76,7 +76,7 @@ class Evaluation(list[Record]):
     def to_pandas(self) -> Any:
         """`to_arrow` as a pandas frame. Raises `InvalidInput` where pandas is not installed."""
         try:
-            import pandas  # noqa: F401
+            import pandas  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InvalidInput("pandas is not installed; pip install pandas, or take to_arrow") from error
         return self.to_arrow().to_pandas()
