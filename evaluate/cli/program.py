@@ -38,6 +38,11 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
         "Certify all images with each checkpoint under each voting rule, against each patch and squares of every side."
     ),
     "compare": "Put runs side by side, each against the first, image for image.",
+    "gate": "Hold runs against the rules of a file, line by line.",
+    "bundle": (
+        "Write report, records, and the evidence of every certificate of a run, with the SHA-256 of all that they rest on."
+    ),
+    "verify": "Check that every claim of a safety case follows from its evidence.",
     "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
     "learning": "Draw clean and certified accuracy on validation images against epochs.",
     "curve": "Draw accuracy under attack against the evaluations spent, of one run for each budget.",
