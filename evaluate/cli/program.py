@@ -40,7 +40,8 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
     "compare": "Put runs side by side, each against the first, image for image.",
     "gate": "Hold runs against the rules of a file, line by line.",
     "bundle": (
-        "Write report, records, and the evidence of every certificate of a run, with the SHA-256 of all that they rest on."
+        "Write report, records, and the evidence of every certificate of a run, with the SHA-256 of all that they rest "
+        "on."
     ),
     "verify": "Check that every claim of a safety case follows from its evidence.",
     "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
