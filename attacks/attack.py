@@ -60,11 +60,12 @@ class Attack(ABC):
         y: Int[Tensor, " B"] | Criterion,
         threat: Patches,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
     ) -> Proposal:
-        """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. Raises
-        `InvalidInput`.
+        """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. Chance is
+        the `generator`'s alone; None: one of seed 0. Raises `InvalidInput`.
         """
+        generator = generator or torch.Generator().manual_seed(0)
         self.check(threat)
         if threat.varies:
             return image_by_image(self, model, x, y, threat, generator)

@@ -91,8 +91,9 @@ class Ensemble:
         y: Int[Tensor, " B"] | Criterion,
         threat: Patches,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
     ) -> Proposal:
+        generator = generator or torch.Generator().manual_seed(0)
         able = self._able(threat)
         if threat.varies:
             return image_by_image(self, model, x, y, threat, generator)

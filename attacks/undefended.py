@@ -74,7 +74,8 @@ class Undefended:
         y: Int[Tensor, " B"] | Criterion,
         threat: Patches,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
     ) -> Proposal:
+        generator = generator or torch.Generator().manual_seed(0)
         found = propose(self.attack, self.bare(model), x, y, threat, generator=generator)
         return replace(found, visited=torch.zeros_like(found.visited))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, FromART, Oracle, PatchAttack, PatchPGD, Proposal, judge
+from attacks import ExhaustivePGD, FromART, Oracle, PatchAttack, PatchPGD, Proposal, Undefended, judge
 from attacks.ensemble import Ensemble
 from robustpatch.ablations.kinds import Columns
+from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.rules import Threshold
@@ -168,3 +169,14 @@ def test_impossible_ensembles_are_refused(make, message):
     """The message names what is wrong."""
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+@pytest.mark.parametrize("attack", [*MEMBERS[:1], Ensemble(MEMBERS[:1], "alone"), Undefended(MEMBERS[0])])
+def test_without_a_generator_chance_is_that_of_seed_0(attack):
+    model, x = Plain(30).eval(), images(8, SIZE)
+    if isinstance(attack, Undefended):
+        model = parse_defense("lgs").wrap(model, num_classes=3).eval()
+    y = model(x).argmax(dim=1)
+    alone, seeded = attack(model, x, y, THREAT), run(attack, model, x, y, seed=0)[0]
+    assert torch.equal(alone.x_adv, seeded.x_adv)
+    assert not torch.equal(alone.x_adv, run(attack, model, x, y, seed=1)[0].x_adv)
