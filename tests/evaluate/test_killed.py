@@ -171,6 +171,7 @@ def test_two_at_once(place, name, other):
     """Both end as one alone does, or one of them is refused; another run than that in the place always is."""
     command = place.commands[name]
     place.alone(name)
+    place.empty()
     both = [command, replace(command, arguments=(*command.arguments, *other))]
     found = [ended(one, place.work) for one in [start(each, place.work) for each in both]]
     said = "".join(one.said for one in found)
