@@ -30,7 +30,9 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.calibration import calibrate_guard
 from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.cli.arguments import takes
+from robustpatch.cli.command_line import refused
 from robustpatch.cli.consoles import TextConsole
+from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.storage.toml import as_toml
 from robustpatch.threats.growing import growing_text
@@ -147,10 +149,10 @@ def carry_out(options: Options, errors: Console) -> int:
         address = write_report(store)
         if not options.quiet:
             _say(console, f"report in {address}")
-    except Exception:
+    except Exception as error:  # a report that fails must not hide the verdict
         if not broken:
             raise
-        errors.print_exception()  # a report that fails must not hide the verdict
+        refused(error) if isinstance(error, InvalidInput) else errors.print_exception()
     if not broken:
         return HELD
     for name in store.names("counterexamples", ".safetensors"):

@@ -21,7 +21,7 @@ import torch
 import typer
 from pydantic import AfterValidator, Field
 
-from robustpatch.checkpoints import load_checkpoint, save_checkpoint
+from robustpatch.checkpoints import checkpoint_bytes, load_checkpoint
 from robustpatch.cli import shared
 from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import Command
@@ -33,7 +33,7 @@ from robustpatch.data.images import TrainingData
 from robustpatch.errors import InvalidInput
 from robustpatch.options import options, read, table_of
 from robustpatch.precision import check_device
-from robustpatch.storage.store import local_folder
+from robustpatch.storage.store import Store, local_folder
 from robustpatch.storage.toml import read_toml
 from robustpatch.train import Measured, shown
 from robustpatch.training.config import TrainingConfig
@@ -144,7 +144,8 @@ def follow(
     config |= {} if run.bits is None else {"bits": run.bits}
     config["train_seconds"] = round(sum(row["seconds"] for row in config["history"]), 1)
     if distributed.rank() == 0:
-        save_checkpoint(final, trained.model, config, dtype=torch.float16, bits=run.bits)
+        content = checkpoint_bytes(trained.model, config, torch.float16, run.bits)
+        Store(folder).write(final.name, content)
     distributed.wait()
     return final
 

@@ -73,6 +73,25 @@ def test_local_tells_folders_of_this_machine(tmp_path):
     assert Store.of(Store("memory://x")).path("run.json") == "memory://x/run.json"
 
 
+def test_paths_as_people_write_them(tmp_path, writing, monkeypatch):
+    """From where the command is called, from home, or through a link: one place, whatever folder follows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to("run")
+    stores = [Store(name) for name in ("run", "~/run", "./run/", "x/../run", "link", tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir("/")
+    for number, store in enumerate(stores):
+        store.write("a", b"%d" % number)
+        assert (tmp_path / "run" / "a").read_bytes() == b"%d" % number
+    (tmp_path / "mine").write_bytes(b"a user's")
+    (tmp_path / "run" / "b").symlink_to(tmp_path / "mine")
+    stores[0].write("b", b"new")
+    assert not stores[0].create("b", b"newer")
+    assert (tmp_path / "run" / "b").read_bytes() == b"new"
+    assert (tmp_path / "mine").read_bytes() == b"a user's"
+
+
 def test_of_many_that_create_a_file_one_does(tmp_path, writing):
     """The others are told, and its content is what all of them read."""
     store = Store(tmp_path)
