@@ -1,11 +1,17 @@
-"""Helpers that tests of several packages share: small sets of images, and the interruption of a run."""
+"""Helpers that tests of several packages share: small sets of images, the interruption of a run, and its resumption."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.images import load_images
+from robustpatch.training.loop import train
 
 
 class Interrupted(Exception):
@@ -29,6 +35,27 @@ def digits(count: int, window: slice = slice(None)) -> ImageSet:
 def interrupt(*_: object) -> None:
     """A callback that interrupts what calls it."""
     raise Interrupted
+
+
+def alone_and_resumed(config, images: ImageSet, output: Path) -> tuple[Any, Any]:
+    """The networks of a training in output/alone and of one in output/stopped that was interrupted in its second epoch
+    and resumed: bitwise the same.
+    """
+    alone = train(config, images, images, output / "alone")
+
+    def stop(epoch: int, step: int, loss: float) -> None:
+        if (epoch, step) == (1, 1):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(config, images, images, output / "stopped", on_step=stop)
+    assert len(json.loads((output / "stopped" / "history.json").read_text())) == 1
+    rows: list = []
+    resumed = train(config, images, images, output / "stopped", resume=True, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [2]
+    for name, weights in alone.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weights), name
+    return alone, resumed
 
 
 def noise() -> ImageSet:

@@ -82,6 +82,16 @@ def residual_strip(
     return _awake("residual-strip", options, ablation, size, in_channels, classes, seed, scale=2.0)  # its blocks add up
 
 
+BANDS = [
+    (Columns(4), (8, 9)),
+    (Columns(4), (16, 7)),
+    (Columns(4, 3), (8, 10)),
+    (Rows(4), (9, 8)),
+    (Rows(4, 2), (7, 16)),
+]
+"""Ablations and sizes of images that `band` is built for."""
+
+
 def band(
     ablation: Ablation, size: tuple[int, int], in_channels: int = 1, classes: int = CLASSES, seed: int = 0
 ) -> nn.Module:

@@ -80,17 +80,22 @@ checkpoint = "{place}/runs/square/checkpoint.safetensors"
 GATE = "[[floor]]\nleast = 0\n"
 
 
-def furnish(place: Path) -> None:
-    """Images, checkpoints for them, a model and a certifier that lie, a recipe, a board."""
+def draw_images(root: Path, **numbers: int) -> None:
+    """Folders of so many images of each class, by split: noise, and a white band where the class says."""
     generator = np.random.default_rng(0)
-    for split, number in (("test", 2), ("train", 12)):
+    for split, number in numbers.items():
         for k in range(CLASSES):
-            folder = place / "images" / split / str(k)
+            folder = root / split / str(k)
             folder.mkdir(parents=True)
             for i in range(number):
                 pixels = generator.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
                 pixels[:, k * 2 : k * 2 + 4] = 255
                 Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def furnish(place: Path) -> None:
+    """Images, checkpoints for them, a model and a certifier that lie, a recipe, a board."""
+    draw_images(place / "images", test=2, train=12)
     for name, level in (("dark", 120), ("light", 135)):
         folder = place / "photos" / name
         folder.mkdir(parents=True)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from evaluate.cli.command import PACKAGES
 from evaluate.sweep import __main__ as command
 from tests.evaluate.calls import refused
+from tests.evaluate.commands import draw_images
 from tests.evaluate.sweeps import CLASSES, SIZE, SMALL, make
 
 
@@ -24,15 +25,7 @@ def call(*arguments: object):
 def place(tmp_path_factory):
     """A folder of images, 4 of test and 24 of training a class, and checkpoints for them named as training does."""
     root = tmp_path_factory.mktemp("place")
-    generator = np.random.default_rng(0)
-    for split, number in (("test", 4), ("train", 24)):
-        for k in range(CLASSES):
-            folder = root / "images" / split / str(k)
-            folder.mkdir(parents=True)
-            for i in range(number):
-                pixels = generator.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-                pixels[:, k * 2 : k * 2 + 4] = 255
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+    draw_images(root / "images", test=4, train=24)
     make(root / "runs" / "narrow" / "checkpoint.safetensors", channels=3)
     make(root / "runs" / "square" / "checkpoint.safetensors", "blocks:3", SMALL, channels=3, seed=4)
     return root

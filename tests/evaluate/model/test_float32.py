@@ -27,7 +27,9 @@ def images(count: int = 6) -> ImageSet:
 
 
 def run(model: nn.Module, output, **options):
-    return evaluated(model, output, data=images(), threat=PatchThreat(1, 1), num_images=6, batch_size=2, **options)
+    return evaluated(
+        model, output, data=images(), threat=PatchThreat(1, 1), num_images=6, batch_size=2, gallery=8, **options
+    )
 
 
 class Flat(nn.Module):

@@ -49,17 +49,7 @@ def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path):
     """Stopped in the second epoch and resumed, bitwise the run left alone; its checkpoint is a randomized classifier
     of the same shares, and says how it votes.
     """
-    alone = train(CONFIG, images, images, tmp_path / "alone")
-
-    def stop(epoch: int, step: int, loss: float) -> None:
-        if (epoch, step) == (1, 1):
-            raise helpers.Interrupted
-
-    with pytest.raises(helpers.Interrupted):
-        train(CONFIG, images, images, tmp_path / "stopped", on_step=stop)
-    resumed = train(CONFIG, images, images, tmp_path / "stopped", resume=True)
-    for name, weights in alone.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], weights), name
+    alone, _ = helpers.alone_and_resumed(CONFIG, images, tmp_path)
     loaded = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors")
     x, _ = images.batch(range(5))
     assert isinstance(loaded.model, RandomizedClassifier)

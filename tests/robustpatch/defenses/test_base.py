@@ -17,7 +17,6 @@ from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, Defense, parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.loop import train
 from tests import helpers, toys
 
 
@@ -91,11 +90,8 @@ def test_a_wrong_text_is_refused_with_what_is_known(text, said):
 def test_a_defended_network_is_trained_resumed_and_loaded_as_such(images, tmp_path):
     """The same weights in one go and in two, and the checkpoint is the defended classifier."""
     config = TrainingConfig(**SETTINGS)
-    alone = train(config, images, images, tmp_path / "alone")
-    with pytest.raises(helpers.Interrupted):
-        train(config, images, images, tmp_path / "cut", on_epoch=helpers.interrupt)
-    resumed = train(config, images, images, tmp_path / "cut", resume=True)
-    loaded = load_checkpoint(tmp_path / "cut" / "checkpoint.safetensors")
+    alone, resumed = helpers.alone_and_resumed(config, images, tmp_path)
+    loaded = load_checkpoint(tmp_path / "stopped" / "checkpoint.safetensors")
     x, _ = images.batch(range(5))
     assert isinstance(loaded.model, Lit)
     assert str(loaded.model.defense) == config.defense

@@ -16,7 +16,6 @@ from robustpatch.errors import InvalidInput
 from robustpatch.networks import MLP, SmallCNN
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.training.config import TrainingConfig
-from robustpatch.training.loop import train
 from tests import helpers, toys
 from tests.robustpatch.defenses.test_ibp import CLASSES, SIZE, deep, defended, images, linear, patched
 
@@ -117,13 +116,7 @@ def test_a_guided_run_is_resumed_to_the_bit(tmp_path):
         ablation=None, defense="ibp:placements=4,guided=True", network=network, patch="3x3", epochs=2, batch_size=30,
         optimizer="adamw", lr=0.01, bfloat16=False,
     )  # fmt: skip
-    alone = train(config, some, some, tmp_path / "alone")
-
-    with pytest.raises(helpers.Interrupted):
-        train(config, some, some, tmp_path / "cut", on_epoch=helpers.interrupt)
-    resumed = train(config, some, some, tmp_path / "cut", resume=True)
-    for name, tensor in alone.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    alone, _ = helpers.alone_and_resumed(config, some, tmp_path)
     guides = zip(alone.guide.parameters(), Guide().parameters(), strict=True)
     assert any(not torch.equal(own, first) for own, first in guides)
     loaded = load_checkpoint(tmp_path / "alone" / "checkpoint.safetensors").model

@@ -52,14 +52,16 @@ NETS += [(toys.residual_strip, *case) for case in CASES if isinstance(case[0], C
 NETS += [(toys.residual_strip, kind(4), (9, 13)) for kind in (Columns, Rows)]
 NETS += [(toys.conv_block, *case) for case in CASES if isinstance(case[0], Blocks) and case[0].stride == 1]
 NETS += [(toys.conv_block, Blocks(4, 3), size) for size in ((5, 7), (8, 5))]
+SEEING = [*NETS, *((toys.band, *case) for case in toys.BANDS)]
 
 
-@pytest.mark.parametrize(("make", "ablation", "size"), NETS)
+@pytest.mark.parametrize(("make", "ablation", "size"), SEEING)
 def test_the_receptive_field_is_the_band(make, ablation, size):
     """The gradient of band n's logits is zero off the band and not zero on each of its rows and columns; 3 channels."""
     net: Any = make(ablation, size, in_channels=3)
     x = toys.images(1, 3, size).requires_grad_()
     logits, masks = net.score_all(x)[0], ablation.masks(*size)
+    assert len(logits) == len(masks)
     for n, mask in enumerate(masks):
         (gradient,) = torch.autograd.grad(logits[n, 0] + 2 * logits[n, 1], x, retain_graph=True)
         seen = gradient[0].abs().sum(dim=0)

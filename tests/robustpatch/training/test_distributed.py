@@ -1,25 +1,30 @@
-"""Training by two processes of torchrun, through gloo: equal weights, the ones of a single process, and resumed."""
+"""Training by two processes, as of torchrun, through gloo: equal weights, those of a single one, and resumed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from robustpatch.checkpoints import load_checkpoint
+from robustpatch.checkpoints import load_checkpoint, network_of
 from robustpatch.data.images import load_images
 from robustpatch.errors import InvalidInput
 from robustpatch.training import distributed
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
+from tests.killed import server
 
 PLAIN = TrainingConfig(
     ablation=None, network={"name": "small-cnn", "widths": [4], "hidden": 8}, epochs=2, batch_size=6, bfloat16=False
@@ -27,30 +32,29 @@ PLAIN = TrainingConfig(
 STRIP = TrainingConfig(
     network={"name": "strip", "widths": [4, 4], "hidden": 8}, epochs=2, batch_size=6, crop=1, flip=True, ablations=3
 )
-TWO = """
-import shutil, sys
-from pathlib import Path
-from safetensors.torch import save_file
-from robustpatch.training import distributed
-from robustpatch.data.images import load_images
-from robustpatch.training.loop import train
-from robustpatch.checkpoints import network_of
-from tests.robustpatch.training.test_distributed import PLAIN, STRIP
 
-root = Path(sys.argv[1])
-images, validation = (load_images("folder", root, split) for split in ("train", "validation"))
 
-def keep(row):
-    if row["epoch"] == 1:
-        shutil.copytree(root / "strip", root / "half")
+def trainings(root: Path, number: int, port: int) -> None:
+    """One of two processes: three trainings together, the last of them resumed from the second's first epoch."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    images, validation = (load_images("folder", root, split) for split in ("train", "validation"))
 
-with distributed.joined("cpu") as device:
-    for name, config, options in (
-        ("plain", PLAIN, {}), ("strip", STRIP, {"on_epoch": keep}), ("half", STRIP, {"resume": True})
-    ):
-        model = train(config, images, validation, root / name, device=device, workers=2, **options)
-        save_file(network_of(model).state_dict(), root / f"{name}-{distributed.rank()}")
-"""
+    def keep(row):
+        if row["epoch"] == 1:
+            shutil.copytree(root / "strip", root / "half")
+
+    kinds: list[tuple[str, TrainingConfig, dict[str, Any]]] = [
+        ("plain", PLAIN, {}),
+        ("strip", STRIP, {"on_epoch": keep}),
+        ("half", STRIP, {"resume": True}),
+    ]
+    with distributed.joined("cpu") as device:
+        for name, config, options in kinds:
+            model = train(config, images, validation, root / name, device=device, workers=2, **options)
+            save_file(network_of(model).state_dict(), root / f"{name}-{distributed.rank()}")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +88,15 @@ def test_two_processes_train_one_network(root, tmp_path):
     """Without batch statistics or chance, the network of one process up to rounding; else equal in both, and to the
     bit that of a run resumed. The first process alone writes.
     """
-    (tmp_path / "two.py").write_text(TWO)
-    torchrun(str(tmp_path / "two.py"), str(root))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [server().Process(target=trainings, args=(root, number, port)) for number in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
     for name in ("plain", "strip", "half"):
         first, second = (load_file(root / f"{name}-{rank}") for rank in range(2))
         assert all(torch.equal(first[key], second[key]) for key in first), name

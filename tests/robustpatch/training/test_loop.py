@@ -51,21 +51,7 @@ def images() -> ImageSet:
 )
 def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path, options):
     """Stopped in the middle of the second epoch and resumed: bitwise the weights of the run left alone."""
-    config = replace(STRIP, **options)
-    alone = train(config, images, images, tmp_path / "alone")
-
-    def stop(epoch: int, step: int, loss: float) -> None:
-        if (epoch, step) == (1, 1):
-            raise helpers.Interrupted
-
-    with pytest.raises(helpers.Interrupted):
-        train(config, images, images, tmp_path / "stopped", on_step=stop)
-    assert len(json.loads((tmp_path / "stopped" / "history.json").read_text())) == 1
-    rows: list = []
-    resumed = train(config, images, images, tmp_path / "stopped", resume=True, on_epoch=rows.append)
-    assert [row["epoch"] for row in rows] == [2]
-    for name, weights in alone.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], weights), name
+    alone, _ = helpers.alone_and_resumed(replace(STRIP, **options), images, tmp_path)
     histories = [json.loads((tmp_path / run / "history.json").read_text()) for run in ("alone", "stopped")]
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in history] for history in histories]
     assert timeless[0] == timeless[1]
@@ -225,21 +211,11 @@ def test_only_the_weights_named_are_trained(images, tmp_path, options, only):
     start = tmp_path / "start" / "checkpoint.safetensors"
     train(replace(config, epochs=1), images, images, start.parent)
     before = network_of(load_checkpoint(start).model).state_dict()
-    config = replace(config, start=str(start), only=only)
-    alone = train(config, images, images, tmp_path / "alone")
+    alone, _ = helpers.alone_and_resumed(replace(config, start=str(start), only=only), images, tmp_path)
     after = network_of(alone).state_dict()
     changed = {name for name, weights in before.items() if not torch.equal(weights, after[name])}
     assert changed == {name for name in before if only in name.split(".")}
     assert all(weight.requires_grad for weight in alone.parameters())
-
-    def stop(epoch: int, step: int, loss: float) -> None:
-        if epoch == 1:
-            raise helpers.Interrupted
-
-    with pytest.raises(helpers.Interrupted):
-        train(config, images, images, tmp_path / "stopped", on_step=stop)
-    resumed = train(config, images, images, tmp_path / "stopped", resume=True)
-    assert all(torch.equal(weights, after[name]) for name, weights in network_of(resumed).state_dict().items())
 
 
 def test_weights_to_train_that_are_not_there(images, tmp_path):
