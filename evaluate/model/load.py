@@ -19,6 +19,7 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
+from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Threshold, Voting, first_argmax
@@ -140,19 +141,16 @@ def load_model(
 
 
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
-    """Put the defense of that text around the model, in evaluation mode; of one that has a defense of that kind, around
-    its network, so that PatchCleanser's masks can be those for another patch. Raises `InvalidInput` for one that has
-    another defense, whose votes are samples, or that was trained on images as they are where the defense hides pixels.
+    """Put the defense of that text around the model, in evaluation mode; PatchCleanser with other masks takes the place
+    of PatchCleanser. Raises `InvalidInput` for a model that has a defense otherwise, whose votes are samples, or that
+    was trained on images as they are where the defense hides pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
     if "defense" in about:
         own = parse_defense(about["defense"])
-        if not isinstance(model, Defended) or type(own) is not type(defense) or own.encoding != defense.encoding:
-            raise InvalidInput(
-                f"defense is {text}, but {named} is of {about['defense']} already; drop --defense, or name another "
-                "size of the same"
-            )
-        return defense.wrap(model.network, num_classes=num_classes).eval()
+        if isinstance(model, PatchCleanser) and isinstance(defense, DoubleMasking) and own.encoding == defense.encoding:
+            return defense.wrap(model.network, num_classes=num_classes).eval()
+        raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
     if "sampling" in about:
         raise InvalidInput(
             f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"
