@@ -145,10 +145,10 @@ def load_model(
 
 
 def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str) -> Defended:
-    """Put the defense of that text around the model, in evaluation mode; in place of one of that kind, or a defense by
-    masks in place of another that shows hidden pixels alike, so that masks can be those for another patch. Raises
-    `InvalidInput` for a model that has any other defense, whose votes are samples, or that was trained on images as
-    they are where the defense hides pixels.
+    """Put the defense of that text around the model, in evaluation mode; a defense by masks in place of another that
+    shows hidden pixels alike, so that masks can be those for another patch. Raises `InvalidInput` for a model that has
+    any other defense, whose votes are samples, or that was trained on images as they are where the defense hides
+    pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
     if isinstance(model, MaskedNetwork) and isinstance(defense, MaskingDefense):
@@ -159,13 +159,7 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
             f"trained for {model.defense}; say hidden= as there"
         )
     if "defense" in about:
-        own = parse_defense(about["defense"])
-        if not isinstance(model, Defended) or type(own) is not type(defense) or own.encoding != defense.encoding:
-            raise InvalidInput(
-                f"defense is {text}, but {named} is of {about['defense']} already; drop --defense, or name another "
-                "size of the same"
-            )
-        return defense.wrap(model.network, num_classes=num_classes).eval()
+        raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
     if "sampling" in about:
         raise InvalidInput(
             f"defense is {text}, but the votes of {named} are samples; drop --defense, or name one without chance"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from attacks import judge
 from attacks.propose import propose
-from attacks.registry import parse_attacks
+from attacks.registry import parse_attacks, quick
 from attacks.universal import train_patch
 from robustpatch.ablations.kinds import Blocks, Rows
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -19,7 +20,8 @@ from tests import toys
 from tests.attacks.toys import Plain
 from tests.robustpatch.threats.test_within_each import allowed
 
-NAMES = "pgd,lavan,roa,roa-gradient,sparse-rs,noise,grey,natural,quick"
+NAMES = "pgd:1,roa,sparse-rs:20,noise:5,natural:5,exhaustive"
+BUDGET = 100
 
 
 def scenes() -> torch.Tensor:
@@ -40,22 +42,22 @@ def test_every_attack_stays_on_each_images_pixels(kind):
     model = blocks if kind == "blocks" else Plain(48, toys.CLASSES).eval()
     x, threat = scenes(), WithinEach(PatchThreat(2, 2), "off:0.5")
     y = as_classifier(model).predict(x)
-    for attack in parse_attacks(NAMES, budget=200):
-        attack = attack.unpruned(200)
-        for run in (attack, lambda *given, one=attack, **named: propose(one, *given, **named)):
-            found = run(model, x, y, threat, generator=chance())
-            outcome = judge(model, x, y, threat, found)
-            assert outcome.contained.all(), attack.name
-            for i in range(3):
-                changed = {tuple(at) for at in (found.x_adv[i] != x[i]).any(dim=0).nonzero().tolist()}
-                assert changed, attack.name
-                assert changed <= allowed(x[i], "off", 0.5), attack.name
-                if attack.name != "natural":  # contents of the other images of a batch
-                    alone = attack(model, x[i : i + 1], y[i : i + 1], threat.of_image(x[i]), generator=chance())
-                    assert torch.equal(alone.x_adv[0], found.x_adv[i]), attack.name
-            assert torch.equal(found.x_adv[3], x[3])
-            assert found.evaluations[3] == found.visited[3] == 0
-            assert not outcome.broken[3]
+    for number, attack in enumerate([*parse_attacks(NAMES, steps=2, budget=BUDGET), quick()]):
+        attack = replace(attack, budget=BUDGET).unpruned(BUDGET)
+        run = attack if number % 2 else partial(propose, attack)
+        found = run(model, x, y, threat, generator=chance())
+        outcome = judge(model, x, y, threat, found)
+        assert outcome.contained.all(), attack.name
+        for i in range(3):
+            changed = {tuple(at) for at in (found.x_adv[i] != x[i]).any(dim=0).nonzero().tolist()}
+            assert changed, attack.name
+            assert changed <= allowed(x[i], "off", 0.5), attack.name
+        if attack.name != "natural":  # contents of the other images of a batch
+            alone = attack(model, x[1:2], y[1:2], threat.of_image(x[1]), generator=chance())
+            assert torch.equal(alone.x_adv[0], found.x_adv[1]), attack.name
+        assert torch.equal(found.x_adv[3], x[3])
+        assert found.evaluations[3] == found.visited[3] == 0
+        assert not outcome.broken[3]
 
 
 def test_the_judge_knows_the_places_of_the_clean_image():
@@ -78,10 +80,10 @@ def test_the_judge_knows_the_places_of_the_clean_image():
 def test_the_search_finds_what_a_region_leaves():
     """No certified image falls, and of the others some: at places that are allowed there."""
     model = toys.smoothed(toys.strip(Rows(1)), Rows(1))
-    x, threat = toys.images(24) / 2, parse_threat("1x2 in off:0.25")
+    x, threat = toys.images(12) / 2, parse_threat("1x2 in off:0.25")
     certificate = model.certify(x, threat)
-    (attack,) = parse_attacks("exhaustive", steps=4)
-    found = attack.unpruned(2000)(model, x, certificate.prediction, threat, generator=chance())
+    (attack,) = parse_attacks("exhaustive", steps=2)
+    found = attack.unpruned(400)(model, x, certificate.prediction, threat, generator=chance())
     broken = judge(model, x, certificate.prediction, threat, found).broken
     assert certificate.certified.any()
     assert broken.any()

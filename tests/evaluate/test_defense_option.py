@@ -22,6 +22,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses import Defended, Defense
 from robustpatch.encoding import Fill, MaskChannel
 from robustpatch.errors import InvalidInput
+from robustpatch.threats import Disc
 from robustpatch.voting.rules import Threshold
 from tests.evaluate.calls import call, refused
 
@@ -191,6 +192,19 @@ def test_a_checkpoint_with_a_defense_takes_no_second_one(undefended, tmp_path):
     loaded = load_model(str(path))
     again = as_in_run(load_checkpoint(path), as_classifier(loaded.model).describe())
     assert weights_sha256(again) == weights_sha256(loaded.model)
+
+
+def test_patchcleanser_takes_masks_of_another_size():
+    """Around the network of its checkpoint, which is shown the same; and as a run noted it."""
+    given = "patchcleanser:hidden=mask,patch=6x6"
+    loaded, x = load_model("mnist-patchcleanser", defense=given), torch.zeros(1, 1, 28, 28)
+    assert len(loaded.model.certify(x, Disc(6)).certified) == 1
+    with pytest.raises(InvalidInput, match="masks are made for 5x5"):
+        load_model("mnist-patchcleanser").model.certify(x, Disc(6))
+    again = as_in_run(load_checkpoint("mnist-patchcleanser"), as_classifier(loaded.model).describe())
+    assert again.defense == loaded.model.defense
+    with pytest.raises(InvalidInput, match="is of patchcleanser:hidden=mask,worst=4 already"):
+        load_model("mnist-patchcleanser", defense="patchcleanser:patch=6x6")
 
 
 MODULE = """

@@ -120,7 +120,7 @@ def test_no_content_on_allowed_places_changes_a_certified_prediction(seed):
     for image, certified in zip(x, certificate.certified.tolist(), strict=True):
         there = threat.of_image(image)
         covered = [] if there is None else there.family(3, 4).footprint(torch.arange(len(there.family(3, 4))))
-        worlds = [torch.where(one, torch.tensor(content)[:, None], image) for one in covered for content in CONTENTS]
+        worlds = [torch.where(one, torch.tensor(content), image) for one in covered for content in CONTENTS]
         changed = bool(worlds) and bool((model.predict(torch.stack(worlds)) != model.predict(image[None])).any())
         assert not (certified and changed)
         fell += changed
