@@ -57,7 +57,7 @@ def _(classifier: AlertingClassifier) -> type[WholeView]:
 class MinorityReportsSurface(PatchCleanserSurface):
     """Minority reports, whose certificate says which places are closed: those that a steady mask hides."""
 
-    model: AlertingClassifier  # type: ignore[assignment]  # what is read of it, both have
+    model: AlertingClassifier
     groups = False
 
     @torch.no_grad()
