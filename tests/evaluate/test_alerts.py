@@ -12,7 +12,7 @@ from evaluate.results.metrics import summarise
 from evaluate.runs.records import Record, read_records
 from tests.evaluate.calls import call, refused
 
-DEFENSE = "minority-reports:masks=3,hidden=mask,gap=1.0"
+DEFENSE = "minority-reports:masks=3,hidden=mask,confidence=0.9"
 QUICK = ("--num-images", 4, "--attacks", "sparse-rs", "--budget", 30, "--certified-budget", 30, "--gallery", 1)
 
 
