@@ -145,7 +145,8 @@ class UniversalPatch:
         for _ in range(tries):
             sites = torch.randint(len(placements), (len(x), count), generator=generator)
             found.append(predict(classifier, self.apply(x, placements[sites].to(x.device), generator=generator)))
-        return Transfer(y, right, torch.stack(found, dim=1), self.target, classifier.randomized)
+        abstains = classifier.randomized or classifier.alerts
+        return Transfer(y, right, torch.stack(found, dim=1), self.target, abstains)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ class Transfer:
     """A patch on images at T placements each: labels, which were right without it, and the predictions with it.
 
     The shares are over (image, placement) pairs of images that were right: `changed`, prediction other than the label
-    (`is_randomized`: abstentions, -1, left out);
+    (`is_randomized`: abstentions and alerts, -1, left out);
     `to_target`, of images of other classes than the target, those that went there (NaN: no target). `changed_once` is
     the share of images changed at one of their placements or more. NaN where no image was right.
     """

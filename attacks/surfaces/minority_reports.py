@@ -12,15 +12,15 @@ from attacks.surfaces.base import Attacked, Surface, surface_of
 from attacks.surfaces.patchcleanser import PatchCleanserSurface
 from attacks.surfaces.views import Objective, WholeView, whole_view, whole_view_class
 from robustpatch.defenses.double_masking import named
-from robustpatch.defenses.minority_reports import AlertingClassifier, answers, mean_shares
+from robustpatch.defenses.minority_reports import AlertingClassifier, answers, log_odds, mean_shares
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinorityReportsView(WholeView):
     """Attacked images under every mask, leaning on nothing.
 
-    A mask objects to a class z while another leads it there, and is heard: min(lead over z, gap to the second class -
-    what it takes to be heard). The objective is the greater of log Σ exp of that over the masks, less its value where
+    A mask objects to a class z while another leads it there, and is heard: min(lead over z, log-odds of its class -
+    those to be heard). The objective is the greater of log Σ exp of that over the masks, less its value where
     all are 0, and of what the largest mean softmax has over z's, in logs; below zero about where z is the answer and
     nobody objects. z: the rival, or the class of the largest mean softmax besides y. An alert is no prediction worth
     asking about: y is told in its place.
@@ -34,15 +34,15 @@ class MinorityReportsView(WholeView):
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         model, logits = self.classifier, self.classifier.view_logits(x_adv.clone())
-        answer = answers(logits.detach(), model.defense.gap)
+        answer = answers(logits.detach(), model.defense.heard_above)
         logits = torch.where((named(logits.detach())[0] >= 0)[..., None], logits, 0)
         shares = mean_shares(logits)
         strongest = shares.detach().scatter(1, self.y[:, None], -1).argmax(dim=1)
         goal = torch.where(self.rival >= 0, self.rival, strongest)[:, None]
         own = logits.gather(2, goal[..., None].expand(-1, logits.shape[1], 1))[..., 0]
         lead = logits.scatter(2, goal[..., None].expand(-1, logits.shape[1], 1), -torch.inf).amax(dim=2) - own
-        first, second = logits.topk(2, dim=2).values.unbind(dim=2)
-        objection = torch.minimum(lead, first - second - model.defense.gap).logsumexp(dim=1)
+        heard = log_odds(logits).to(lead.dtype) - model.defense.heard_above
+        objection = torch.minimum(lead, heard).logsumexp(dim=1)
         objection = objection - torch.tensor(float(logits.shape[1])).log()
         logs = shares.clamp(min=1e-12).log()
         behind = logs.scatter(1, goal, -torch.inf).amax(dim=1) - logs.gather(1, goal)[:, 0]
@@ -57,7 +57,7 @@ def _(classifier: AlertingClassifier) -> type[WholeView]:
 class MinorityReportsSurface(PatchCleanserSurface):
     """Minority reports, whose certificate says which places are closed: those that a steady mask hides."""
 
-    model: AlertingClassifier  # type: ignore[assignment]  # what is read of it, both have
+    model: AlertingClassifier
     groups = False
 
     @torch.no_grad()
@@ -65,10 +65,13 @@ class MinorityReportsSurface(PatchCleanserSurface):
         x = self.attacked.x
         logits = self.model.view_logits(x.clone())
         label, gap = named(logits)
-        self.lead = torch.where(label == self.attacked.y[:, None], gap, -gap)
-        self.lead = self.lead - self.model.defense.gap - 2 * self.model.guard_on(x.device)
+        heard = (log_odds(logits) - self.model.defense.heard_above).to(gap.dtype)
+        own = torch.where(label == self.attacked.y[:, None], torch.minimum(gap, heard), -gap)
+        self.lead = own - 2 * self.model.guard_on(x.device)  # above 0 exactly where the view is steady
         self.weakest, self.complete = label, torch.ones_like(label, dtype=torch.bool)
-        return answers(logits, self.model.defense.gap), torch.full((len(x),), self.predict_cost, device=x.device)
+        return answers(logits, self.model.defense.heard_above), torch.full(
+            (len(x),), self.predict_cost, device=x.device
+        )
 
     @property
     def climb_cost(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks.surfaces.base import Attacked, OpenPlacements, Site, Surface, surface_of
 from attacks.surfaces.views import Objective, View
 from robustpatch.defenses.double_masking import by_doubt, closed, infer, leads
+from robustpatch.defenses.masked_network import MaskedNetwork
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.voting.silence import has_score
 
@@ -40,7 +41,7 @@ class PatchCleanserSurface(Surface):
     blind = False
     groups = True
 
-    def __init__(self, classifier: PatchCleanser, attacked: Attacked) -> None:
+    def __init__(self, classifier: MaskedNetwork, attacked: Attacked) -> None:
         self.model = classifier
         self.masks, self.each = classifier.defense.mask_set(*attacked.size), classifier.each(*attacked.size)
         super().__init__(classifier, attacked)
@@ -179,7 +180,7 @@ class PatchCleanserView(View):
         each: evaluations of one union.
     """
 
-    model: PatchCleanser
+    model: MaskedNetwork
     union: Int[Tensor, "P N"]
     valid: Bool[Tensor, "P N"]
     steady: Float[Tensor, " P"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, log
 from typing import Any, ClassVar
 
 import torch
@@ -26,20 +26,25 @@ class MinorityReports(DoubleMasking):
     """PatchCleanser's masks, each used alone: k forwards of an image, not k².
 
     Args:
-        gap: the logits by which a class must lead under a mask to be heard. Higher, there are fewer alerts on clean
-            images, and fewer certificates.
+        confidence: the softmax that a class must exceed under a mask to be heard, in [0, 1). Higher, there are fewer
+            alerts on clean images, and fewer certificates.
         masks, patch, hidden, guard: as PatchCleanser's.
     """
 
     name: ClassVar[str] = "minority-reports"
-    gap: float = 0.0
+    confidence: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isfinite(self.gap) and self.gap >= 0):
-            raise InvalidInput(f"gap is {self.gap}; give the logits by which a class must lead to be heard, 0 or more")
+        if not 0 <= self.confidence < 1:
+            raise InvalidInput(f"confidence is {self.confidence}; give the softmax to be exceeded, from 0 to below 1")
         if self.worst:
             raise InvalidInput(f"worst is {self.worst}, which is of PatchCleanser's training; drop it")
+
+    @property
+    def heard_above(self) -> float:
+        """The log-odds that a class must exceed to be heard."""
+        return log(self.confidence / (1 - self.confidence)) if self.confidence else -inf
 
     def wrap(self, network: nn.Module, *, num_classes: int) -> AlertingClassifier:
         return AlertingClassifier(network, self, num_classes=num_classes)
@@ -50,17 +55,18 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     another class.
 
     Each mask hides part of the image, and all together every place of the patch. The answer is the class of the largest
-    mean softmax under the masks. A mask is heard where its class leads by more than `gap` logits; where one that is
-    heard names another class than the answer, or logits are no numbers, there is an alert.
+    mean softmax under the masks. A mask is heard where the softmax of its class is above `confidence` t; where one that
+    is heard names another class than the answer, or logits are no numbers, there is an alert.
 
     `certify` finds the images that are answered c without an alert and of which, wherever the patch is, some mask hides
-    it under which c leads by more than gap + 2·guard.
+    it under which the log-odds of c, its logit less log Σ exp of the others, exceed log(t/(1-t)) + 2·guard, and its
+    logit all others by more than 2·guard.
 
-    Proof. Let m be that mask. Under it the attacked image shows the network the numbers of the clean one, so that c
-    still leads by more than gap: m is heard, and names c. So unless there is an alert, the answer is c, however it was
-    found. (Printed versions take masks that leave out places at the border, hear a mask at the threshold that is not
-    heard there, or certify a mask that is not heard.) An image whose clean answer is an alert is not certified, and
-    counts as wrong.
+    Proof. Let m be that mask. Under it the attacked image shows the network the numbers of the clean one. Where each
+    logit moves by `guard`, so does log Σ exp, and the log-odds by 2·guard: m is heard, and names c. So unless there is
+    an alert, the answer is c, however it was found. (Printed versions
+    take masks that leave out places at the border, hear a mask at the threshold that is not heard there, or certify a
+    mask that is not heard.) An image whose clean answer is an alert is not certified, and counts as wrong.
     """
 
     defense: MinorityReports
@@ -90,14 +96,14 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
         """The class of each image, -1 for an alert."""
         checks.inputs(self, x)
-        return answers(self.view_logits(x), self.defense.gap)
+        return answers(self.view_logits(x), self.defense.heard_above)
 
     @torch.no_grad()
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
         """Prove, for each image, that under every patch within `threat` the answer stays or is an alert.
 
-        `close` counts the masks under which a class leads by `gap`, up to 2·guard. Raises `InvalidInput` where some
-        placement lies inside no mask, and for a network whose logits differ alone and beside others.
+        `close` counts the masks under which a class is heard, or not, by no more than 2·guard. Raises `InvalidInput`
+        where some placement lies inside no mask, and for a network whose logits differ alone and beside others.
         """
         checks.inputs(self, x)
         threat.check_fits(x.shape[2], x.shape[3])
@@ -107,9 +113,9 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
         guard, logits = self.guard_on(x.device), self.view_logits(x)
         if not bool(torch.isfinite(logits).all()):
             raise checks.not_finite()
-        prediction = answers(logits, self.defense.gap)
+        prediction = answers(logits, self.defense.heard_above)
         certified = closed(self.steady(logits, prediction, guard), masks.hiding(threat)).all(dim=1)
-        near = (named(logits)[1] - self.defense.gap).abs() <= 2 * guard
+        near = (log_odds(logits) - self.defense.heard_above).abs() <= 2 * guard
         return Certificate(
             prediction=prediction,
             certified=certified & (prediction >= 0),
@@ -125,7 +131,8 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     def steady(self, logits: Float[Tensor, "B V K"], answer: Int[Tensor, " B"], guard: float) -> Bool[Tensor, "B V"]:
         """Marks the views that name the answer and are heard, whatever moves their logits by `guard`."""
         label, gap = named(logits)
-        return (label == answer[:, None]) & (gap > self.defense.gap + 2 * guard)
+        heard = log_odds(logits) > self.defense.heard_above + 2 * guard
+        return (label == answer[:, None]) & heard & (gap > 2 * guard)
 
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
@@ -137,14 +144,20 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
         return nn.functional.cross_entropy(self.logits(x, torch.arange(len(x), device=x.device), view), y)
 
 
-def answers(logits: Float[Tensor, "B V K"], gap: float) -> Int[Tensor, " B"]:
-    """The class of the largest mean softmax; -1, an alert, where a view that leads by more than `gap` names another,
-    or names none.
+def answers(logits: Float[Tensor, "B V K"], heard_above: float) -> Int[Tensor, " B"]:
+    """The class of the largest mean softmax; -1, an alert, where a view whose log-odds are above that names another, or
+    a view names none.
     """
-    label, lead = named(logits)
+    label = named(logits)[0]
     answer = first_argmax(mean_shares(logits))
-    differs = ((label != answer[:, None]) & (lead > gap)) | (label == SILENT)
+    differs = ((label != answer[:, None]) & (log_odds(logits) > heard_above)) | (label == SILENT)
     return torch.where(differs.any(dim=1), -1, answer)
+
+
+def log_odds(logits: Float[Tensor, "*any K"]) -> Float[Tensor, "*any"]:
+    """The logarithm of p/(1-p) of the largest softmax p: its logit less log Σ exp of the others. In float64."""
+    first, place = logits.double().max(dim=-1, keepdim=True)
+    return (first - logits.double().scatter(-1, place, -torch.inf).logsumexp(dim=-1, keepdim=True))[..., 0]
 
 
 def mean_shares(logits: Float[Tensor, "B V K"]) -> Float[Tensor, "B K"]:

@@ -12,8 +12,8 @@ from evaluate.results.metrics import summarise
 from evaluate.runs.records import Record, read_records
 from tests.evaluate.calls import call, refused
 
-DEFENSE = "minority-reports:masks=3,hidden=mask,gap=1"
-QUICK = ("--num-images", 8, "--attacks", "sparse-rs", "--budget", 60, "--certified-budget", 60, "--gallery", 1)
+DEFENSE = "minority-reports:masks=3,hidden=mask,confidence=0.9"
+QUICK = ("--num-images", 4, "--attacks", "sparse-rs", "--budget", 30, "--certified-budget", 30, "--gallery", 1)
 
 
 def test_a_run_of_detection(tmp_path):
@@ -25,7 +25,7 @@ def test_a_run_of_detection(tmp_path):
     assert "false alerts" in result.stdout
     assert "without an alert" in " ".join(result.stdout.split())
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["false_alerts"]["total"] == 8
+    assert summary["false_alerts"]["total"] == 4
     assert summary["configuration"]["defense"] == DEFENSE
     for record in read_records(tmp_path / "out"):
         assert record.alerted == (record.prediction < 0)
