@@ -84,6 +84,7 @@ def test_votes_that_depend_on_the_batch_are_seen(monkeypatch):
 def test_planted_certifiers(monkeypatch):
     """A sound one among the planted is missed, and a planted one in its place is no sound one."""
     assert len(certifiers.BUGS) == 12
+    monkeypatch.setattr(certifiers, "_BUDGET", 200)
     monkeypatch.setattr(certifiers, "BUGS", {"1 off by one": certifiers._PLAIN, "": certifiers._PLAIN})
     caught, sound = certifiers.check_certifiers()
     assert (caught.passed, sound.passed) == (False, True)
