@@ -50,6 +50,9 @@ class Elsewhere(Tensor):
     def tolist(self) -> Any:  # as of any other device, by the CPU
         return self.inner.tolist()
 
+    def __getitem__(self, key: Any) -> Tensor:
+        return super().__getitem__(torch.tensor(key) if isinstance(key, list) else key)
+
     def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
         made = torch.tensor(data, dtype=self.dtype if dtype is None else dtype, **options)
         return made.to(self.device if device is None else device)
