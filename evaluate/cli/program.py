@@ -18,6 +18,7 @@ COMMANDS = {
     "gate": "evaluate.gate.__main__",
     "bundle": "evaluate.bundle.__main__",
     "verify": "evaluate.verify",
+    "selftest": "evaluate.selftest.__main__",
     "leaderboard": "evaluate.leaderboard.__main__",
     "learning": "evaluate.learning",
     "curve": "evaluate.curve",

@@ -82,6 +82,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "gate": ("gate.toml", "run"),
     "bundle": ("run",),
     "verify": ("case.zip",),
+    "selftest": (),
     "leaderboard": ("board.toml",),
     "learning": ("toy.safetensors",),
     "curve": ("run",),
@@ -234,7 +235,7 @@ def _value(option: Any) -> st.SearchStrategy[list[str]]:
 
 def _output(command: str) -> list[str]:
     name = {"learning": "out.png", "curve": "out.png", "bundle": "out.zip"}.get(command, "out")
-    return [] if command in ("report", "verify") else ["--output", name]
+    return [] if command in ("report", "verify", "selftest") else ["--output", name]
 
 
 @st.composite

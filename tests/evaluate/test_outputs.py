@@ -16,7 +16,7 @@ from tests.evaluate.test_generated_calls import ASKED, call, no_training, place,
 
 __all__ = ["no_training", "place"]  # fixtures
 Usage = namedtuple("Usage", "total used free")
-PICTURES = ("curve", "learning")
+FILES = {"curve": "a.png", "learning": "a.png", "bundle": "a.zip"}  # commands that write one alone
 READING = {  # what a command does first that takes its time
     "attack-vs-cert": "evaluate.runs.runner._here",
     "report": "evaluate.report.write.read_report",
@@ -34,7 +34,7 @@ READING = {  # what a command does first that takes its time
 
 
 def asked(command: str, output: object) -> list[str]:
-    return [*ASKED[command], "--output", f"{output}/a.png" if command in PICTURES else str(output)]
+    return [*ASKED[command], "--output", f"{output}/{FILES[command]}" if command in FILES else str(output)]
 
 
 def refused(place: Path, command: str, output: object, what: str) -> None:
@@ -88,7 +88,7 @@ def test_no_place_for_results(command, place, sealed, idle):
     refused(place, command, sealed, "cannot be written")
     refused(place, command, "x" * 256, "longer than any file's name")
     refused(place, command, "nothing://x", "which cannot be opened")
-    if command not in PICTURES:
+    if command not in FILES:
         refused(place, command, "", "is empty")
 
 
