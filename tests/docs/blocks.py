@@ -49,14 +49,14 @@ def blocks(page: str) -> list[Block]:
 def run_python(page: str) -> None:
     """Run the Python blocks of a page in order, in one namespace and the present folder; what a block prints is what
     the page says that it prints. Shapes, ablations and attacks that a page registers are gone afterwards."""
-    names = {"__name__": "page"}
+    names = {"__name__": "__main__"}  # dataclasses look up their module
     with _registries():
         for block in blocks(page):
             if block.language != "python":
                 continue
             printed = io.StringIO()
             with redirect_stdout(printed):
-                exec(compile("\n" * block.line + block.text, page, "exec"), names)
+                exec(compile("\n" * block.line + block.text, page, "exec", dont_inherit=True), names)
             if block.printed is not None:
                 assert printed.getvalue().strip() == block.printed.strip(), f"{page}:{block.line}"
 
