@@ -11,6 +11,7 @@ import jupytext
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from typer.cli import get_docs_for_click
 
 from evaluate.cli.program import COMMANDS, app
@@ -103,9 +104,34 @@ def adopted(name: str) -> str:
     return re.sub(r"\]\(docs/", "](", text)
 
 
+def inside(text: str, folder: Path) -> str:
+    """The text of a page in `folder` of docs/ with links to files of the repository beside docs/ as plain text."""
+    docs = ROOT / "docs"
+
+    def kept(link: re.Match[str]) -> str:
+        target = link[2].partition("#")[0]
+        there = (docs / folder / target).resolve()
+        return link[0] if "://" in target or not target or docs in (there, *there.parents) else link[1]
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", kept, text)
+
+
 def notebook(path: Path) -> str:
     """A tutorial as a notebook of Jupyter."""
     return jupytext.writes(jupytext.read(path), fmt="ipynb")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Called by MkDocs: a page beside docs/index.md that mkdocs.yml does not list yet comes last among the guides."""
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    new = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f" {path.name}\n" not in listed]
+    next(part["Guides"] for part in config.nav or [] if "Guides" in part).extend(new)
+    return config
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Called by MkDocs."""
+    return inside(markdown, Path(page.file.src_uri).parent)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

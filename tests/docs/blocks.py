@@ -17,6 +17,7 @@ from robustpatch.threats.parse import SHAPES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+_OURS = ("make ", "python ", "robustpatch ", "torchrun ")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", flags=re.S | re.M)
 
 
@@ -49,14 +50,14 @@ def blocks(page: str) -> list[Block]:
 def run_python(page: str) -> None:
     """Run the Python blocks of a page in order, in one namespace and the present folder; what a block prints is what
     the page says that it prints. Shapes, ablations and attacks that a page registers are gone afterwards."""
-    names = {"__name__": "page"}
+    names = {"__name__": "__main__"}  # dataclasses look up their module
     with _registries():
         for block in blocks(page):
             if block.language != "python":
                 continue
             printed = io.StringIO()
             with redirect_stdout(printed):
-                exec(compile("\n" * block.line + block.text, page, "exec"), names)
+                exec(compile("\n" * block.line + block.text, page, "exec", dont_inherit=True), names)
             if block.printed is not None:
                 assert printed.getvalue().strip() == block.printed.strip(), f"{page}:{block.line}"
 
@@ -73,10 +74,13 @@ def _registries() -> Iterator[None]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The command lines of a page as words, without comments."""
+    """The command lines of a page as words, without comments: all of blocks of bash, and of blocks without a language,
+    which may be what is printed, those that call one of ours.
+    """
     found = []
     for block in blocks(page):
         if block.language in ("", "bash"):
             lines = block.text.replace("\\\n", " ").splitlines()
+            lines = [line for line in lines if block.language or line.startswith(_OURS)]
             found += [words for line in lines if (words := shlex.split(line, comments=True))]
     return found

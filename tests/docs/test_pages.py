@@ -23,7 +23,13 @@ ELSEWHERE = ("docs/tutorials/", "docs/audit.md", "docs/guides/models.md")
 WITH_PYTHON = [
     page for page in pages() if not page.startswith(ELSEWHERE) and any(b.language == "python" for b in blocks(page))
 ]
-SLOW = ("docs/guides/attacks.md", "docs/guides/threats.md", "docs/start.md")
+SLOW = (
+    "docs/guides/attacks.md",
+    "docs/guides/guards.md",
+    "docs/guides/reports.md",
+    "docs/guides/threats.md",
+    "docs/start.md",
+)
 OF_OTHERS = ("pip", "source", "cd", "playwright")  # programs that are not ours
 OTHER_MODULES = ("venv", "pytest")
 

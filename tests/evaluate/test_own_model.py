@@ -133,5 +133,5 @@ def test_the_guide_s_example(mine):
         result = call(*arguments[2:], "--attacks", "pgd:1", "--steps", 2, "--output", f"out{number}")
         assert result.exit_code == 0, result.output
         assert ("HELD" if number else "NO CERTIFICATE") in result.stdout
-        assert [record.file for record in read_records(f"out{number}")][2:4] == ["light/2.png", "night/0.png"]
+        assert [record.file for record in read_records(f"out{number}")][2:4] == ["light/1.png", "night/1.png"]
         assert all("light/2.png" in Path(f"out{number}", f"report.{kind}").read_text() for kind in ("html", "md"))

@@ -189,7 +189,7 @@ def test_a_broken_certificate(tmp_path):
     assert len(report.replays) == len(list((tmp_path / "counterexamples").iterdir())) > 0
     seen = Page.of(html_of(tmp_path))
     assert seen.said(".verdict")[0].startswith("BROKEN ")
-    assert "bad" in seen.all("p")[1]["class"]
+    assert "bad" in seen.all("p")[2]["class"]
     assert all(replay in seen.said("pre")[0] for replay in report.replays)
     assert "certified, yet changed" in seen.said("h3")[0]
     assert "the proof is wrong, or what it assumes is" in seen.said("main")[0]
