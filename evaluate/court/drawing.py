@@ -21,8 +21,8 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class View:
-    """What one view keeps, row by row of the image, and the logits that the base gave before and after the patch; None
-    where it was not asked about. `times` it was shown.
+    """A view: the pixels that it keeps, row by row, and the logits that the base gave before and after the patch; None
+    where it was not asked about. `times`: how often it was shown.
     """
 
     kept: tuple[tuple[bool, ...], ...]
