@@ -32,8 +32,8 @@ _CLASSES = 4  # of the audit's bases
 
 @dataclass(frozen=True)
 class Trial:
-    """The outcome for one form. `smallest`: the first counterexample on the entry's sizes, simplified; `found`: the first
-    that the audit found. `certified` of `ballots` dictated ones were certified, and attacked.
+    """The outcome for one form. `smallest`: the first counterexample on the entry's sizes, simplified; `found`: that of
+    the audit. `certified` of `ballots` dictated ones were certified, and attacked.
     `stopped`: why the audit ended before its last step, if it did. `seconds`: of processor time.
     """
 

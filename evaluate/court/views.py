@@ -76,7 +76,7 @@ def last_argmax(values: Tensor) -> Tensor:
 
 
 def beats_all(own: Tensor, others: Tensor, prediction: Tensor, lower_wins: bool = True) -> Tensor:
-    """Tells whether `own` [B] beats every other class of `others` [B,K]; at a tie the lower class wins, or the higher."""
+    """Tells whether `own` [B] beats every other class in `others` [B,K]; at a tie the lower one wins, or the higher."""
     number, own = torch.arange(others.shape[1]), own[:, None]
     ties = number > prediction[:, None] if lower_wins else number < prediction[:, None]
     return ((own > others) | ((own == others) & ties) | (number == prediction[:, None])).all(dim=1)
