@@ -13,9 +13,11 @@ from evaluate.audit.dictated_base import Answers, vote
 from evaluate.audit.harness import Harness
 from evaluate.audit.reproducer import save
 from evaluate.court import DOCKET
+from evaluate.court.board import RULES, counted, network_says
 from evaluate.court.drawing import drawn
 from evaluate.court.session import hear
 from evaluate.court.trial import try_form
+from robustpatch.data.images import load_images
 from robustpatch.storage.store import Store
 from tests.evaluate.audits import call
 
@@ -178,3 +180,14 @@ def test_wrong_calls(arguments, message):
     refused = call(*arguments)
     assert refused.exit_code == 2, refused.output
     assert message in " ".join(refused.output.split())
+
+
+@pytest.mark.slow
+def test_the_board_certifies_no_more_by_a_repaired_rule():
+    logits, labels = network_says(load_images("mnist-sample"))
+    rows = {(name, form): row for name, form, *row in (counted(*rule, logits, labels) for rule in RULES)}
+    for name, form in rows:
+        if form == "repaired":
+            first = next(row for (own, _), row in rows.items() if own == name)
+            assert rows[name, form][0] == first[0]
+            assert rows[name, form][1] <= first[1]
