@@ -66,7 +66,8 @@ def _size(case: Case) -> str:
     finding = shown(case.printed)
     if finding is None or finding.where is None:
         return "–"
-    views = "" if case.drawing is None else f", {len(case.drawing.views)} views"
+    number = 0 if case.drawing is None else len(case.drawing.views)
+    views = f", {number} view{'s' * (number > 1)}" if number else ""
     return f"{finding.where[0]} on {finding.where[1]}, {finding.note['classes']} classes{views}"
 
 
