@@ -57,7 +57,7 @@ class CrossCert(DoubleMasking):
         return claim(masked, torch.tensor(holds, dtype=torch.bool) & (masked >= 0) & self.fits(threat))
 
     def never_elected(self, pairs: Tensor, votes: Tensor, c: int, x: Tensor) -> bool:
-        """Whether none of the other classes in `pairs` [M,M] wins the vote with a patch in the columns of its masks."""
+        """Tells whether no other class in `pairs` [M,M] wins the vote with a patch in the columns of its masks."""
         hidden, width = self.hidden(x).any(dim=1), x.shape[3]
         turned = torch.arange(self.side + self.size - 1)
         for i, k in (pairs != c).nonzero().tolist():

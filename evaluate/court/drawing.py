@@ -21,8 +21,8 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class View:
-    """What one view keeps, row by row of the image, and the logits that the base gave before and after the patch; None
-    where it was not asked about. `times` it was shown.
+    """A view: the pixels that it keeps, row by row, and the logits that the base gave before and after the patch; None
+    where it was not asked about. `times`: how often it was shown.
     """
 
     kept: tuple[tuple[bool, ...], ...]
@@ -72,8 +72,8 @@ class Drawing:
 
     def svg(self) -> Markup:
         """A tile for each view, above before and below after the patch: what it keeps, in the colour of its class."""
-        cell, height, width = 9, len(self.patch), len(self.patch[0])
-        step, tall = cell * width + 10, cell * height + 10
+        cell, height, width = 13, len(self.patch), len(self.patch[0])
+        step, tall = cell * width + 14, cell * height + 14
         parts = []
         for n, one in enumerate(self.shown):
             for line, said in enumerate((one.before, one.after)):
@@ -96,7 +96,9 @@ class Drawing:
                 mark = ' stroke="#84170f" stroke-width="2"' if changed and kept and self.patch[i][j] else ""
                 parts.append(f'<rect {at} fill="{colour if kept else "#d8d9d3"}"{mark}/>')
         title = f"<title>{escape(_said(said))}</title>"
-        return f"<g>{title}{''.join(parts)}</g>"
+        wide, tall = cell * len(one.kept[0]) + 3, cell * len(one.kept) + 3
+        frame = f'<rect x="{left - 2}" y="{top - 2}" width="{wide}" height="{tall}" fill="none" stroke="{colour}"/>'
+        return f"<g>{title}{''.join(parts)}{frame}</g>"
 
 
 def drawn(factory: Factory, finding: Finding) -> Drawing:

@@ -62,7 +62,7 @@ class Entry:
         return (("printed", self.printed), *repaired)
 
     def named(self, form: str) -> str:
-        """How the audit's command line calls that form."""
+        """The name of that form on the audit's command line."""
         return f"evaluate.court.{self.module}:{form}"
 
 
@@ -76,7 +76,7 @@ def sizes(*shown: str, classes: tuple[int, ...] = (2, 3)) -> tuple[Size, ...]:
 
 
 def claim(prediction: Tensor, certified: Tensor) -> SimpleNamespace:
-    """What `certify` returns."""
+    """Makes the answer of `certify`."""
     return SimpleNamespace(prediction=prediction, certified=certified)
 
 

@@ -66,7 +66,8 @@ def _size(case: Case) -> str:
     finding = shown(case.printed)
     if finding is None or finding.where is None:
         return "–"
-    views = "" if case.drawing is None else f", {len(case.drawing.views)} views"
+    number = 0 if case.drawing is None else len(case.drawing.views)
+    views = f", {number} view{'s' * (number > 1)}" if number else ""
     return f"{finding.where[0]} on {finding.where[1]}, {finding.note['classes']} classes{views}"
 
 
@@ -92,7 +93,7 @@ BRIEF: tuple[Column[Case], ...] = (  # of a terminal
 
 
 def facts(entry: Entry) -> list[tuple[str, str]]:
-    """What is told of an entry, each with its name."""
+    """The facts told of an entry, each with its name."""
     told = (
         ("Claim", entry.claim),
         ("What is wrong", entry.fault),
@@ -105,7 +106,7 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
 
 
 def sentences(case: Case) -> list[str]:
-    """What was seen, a sentence for each form."""
+    """A sentence for each form, of what was seen."""
     found = []
     for trial in case.trials:
         finding = shown(trial)
@@ -141,7 +142,7 @@ def html(cases: Sequence[Case]) -> str:
 
 
 def as_dict(case: Case) -> dict[str, Any]:
-    """What a file keeps of a case."""
+    """The case as a file keeps it."""
     return {
         "certifier": case.entry.module,
         "title": case.entry.title,

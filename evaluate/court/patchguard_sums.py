@@ -30,7 +30,7 @@ class Subtracted:
         return local.flatten(2), windows((self.side, self.side), local).flatten(1)
 
     def rest(self, local: Tensor, windows: Tensor) -> Tensor:
-        """What each class keeps outside of its heaviest window [B,K]."""
+        """The sum that each class keeps outside of its heaviest window [B,K]."""
         inside = torch.where(windows, local[:, :, None], 0.0).sum(dim=3)
         return local.sum(dim=2) - inside.amax(dim=2)
 

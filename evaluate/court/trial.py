@@ -32,8 +32,8 @@ _CLASSES = 4  # of the audit's bases
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one form. `smallest`: the first counterexample on the entry's sizes, simplified; `found`: what the
-    audit found first, by its name and place. `certified` of `ballots` dictated ones were certified, and attacked.
+    """The outcome for one form. `smallest`: the first counterexample on the entry's sizes, simplified; `found`: that of
+    the audit. `certified` of `ballots` dictated ones were certified, and attacked.
     `stopped`: why the audit ended before its last step, if it did. `seconds`: of processor time.
     """
 
@@ -148,7 +148,7 @@ def _written(factory: Factory, entry: Entry, seed: int) -> Finding | None:
 
 
 def _certifies_anything(attack: DictatedAttack) -> bool:
-    """Whether the image is certified for a class that all views say, in plain scores or in large ones."""
+    """Tells whether the image is certified for a class that all views say, in plain scores or in large ones."""
     harness, classes = attack.harness, attack.harness.classes
     for c in range(classes):
         for scale in (1.0, 1000.0):
@@ -159,7 +159,7 @@ def _certifies_anything(attack: DictatedAttack) -> bool:
 
 
 def _searches(attack: DictatedAttack, seed: int) -> Iterator[Finding]:
-    """What plain votes break, then scores at thresholds and large ones, then answers searched for."""
+    """Findings of plain votes, then of scores at thresholds and large ones, then answers searched for."""
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     try_votes(attack, 50 * attack.harness.total, generator)
     yield from attack.tally.findings

@@ -1,4 +1,4 @@
-"""What certifiers show to their base, and how they count its answers.
+"""Views that certifiers show to their base, and the counting of its answers.
 
 A view is the image with the pixels that are not kept set to 0, and a channel that says which are kept.
 """
@@ -76,9 +76,7 @@ def last_argmax(values: Tensor) -> Tensor:
 
 
 def beats_all(own: Tensor, others: Tensor, prediction: Tensor, lower_wins: bool = True) -> Tensor:
-    """Whether `own` [B] beats the number of every other class in `others` [B,K]; at a tie the lower class wins, or the
-    higher.
-    """
+    """Tells whether `own` [B] beats every other class in `others` [B,K]; at a tie the lower one wins, or the higher."""
     number, own = torch.arange(others.shape[1]), own[:, None]
     ties = number > prediction[:, None] if lower_wins else number < prediction[:, None]
     return ((own > others) | ((own == others) & ties) | (number == prediction[:, None])).all(dim=1)

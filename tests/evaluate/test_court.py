@@ -13,9 +13,12 @@ from evaluate.audit.dictated_base import Answers, vote
 from evaluate.audit.harness import Harness
 from evaluate.audit.reproducer import save
 from evaluate.court import DOCKET
+from evaluate.court.board import RULES, counted, network_says
 from evaluate.court.drawing import drawn
+from evaluate.court.entry import sizes
 from evaluate.court.session import hear
 from evaluate.court.trial import try_form
+from robustpatch.data.images import load_images
 from robustpatch.storage.store import Store
 from tests.evaluate.audits import call
 
@@ -108,9 +111,10 @@ def overturned(factory, size, alerts, palette):
     return None, certified
 
 
-def of(module, size, *more):
-    """An entry, a place in its sizes, and answers besides plain votes."""
-    return pytest.param(ENTRIES[module], size, more, id=module, marks=() if module in TINY else pytest.mark.slow)
+def of(module, size, classes, *more):
+    """An entry, a size, and answers besides plain votes."""
+    where = sizes(size, classes=(classes,))[0]
+    return pytest.param(ENTRIES[module], where, more, id=module, marks=() if module in TINY else pytest.mark.slow)
 
 
 TINY = {"levine_feizi", "smoothed_vit"}
@@ -120,24 +124,26 @@ HALF = (0.0, -1.0986122886681098)  # a softmax of 0.75 and 0.25
 @pytest.mark.parametrize(
     ("entry", "size", "more"),
     [
-        of("levine_feizi", 0),
-        of("crosscert", 0),
-        of("smoothed_vit", 8),
-        of("art_votes", 0),
-        of("randomized_columns", 6),
-        of("masked_ds", 2, (16.0, 8.0)),
-        of("certmask", 2),
-        of("hicert", 0, HALF, HALF[::-1]),
-        of("token_masks", 0),
-        of("patchcleanser", 0),
-        of("clipped_bagnet", 4),
-        of("patchguard", 0, (16.0, 8.0)),
-        of("costcert", 0),
+        of("levine_feizi", "1x1x5/1x1", 3),
+        of("crosscert", "1x1x4/1x1", 2),
+        of("smoothed_vit", "1x1x13/1x1", 2),
+        of("art_votes", "1x1x5/1x1", 3),
+        of("randomized_columns", "1x2x5/1x1", 2),
+        of("masked_ds", "1x1x5/1x1", 2, (16.0, 8.0)),
+        of("masked_ds_threshold", "1x1x5/1x1", 2, (16.0, 8.0)),
+        of("certmask", "1x1x4/1x1", 2),
+        of("hicert", "1x1x4/1x1", 2, HALF, HALF[::-1]),
+        of("token_masks", "1x4x6/1x1", 3),
+        of("patchcleanser", "1x1x4/1x2", 2),
+        of("clipped_bagnet", "1x2x6/1x1", 2),
+        of("patchguard", "1x2x6/1x1", 2, (16.0, 8.0)),
+        of("patchguard_plus", "1x2x5/1x1", 2, (16.0, 8.0)),
+        of("patchguard_sums", "1x2x5/1x1", 2, (16.0, 8.0)),
+        of("costcert", "1x1x6/1x1", 3),
     ],
 )
 def test_the_sound_form_by_all_answers_there_are(entry, size, more):
     """Every certificate on a tiny image is held against every answer of every patched view."""
-    size = entry.sizes[size]
     palette = [*(vote(size[2], (k,)) for k in range(size[2])), *(row for row in more if len(row) == size[2])]
     found, certified = overturned(entry.forms[-1][1], size, entry.alerts, palette)
     assert found is None
@@ -178,3 +184,14 @@ def test_wrong_calls(arguments, message):
     refused = call(*arguments)
     assert refused.exit_code == 2, refused.output
     assert message in " ".join(refused.output.split())
+
+
+@pytest.mark.slow
+def test_the_board_certifies_no_more_by_a_repaired_rule():
+    logits, labels = network_says(load_images("mnist-sample"))
+    rows = {(name, form): row for name, form, *row in (counted(*rule, logits, labels) for rule in RULES)}
+    for name, form in rows:
+        if form == "repaired":
+            first = next(row for (own, _), row in rows.items() if own == name)
+            assert rows[name, form][0] == first[0]
+            assert rows[name, form][1] <= first[1]
