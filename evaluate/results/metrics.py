@@ -7,7 +7,6 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom, binomtest
 
 from attacks.occlusion import CONTROLS
 from evaluate.runs.records import AttackRecord, Record
@@ -29,6 +28,8 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
+        from scipy.stats import binomtest  # slow to import
+
         found = binomtest(self.hits, self.total).proportion_ci(0.95, method="exact")
         return float(found.low), float(found.high)
 
@@ -248,6 +249,8 @@ def _tail(errors: list[float]) -> np.ndarray:
     """P(k events or more), for each k from 0 on, of independent ones with these chances: of equal chances the number is
     binomial, and the sum over the different ones is their convolution.
     """
+    from scipy.stats import binom  # slow to import
+
     density = np.ones(1)
     for error, number in sorted(Counter(errors).items()):
         density = np.convolve(density, binom.pmf(np.arange(number + 1), number, error))

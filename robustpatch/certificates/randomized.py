@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.special import betaincinv
-from scipy.stats import binom
 from torch import Tensor
 
 from robustpatch.ablations.base import Ablation
@@ -152,6 +151,8 @@ def certify_draws(draw: Draw, chance: float, threat: Threat, sampling: Sampling,
 
 
 def predict_draws(draw: Draw, sampling: Sampling) -> Int[Tensor, " B"]:
+    from scipy.stats import binom  # slow to import
+
     counts = draw("prediction", sampling.prediction).cast
     (first, second), best = counts.topk(2, dim=1).values.unbind(dim=1), first_argmax(counts)
     # Two-sided at one half, where the distribution is symmetric.

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import nn
 
 from robustpatch.ablations.base import Ablation
@@ -61,6 +60,8 @@ def create(
 
 
 def _torchvision(name: str, image_size: tuple[int, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    import torchvision  # slow to import
+
     if name.startswith("vit_"):
         if image_size[0] != image_size[1]:
             raise InvalidInput(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any
 
-import torchvision
 from pydantic import Field
 
 from robustpatch.cli.text import one_line
@@ -109,6 +108,8 @@ def check_permitted(name: str, library: str, model: str, options: dict[str, Any]
 
 def _is_listed(library: str, model: str) -> bool:
     if library == "torchvision":
+        import torchvision  # slow to import
+
         return model in torchvision.models.list_models(module=torchvision.models)
     try:
         import timm

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock
 
 from robustpatch.errors import InvalidInput
 from robustpatch.networks.convolution import Conv2d
@@ -28,6 +26,8 @@ class ResNet18(nn.Module):
         super().__init__()
         if width < 1:
             raise InvalidInput(f"width is {width}; give a number of channels of at least 1")
+        from torchvision.models import resnet18  # slow to import
+
         self.net = resnet18(num_classes=num_classes)
         self.net.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.net.maxpool = nn.Identity()  # type: ignore[assignment]
@@ -50,6 +50,8 @@ class ResNet18(nn.Module):
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
     """Two residual blocks, the first of which halves the image where it widens it."""
+    from torchvision.models.resnet import BasicBlock
+
     if inputs == outputs:
         return nn.Sequential(BasicBlock(inputs, outputs), BasicBlock(outputs, outputs))
     shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))

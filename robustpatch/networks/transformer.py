@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer
 
 from robustpatch.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
 
 
 class Parts(ABC):
@@ -119,14 +122,13 @@ class _Timm(Parts):
         return self.vit.forward_features(encoded)
 
 
-def parts_of(vit: nn.Module) -> Parts:
+def parts_of(vit: Any) -> Parts:
     """The parts of a transformer of torchvision or timm. Raises `InvalidInput` for what embeds no squares alone."""
     known: Parts | None = None
-    if isinstance(vit, VisionTransformer):
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(vit).__mro__}  # of libraries not imported for it
+    if "torchvision.models.vision_transformer.VisionTransformer" in kinds:
         known = _Torchvision(vit) if isinstance(vit.conv_proj, nn.Conv2d) else None
-    elif "timm.models.vision_transformer.VisionTransformer" in (
-        f"{kind.__module__}.{kind.__qualname__}" for kind in type(vit).__mro__
-    ):
+    elif "timm.models.vision_transformer.VisionTransformer" in kinds:
         embedding = vit.patch_embed
         plain = isinstance(getattr(embedding, "proj", None), nn.Conv2d) and not hasattr(embedding, "backbone")
         known = _Timm(vit) if plain else None
