@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from robustpatch.data.image_set import ImageSet
 from robustpatch.errors import InvalidInput
@@ -75,5 +74,11 @@ def _batches(images: Dataset[Any] | DataLoader[Any]) -> Iterable[tuple[Tensor, T
         return
     for i in range(len(images)):  # type: ignore[arg-type]  datasets without a length raise TypeError here
         image, label = images[i]
-        pixels = torch.as_tensor(image) if isinstance(image, Tensor | np.ndarray) else pil_to_tensor(image)
+        pixels = torch.as_tensor(image) if isinstance(image, Tensor | np.ndarray) else _of_pil(image)
         yield pixels[None], torch.as_tensor(label)[None]
+
+
+def _of_pil(image: Any) -> Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor  # slow to import
+
+    return pil_to_tensor(image)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from robustpatch.cli.text import one_line
@@ -68,6 +67,8 @@ def _classifier(name: str, size: tuple[int, int]) -> str | None:
 
 def _of_torchvision(model: str, name: str) -> Preprocessing:
     try:
+        import torchvision  # slow to import
+
         known: Any = torchvision.models.get_model_weights(model)
         preset = known.DEFAULT.transforms()
     except (ValueError, AttributeError):
