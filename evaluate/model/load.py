@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,7 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
-from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
+from robustpatch.defenses.patchcleanser import DoubleMasking
 from robustpatch.errors import InvalidInput
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Threshold, Voting, first_argmax
@@ -148,8 +148,9 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
     defense, about = parse_defense(text), as_classifier(model).describe()
     if "defense" in about:
         own = parse_defense(about["defense"])
-        if isinstance(model, PatchCleanser) and isinstance(defense, DoubleMasking) and own.encoding == defense.encoding:
-            return defense.wrap(model.network, num_classes=num_classes).eval()
+        masking = isinstance(own, DoubleMasking) and isinstance(defense, DoubleMasking)
+        if masking and own.encoding == defense.encoding:  # the network is shown the same
+            return defense.wrap(cast(Defended, model).network, num_classes=num_classes).eval()
         raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
     if "sampling" in about:
         raise InvalidInput(
