@@ -21,7 +21,7 @@ def image_by_image(
     threat: Patches,
     generator: torch.Generator,
 ) -> Proposal:
-    """What an attack proposes for each image alone, under `threat.of_image`; the clean image where there is no place.
+    """Returns what an attack proposes for each image alone, under `threat.of_image`: the image where there is no place.
 
     Each image is given the same state of the generator, from which attacks draw for each image on its own.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 
 import torch
@@ -22,29 +21,32 @@ _TURNS = 12  # without a budget
 def climb_in_turn(search: Search, steps: int, step: float, batch: int) -> None:
     """Spend the budget on turns; without one, take twelve of them.
 
-    The first turn puts grey patches down one after the other, as `ROA` with gradients does, on as many placements as
-    half of the budget pays for; where that is one or none, it begins where the surface says. Each further one moves the
-    patches that came nearest, one at a time, with their content, to the best of some random placements; every third
-    begins with new content where the surface says, or at random. Each turn ends in a climb of all contents together.
+    The first turn puts grey patches down one after the other, as `ROA` with gradients does; before it, where the
+    surface chooses placements together, which costs nothing, they are climbed: a small budget ends with that. Each
+    further turn moves the patches that came nearest, one at a time, with their content, to the best of some random
+    placements; every third begins with new content where the surface says, or at random. Each turn ends in a climb of
+    all contents together.
     """
-    queues = sites(search)
-    number, patches = len(search.y), len(search.families)
-    where = _put_down(search, batch)
-    shape = (number, patches, search.x.shape[1], *search.patch_size)
-    content, nearest_yet = search.x.new_full(shape, 0.5), torch.full((number,), torch.inf, device=search.x.device)
-    for turn in count():
+    queues, number = sites(search), len(search.y)
+    where = search.y.new_zeros(number, len(search.families))
+    shape = (number, len(search.families), search.x.shape[1], *search.patch_size)
+    grey, nearest_yet = search.x.new_full(shape, 0.5), torch.full((number,), torch.inf, device=search.x.device)
+    content = grey.clone()
+    for turn in count(-1 if search.surface.groups else 0):
         before = search.evaluations.clone()
-        afresh = where is None or turn % _AFRESH == _AFRESH - 1
-        if where is None:
-            where = search.y.new_zeros(number, patches)
-        elif turn and not afresh:
-            where = _moved(search, where, content, nearest_yet, batch)
+        afresh = turn % _AFRESH == _AFRESH - 1
+        begin, start = where, content
+        if turn == 0:
+            found, value = ROA(search="gradient", stride=3, batch=batch).put_down(search)
+            begin, start = found[torch.arange(number, device=found.device), value.argmin(dim=1)], grey
+        elif not afresh:
+            begin = _moved(search, where, content, nearest_yet, batch)
         tasks: list[list[Task]] = [[] for _ in range(number)]
         for i in search.going().nonzero()[:, 0].tolist():
             if afresh:
                 tasks[i] = [Task(*site) for site in [next(queues[i], None)] if site is not None]
             else:
-                tasks[i] = [Task(tuple(where[i].tolist()), start=content[i])]
+                tasks[i] = [Task(tuple(begin[i].tolist()), start=start[i])]
         for i, ends in enumerate(climb(search, tasks, Ascent(steps, step), batch=batch, most=[1] * number)):
             for value, task, shown in ends.best():
                 if value <= float(nearest_yet[i]):
@@ -53,19 +55,6 @@ def climb_in_turn(search: Search, steps: int, step: float, batch: int) -> None:
         idle = bool((search.evaluations == before).all())
         if idle or (search.budget is None and turn == _TURNS - 1) or not bool(search.going().any()):
             return
-
-
-def _put_down(search: Search, batch: int) -> Int[Tensor, "B count"] | None:
-    """The placements of grey patches that leave least; None where half of the budget does not pay for two tries."""
-    roa, number = ROA(search="gradient", stride=3, batch=batch), len(search.y)
-    if search.budget is not None:
-        room = search.budget // 2 - 2 * search.surface.forward_cost  # the gradient
-        tries = room // (search.threat.count * search.climb_cost)
-        if tries < 2:
-            return None
-        roa = replace(roa, candidates=min(roa.candidates, tries))
-    found, value = roa.put_down(search)
-    return found[torch.arange(number, device=found.device), value.argmin(dim=1)]
 
 
 def _moved(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,7 @@ from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier, guarded_classifier, voting_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.defenses import Defended, parse_defense
-from robustpatch.defenses.masked_network import MaskedNetwork, MaskingDefense
+from robustpatch.defenses.masked_network import MaskingDefense
 from robustpatch.errors import InvalidInput
 from robustpatch.intake import Source
 from robustpatch.voting.parse import parse_voting
@@ -151,14 +151,15 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
     pixels.
     """
     defense, about = parse_defense(text), as_classifier(model).describe()
-    if isinstance(model, MaskedNetwork) and isinstance(defense, MaskingDefense):
-        if (defense.shown.name, vars(defense.shown)) == (model.defense.shown.name, vars(model.defense.shown)):
-            return defense.wrap(model.network, num_classes=num_classes).eval()
-        raise InvalidInput(
-            f"defense is {text}, which shows hidden pixels to the network by {defense.shown.name!r}, but {named} was "
-            f"trained for {model.defense}; say hidden= as there"
-        )
     if "defense" in about:
+        own = parse_defense(about["defense"])
+        if isinstance(own, MaskingDefense) and isinstance(defense, MaskingDefense):
+            if (defense.shown.name, vars(defense.shown)) == (own.shown.name, vars(own.shown)):
+                return defense.wrap(cast(Defended, model).network, num_classes=num_classes).eval()
+            raise InvalidInput(
+                f"defense is {text}, which shows hidden pixels to the network by {defense.shown.name!r}, but {named} "
+                f"was trained for {own}; say hidden= as there"
+            )
         raise InvalidInput(f"defense is {text}, but {named} is of {about['defense']} already; drop --defense")
     if "sampling" in about:
         raise InvalidInput(

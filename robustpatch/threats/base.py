@@ -141,7 +141,7 @@ class Threat(ABC):
 
     @property
     def varies(self) -> bool:
-        """Whether the places depend on the image: then `families` are refused, and `of_image` says those of one."""
+        """True where the places depend on the image: then `families` are refused, and `of_image` says those of one."""
         return False
 
     def of_image(self, image: Float[Tensor, "C H W"]) -> Threat | None:
