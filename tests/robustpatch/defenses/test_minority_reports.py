@@ -133,19 +133,9 @@ def test_more_is_certified_than_by_two_masks():
     assert torch.equal(one(x).argmax(dim=1)[found.prediction >= 0], found.prediction[found.prediction >= 0])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("minority-reports:confidence=1", "confidence is 1.0; give the softmax"),
-        ("minority-reports:worst=4", "worst is 4, which is of PatchCleanser's training; drop it"),
-    ],
-)
-def test_options_refused(text, message):
-    with pytest.raises(InvalidInput, match=message):
-        parse_defense(text)
-
-
 def test_patches_that_no_mask_hides_are_refused():
+    with pytest.raises(InvalidInput, match=r"confidence is 1\.0; give the softmax"):
+        parse_defense("minority-reports:confidence=1")
     assert (
         str(parse_defense("minority-reports:patch=1x2,confidence=0.9")) == "minority-reports:patch=1x2,confidence=0.9"
     )
