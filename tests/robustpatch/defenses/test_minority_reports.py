@@ -141,3 +141,21 @@ def test_patches_that_no_mask_hides_are_refused():
     )
     with pytest.raises(InvalidInput, match="do not hide it everywhere"):
         alerting(2).certify(images(2, SIZE), parse_threat("3x3", SIZE))
+
+
+def test_training_under_the_worst_of_a_few_masks():
+    """No less loss than under one drawn, and a gradient for the weights; the mode of training is left as it was."""
+    x, y, losses = images(8, SIZE), torch.arange(8) % 3, []
+    for worst in (0, 6):
+        defense = MinorityReports("2x3", "1x2", "0.5", worst=worst)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 3))
+        with torch.no_grad():
+            network[1].weight.copy_(Linear(2).weight)
+        model = defense.wrap(network, num_classes=3).train()
+        generator = torch.Generator().manual_seed(0)
+        loss = model.training_loss(x, y, parse_threat("1x2", SIZE), generator, 0.0)
+        loss.backward()
+        assert network.training
+        assert network[1].weight.grad.abs().sum() > 0
+        losses.append(float(loss.detach()))
+    assert losses[1] > losses[0]
