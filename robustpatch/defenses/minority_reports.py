@@ -69,7 +69,7 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     mask that is not heard.) An image whose clean answer is an alert is not certified, and counts as wrong.
     """
 
-    defense: MinorityReports
+    defense: MinorityReports  # type: ignore[assignment]  # narrower, and never another once it is made
     alerts = True
     certified_in_training: ClassVar[int] = 500
 
