@@ -16,6 +16,7 @@ from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.defenses.double_masking import SILENT, closed, named
 from robustpatch.defenses.masked_network import MaskedNetwork
 from robustpatch.defenses.patchcleanser import DoubleMasking
+from robustpatch.defenses.soft_masking import worst_union
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 from robustpatch.voting.rules import first_argmax
@@ -29,6 +30,7 @@ class MinorityReports(DoubleMasking):
         confidence: the softmax that a class must exceed under a mask to be heard, in [0, 1). Higher, there are fewer
             alerts on clean images, and fewer certificates.
         masks, patch, hidden, guard: as PatchCleanser's.
+        worst: of training, how many masks are tried to find the one that is worst for an image; 0: one is drawn.
     """
 
     name: ClassVar[str] = "minority-reports"
@@ -38,8 +40,6 @@ class MinorityReports(DoubleMasking):
         super().__post_init__()
         if not 0 <= self.confidence < 1:
             raise InvalidInput(f"confidence is {self.confidence}; give the softmax to be exceeded, from 0 to below 1")
-        if self.worst:
-            raise InvalidInput(f"worst is {self.worst}, which is of PatchCleanser's training; drop it")
 
     @property
     def heard_above(self) -> float:
@@ -69,7 +69,7 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     mask that is not heard.) An image whose clean answer is an alert is not certified, and counts as wrong.
     """
 
-    defense: MinorityReports
+    defense: MinorityReports  # type: ignore[assignment]  # narrower, and never another once it is made
     alerts = True
     certified_in_training: ClassVar[int] = 500
 
@@ -137,10 +137,19 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
     def training_loss(
         self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, generator: torch.Generator, done: float
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of each image under a mask drawn for it."""
+        """Cross-entropy of each image under a mask drawn for it, or the worst of `defense.worst` such."""
         masks = self.defense.mask_set(*x.shape[2:])
         self.check_covered(masks, threat)
-        view = torch.randint(len(masks.views), (len(x),), generator=generator).to(x.device)
+        tried = min(self.defense.worst or 1, len(masks.views))
+        drawn = torch.rand(len(x), len(masks.views), generator=generator).argsort(dim=1)[:, :tried].to(x.device)
+        view = drawn[:, 0]
+        if tried > 1:
+            training = self.network.training
+            self.network.eval()
+            try:
+                view = worst_union(self.scoring(x), y, drawn)
+            finally:
+                self.network.train(training)
         return nn.functional.cross_entropy(self.logits(x, torch.arange(len(x), device=x.device), view), y)
 
 

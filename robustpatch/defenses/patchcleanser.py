@@ -83,7 +83,7 @@ class DoubleMasking(MaskingDefense):
         """The masks for images of that size. Raises `InvalidInput`."""
         return _mask_set(self.patch, self.per_axis, (height, width))
 
-    def wrap(self, network: nn.Module, *, num_classes: int) -> PatchCleanser:
+    def wrap(self, network: nn.Module, *, num_classes: int) -> MaskedNetwork:
         return PatchCleanser(network, self, num_classes=num_classes)
 
 

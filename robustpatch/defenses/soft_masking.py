@@ -70,11 +70,13 @@ def worst_unions(
 
     With all views that is the greedy search of Saha et al. 2023 ("greedy cutout").
     """
-    view = _worst(score, y, first)
-    return _worst(score, y, masks.pair.to(view.device)[view[:, None], second])
+    view = worst_union(score, y, first)
+    return worst_union(score, y, masks.pair.to(view.device)[view[:, None], second])
 
 
-def _worst(score: Score, y: Int[Tensor, " B"], union: Int[Tensor, "B n"]) -> Int[Tensor, " B"]:
+@torch.no_grad()
+def worst_union(score: Score, y: Int[Tensor, " B"], union: Int[Tensor, "B n"]) -> Int[Tensor, " B"]:
+    """Of these unions of each image the one with the largest loss."""
     image = torch.arange(len(union), device=union.device)[:, None].expand_as(union).flatten()
     loss = cross_entropy(score(image, union.flatten()), y[image], reduction="none").view_as(union)
     return union.gather(1, loss.argmax(dim=1, keepdim=True))[:, 0]

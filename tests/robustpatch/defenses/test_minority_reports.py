@@ -133,21 +133,29 @@ def test_more_is_certified_than_by_two_masks():
     assert torch.equal(one(x).argmax(dim=1)[found.prediction >= 0], found.prediction[found.prediction >= 0])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("minority-reports:confidence=1", "confidence is 1.0; give the softmax"),
-        ("minority-reports:worst=4", "worst is 4, which is of PatchCleanser's training; drop it"),
-    ],
-)
-def test_options_refused(text, message):
-    with pytest.raises(InvalidInput, match=message):
-        parse_defense(text)
-
-
 def test_patches_that_no_mask_hides_are_refused():
+    with pytest.raises(InvalidInput, match=r"confidence is 1\.0; give the softmax"):
+        parse_defense("minority-reports:confidence=1")
     assert (
         str(parse_defense("minority-reports:patch=1x2,confidence=0.9")) == "minority-reports:patch=1x2,confidence=0.9"
     )
     with pytest.raises(InvalidInput, match="do not hide it everywhere"):
         alerting(2).certify(images(2, SIZE), parse_threat("3x3", SIZE))
+
+
+def test_training_under_the_worst_of_a_few_masks():
+    """No less loss than under one drawn, and a gradient for the weights; the mode of training is left as it was."""
+    x, y, losses = images(8, SIZE), torch.arange(8) % 3, []
+    for worst in (0, 6):
+        defense = MinorityReports("2x3", "1x2", "0.5", worst=worst)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 3))
+        with torch.no_grad():
+            network[1].weight.copy_(Linear(2).weight)
+        model = defense.wrap(network, num_classes=3).train()
+        generator = torch.Generator().manual_seed(0)
+        loss = model.training_loss(x, y, parse_threat("1x2", SIZE), generator, 0.0)
+        loss.backward()
+        assert network.training
+        assert network[1].weight.grad.abs().sum() > 0
+        losses.append(float(loss.detach()))
+    assert losses[1] > losses[0]
