@@ -186,7 +186,7 @@ def told(found: Checked) -> tuple[list[str], int]:
 
 
 def numbers(images: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """How many images have what (`NUMBERS`)."""
+    """The counts of images (`NUMBERS`)."""
     right = (images["label"] == images["prediction"]) & images["answered"]
     found = [
         right | True,
@@ -303,7 +303,7 @@ def _check_file(about: Mapping[str, Any], name: str, content: bytes, images: int
 
 
 def _other_run(run: Mapping[str, Any], file: Any) -> list[str]:
-    """Where the run's own words about threat, ablation, guard and classes contradict the evidence."""
+    """The run's own words about threat, ablation, guard and classes that contradict the evidence, a line each."""
     wrong = []
     rectangles = not any(isinstance(patch, Listed) for threat in file.threats for patch, _ in threat)
     told = threats_text(file.threats).replace(" or ", ",")

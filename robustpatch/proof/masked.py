@@ -34,6 +34,7 @@ _ARRAYS: dict[str, Spec] = {
 _FIELDS = {"image_size", "threats", "classes", "guard", "rows", "columns", "height", "width", "count"}
 _MOST_VIEWS = 2**10
 _MOST_PIXELS = 2**26  # of all masks
+_MOST_CELLS = 2**28  # pixels of all views
 _MOST_CHOICES = 2**18
 
 
@@ -124,6 +125,8 @@ def _hiding(threat: Threat, hidden: np.ndarray, views: np.ndarray) -> np.ndarray
     """The distinct sets [S,V] of views that hide all patches of a threat, over all choices of their places."""
     chosen = {(1 << len(views)) - 1}
     for patch, count in threat:
+        if views.size * hidden[0].size > _MOST_CELLS:
+            raise ValueError(f"{len(views)} views of images of so many pixels are more than are checked")
         holds = ~patch.hits(~hidden)  # a mask holds what no pixel outside of it touches
         single = {int.from_bytes(row.tobytes(), "big") for row in np.packbits(holds[:, views].any(axis=2), axis=1)}
         pad = -len(views) % 8

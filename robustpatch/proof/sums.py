@@ -19,6 +19,7 @@ from robustpatch.proof.verifier import unproved
 from robustpatch.storage.npz import read_arrays
 
 _MOST_PAIRS = 2**20  # of a set and a window
+_MOST_WORK = 2**38  # additions: minutes
 _CELLS = 2**22  # worked on at once
 
 
@@ -38,7 +39,8 @@ class Windows:
 
     def worst(self, file: ProofFile, sets: np.ndarray) -> np.ndarray:
         """The least lead of each image's winner over any rival, whatever the ablations of one of `sets` contribute."""
-        if len(sets) * len(self.members) > _MOST_PAIRS:
+        pairs = len(sets) * len(self.members)
+        if pairs > _MOST_PAIRS or pairs * file.shape[0] * file.shape[1] > _MOST_WORK:
             raise ValueError(f"{len(sets)} sets and {len(self.members)} windows are more than are checked")
         worst, some = [], max(1, _CELLS // (len(self.members) * file.shape[2]))
         for i in range(file.shape[0]):

@@ -16,6 +16,7 @@ from tests.evaluate.commands import commands, furnish, read_before
 from tests.killed import Ended, call, difference, ended, start, tree
 
 NAMES = list(commands(Path()))
+ALIKE, SLOW = ("gate", "bundle"), pytest.mark.slow  # which write as others do
 PARTS = 4  # of a test that takes minutes
 
 
@@ -60,7 +61,7 @@ def place(tmp_path_factory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=SLOW) if one in ALIKE else one for one in NAMES])
 def test_killed_before_its_last_file_has_its_name(place, name):
     """The next one removes what was half written, and writes it."""
     named = place.alone(name)[0].named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +22,7 @@ from evaluate.runs.completed_run import CompletedRun, read_run
 from robustpatch.errors import InvalidInput
 from tests.evaluate.small_runs import run as small_run
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 KEPT = np.array([True] * 6 + [False] * 4)
 
 
@@ -176,3 +178,5 @@ def test_a_gate_as_it_is_read(place):
     assert gate.floors == (Floor(least=25),)
     assert gate.run is not None
     assert (gate.run.num_images, gate.conversions[0].to) == (4, "int8")
+    shipped = read_gate(EXAMPLES / "gate.toml")
+    assert (len(shipped.floors), len(shipped.conversions), shipped.held) == (5, 2, True)
