@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -30,11 +31,9 @@ OWN = {
 
 def parameters() -> dict[str, dict[str, Any]]:
     """Name of an option -> command -> click's parameter."""
-    group: Any = get_command(app)
-    context = group.make_context("robustpatch", [], resilient_parsing=True)
     found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for command in COMMANDS:
-        for one in group.get_command(context, command).params:
+    for command, module in COMMANDS.items():
+        for one in get_command(import_module(module).app).params:
             found[one.name][command] = one
     return found
 

@@ -11,7 +11,7 @@ from scipy.stats import beta
 
 from attacks.occlusion import CONTROLS
 from evaluate.results.metrics import Share, summarise
-from evaluate.results.summary_table import summary_table
+from evaluate.results.summary_table import summary_table, survival_text
 from evaluate.runs.records import AttackRecord, Record
 
 
@@ -209,3 +209,26 @@ def test_the_table_ends_with_the_verdict(records, word):
     verdict = str(group.renderables[-1])
     assert verdict.startswith(word + ":")
     assert "certified images attacked without pruning" in verdict
+
+
+LITTLE = attack(visited=0.004)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (RECORDS, "3 of 7 images survive every attack tried; 2 provably survive all"),
+        (UNDEFENDED, "1 of 2 images survive every attack tried"),
+        ([record(0)], "1 of 1 images are right, and no attack was run; 0 provably survive all"),
+        ([record(0, exact=None, attacks=[LITTLE])], "none tried more than 0.4% of the places: that says little"),
+        (
+            [record(0, exact=True, attacks=[attack(unpruned=True, broken=True)])],
+            "0 of 1 images survive every attack tried; 1 were certified to survive all, and not all did",
+        ),
+    ],
+)
+def test_what_an_engineer_asks_first(records, said):
+    """The images that stood up to what was tried, and to everything; a warning where next to nothing was tried."""
+    assert said in survival_text(summarise(records))
+    group = summary_table(summarise(records), title="t", guard=None, deviation=None, seconds=1.0)
+    assert said in str(group.renderables[-2])
