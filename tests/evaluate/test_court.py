@@ -83,7 +83,7 @@ def test_the_published_rule_falls_and_the_repaired_one_does_not(entry, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.module) for entry in DOCKET])
 def test_no_search_breaks_what_is_repaired_or_sound(entry):
-    trial = try_form(entry, entry.forms[-1][0], 60, budget=500)
+    trial = try_form(entry, entry.forms[-1][0], 10, budget=500)
     assert trial.verdict == "held", trial.smallest or trial.found
 
 
