@@ -70,7 +70,7 @@ ENTRY = Entry(
     claim="No patch of that width changes the class with the largest sum of features after masking.",
     fault="The bands go around the border of the image and the windows did not. A patch at the left border changes "
     "the first bands and the last, which no window holds together: masking takes off one part and leaves the other.",
-    repair="Windows go around the border, as the authors' code has them since.",
+    repair="Windows go around the border, as the fork has them.",
     read="code: inspire-group/PatchGuard, utils/defense_utils.py of February 2021 (masking_ds), and the fork "
     "JiamingZeng/PatchGuard, where an option ds makes windows wrap",
     unknown="Which of the two the published table was computed with.",

@@ -54,7 +54,7 @@ ENTRY = Entry(
     read="code: the fork JiamingZeng/PatchGuard, utils/defense_utils.py (provable_masking with ds and a threshold), "
     "and two more copies of it",
     unknown="Whether the authors' own repository has it, too: its file was to be had of February 2021 alone. The "
-    "published tables have a threshold of 0.",
+    "main tables have a threshold of 0.",
     adapted="As masked DS; threshold 0.5.",
     printed=printed,
     repaired=repaired,

@@ -58,7 +58,7 @@ ENTRY = Entry(
     claim="No patch of that size changes the class with the largest sum of features after masking.",
     fault="The class itself was thought to keep all features outside of the patch where no window holds more than "
     "the threshold. But a patch can vote for it, too, so that a window that overlaps with the patch is masked, and "
-    "with it features that the patch does not reach. The published tables have a threshold of 0, where this makes no "
+    "with it features that the patch does not reach. The main tables have a threshold of 0, where this makes no "
     "difference.",
     repair="Where no window is heavy enough, the heaviest that overlaps with the patch is taken off: the authors' "
     "correction of December 2021.",

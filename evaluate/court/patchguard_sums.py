@@ -14,7 +14,7 @@ from evaluate.court.views import Base, beats_all, last_argmax
 
 class Subtracted:
     """Made for patches of `side` × `side`: local logits of at least 0; from the sum of each class that of its heaviest
-    window is taken; the largest rest wins, the highest class at a tie (threshold 0, the published tables).
+    window is taken; the largest rest wins, the highest class at a tie (threshold 0, as in the main tables).
 
     Certified where at every window the rest of the class, less its heaviest window, beats the rest of every other.
     """

@@ -66,22 +66,22 @@ def try_form(
     `budget`: of views shown by the audit for each shape and patch.
     """
     factory, limit, total, started = dict(entry.forms)[form], Limit(seconds), Tally(), time.process_time()
-    smallest = written = None
+    smallest = known = None
     with limit.running():
         try:
-            written = _written(factory, entry, seed)
+            known = written(factory, entry, seed)
             for size in entry.sizes:
-                if written is not None and size == size_of(written):
+                if known is not None and size == size_of(known):
                     break
                 on_progress(f"{form}, images of {'x'.join(map(str, size[0]))}")
                 smallest = on_size(factory, size, entry.alerts, total, seed)
                 if smallest is not None:
                     break
-            smallest = smallest or written
+            smallest = smallest or known
             if smallest is None:
                 _audit(factory, entry, limit, total, budget, seed, on_progress)
         except Stopped:
-            smallest = smallest or written
+            smallest = smallest or known
     broken = [one for one in total.findings if one.severity == "broken certificate" and one is not smallest]
     return Trial(
         entry,
@@ -132,7 +132,7 @@ def on_size(factory: Factory, size: Size, alerts: bool, total: Tally, seed: int)
     return None
 
 
-def _written(factory: Factory, entry: Entry, seed: int) -> Finding | None:
+def written(factory: Factory, entry: Entry, seed: int) -> Finding | None:
     """The counterexample that the entry has written down, if it is one."""
     witness = entry.witness
     if witness is None:

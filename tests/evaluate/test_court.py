@@ -6,18 +6,19 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+import torch
 from markupsafe import escape
 
 from evaluate.audit import replay
 from evaluate.audit.dictated_base import Answers, vote
 from evaluate.audit.harness import Harness
 from evaluate.audit.reproducer import save
-from evaluate.court import DOCKET
+from evaluate.court import DOCKET, clipped_bagnet, local_features, minority_reports, patchguard_plus
 from evaluate.court.board import RULES, counted, network_says
 from evaluate.court.drawing import drawn
-from evaluate.court.entry import sizes
+from evaluate.court.entry import Witness, claim, sizes
 from evaluate.court.session import hear
-from evaluate.court.trial import try_form
+from evaluate.court.trial import try_form, written
 from robustpatch.data.images import load_images
 from robustpatch.storage.store import Store
 from tests.evaluate.audits import call
@@ -82,7 +83,7 @@ def test_the_published_rule_falls_and_the_repaired_one_does_not(entry, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.module) for entry in DOCKET])
 def test_no_search_breaks_what_is_repaired_or_sound(entry):
-    trial = try_form(entry, entry.forms[-1][0], 60, budget=500)
+    trial = try_form(entry, entry.forms[-1][0], 10, budget=500)
     assert trial.verdict == "held", trial.smallest or trial.found
 
 
@@ -184,6 +185,67 @@ def test_wrong_calls(arguments, message):
     refused = call(*arguments)
     assert refused.exit_code == 2, refused.output
     assert message in " ".join(refused.output.split())
+
+
+class Drowned(patchguard_plus.PatchGuardPlus):
+    """PatchGuard++ with the alert mended and the sums not."""
+
+    alarming = patchguard_plus.SummedRest.alarming
+
+
+class Silent(patchguard_plus.SummedRest):
+    """PatchGuard++ with the sums mended and the alert not."""
+
+    sure = 0.5  # what two equal scores have
+    alarming = patchguard_plus.PatchGuardPlus.alarming
+
+
+class SilentMasks(minority_reports.HangingMasks):
+    """Minority Reports with the masks mended and the alert not."""
+
+    sure = 0.5  # what two equal scores have
+    alarming = minority_reports.MinorityReports.alarming
+
+
+class Tied(clipped_bagnet.ClippedBagNet):
+    """Clipped BagNet against every class, at a tie by none."""
+
+    def certify(self, x, threat):
+        local = self.clipped(x)
+        first = local.flatten(2).sum(dim=2).argmax(dim=1)
+        ahead = local[torch.arange(len(x)), first][:, None] - local
+        inside = local_features.windows((threat.height, threat.width), local)
+        rest = torch.where(inside, 0.0, ahead[:, :, None]).flatten(3).sum(dim=3)
+        other = torch.arange(self.num_classes) != first[:, None]
+        enough = (rest >= 2 * inside.flatten(1).sum(dim=1)).all(dim=2) | ~other
+        return claim(first, enough.all(dim=1))
+
+
+LOST = ((-1e10, 1e10),) * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "size", "corner", "clean", "patched"),
+    [
+        ("patchguard_plus", Drowned, "1x2x4/1x1", (0, 1), ((30.0, -30.0),) * 3, LOST),
+        ("patchguard_plus", Silent, "1x2x4/1x1", (0, 1), ((1e-8, 0.0),) * 3, ((-999.0, 999.0),) * 2),
+        ("minority_reports", SilentMasks, "1x3x3/1x1", (1, 1), ((0.0, 0.0),) * 26, ((-30.0, 30.0),) * 17),
+        ("clipped_bagnet", Tied, "1x2x5/1x1", (0, 1), ((-999.0, 999.0),) * 4, ((999.0, -999.0),) * 2),
+    ],
+)
+def test_each_fault_by_itself_is_one(module, kind, size, corner, clean, patched):
+    """Where an entry names two faults, mending one leaves the other."""
+    witness = Witness(sizes(size, classes=(2,))[0], corner, clean, patched)
+    entry = replace(ENTRIES[module], witness=witness)
+    assert written(lambda base, k, shape: kind(base, k), entry, 0) is not None
+
+    def mended(base, k, shape):
+        made = entry.repaired(base, k, shape)
+        if hasattr(kind, "sure"):
+            made.sure = kind.sure
+        return made
+
+    assert written(mended, entry, 0) is None
 
 
 @pytest.mark.slow
