@@ -45,6 +45,7 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
         "on."
     ),
     "verify": "Check that every claim of a safety case follows from its evidence.",
+    "selftest": "Test votes, kernels, certifiers and speeds on this machine, in about a minute.",
     "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
     "learning": "Draw clean and certified accuracy on validation images against epochs.",
     "curve": "Draw accuracy under attack against the evaluations spent, of one run for each budget.",
