@@ -132,7 +132,7 @@ class PatchCleanserSurface(Surface):
         placement: Int[Tensor, "P count"],
         rival: Int[Tensor, " P"] | None = None,
         objective: Objective = "votes",
-    ) -> PatchCleanserView:
+    ) -> View:
         """A few of PatchCleanser's views of the attacked images, whatever the objective."""
         y = self.attacked.y[image]
         each, pair = self._share(placement), self.masks.pair.to(y.device)
