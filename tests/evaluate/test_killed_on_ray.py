@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -174,15 +175,16 @@ def test_the_driver_killed_and_its_worker_never_told(tmp_path, step):
 def _start(ray, tries=9):
     """Start a Ray, which gives up after half a minute on a busy machine."""
     for left in reversed(range(tries)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
                 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            return
-        except Exception:
-            ray.shutdown()
-            if not left:
-                raise
+                return
+            except Exception:
+                ray.shutdown()
+                if not left:
+                    raise
+            gc.collect()  # now, what warns of processes of the one that did not start
 
 
 @pytest.mark.slow
