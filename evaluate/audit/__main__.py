@@ -166,7 +166,7 @@ def _court(options: AuditOptions, errors: Console) -> int:
         raise InvalidInput("only is given without --court, whose certifiers it chooses from; add --court")
     if options.target or options.factory or options.replay:
         raise InvalidInput("court tries certifiers of its own; leave target, --factory and --replay out")
-    entries = chosen([] if options.only is None else [name.strip() for name in options.only.split(",")])
+    entries = chosen(options.only)
     output = Store(local_folder("runs/court" if options.output == RUNS else options.output))
     with output.held(alone=True), errors.status("court") as status:
         output.check_writable()

@@ -12,19 +12,16 @@ from evaluate.court.drawing import drawn
 from evaluate.court.entry import Entry
 from evaluate.court.page import Case, as_dict, html, markdown, shown
 from evaluate.court.trial import try_form
-from robustpatch.errors import InvalidInput
+from robustpatch.cli import shared
 from robustpatch.storage.store import Store
 
 FILES = ("court.md", "court.html", "court.json")
 
 
-def chosen(names: Sequence[str]) -> tuple[Entry, ...]:
-    """The entries of those modules, or all. Raises `InvalidInput`."""
+def chosen(only: str | None) -> tuple[Entry, ...]:
+    """The entries of the modules that --only names, or all. Raises `InvalidInput`."""
     known = {entry.module: entry for entry in DOCKET}
-    for name in names:
-        if name not in known:
-            raise InvalidInput(f"only is {name!r}, which is not on the docket; it has {', '.join(known)}")
-    return tuple(known[name] for name in dict.fromkeys(names)) if names else DOCKET
+    return tuple(known[name] for name in shared.chosen(only, list(known), "the docket"))
 
 
 def hear(

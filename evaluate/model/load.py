@@ -213,9 +213,10 @@ def check_answers(name: str, model: torch.nn.Module, images: ImageSet, device: s
 
 def _answers(model: torch.nn.Module, x: torch.Tensor) -> Any:
     """What the model returns for images; of one that votes, one of its ablations: large images have many."""
-    if not isinstance(model, SmoothedClassifier) or model.one_pass or model.overridden(SmoothedClassifier, "forward"):
+    voting = voting_classifier(as_classifier(model))
+    if voting is None or voting is not model or voting.one_pass or voting.overridden(SmoothedClassifier, "forward"):
         return model(x)
-    return model.logits(x, torch.zeros(1, dtype=torch.long, device=x.device))[:, 0]
+    return voting.logits(x, torch.zeros(1, dtype=torch.long, device=x.device))[:, 0]
 
 
 def as_in_run(loaded: Checkpoint, note: dict[str, Any]) -> torch.nn.Module:

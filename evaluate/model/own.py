@@ -56,7 +56,7 @@ class OfArrays(torch.nn.Module):
 
 
 def source_of(options: ModelOptions) -> Source | None:
-    """What `--model` names, looked at and not built, with the preprocessing that the options ask for; None of a
+    """Return what `--model` names, looked at and not built, with the preprocessing that the options ask for; None of a
     checkpoint and of code, FILE.py:NAME. Raises `InvalidInput`.
     """
     if options.model is None:

@@ -1,4 +1,4 @@
-"""What an evaluation found, for Python and notebooks: its records, their summary, tables and a figure."""
+"""The result of an evaluation, for Python and notebooks: records, their summary, tables and a figure."""
 
 from __future__ import annotations
 
@@ -105,12 +105,13 @@ class Evaluation(list[Record]):
     def __repr__(self) -> str:
         if not self:
             return "Evaluation([])"
-        from rich.console import Console
+        from robustpatch.cli.consoles import TextConsole  # rich is slow to import
 
-        console = Console(file=StringIO(), width=100, no_color=True)
-        console.print(self.table.terminal(self.title or None), self.verdict, sep="", highlight=False, markup=False)
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue()
+        text = StringIO()
+        TextConsole(file=text, width=100, no_color=True).print(
+            self.table.terminal(self.title or None), self.verdict, sep=""
+        )
+        return text.getvalue()
 
     def _repr_html_(self) -> str:
         if not self:

@@ -212,7 +212,9 @@ def gap_text(gap: Gap) -> str:
 
 
 def survival_text(summary: Summary, top_k: int = 1) -> str:
-    """What an engineer asks first: how many images stood up to what was tried, and how many provably to everything."""
+    """Say what an engineer asks first: how many images stood up to what was tried, and how many provably to
+    everything.
+    """
     what = "images" if top_k == 1 else f"labels, as one of the first {top_k},"
     text = f"{summary.under_all.hits} of {summary.images} {what} survive every attack tried"
     if not summary.attacks:

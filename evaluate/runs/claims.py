@@ -69,8 +69,8 @@ class Claims:
 
 
 def criterion_of(classifier: Classifier, prediction: Tensor, top_k: int) -> Criterion:
-    """What breaks certificates of these predictions: another one, and of a classifier that `alerts` no alert either; or
-    that the class is not among so many.
+    """Return what breaks certificates of these predictions: another one, and of a classifier that `alerts` no alert
+    either; or that the class is not among so many.
     """
     if top_k > 1:
         return OutOfTopK(prediction, top_k)

@@ -1,4 +1,4 @@
-"""How a picture of any size becomes an image of the size that a classifier sees."""
+"""Framing: a picture of any size becomes an image of the size that a classifier sees."""
 
 from __future__ import annotations
 

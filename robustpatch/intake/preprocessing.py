@@ -1,4 +1,4 @@
-"""What is done to an image before a network sees it: a value, read from a model's configuration or given."""
+"""Preprocessing: what is done to an image before a network sees it, read from a model's configuration or given."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Preprocessing:
 
     @property
     def framing(self) -> Framing | None:
-        """How pictures of any size become images of `size`."""
+        """The way from pictures of any size to images of `size`."""
         return None if self.size is None else Framing(self.size, self.scaled, self.interpolation)
 
     def __str__(self) -> str:

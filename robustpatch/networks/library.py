@@ -108,7 +108,7 @@ def _timm(name: str, image_size: tuple[int, int], pretrained: bool, options: dic
 
 
 def check_enlarge(enlarge: Any) -> int:
-    """How many times as wide and high a network is shown images; whole, from 1 to 16. Raises `InvalidInput`."""
+    """Return how many times as wide and high a network is shown images: whole, from 1 to 16. Raises `InvalidInput`."""
     if enlarge not in range(1, _MOST_ENLARGED + 1):
         raise InvalidInput(f"enlarge is {enlarge}; give a whole number from 1 to {_MOST_ENLARGED}")
     return int(enlarge)

@@ -151,7 +151,8 @@ def test_certified_top_k_is_attacked_through_the_evaluator(lies, tmp_path):
     assert not any(record.certified_exact and truth[record.index] for record in records) or lies
     broken = [record.index for record in records if any(a.broken for a in record.attacks)]
     assert all(truth[i] for i in broken)
-    assert summarise(records).verdict == ("broken" if lies else "held")
+    certified = any(record.certified_exact for record in records)  # or there is nothing to hold
+    assert summarise(records).verdict == ("broken" if lies else "held" if certified else "not tested")
 
 
 def test_a_classifier_without_such_a_certificate_refuses():

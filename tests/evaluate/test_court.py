@@ -177,7 +177,7 @@ def test_the_page_names_each_and_its_files_show_it_again(tmp_path):
     ("arguments", "message"),
     [
         (("--only", "hicert"), "without --court"),
-        (("--court", "--only", "nobody"), "not on the docket"),
+        (("--court", "--only", "nobody"), "the docket has"),
         (("--court", "nowhere:x"), "of its own"),
     ],
 )

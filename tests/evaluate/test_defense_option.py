@@ -203,7 +203,7 @@ def test_patchcleanser_takes_masks_of_another_size():
         load_model("mnist-patchcleanser").model.certify(x, Disc(6))
     again = as_in_run(load_checkpoint("mnist-patchcleanser"), as_classifier(loaded.model).describe())
     assert again.defense == loaded.model.defense
-    with pytest.raises(InvalidInput, match="is of patchcleanser:hidden=mask,worst=4 already"):
+    with pytest.raises(InvalidInput, match="trained for patchcleanser:hidden=mask,worst=4; say hidden= as there"):
         load_model("mnist-patchcleanser", defense="patchcleanser:patch=6x6")
 
 

@@ -67,6 +67,8 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(attack_vs_cert, "write_report", str)
+    for name in ("mine", "helper"):  # of another test
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "helper.py").write_text(HELPER)
     for name, level in (("dark", 120), ("light", 135)):

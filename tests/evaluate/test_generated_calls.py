@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +211,7 @@ def tree(folder: Path) -> list[str]:
 
 
 def _options(command: str, *also: str) -> list[Any]:
-    group: Any = get_command(app)
-    params = group.get_command(group.make_context("robustpatch", [], resilient_parsing=True), command).params
+    params = get_command(import_module(COMMANDS[command]).app).params
     return [one for one in params if one.name not in LEFT_OUT - {*also}]
 
 

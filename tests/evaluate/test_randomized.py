@@ -85,7 +85,7 @@ def test_a_planted_bug_breaks_the_verdict(ablation, module, name, bug, tmp_path,
     if isinstance(ablation, SparseAblation):
         x = x * 0 + torch.linspace(0, 0.4, len(x))[:, None, None, None]  # dark: p = 1, and 64% keep a pixel of four
     _, summary = run(model, x, tmp_path / "sound")
-    assert summary.verdict == "held"
+    assert summary.verdict == ("held" if summary.certified_images else "not tested")
     assert summary.violations == []
     assert summary.allowance.changed == 0
     assert summary.allowance.probability == 1.0

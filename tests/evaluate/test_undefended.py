@@ -70,7 +70,7 @@ def test_every_image_classified_correctly_is_attacked_and_nothing_is_claimed(tmp
         assert not r.certified
         assert r.violations == []
     known = {"index", "label", "prediction", "attacks"}
-    counts = {"close_votes": 0, "votes": 0}
+    counts = {"close_votes": 0, "votes": 0, "placeless": False}
     for field in fields(Record):
         if field.name not in known:
             assert {getattr(r, field.name) for r in records} == {counts.get(field.name)}
@@ -122,7 +122,7 @@ def test_what_is_no_classifier_or_no_image_is_refused(tmp_path):
         with pytest.raises(InvalidInput, match=r"training mode.*call model.eval\(\)"):
             run(tmp_path / type(model).__name__, model.train())
     data = scene()
-    bad = replace(data, _bytes=data.batch(range(12))[0] * 255 * 2)
+    bad = replace(data, _bytes=data.batch(range(12))[0] * 2)
     with pytest.raises(InvalidInput, match="images range from 0 to 2"):
         run(tmp_path / "bad", data=bad)
     assert not list(tmp_path.glob("*/records/*"))

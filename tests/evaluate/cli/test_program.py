@@ -31,7 +31,9 @@ def test_each_command_explains_itself(name):
 
 
 def test_all_commands_are_listed():
-    """Every module of `evaluate` and `robustpatch` that is a command line is one of the program."""
+    """Every module of `evaluate` and `robustpatch` that is a command line is one of the program, but for the one that
+    makes a table of the docs.
+    """
     text = CliRunner().invoke(app, ["--help"]).stdout
     assert all(f" {name} " in text for name in COMMANDS)
     modules = {
@@ -40,7 +42,7 @@ def test_all_commands_are_listed():
         for path in (ROOT / package).rglob("*.py")
         if "\napp = typer.Typer(" in path.read_text() and path.name != "program.py"
     }
-    assert modules == set(COMMANDS.values())
+    assert modules == {*COMMANDS.values(), "evaluate.court.board"}
 
 
 def test_the_shell_is_offered_commands_options_and_values():

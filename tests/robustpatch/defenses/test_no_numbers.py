@@ -46,7 +46,7 @@ def defended(name: str, value: float, classes: slice) -> nn.Module:
 
 
 NAMES = ["undefended", "smoothed", *known_defenses()]
-MANY_VIEWS = ("smoothed", "patchcleanser", "patchguard")
+MANY_VIEWS = ("smoothed", "patchcleanser", "patchguard", "minority-reports")
 
 
 @pytest.mark.parametrize("name", NAMES)
