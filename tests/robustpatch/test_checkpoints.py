@@ -154,7 +154,7 @@ def test_shipped_checkpoints_load():
         "signs-patchcleanser": PatchCleanser,
         "signs-undefended": ResNet18,
     }
-    colour = ["cifar10-columns4", "signs-columns4"]
+    colour = ["cifar10-columns4", "imagenette-columns25", "signs-columns4"]
     assert names() == sorted([*colour, *(f"mnist-{family}" for family in families), *others])
     for name in names():
         checkpoint = load_checkpoint(name)
