@@ -67,13 +67,12 @@ def main(options: VerifyOptions) -> int:
     if options.digest is not None and found.digest != options.digest.lower():
         raise InvalidInput(f"digest is {options.digest}, but the bundle's is {found.digest}: it is another")
     lines, status = told(found)
+    if options.sample and status == HELD:  # before anything is said: a wrong model is a wrong call
+        made = _sampled(found, options)
+        lines = [*lines, *_said(made, len(found.proved))]
+        status = BROKEN if made.wrong else HELD
     for line in lines:
         console.print(line, soft_wrap=True)
-    if options.sample and status == HELD:
-        made = _sampled(found, options)
-        for line in _said(made, len(found.proved)):
-            console.print(line, soft_wrap=True)
-        status = BROKEN if made.wrong else HELD
     return status
 
 

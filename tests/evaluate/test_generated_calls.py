@@ -330,6 +330,13 @@ def test_each_option_as_each_kind_of_quick_commands(place, command, monkeypatch)
         ends_well(place, command, words, monkeypatch)
 
 
+@pytest.mark.usefixtures("place")
+def test_a_sample_where_there_is_no_evidence_is_refused_before_a_word():
+    done = call("verify", ["case.zip", "--sample", "1"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no certificate has evidence" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.timeout(3_600)
