@@ -111,6 +111,11 @@ def test_what_cannot_be_imported_or_is_named_twice_is_refused_by_the_package_s_n
     plugins._found.cache_clear()
     with pytest.raises(InvalidInput, match=r"the name white from .*; uninstall one of these"):
         parse_attacks("white")
+    _put(installed, "broken-shape", INFO.format(kind="shapes", name="gone", value="no_such_module:Gone"))
+    plugins._found.cache_clear()
+    assert str(parse_threat("5x5")) == "5x5"  # what needs no other package is not kept from working
+    with pytest.raises(InvalidInput, match="the package broken-shape, which cannot be imported"):
+        parse_threat("gone:3")
     with pytest.raises(InvalidInput, match=r"gone from the package broken-one, which cannot be imported .*no_such_mod"):
         parse_defense("gone")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -161,23 +162,7 @@ def evaluate(
     """
     images = as_image_set(images)
     settings = Settings(len(images)) if settings is None else settings
-    if output is None:
-        with TemporaryDirectory() as folder:
-            return evaluate(
-                model,
-                images,
-                threat,
-                attacks,
-                settings,
-                folder,
-                configuration=configuration,
-                module=module,
-                on_progress=on_progress,
-                on_damaged=on_damaged,
-                on_note=on_note,
-                workers=workers,
-            )
-    store = Store.of(output)
+    kept = None if output is None else Store.of(output)
     threat = parse_threat(threat, images.image_shape[1:]) if isinstance(threat, str) else threat
     attacks = parse_attacks(attacks) if isinstance(attacks, str) else attacks
     threat.check_fits(*images.image_shape[1:])
@@ -211,10 +196,12 @@ def evaluate(
         own["left_out"] = notes
     for note in notes:
         on_note(note)
-    with claimed(store, own) as run:
-        job = Job(model, threat, tuple(attacks), settings, store, own, run, images.file_names(total))
-        _finish(job, images, total, on_progress, on_damaged, workers or _here)
-        records = read_records(store)
+    with TemporaryDirectory() if kept is None else nullcontext(kept) as place:
+        store = Store.of(place)
+        with claimed(store, own) as run:
+            job = Job(model, threat, tuple(attacks), settings, store, own, run, images.file_names(total))
+            _finish(job, images, total, on_progress, on_damaged, workers or _here)
+            records = read_records(store)
     check_complete(records, total, attacks, threat)
     on_progress(total, "done")
     return Evaluation(records, f"{total} {images.name} {images.split} images, {threat} patch", settings.top_k)

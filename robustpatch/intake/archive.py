@@ -11,7 +11,8 @@ MOST_TEXT = 2**26  # bytes of code or JSON of one archive
 def members(path: Path) -> dict[str, int] | None:
     """The size of each file of a zip archive, by its name below the archive's one folder; None where it is no archive.
 
-    Raises `ValueError` for an archive that holds a name twice, of which two readers could see different files.
+    Raises `ValueError` for an archive that holds a name twice, of which two readers could see different files, and for
+    one that unpacks to more than its own length and as much text: tensors lie in it as they are.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -20,6 +21,9 @@ def members(path: Path) -> dict[str, int] | None:
         return None
     if len({name for name, _ in found}) < len(found):
         raise ValueError("it holds two files of one name")
+    unpacked, packed = sum(size for _, size in found), path.stat().st_size
+    if unpacked > packed + MOST_TEXT:
+        raise ValueError(f"it has {packed:,} bytes, and {unpacked:,} unpacked, where tensors are not compressed")
     return dict(found)
 
 

@@ -69,18 +69,29 @@ class WindowNet(OnePass):
         self.around = nn.Parameter(torch.zeros(prod(axis.count for axis in self._axes), len(mean)))
         self.network = network.to(memory_format=torch.channels_last)
 
+    @property
+    def pair_values(self) -> int:
+        """The values of one window, which is what the network is shown of an image for an ablation."""
+        return self.around.shape[1] * prod(self.window)
+
     def score_some(self, x: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n K"]:
+        image = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
+        return self.score_pairs(x, image.flatten(), index.flatten()).unflatten(0, index.shape)
+
+    def score_pairs(
+        self, x: Float[Tensor, "B C H W"], image: Int[Tensor, " M"], index: Int[Tensor, " M"]
+    ) -> Float[Tensor, "M K"]:
+        """Logits of M ablations, each of the image of that number, all at once: memory follows M."""
+        self._check_images(x)
         rows, columns = self._axes
         down = torch.div(index, columns.count, rounding_mode="floor")
-        row = (down[..., None] * rows.stride + torch.arange(rows.size, device=x.device)) % rows.length
-        column = (index % columns.count)[..., None] * columns.stride + torch.arange(columns.size, device=x.device)
-        image = torch.arange(len(x), device=x.device)[:, None, None, None]
-        kept = x.permute(0, 2, 3, 1)[image, row[..., :, None], (column % columns.length)[..., None, :]]
-        shown = self.normalized(kept.flatten(0, 1).permute(0, 3, 1, 2))
+        row = (down[:, None] * rows.stride + torch.arange(rows.size, device=x.device)) % rows.length
+        column = (index % columns.count)[:, None] * columns.stride + torch.arange(columns.size, device=x.device)
+        kept = x.permute(0, 2, 3, 1)[image[:, None, None], row[:, :, None], (column % columns.length)[:, None, :]]
+        shown = self.normalized(kept.permute(0, 3, 1, 2))
         if self.enlarge > 1:
             shown = functional.interpolate(shown, scale_factor=self.enlarge, mode="bilinear")
-        windows = self._framed(shown, self.around[index.flatten()])
-        return self.network(windows).unflatten(0, index.shape)
+        return self.network(self._framed(shown, self.around[index]))
 
     def _framed(self, shown: Float[Tensor, "M C h w"], colour: Float[Tensor, "M C"]) -> Float[Tensor, "M C y x"]:
         spare = [window - own for window, own in zip(self.window, shown.shape[2:], strict=True)]

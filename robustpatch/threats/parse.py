@@ -101,13 +101,14 @@ def _one_from_dict(value: object, inside: bool = False) -> Patches:
         return Within(_one_from_dict(patch, inside=True), region, name)
     if shape == WithinEach.shape and fields.keys() == {"patch", "rule"} and not nested and isinstance(rule, str):
         return WithinEach(_one_from_dict(patch, inside=True), rule)
-    shapes = {each.shape: each for each in _shapes()}
-    if not isinstance(shape, str) or shape not in shapes:
+    kind = next((each for each in _shapes() if each.shape == shape), None)
+    if kind is None:
+        every = [*SHAPES, Several, Within, WithinEach]
+        known = ", ".join([*(each.shape for each in every), *plugin_names("shapes")])
         raise InvalidInput(
-            f"threat is {one_line(value, 80)!r}; it must name its shape, one of "
-            f"{', '.join([*shapes, Several.shape, Within.shape, WithinEach.shape])}, with what belongs to it"
+            f"threat is {one_line(value, 80)!r}; it must name its shape, one of {known}, with what belongs to it"
         )
-    threat = shapes[shape].from_dict(fields)
+    threat = kind.from_dict(fields)
     if isinstance(threat, Mask):
         _check_name(threat)
     return threat
@@ -179,8 +180,11 @@ def _read(base: str, text: str, files: bool) -> Patches:
     raise InvalidInput(f"patch is {one_line(text.strip(), 200)!r}, which is no patch; use {FORMS}")
 
 
-def _shapes() -> list[type[Patches]]:
-    return [*SHAPES, *(load_plugin("shapes", name) for name in plugin_names("shapes"))]  # type: ignore[list-item]
+def _shapes() -> Iterator[type[Patches]]:
+    """All shapes; those of other packages are imported only where none of this one is meant."""
+    yield from SHAPES
+    for name in plugin_names("shapes"):
+        yield load_plugin("shapes", name)  # type: ignore[misc]  # a class, by its entry point
 
 
 def _parts(patch: Patches) -> Iterator[Patches]:

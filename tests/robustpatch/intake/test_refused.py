@@ -177,3 +177,16 @@ def test_names_and_weights_that_do_not_fit(tmp_path):
         look_at("timm:resnet10t", weights).build((32, 32))
     torch.save([1, 2], tmp_path / "list.pt")
     assert "a list; give a state dict" in refusal("timm:resnet10t", str(tmp_path / "list.pt"))
+
+
+@pytest.mark.parametrize("name", ["data/weights/weight_0", "models/model.json", "code/bomb.py"])
+def test_archives_that_unpack_to_far_more_than_they_are(name, exported, tmp_path):
+    """Refused by what their table of contents says, before any of it is unpacked."""
+    with zipfile.ZipFile(exported) as old, zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            if not info.filename.endswith(name):
+                new.writestr(info.filename, old.read(info))
+        with new.open(f"net/{name}", "w") as file:
+            for _ in range(70):
+                file.write(bytes(2**20))
+    assert "unpacked, where tensors are not compressed" in refusal(tmp_path / "bomb.pt2")

@@ -56,6 +56,21 @@ def test_the_window_is_the_band_in_the_middle_of_a_colour_of_its_place():
     torch.testing.assert_close(seen[0], expected)
 
 
+def test_no_more_windows_at_once_than_are_asked_for():
+    """A smoothed classifier of many blocks scores them by chunks, with gradients, too."""
+    net, x, seen = net_of(Blocks(9)), toys.images(2, 3, SIZE), []
+    net.network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    model = SmoothedClassifier(net, Blocks(9), num_classes=4, chunk=64).eval()
+    index = torch.arange(0, 800, 8)
+    x.requires_grad_()
+    logits = model.logits(x, index)
+    assert max(seen) <= 64
+    torch.testing.assert_close(logits, net.score_all(x, index))
+    logits.sum().backward()
+    assert x.grad is not None
+    assert net.pair_values == 3 * 32 * 32
+
+
 def test_a_small_band_is_shown_enlarged():
     """Interpolated within itself: nothing of what lies beside it enters."""
     net = toys.seeded(lambda: WindowNet(Columns(4), image_size=(8, 12), num_classes=4, of=NETWORK, enlarge=4).eval())
