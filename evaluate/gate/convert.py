@@ -76,7 +76,9 @@ def int8(model: nn.Module, x: Tensor) -> nn.Module:
     Each weight is rounded to one of 255 levels of its output's own scale; what enters a layer to one of 256 between the
     least and the largest value seen on the images `x`, or 0. The sums of such products fit into float32 as they do into
     the 32 bits of an integer kernel, to rounding. A convolution whose weights the network applies by itself, as the
-    first of a strip network, is given the pixels as they are: of 8-bit images these are 256 levels already.
+    first of a strip network, is given the pixels as they are: of 8-bit images these are 256 levels already. What is
+    certified so says how the votes fall, and proves nothing of an integer kernel: where rounding moves a value over a
+    step, the scores move by more than the guard.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     seen = _ranges(model, layers, x)

@@ -79,8 +79,31 @@ class Allowed(Placements):
         return self.base.means(values)[:, self.kept.to(values.device)]
 
 
+class Confined(Patches):
+    """A patch of the shape of `patch`, as many and as large, that may not lie everywhere."""
+
+    patch: Patches
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return self.patch.count
+
+    @property
+    def height(self) -> int:  # type: ignore[override]
+        return self.patch.height
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        return self.patch.width
+
+    @staticmethod
+    def is_one_shape(patch: object) -> bool:
+        """True for what can be confined: one shape that is not confined already."""
+        return isinstance(patch, Patches) and not isinstance(patch, Confined)
+
+
 @dataclass(frozen=True)
-class Within(Patches):
+class Within(Confined):
     """A patch of `patch`'s shape that lies wholly on allowed pixels: every pixel of its footprint is in the region.
 
     `region` is a set of pixels of the whole image, as `bitmap.pack` writes it; `Within.of(patch, array)` takes a
@@ -97,25 +120,13 @@ class Within(Patches):
     def __post_init__(self) -> None:
         unpack(self.region)
         check_name(self.name)
-        if not isinstance(self.patch, Patches) or isinstance(self.patch, Within) or self.patch.varies:
+        if not self.is_one_shape(self.patch):
             raise InvalidInput(f"patch in a region is {self.patch}; give one shape, such as 5x5 or disc:7")
 
     @classmethod
     def of(cls, patch: Patches, region: Bool[Tensor, "H W"] | np.ndarray, name: str = "") -> Within:
         """The threat of a region given as a boolean array or tensor."""
         return cls(patch, pack(region), name)
-
-    @property
-    def count(self) -> int:  # type: ignore[override]
-        return self.patch.count
-
-    @property
-    def height(self) -> int:  # type: ignore[override]
-        return self.patch.height
-
-    @property
-    def width(self) -> int:  # type: ignore[override]
-        return self.patch.width
 
     def times(self, count: int) -> Within:
         return Within(self.patch.times(count), self.region, self.name)

@@ -12,13 +12,13 @@ from torch import Tensor
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Placements
-from robustpatch.threats.within import Within
+from robustpatch.threats.within import Confined, Within
 
 _RULE = re.compile(r"(off|on):(\d{1,9}(?:\.\d{1,30})?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class WithinEach(Patches):
+class WithinEach(Confined):
     """A patch that lies wholly on those pixels of the clean image that a rule allows: a sticker beside the digit.
 
     `rule` is "off:0.5", the pixels of which every channel is below 0.5, or "on:0.5", all others. Text: "5x5 in
@@ -40,25 +40,13 @@ class WithinEach(Patches):
                 f"region is {one_line(self.rule, 60)!r}; give off:0.5 (where the image is darker than that) or on:0.5 "
                 "(where it is not), above 0 and at most 1"
             )
-        if not isinstance(self.patch, Patches) or isinstance(self.patch, Within | WithinEach):
+        if not self.is_one_shape(self.patch):
             raise InvalidInput(f"patch in a region is {self.patch}; give one shape, such as 5x5 or disc:7")
 
     @staticmethod
     def is_rule(text: str) -> bool:
         """Tell whether the text names pixels by their values, and is not the name of a picture."""
         return _RULE.fullmatch(text) is not None
-
-    @property
-    def count(self) -> int:  # type: ignore[override]
-        return self.patch.count
-
-    @property
-    def height(self) -> int:  # type: ignore[override]
-        return self.patch.height
-
-    @property
-    def width(self) -> int:  # type: ignore[override]
-        return self.patch.width
 
     @property
     def varies(self) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from robustpatch import PatchThreat
 from robustpatch.defenses.ibp import IBP, BoundedClassifier
 from robustpatch.errors import InvalidInput
-from robustpatch.threats import Cross, Footprints, Mask, Patches, Within
+from robustpatch.threats import Cross, Footprints, Mask, Patches, Several, Within
 from robustpatch.threats.any_of import AnyOf
 from tests import oracles, toys
 from tests.robustpatch.defenses.bounds.nets import ends_of
@@ -273,3 +273,25 @@ def test_outputs_are_within_their_bounds_without_onednn(monkeypatch):
     least, most = ends_of(layers, x[:1], x[:1])
     logits = model(x)
     assert bool(((least <= logits) & (logits <= most)).all())
+
+
+class Counting(nn.Sequential):
+    """A network that counts how often it is asked."""
+
+    asked = 0
+
+    def forward(self, x):
+        Counting.asked += 1
+        return super().forward(x)
+
+
+def test_what_cannot_be_bounded_is_refused_before_the_network_is_asked():
+    """Also where it is the second of two alternatives."""
+    both = Several([PatchThreat(1, 2), PatchThreat(2, 1)])
+    model = defended(Counting(linear()))
+    model.certify(toys.images(1, 1, SIZE), PatchThreat(1, 1))
+    asked = Counting.asked
+    assert asked
+    with pytest.raises(InvalidInput, match="1x2 & 2x1"):
+        model.certify(toys.images(1, 1, SIZE), AnyOf([PatchThreat(1, 1), both]))
+    assert Counting.asked == asked
