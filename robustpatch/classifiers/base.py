@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.top_k import TopKCertificate
+from robustpatch.clone import OURS
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 
-_OURS = ("robustpatch", "attacks", "evaluate")
 _RENAMED = {"evaluations": "cost", "predict_counted": "predict_with_cost"}
 
 
@@ -200,4 +200,4 @@ def _ours(model: nn.Module, method: str) -> bool:
     if method in vars(model):
         return False
     kind = next((kind for kind in type(model).__mro__ if method in vars(kind)), None)  # None: by `__getattr__`
-    return kind is not None and kind.__module__.partition(".")[0] in _OURS
+    return kind is not None and kind.__module__.partition(".")[0] in OURS
