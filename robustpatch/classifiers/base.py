@@ -179,15 +179,17 @@ class CertifiedClassifier(Classifier):
     certifies: ClassVar[bool] = True
 
     @abstractmethod
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
-        """The claim for each image. Raises `InvalidInput` where nothing can be certified of such images."""
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
+        """The claim for each image; of a threat, or of its text. Raises `InvalidInput` where nothing can be certified
+        of such images.
+        """
 
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate | None:
         """The certificate of the paper's weaker method beside the `exact` one; None where there is only one method."""
         return None
 
     def certify_top_k(
-        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat | str, k: int
     ) -> TopKCertificate:
         """Prove that no patch drives class y out of the k with the highest counts. Raises `InvalidInput` where the
         classifier certifies its first class alone.
