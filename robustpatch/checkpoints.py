@@ -188,7 +188,7 @@ def load_checkpoint(
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InvalidInput(
             f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
-            "python -m robustpatch.train, or save it with robustpatch.checkpoints.save_checkpoint"
+            "robustpatch train, or save it with robustpatch.checkpoints.save_checkpoint"
         )
     undefended = "ablation" in config and config["ablation"] is None
     what = f"is of {config['defense']}" if config.get("defense") else "is undefended"
@@ -208,7 +208,7 @@ def load_checkpoint(
     except Exception as error:  # what constructors raise for values that they were not meant for is of any kind
         raise InvalidInput(
             f"checkpoint {path}: its configuration is incomplete or does not fit its weights "
-            f"({type(error).__name__}: {one_line(error, 300)}); train it again with python -m robustpatch.train"
+            f"({type(error).__name__}: {one_line(error, 300)}); train it again with robustpatch train"
         ) from error
     config.pop(SEAL, None)
     return Checkpoint(model.eval(), config, path, hashlib.sha256(content).hexdigest())

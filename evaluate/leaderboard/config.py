@@ -103,7 +103,7 @@ class Entry:
         if self.recipe is None:
             return self.train
         only = "" if self.run is None else f" --only {self.run}"
-        return f"python -m robustpatch.recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
+        return f"robustpatch recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Board:
 
 def board_path(name: str) -> Path:
     """The file of that name, or the package's. Raises `InvalidInput`."""
-    folder = Path(str(resources.files("evaluate.leaderboard")))
+    folder = Path(str(resources.files("robustpatch.evaluate.leaderboard")))
     shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
     path = shipped.get(name, Path(os.path.expanduser(name)))
     if not os.path.isfile(path):

@@ -22,7 +22,7 @@ from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
-from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.parse import as_threat, parse_threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 
@@ -154,13 +154,14 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         return torch.cat(found), torch.cat(spent)
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes `predict`.
 
         `close` counts the unions that were seen to name the class by no more than 2·guard. Raises `InvalidInput` where
         some placement lies inside no mask, and for a network whose logits differ alone and beside others.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         threat.check_fits(x.shape[2], x.shape[3])
         if threat.varies:
             return certify_each(self.certify, x, threat)

@@ -21,7 +21,7 @@ from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
 from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
-from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.parse import as_threat, parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.silence import answered, has_score
@@ -139,13 +139,14 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         return self.masking(*image_size).remainder(votes.cast)[1]
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes what robust masking predicts.
 
         Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
         together, and for several patches.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         if threat.varies:
             return certify_each(self.certify, x, threat)
         size = (x.shape[2], x.shape[3])

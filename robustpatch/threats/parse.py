@@ -62,6 +62,22 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files:
     return threat if image_size is None else threat.on(*image_size)
 
 
+def as_threat(threat: Threat | str, image_size: Sequence[int]) -> Threat:
+    """The threat that a text means on images of that height and width; any other value unchanged."""
+    return parse_threat(threat, (image_size[0], image_size[1])) if isinstance(threat, str) else threat
+
+
+def as_patches(threat: Threat | str, image_size: Sequence[int]) -> Patches:
+    """The same of what one attack searches. Raises `InvalidInput` for a choice of threats."""
+    found = as_threat(threat, image_size)
+    if not isinstance(found, Patches):
+        raise InvalidInput(
+            f"threat is {found}, of which an attacker picks one; attack one after the other, each of "
+            "parse_threat(text).threats"
+        )
+    return found
+
+
 def together(parts: Sequence[Patches]) -> Patches:
     """Returns all of these patches at the same time: equal shapes as one with a count, different ones as `Several`."""
     counted: Counter[Patches] = Counter()

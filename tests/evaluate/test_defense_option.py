@@ -173,7 +173,7 @@ def test_a_defense_that_does_not_fit_is_refused(undefended, checkpoint, sparse, 
         (undefended, "brighter", "defense is 'brighter'; known are"),
         (undefended, "darker:by=much", "defense darker: by is 'much'"),
         (undefended, "darker:hides=True", "which shows hidden pixels to the network by the encoding 'mask', but check"),
-        (checkpoint, "darker:hides=True", "takes images as they are; train one that knows it: python -m robustpatch"),
+        (checkpoint, "darker:hides=True", "takes images as they are; train one that knows it: robustpatch train"),
         (sparse, "darker", "are samples; drop --defense, or name one without chance"),
     ):
         refused(call("--checkpoint", path, "--defense", text, *shared), said)

@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_the_runs(finished):
     assert columns["published_certified"] == 52.83
     assert nothing["speed_certify"] is None
     text = (output / "leaderboard.md").read_text()
-    assert "python -m robustpatch.recipe recipes/columns2.toml --only mnist-columns2" in text
+    assert "robustpatch recipe recipes/columns2.toml --only mnist-columns2" in text
     assert "(8)" in text, "fewer images than elsewhere are said so"
     assert (output / "leaderboard.png").stat().st_size > 10_000
     assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]

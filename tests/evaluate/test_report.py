@@ -89,6 +89,12 @@ def test_a_run_ends_with_its_report(finished):
 def test_commands_are_as_they_are_typed():
     """A program by its name, a module of the package by python -m; what a shell would take apart is quoted."""
     assert command_of("/some/where/evaluate/attack_vs_cert.py --seed 1") == "python -m evaluate.attack_vs_cert --seed 1"
+    for path, module in (
+        ("/clone/evaluate/sweep/__main__.py", "evaluate.sweep"),
+        ("/site-packages/robustpatch/evaluate/attack_vs_cert.py", "robustpatch.evaluate.attack_vs_cert"),
+        ("/site-packages/robustpatch/train.py", "robustpatch.train"),
+    ):
+        assert command_of(path) == f"python -m {module}"
     assert command_of("/usr/bin/robustpatch attack-vs-cert --patch '2*5x5'") == (
         "robustpatch attack-vs-cert --patch '2*5x5'"
     )
