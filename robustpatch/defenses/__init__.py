@@ -13,6 +13,7 @@ __all__ = ["Defended", "Defense", "known_defenses", "parse_defense"]
 _HOME: dict[str, str] = {  # name -> MODULE:CLASS, imported when asked for; others have an entry point
     "ibp": "robustpatch.defenses.ibp:IBP",
     "patchguard": "robustpatch.defenses.patchguard:PatchGuard",
+    "patchguard-alerts": "robustpatch.defenses.patchguard_alerts:PatchGuardAlerts",
     "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking",
     "minority-reports": "robustpatch.defenses.minority_reports:MinorityReports",
     "lgs": "robustpatch.defenses.local_gradient_smoothing:LocalGradientSmoothing",
