@@ -1,4 +1,4 @@
-"""The model of a run in another precision: which of the run's certificates it still gives."""
+"""The model of a run converted: which of the run's certificates it still gives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.cli.options import Options
+from evaluate.gate.to_onnx import onnx
 from evaluate.runs.claims import claims_of
 from evaluate.runs.completed_run import CompletedRun
 from evaluate.runs.reloading import loaded_again
@@ -119,4 +120,4 @@ def _quantizer(low: float, high: float) -> Callable[[nn.Module, tuple[Tensor, ..
     return quantize
 
 
-CONVERSIONS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"bfloat16": bfloat16, "int8": int8}
+CONVERSIONS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"bfloat16": bfloat16, "int8": int8, "onnx": onnx}

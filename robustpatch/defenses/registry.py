@@ -12,6 +12,7 @@ from robustpatch.plugins import load_plugin, plugin_names
 KNOWN: dict[str, str] = {
     "ibp": "robustpatch.defenses.ibp:IBP",
     "patchguard": "robustpatch.defenses.patchguard:PatchGuard",
+    "patchguard-alerts": "robustpatch.defenses.patchguard_alerts:PatchGuardAlerts",
     "patchcleanser": "robustpatch.defenses.patchcleanser:DoubleMasking",
     "minority-reports": "robustpatch.defenses.minority_reports:MinorityReports",
     "lgs": "robustpatch.defenses.local_gradient_smoothing:LocalGradientSmoothing",
