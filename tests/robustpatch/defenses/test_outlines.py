@@ -69,6 +69,7 @@ def test_every_footprint_lies_inside_a_mask_of_footprints():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3_600)  # five thousand cases: minutes of a busy machine
 def test_every_footprint_lies_inside_a_mask_of_footprints_thousands_of_times():
     assert sum(map(check_case, range(1000, 6000))) > 2000
 
