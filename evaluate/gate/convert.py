@@ -15,6 +15,7 @@ from evaluate.runs.completed_run import CompletedRun
 from evaluate.runs.reloading import loaded_again
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 _CALIBRATED = 64  # images by which the ranges of activations are found
 
@@ -48,7 +49,7 @@ def certify_again(
     """
     model, images = loaded_again(f"run {run.output}", run.claim, options)
     device, total = options.device, len(run.records)
-    threat = parse_threat(options.patch, images.image_shape[1:])
+    threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, total)
     converted = as_classifier(convert(model, images.batch(range(min(_CALIBRATED, total)))[0].to(device)))
     lost, gained, changed, after = [], [], [], 0
     for first in range(0, total, options.batch_size):

@@ -34,6 +34,7 @@ from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 _REPEATS = 3
 _SECONDS = 10.0  # after so long no further repetition is begun
@@ -114,7 +115,7 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
         for name, value in (("num_images", count), ("attacked_images", entry.attacked_images)):
             if value > len(images):
                 raise InvalidInput(f"{name} is {value}, but {images.name} has {len(images)} test images")
-        threat = parse_threat(options.patch, images.image_shape[1:])
+        threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, max(count, entry.attacked_images))
         attacks = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
         for attack in attacks:
             for one in threat.threats:
