@@ -14,7 +14,7 @@ from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
-from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, interval, percent
+from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, exactly, interval, percent
 from evaluate.results.table import Table
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.growing import parse_growing
@@ -43,7 +43,7 @@ _TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificat
 
 def page(report: Report) -> str:
     """The HTML. Equal reports give equal pages; all that comes from names is escaped."""
-    js = _asset("gallery.js")
+    js, digest = script("gallery.js")
     word, _, sentence = report.verdict.partition(": ")
     present, sizes = [card.outcome for card in report.cards], Sizes.of(report.growing)
     return render(
@@ -67,9 +67,15 @@ def page(report: Report) -> str:
         attacks=attacks_table(report).html(_WORK),
         classes=Table.of(CLASSES, report.classes).html("Accuracy by class, % of its images"),
         notes=notes_table(report).html("What decides the records, and where they were made", "plain"),
-        js=Markup(js),
-        script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
+        js=js,
+        script_hash=digest,
     )
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """A script of this package, and the hash by which a page's policy allows it alone."""
+    js = _asset(name)
+    return Markup(js), base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
 
 
 def render(template: str, **content: Any) -> str:
@@ -79,6 +85,7 @@ def render(template: str, **content: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": percent,
+        "exactly": exactly,
         "interval": interval,
         "facts": facts,
         "places": places,

@@ -50,6 +50,11 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
+def exactly(share: Share) -> str:
+    """As a percentage, with as many digits as the number of images is worth."""
+    return f"{share.value:.2%}" if share.total >= 2000 else percent(share.value)
+
+
 def interval(share: Share | None) -> str:
     """The 95% interval."""
     return "" if share is None else "–".join(map(percent, share.interval))
