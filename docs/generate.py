@@ -58,6 +58,7 @@ REFERENCE: dict[str, tuple[str, ...]] = {
         "evaluate.runs.records.Record",
         "evaluate.runs.records.AttackRecord",
     ),
+    "evaluate.plots": (),
     "evaluate.audit": (),
     "evaluate.report": (),
     "evaluate.sweep": (),

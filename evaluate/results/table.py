@@ -188,6 +188,7 @@ _LATEX |= {
     "^": r"\textasciicircum{}",
     "–": "--",
     "×": r"$\times$",
+    "†": r"\textdagger{}",
 }
 
 
