@@ -74,7 +74,7 @@ def margins_by_place(certificate: Certificate, threat: Threat, x: Tensor, i: int
     down, right = (worst.threat[0] - 1) / 2, (worst.threat[1] - 1) / 2
     rows, columns = (side * worst.step for side in worst.margins.shape)
     extent = (right - 0.5, right + columns - 0.5, down + rows - 0.5, down - 0.5)
-    axes.imshow(x[i].detach().cpu().mean(dim=0), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(x[i].detach().cpu().float().mean(dim=0).numpy(), cmap="gray", vmin=0, vmax=1)
     shown = axes.imshow(
         there, cmap=colors, norm=BoundaryNorm(np.append(steps, limit + 1), 2 * limit + 2), extent=extent, alpha=0.75
     )

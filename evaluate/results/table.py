@@ -145,7 +145,7 @@ class Table:
         last = set(ends)
         for number, row in enumerate(self.rows):
             shown.add_row(*map(Text, row), end_section=number in last)
-        return OnTerminal(shown, Text("\n".join([*([title] if title else []), *self._lines()])))
+        return OnTerminal(shown, Text("\n".join([*([title] if title else []), *self._lines()])), wrap)
 
     def _lines(self) -> list[str]:
         """A line for each row, the names of columns beside their cells; what is empty is left out."""
@@ -175,9 +175,11 @@ class OnTerminal:
 
     table: Shown
     lines: RichText
+    wraps: bool
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        needed = console.measure(self.table, options=options.update(width=10**4)).minimum
+        size = console.measure(self.table, options=options.update(width=10**4))
+        needed = size.minimum if self.wraps else size.maximum
         yield self.table if needed <= options.max_width else self.lines
 
 
