@@ -85,7 +85,7 @@ class Row:
 
     @property
     def task(self) -> str:
-        """What is certified: "recovery", "detection", or "none"."""
+        """The kind of its certificates: "recovery", "detection", or "none"."""
         return "detection" if self.alerts else "none" if self.certified is None else "recovery"
 
     @property

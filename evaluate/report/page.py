@@ -166,7 +166,7 @@ def parts(report: Report) -> list[Part]:
 
 
 def part_text(report: Report, part: Part) -> str:
-    """What is known of the images of a part, in words that go on after how many they are."""
+    """The images of a part in words that go on after how many they are."""
     one = part.count == 1
     text = _SAID[part.kind]
     if part.kind == "standing" and report.summary["certified_exact"] is None:

@@ -171,7 +171,7 @@ class Table:
 
 @dataclass(frozen=True)
 class OnTerminal:
-    """What rich prints of a table: the table, or its rows as `lines` where it does not fit."""
+    """A table for rich to print, or its rows as `lines` where it does not fit."""
 
     table: Shown
     lines: RichText
