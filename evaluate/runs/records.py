@@ -62,8 +62,9 @@ class Record:
 
     Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square, or the
     size of another family (`Settings.growing`). The paper's margin and the largest size are None for classifiers that
-    do not offer them; of one without certificates, `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
-    cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
+    do not offer them; of one without certificates, `consistent` and `certified_exact` are too. `close_votes` counts
+    votes within the guard of turning over, of `votes` cells in all. Attacks are those run: none on an image neither
+    certified nor classified correctly, which needs none.
     `consistent` says that `predict`, where it was asked, returned the certified prediction. `refuted`: the vote-level
     adversary, `attacks.worst_votes`, changes it; None where there are no votes. `placeless`: no patch of the threat has
     a place on the image. `file`: CLASS/FILE of a photograph.

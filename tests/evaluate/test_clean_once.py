@@ -58,7 +58,7 @@ def test_what_is_certified_is_scored_clean_once_by_the_certificate_and_once_by_e
     assert scorings(*attacks, dark=True)[0] == [2 + searches] * 3
 
 
-def test_without_attacks_predict_is_asked_about_one_image_in_sixteen():
+def test_without_attacks_predict_is_asked_about_a_sample_of_the_images():
     """Both answers are made of the same scores; what is asked twice is asked to see that they are."""
     assert scorings()[0] == [2, 1, 1]
 
