@@ -20,8 +20,8 @@ from robustpatch.voting.votes import first_argmax
 def unnoticed(
     said: Float[Tensor, "P N K"], masking: Masking, goal: Int[Tensor, " P"], y: Int[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
-    """What has to fall below zero for class `goal` (-1: the strongest besides y) to be answered without an alert: the
-    greater of how far it is behind, and of how much more than its share the loudest window says for it.
+    """Returns the objective, below zero where class `goal` (-1: the strongest besides y) is answered without an alert:
+    the greater of how far it is behind, and of how much more than its share the loudest window says for it.
     """
     total = said.sum(dim=1)
     strongest = first_argmax(total.detach().scatter(1, y.clamp(min=0)[:, None], -1.0))

@@ -102,7 +102,7 @@ class Entry:
     @property
     def command(self) -> str:
         """The command that makes the row again; DIR stands for the folder of the images."""
-        words = ["python", "-m", "evaluate.leaderboard", self.board, "--only", self.name]
+        words = ["robustpatch", "leaderboard", self.board, "--only", self.name]
         words += ["--dataset", self.options.dataset]
         return shlex.join(words) + ("" if self.options.data_root is None else " --data-root DIR")
 

@@ -15,6 +15,7 @@ from robustpatch.certificates.robust_masking import Masking
 from robustpatch.classifiers import checks
 from robustpatch.defenses.patchguard import PatchGuard, WindowClassifier
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.silence import answered
 from robustpatch.voting.votes import first_argmax
 
@@ -66,13 +67,14 @@ class AlarmedClassifier(WindowClassifier):
         return self.network.counts(x)
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that under every patch within `threat` the answer stays or is an alert.
 
         The margins are votes by which the class stays ahead of whatever is answered besides; at most -1 where the clean
         image gets an alert. Raises `InvalidInput` as PatchGuard's does.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         if threat.varies:
             return certify_each(self.certify, x, threat)
         size, model = (x.shape[2], x.shape[3]), self.network

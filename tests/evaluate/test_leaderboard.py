@@ -233,7 +233,7 @@ def test_a_page_of_the_board(finished):
     assert 'href="./columns-of-width-2/attacked/report.html"' in rows
     assert "proof bundle" not in rows
     assert "data:image" in (finished / "columns-of-width-2" / "attacked" / "report.html").read_text()
-    command = f"python -m evaluate.leaderboard {finished.parent}/board.toml --only &#39;nothing at all&#39;"
+    command = f"robustpatch leaderboard {finished.parent}/board.toml --only &#39;nothing at all&#39;"
     assert f"<code>{command} --dataset mnist-sample</code>" in rows
     assert 'data-task="recovery"' in rows
     assert 'data-task="none"' in rows
