@@ -44,7 +44,7 @@ def test_certify(defense):
     if defense == "sampled":
         model = RandomizedClassifier(
             model.base, model.ablation, num_classes=toys.CLASSES, sampling=Sampling(10, 40, 40)
-        )
+        ).eval()
     if defense == "patchguard":
         model = parse_defense("patchguard:window=3x3").wrap(model, num_classes=toys.CLASSES).eval()
     found, expected = model.certify(X, SHARE), model.certify(X, THREAT)
