@@ -30,7 +30,7 @@ class MinorityReports(DoubleMasking):
     Args:
         confidence: the softmax that a class must exceed under a mask to be heard, in [0, 1). Higher, there are fewer
             alerts on clean images, and fewer certificates.
-        masks, patch, hidden, guard: as PatchCleanser's.
+        masks, patch, hidden, guard, tight: as PatchCleanser's.
         worst: of training, how many masks are tried to find the one that is worst for an image; 0: one is drawn.
     """
 

@@ -12,14 +12,13 @@ import torch
 from evaluate.model.identity import weights_sha256
 from evaluate.model.load import as_in_run, load_model
 from evaluate.runs.completed_run import read_run
-from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.defenses import Defended, Defense
+from robustpatch.defenses import Defended, Defense, registry
 from robustpatch.encoding import Fill, MaskChannel
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import Disc
@@ -59,7 +58,7 @@ class Sure(Dark, CertifiedClassifier):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(defenses._HOME, "darker", f"{__name__}:Darker")
+    monkeypatch.setitem(registry.KNOWN, "darker", f"{__name__}:Darker")
 
 
 def test_a_run_with_a_defense_around_a_checkpoint(undefended, tmp_path):
