@@ -54,8 +54,9 @@ def test_lines_of_a_log_say_how_long_the_rest_may_take(monkeypatch):
 def test_an_attack_tells_what_it_has_spent():
     """From the first step on; the last number is what its proposal says."""
     told = []
-    attack, y = PatchPGD(steps=2, restarts=2), torch.tensor([0, 1])
-    found = attack(toys.smoothed(), toys.images(2), y, "2x2", on_spent=lambda *now: told.append(now))
+    model, x = toys.smoothed(), toys.images(2)
+    attack = PatchPGD(steps=2, restarts=2)
+    found = attack(model, x, model.predict(x), "2x2", on_spent=lambda *now: told.append(now))
     assert told == sorted(told)
     assert told[-1][0] <= int(found.evaluations.sum())
     assert told[-1][0] > 0
