@@ -6,7 +6,9 @@ In a clone, and installed by `pip install -e`, they stay where they are (robustp
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -55,5 +57,21 @@ def layout(*, editable: bool) -> dict[str, Any]:
     }
 
 
+def on_an_index(readme: str, repository: str | None) -> str:
+    """The README where no file lies beside it: its pictures and links lead to the repository, or are left out."""
+    if repository is None:
+        readme = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", readme)
+        return re.sub(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", readme)
+    readme = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\g<1>{repository}/raw/main/", readme)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{repository}/blob/main/", readme)
+
+
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildPy}, **layout(editable="editable_wheel" in sys.argv))
+    urls = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    readme = on_an_index(Path("README.md").read_text(encoding="utf-8"), urls.get("Repository"))
+    setup(
+        cmdclass={"build_py": BuildPy},
+        long_description=readme,
+        long_description_content_type="text/markdown",
+        **layout(editable="editable_wheel" in sys.argv),
+    )

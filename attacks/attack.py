@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
@@ -62,9 +63,12 @@ class Attack(ABC):
         threat: Patches | str,
         *,
         generator: torch.Generator | None = None,
+        on_spent: Callable[[int, int], None] | None = None,
     ) -> Proposal:
         """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. The threat
-        may be a text, "5x5". Chance is the `generator`'s alone; None: one of seed 0. Raises `InvalidInput`.
+        may be a text, "5x5". Chance is the `generator`'s alone; None: one of seed 0. As it goes, `on_spent` is told the
+        evaluations spent on all images so far and how many images are broken: `published` takes long. (Not of a threat
+        that has other places on every image.) Raises `InvalidInput`.
         """
         generator = generator or torch.Generator().manual_seed(0)
         threat = as_patches(threat, x.shape[2:])
@@ -72,6 +76,7 @@ class Attack(ABC):
         if threat.varies:
             return image_by_image(self, model, x, y, threat, generator)
         search = Search(model, x, y, threat, touched_only=self.touched_only, budget=self.budget, generator=generator)
+        search.on_spent = on_spent
         try:
             self._run(search)
         except NotDifferentiable as error:

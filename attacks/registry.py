@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from inspect import isfunction
 from typing import Any
 
 from attacks.art.from_art import FromART
@@ -58,12 +59,13 @@ KNOWN: dict[str, tuple[Callable[..., PatchAttack], str | None]] = {
     "natural": (lambda **tries: Control(content="natural", **tries), "tries"),
 }
 _IGNORING = "undefended:"
+Own = Callable[[str], Any]  # finds the object FILE.py:NAME
 
 
 def names() -> str:
     """The names that `parse_attacks` reads, for a message."""
     known = [f"{name}[:{number.upper()}]" if number else name for name, (_, number) in KNOWN.items()]
-    return ", ".join([*known, *plugin_names("attacks"), f"{_IGNORING}ATTACK"])
+    return ", ".join([*known, *plugin_names("attacks"), f"{_IGNORING}ATTACK", "FILE.py:NAME"])
 
 
 def _known(name: str) -> tuple[Callable[..., PatchAttack] | None, str | None]:
@@ -74,27 +76,22 @@ def _known(name: str) -> tuple[Callable[..., PatchAttack] | None, str | None]:
     return make, getattr(make, "number", None)
 
 
-def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = None) -> list[PatchAttack]:
+def parse_attacks(
+    text: str, *, steps: int | None = None, budget: int | None = None, own: Own | None = None
+) -> list[PatchAttack]:
     """Read "standard", "pgd:20,exhaustive,sparse-rs:1000", …, or "none". Raises `InvalidInput`.
 
-    "undefended:pgd:20" is the attack after the first colon on the network inside a defense.
-    `steps` replaces the gradient steps of those that have them, an ensemble's members too; `budget` is the evaluations
-    of each on an image.
+    "undefended:pgd:20" is the attack after the first colon on the network inside a defense. "FILE.py:NAME" is an attack
+    of the user's own, which `own` finds; without it, as where a text is out of a file, it is refused. `steps` replaces
+    the gradient steps of those that have them, an ensemble's members too; `budget` is the evaluations of each on an
+    image.
     """
     found: list[PatchAttack] = []
     climbing = False
     for part in () if text.strip() == "none" else text.split(","):
         wanted = part.strip().removeprefix(_IGNORING)
-        kind, colon, number = wanted.partition(":")
-        make, parameter = _known(kind)
-        digits = number.isascii() and number.isdecimal() and len(number) <= 9
-        if make is None or (colon and (parameter is None or not digits)):
-            raise InvalidInput(
-                f"attacks is {one_line(repr(text), 200)}, and {one_line(repr(part.strip()), 80)} is none; known are "
-                f'{names()}, numbers up to nine digits, or "none" alone'
-            )
-        attack: Any = make(**{parameter: int(number)}) if colon and parameter else make()
-        attack = attack if budget is None else replace(attack, budget=budget)
+        attack = _own(wanted, own) if ".py:" in wanted else _by_name(wanted, text)
+        attack = attack if budget is None else _within(attack, budget)
         made = attack if steps is None else _with_steps(attack, steps)
         climbing |= made is not attack
         found.append(made if wanted == part.strip() else Undefended(made))
@@ -105,9 +102,54 @@ def parse_attacks(text: str, *, steps: int | None = None, budget: int | None = N
     return found
 
 
+def _by_name(wanted: str, text: str) -> Any:
+    """The attack of this package, or of an installed one, that is called so in the text."""
+    kind, colon, number = wanted.partition(":")
+    make, parameter = _known(kind)
+    digits = number.isascii() and number.isdecimal() and len(number) <= 9
+    if make is None or (colon and (parameter is None or not digits)):
+        raise InvalidInput(
+            f"attacks is {one_line(repr(text), 200)}, and {one_line(repr(wanted), 80)} is none; known are "
+            f'{names()}, numbers up to nine digits, or "none" alone'
+        )
+    return make(**{parameter: int(number)}) if colon and parameter else make()
+
+
+def _own(text: str, find: Own | None) -> Any:
+    """The attack that `find` finds under the name FILE.py:NAME: an object, its class, or a function that makes it."""
+    if find is None:
+        raise InvalidInput(
+            f"attacks is {one_line(repr(text), 200)}, which is code of your own; name it on the command line, or pass "
+            "the object itself"
+        )
+    found = find(text)
+    attack = found() if isinstance(found, type) or isfunction(found) else found
+    lacking = [name for name in ("name", "touched_only", "unpruned", "check", "__call__") if not hasattr(attack, name)]
+    if lacking:
+        raise InvalidInput(
+            f"attacks is {text!r}, a {type(attack).__name__} without {', '.join(lacking)}; name an attack, its class, "
+            "or a function that returns one (docs/tutorials/attack.md writes one in ten lines)"
+        )
+    return attack
+
+
+def _within(attack: Any, budget: int) -> Any:
+    """The attack with that budget."""
+    if "budget" not in _fields(attack):
+        raise InvalidInput(
+            f"budget is {budget}, but attack {attack.name} has no field budget; make it a dataclass that has one, or "
+            "drop --budget"
+        )
+    return replace(attack, budget=budget)
+
+
 def _with_steps(attack: Any, steps: int) -> Any:
     """The attack with that many gradient steps, of an ensemble its members; itself where there are none."""
     if isinstance(attack, Ensemble):
         members = tuple(_with_steps(member, steps) for member in attack.members)
         return attack if all(map(operator.is_, members, attack.members)) else replace(attack, members=members)
-    return replace(attack, steps=steps) if any(field.name == "steps" for field in fields(attack)) else attack
+    return replace(attack, steps=steps) if "steps" in _fields(attack) else attack
+
+
+def _fields(attack: Any) -> set[str]:
+    return {field.name for field in fields(attack)} if is_dataclass(attack) else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,6 +73,7 @@ class Search:
         self.corners = self.anchors(self.y.new_zeros(len(x), threat.count))
         self.open = torch.full_like(self.y, sum(map(len, self._kinds)))
         self._tried: list[set[tuple[int, int]]] = [set() for _ in range(len(x))]
+        self.on_spent: Callable[[int, int], None] | None = None  # told the evaluations so far, and the images broken
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -191,6 +192,8 @@ class Search:
     def spend(self, image: Int[Tensor, " P"], evaluations: Int[Tensor, " P"]) -> None:
         """Put evaluations to the account of each row's image."""
         self.evaluations.index_add_(0, image, evaluations)
+        if self.on_spent is not None:
+            self.on_spent(int(self.evaluations.sum()), int(self.broken.sum()))
 
     def visit(self, image: list[int], placement: list[list[int]]) -> None:
         """Note that these placements are being tried."""

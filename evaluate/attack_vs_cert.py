@@ -21,7 +21,7 @@ from evaluate.results.metrics import summarise
 from evaluate.results.summary_table import summary_table, verdict
 from evaluate.runs.batch import Settings
 from evaluate.runs.cluster import Cluster
-from evaluate.runs.estimate import Estimate, estimate
+from evaluate.runs.estimate import Estimate, at_most, estimate
 from evaluate.runs.output import place_of
 from evaluate.runs.records import read_deviation, read_workers
 from evaluate.runs.replay import replay_command, show_again
@@ -32,6 +32,8 @@ from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.cli.arguments import takes
 from robustpatch.cli.command_line import refused
 from robustpatch.cli.consoles import TextConsole
+from robustpatch.cli.import_by_name import named_object
+from robustpatch.cli.own_ablation import own_ablation
 from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.storage.toml import as_toml
@@ -56,7 +58,8 @@ def main(options: Options, errors: Console) -> int:
 
 def carry_out(options: Options, errors: Console) -> int:
     """Do what the options ask for; see `main`. Raises `InvalidInput`."""
-    started = time.monotonic()
+    started, given = time.monotonic(), options.given()
+    options = replace(options, ablation=own_ablation(options.ablation))
     console = TextConsole(no_color=True) if options.plain else TextConsole()
     if options.replay is not None:
         return show_again(options.replay, options, console)
@@ -80,7 +83,9 @@ def carry_out(options: Options, errors: Console) -> int:
         growing_text(options.growing),
     )
     threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, count)
-    chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
+    chosen = parse_attacks(
+        options.attacks, steps=options.steps, budget=options.budget, own=lambda name: named_object(name, "attacks")
+    )
     model, classifier = subject.model, as_classifier(subject.model)
     configuration = {**subject.note, "dtype": options.dtype, "budget": options.budget}
     with showing(errors, count, plain=options.plain, quiet=options.quiet, notes=notes) as on_progress:
@@ -95,6 +100,8 @@ def carry_out(options: Options, errors: Console) -> int:
             output = f"runs/{subject.stem}-{options.dataset}-{sha256(what.encode()).hexdigest()[:8]}"
         else:
             output = options.output
+        if not options.quiet and cluster is None:
+            notes += _long(at_most(model, images, chosen, replace(settings, device=device)), options)
         store, smoothed, deviation = place_of(output), guarded_classifier(classifier), None
         if smoothed is not None and cluster is None:  # the workers of a cluster measure where they are
             deviation = calibrate_guard(smoothed, images.batch(range(min(8, count)))[0].to(device))
@@ -125,7 +132,7 @@ def carry_out(options: Options, errors: Console) -> int:
         machines = [{key: value for key, value in one.items() if key != "deviation"} for one in made]
         around["workers"] = [one for number, one in enumerate(machines) if one not in machines[:number]]
     seconds, off = time.monotonic() - started, read_deviation(store)
-    store.write("run.toml", as_toml({**options.given(), "output": output}).encode())
+    store.write("run.toml", as_toml({**given, "output": output}).encode())
     content = {
         **summary.as_dict(),
         "measured_deviation": deviation,
@@ -159,6 +166,15 @@ def carry_out(options: Options, errors: Console) -> int:
     for name in store.names("counterexamples", ".safetensors"):
         _say(console, f"see it again: {replay_command(store.path(name), configuration)}")
     return BROKEN
+
+
+def _long(seconds: float, options: Options) -> list[str]:
+    """What is said before a run that may take long."""
+    if seconds < 300:
+        return []
+    shorter = "--dry-run estimates more closely; --attacks quick, --budget or --num-images make it shorter"
+    shorter = shorter.replace("--attacks quick, ", "") if options.attacks != "standard" else shorter
+    return [f"this may take up to about {seconds / 60:,.0f} minutes: {shorter}"]
 
 
 def _expected(found: Estimate) -> str:

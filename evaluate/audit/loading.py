@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from evaluate.audit.certifier import Raised, Refused, told
-from evaluate.model.import_by_name import named_object
 from robustpatch.checkpoints import load_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.cli.import_by_name import named_object
 from robustpatch.errors import InvalidInput
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robustpatch.checkpoints import Checkpoint
 from robustpatch.cli.arguments import takes
@@ -111,14 +111,23 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar that names the work and shows its progress and the time it has taken."""
+    """A bar that names the work and shows its progress, the time it has taken, and the time it may still take."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=console,
     )
+
+
+def time_left(done: int, left: int, seconds: float) -> str:
+    """How long the rest may take, by what was done in so many seconds; nothing where that says little."""
+    if done < 1 or left < 1 or seconds < LINE_EVERY:
+        return ""
+    rest = seconds * left / done
+    return f", about {rest / 60:,.0f} minutes left" if rest > 90 else f", about {rest:.0f} seconds left"
 
 
 @contextmanager
@@ -129,7 +138,7 @@ def showing(
 
     Nothing is shown before the first call: an error stands alone. Then the `notes` that there are by then come first,
     a line each, also if `quiet`. Lines come when a number changes, and every half
-    minute.
+    minute; once they do, they say how long the rest may take.
     """
     noted = 0
 
@@ -143,14 +152,17 @@ def showing(
         yield lambda *_: note()
         return
     if plain or not console.is_terminal:
-        last = (-1, 0.0)
+        last, begun = (-1, 0.0), (0, 0.0)
 
         def line(finished: int, what: str) -> None:
-            nonlocal last
+            nonlocal last, begun
             note()
-            if finished != last[0] or time.monotonic() - last[1] > LINE_EVERY:
-                last = (finished, time.monotonic())
-                console.print(f"{finished}/{total} {what}", style=None, soft_wrap=True)
+            now = time.monotonic()
+            begun = (finished, now) if last[0] < 0 else begun  # of a run taken up, where it was left
+            if finished != last[0] or now - last[1] > LINE_EVERY:
+                last = (finished, now)
+                left = time_left(finished - begun[0], total - finished, now - begun[1])
+                console.print(f"{finished}/{total} {what}{left}", style=None, soft_wrap=True)
 
         yield line
         return

@@ -144,7 +144,8 @@ class Options(AttackOptions, DataOptions, ModelOptions):
     ablation: Annotated[
         str | None,
         typer.Option(
-            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5.", rich_help_panel=MODEL
+            help="Refuse a checkpoint for another: columns:2, rows:3, blocks:8, sparse:5; of your own: FILE.py:NAME.",
+            rich_help_panel=MODEL,
         ),
     ] = None
     patch: shared.Patch = "5x5"

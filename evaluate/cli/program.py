@@ -19,6 +19,7 @@ COMMANDS = {
     "gate": f"{_EVALUATE}.gate.__main__",
     "bundle": f"{_EVALUATE}.bundle.__main__",
     "verify": f"{_EVALUATE}.verify",
+    "proof": f"{_EVALUATE}.cli.proof",
     "selftest": f"{_EVALUATE}.selftest.__main__",
     "leaderboard": f"{_EVALUATE}.leaderboard.__main__",
     "boards": f"{_EVALUATE}.boards",
@@ -47,6 +48,7 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
         "on."
     ),
     "verify": "Check that every claim of a safety case follows from its evidence.",
+    "proof": "Check a certificate on disk, or a safety case, by numpy alone.",
     "selftest": "Test votes, kernels, certifiers and speeds on this machine, in about a minute.",
     "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.html, .md, .parquet and .png.",
     "boards": "Put the rows of finished boards on one page, to sort and filter.",

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from evaluate.cli.command import check_dtype
 from evaluate.cli.options import ModelOptions, Options
-from evaluate.model.import_by_name import module_of, named_object
+from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.cli.import_by_name import module_of, named_object
 from robustpatch.cli.text import one_line
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.parse import parse_image_size
@@ -156,11 +157,14 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
                 raise InvalidInput(f"dtype is {dtype}, but model {name} computes with NumPy in its own; drop --dtype")
             return OfArrays(found).eval()
         found = found()
+    if not isinstance(found, torch.nn.Module) and callable(getattr(found, "predict", None)):
+        if precision != torch.float32:
+            raise InvalidInput(f"dtype is {dtype}, but model {name} is no torch.nn.Module; drop --dtype")
+        found = as_classifier(found)
     if not isinstance(found, torch.nn.Module):
         raise InvalidInput(
             f"model is {name}, a {type(found).__name__}; name a torch.nn.Module, a function without arguments that "
-            "returns one, or a function of NumPy images [B,C,H,W] that returns scores [B,K] (any other certifier: "
-            "robustpatch audit)"
+            "returns one, an object with predict(x), or a function of NumPy images [B,C,H,W] that returns scores [B,K]"
         )
     return without_gradients(found.eval()).to(device, precision)
 

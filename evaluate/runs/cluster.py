@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -138,7 +138,7 @@ class _Run:
     def __init__(self, cluster: Cluster, ray: Any, job: Job, images: ImageSet, sample: Tensor, needs: dict) -> None:
         self.cluster, self.ray, self.images, self.job = cluster, ray, images, job
         self.actor = ray.remote(Worker).options(**needs)
-        _take_along(ray, job.model)
+        _take_along(ray, job.model, job.attacks)
         kept = replace(job, model=deepcopy(job.model).to("cpu"))
         self.setting = ray.put((kept, sample, conditions(job.settings.device)))
         self.doing: dict[Any, tuple[Any, range | None]] = {}  # answer to come -> worker, batch (None: getting ready)
@@ -234,10 +234,10 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _take_along(ray: Any, model: torch.nn.Module) -> None:
-    """Have classes sent with the model that no installed package provides: those of a file of the user's own."""
+def _take_along(ray: Any, model: torch.nn.Module, attacks: Iterable[object]) -> None:
+    """Have classes sent with model and attacks that no installed package provides: those of a user's own files."""
     installed = {*packages_distributions(), *OURS}
-    for name in {type(part).__module__ for part in model.modules()}:
+    for name in {type(part).__module__ for part in (*model.modules(), *attacks)}:
         if name.partition(".")[0] not in installed and name in sys.modules:
             ray.cloudpickle.register_pickle_by_value(sys.modules[name])
 

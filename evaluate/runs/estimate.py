@@ -26,6 +26,7 @@ _PASSES = 2  # over all ablations of an image: of certify and of predict
 _GRADIENT = 2  # times the seconds of scoring an ablation, with its gradient
 _BUDGET = 5_000  # evaluations of an attack that says of no limit
 _FEW = 8  # ablations that are timed
+_SHORT = 1_000_000  # evaluations, of which nobody needs to be told beforehand
 
 Progress = Callable[[int, str], None]
 
@@ -86,8 +87,7 @@ def estimate(
     on_progress(0, "timing one image")
     x, y = (tensor.to(settings.device) for tensor in images.batch(range(min(settings.batch_size, total))))
     cost = _cost(classifier, x[:1])
-    budgets = [getattr(attack, "budget", None) or settings.certified_budget or _BUDGET for attack in attacks]
-    pilots, budget = PILOTS, sum(budgets)
+    pilots, budget = PILOTS, _budget(attacks, settings)
     once = cost.certifying + _CHECKS * cost.seconds  # for the first image
     if once + len(x) * cost.certifying + 2 * PILOTS * cost.attacking(budget) > CHEAP:
         some = min(len(x), int(total / _SHARE - once / cost.certifying))
@@ -130,6 +130,22 @@ def estimate(
         evaluations=round(evaluations),
         attacked=attacked,
     )
+
+
+def at_most(model: torch.nn.Module, images: ImageSet, attacks: Sequence[PatchAttack], settings: Settings) -> float:
+    """Seconds of a run whose attacks use up their budgets on every image, from a look at one of them; real runs take
+    less, as most images are broken earlier or need no attack. 0 of a run of few evaluations, for which none is timed.
+    """
+    total, budget = min(settings.num_images, len(images)), _budget(attacks, settings)
+    if total * budget < _SHORT:
+        return 0.0
+    cost = _cost(as_classifier(model), images.batch(range(1))[0].to(settings.device))
+    return total * (cost.certifying + cost.attacking(budget))
+
+
+def _budget(attacks: Sequence[PatchAttack], settings: Settings) -> int:
+    """Evaluations an image of all attacks together, of one without a limit by assumption."""
+    return sum(getattr(attack, "budget", None) or settings.certified_budget or _BUDGET for attack in attacks)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from evaluate.runs.output import room_of_run
 from evaluate.runs.records import open_shard, read_records, read_shard, shard_name, write_shard
 from evaluate.runs.run_identity import claimed, of_images
 from evaluate.runs.sealed_table import damage_of
+from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.data.image_set import ImageSet
 from robustpatch.data.own_images import Images, as_image_set
 from robustpatch.errors import InvalidInput
@@ -118,7 +119,7 @@ def _check_name(attack: PatchAttack) -> None:
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Any,
     images: Images,
     threat: Threat | str,
     attacks: Sequence[PatchAttack] | str,
@@ -134,9 +135,9 @@ def evaluate(
 ) -> Evaluation:
     """Certify and attack every image, and return the records with their summary; what `output` holds is not done again.
 
-    `images` are anything that `robustpatch.data.as_image_set` takes; `threat` and `attacks` values, or the texts of
-    `parse_threat` and `parse_attacks`. Without `settings` all images are evaluated; without an `output` no file is
-    kept.
+    `model` is anything that `as_classifier` takes, `images` anything that `robustpatch.data.as_image_set` takes;
+    `threat` and `attacks` are values, or the texts of `parse_threat` and `parse_attacks`. Without `settings` all images
+    are evaluated; without an `output` no file is kept.
 
     Every certified image, of a right or a wrong label, is attacked by `attack.unpruned`: all placements open, all
     ablations scored at every step, so that the verdict does not lean on the geometry it tests. An image that is
@@ -162,6 +163,7 @@ def evaluate(
     every image asked for, once, under every attack and threat.
     """
     images = as_image_set(images)
+    model = model if isinstance(model, torch.nn.Module) else as_classifier(model)
     settings = Settings(len(images)) if settings is None else settings
     kept = None if output is None else Store.of(output)
     total = min(settings.num_images, len(images))

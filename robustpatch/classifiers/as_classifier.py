@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
@@ -28,8 +29,9 @@ def as_classifier(given: Any) -> Classifier:
       `referee()`, `prediction_error` and `judge_error`; and have `evaluations(height, width)` and `predict_counted(x)`
       for what its answers cost.
     - ART's `PyTorchClassifier` (registered by `attacks.art.models`).
-    - Any other object with `predict` is asked with numpy arrays [B,C,H,W]; it returns classes [B] or scores [B,K]. It
-      may have `certify(x, threat)`, whose answer has `.prediction` and `.certified`, and `num_classes`.
+    - Any other object with `predict` is asked with numpy arrays [B,C,H,W], or with tensors if arrays raise an error and
+      tensors do not; it returns classes [B] or scores [B,K]. It may have `certify(x, threat)`, whose answer has
+      `.prediction` and `.certified`, and `num_classes`.
     - Any other callable maps a tensor [B,C,H,W] to scores [B,K].
 
     Raises `InvalidInput` for anything else, and for a `randomized` that is no boolean.
@@ -138,11 +140,12 @@ class CertifyingModule(ForeignModule, CertifiedClassifier):
 
 
 class _PredictorOfArrays(nn.Module):
-    """An object whose `predict` takes numpy arrays."""
+    """An object whose `predict` takes numpy arrays, or tensors."""
 
     def __init__(self, target: Any) -> None:
         super().__init__()
         self.target = target
+        self.tensors = False  # whether it was seen to take these alone
         self.num_classes = getattr(target, "num_classes", None)
 
     def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
@@ -162,7 +165,22 @@ class _PredictorOfArrays(nn.Module):
         return nn.functional.one_hot(found.long().clamp(min=0), self.num_classes).float() * (found >= 0)[:, None]
 
     def _asked(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(np.asarray(self.target.predict(_array(x)))).to(x.device)
+        return _tensor(self._told(self.target.predict, x)).to(x.device)
+
+    def _told(self, ask: Callable[..., Any], x: Tensor, *more: Any) -> Any:
+        """What the object answers."""
+        copied = x.detach().clone()
+        if self.tensors:
+            return ask(copied, *more)
+        try:
+            return ask(copied.cpu().numpy(), *more)
+        except Exception as refusal:
+            try:
+                found = ask(x.detach().clone(), *more)
+            except Exception:
+                raise refusal from None
+            self.tensors = True
+            return found
 
 
 class _CertifierOfArrays(_PredictorOfArrays):
@@ -170,12 +188,10 @@ class _CertifierOfArrays(_PredictorOfArrays):
 
     def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         threat = as_threat(threat, x.shape[2:])
-        found = self.target.certify(_array(x), threat)
+        found = self._told(self.target.certify, x, threat)
         if isinstance(found, Certificate):
             return found
-        prediction, certified = (
-            torch.as_tensor(np.asarray(value)).to(x.device) for value in (found.prediction, found.certified)
-        )
+        prediction, certified = (_tensor(value).to(x.device) for value in (found.prediction, found.certified))
         return Certificate(
             prediction=prediction.long(),
             certified=certified.bool(),
@@ -199,5 +215,5 @@ class _Function(nn.Module):
         return self.function(x)
 
 
-def _array(x: Tensor) -> np.ndarray:
-    return x.detach().clone().cpu().numpy()
+def _tensor(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))

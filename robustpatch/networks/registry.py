@@ -62,8 +62,15 @@ def one_pass_name(ablation: Ablation) -> str:
 
 
 def usual_name(ablation: Ablation | SparseAblation) -> str:
-    """The name of the network meant for an ablation: the one-pass network, or "mlp" where it is sparse."""
-    return "mlp" if isinstance(ablation, SparseAblation) else one_pass_name(ablation)
+    """The name of the network meant for an ablation: the one-pass network, or "mlp" where it is sparse, or "small-cnn",
+    which sees each view by itself, for an ablation of the user's own.
+    """
+    if isinstance(ablation, SparseAblation):
+        return "mlp"
+    try:
+        return one_pass_name(ablation)
+    except InvalidInput:
+        return "small-cnn"
 
 
 def build(

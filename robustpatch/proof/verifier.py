@@ -193,7 +193,7 @@ def refuse(path: str, error: Exception) -> None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "verify":
-        print("usage: python -m robustpatch.proof verify FILE", file=sys.stderr)
+        print("usage: robustpatch proof verify FILE", file=sys.stderr)
         return 2
     try:
         file = read(arguments[1])

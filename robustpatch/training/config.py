@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from robustpatch.ablations.parse import parse_source
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.cli import shared
+from robustpatch.cli.own_ablation import own_ablation
 from robustpatch.defenses import parse_defense
 from robustpatch.errors import InvalidInput
 from robustpatch.networks import usual_name
@@ -55,7 +56,9 @@ class TrainingConfig:
         Ablation,
         typer.Option(
             help="columns:2, rows:3, blocks:8; with a stride: columns:19/10; choices of cells of a grid: "
-            "2*grid-columns:1, 2*grid-blocks:4; several: columns:2+rows:2; pixels at random: sparse:5; none.",
+            "2*grid-columns:1, 2*grid-blocks:4; several: columns:2+rows:2; pixels at random: sparse:5; your own: "
+            "FILE.py:NAME; none.",
+            callback=own_ablation,
             show_default="columns:2, or none with a defense",
         ),
     ] = _USUAL

@@ -65,6 +65,7 @@ ASKED: dict[str, tuple[str, ...]] = {
         "none",
     ),
     "report": ("run",),
+    "proof": ("verify",),
     "audit": (
         "mine.py:toy",
         "--shape",
@@ -238,7 +239,7 @@ def _value(option: Any) -> st.SearchStrategy[list[str]]:
 
 def _output(command: str) -> list[str]:
     name = {"learning": "out.png", "curve": "out.png", "bundle": "out.zip"}.get(command, "out")
-    return [] if command in ("report", "verify", "selftest") else ["--output", name]
+    return [] if command in ("report", "verify", "proof", "selftest") else ["--output", name]
 
 
 @st.composite

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from evaluate.model.identity import identity_of
-from evaluate.model.import_by_name import module_of
 from evaluate.runs.run_identity import claim
 from robustpatch.ablations.kinds import Columns
+from robustpatch.cli.import_by_name import module_of
 from robustpatch.errors import InvalidInput
 from tests.attacks.toys import smoothed
 
