@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import count, cycle, islice, product
 from typing import ClassVar
 
 import torch
@@ -26,9 +26,11 @@ class ExhaustivePGD(Attack):
     those that its views hold least come first (`attacks.surfaces.patchcleanser`). `unpruned` does none of this and goes
     in random order. Of any other classifier the order is that of one random patch at each placement.
 
-    The first sweep takes `steps` steps at every open placement; each of `rounds` further sweeps twice as many as the
-    one before, from new random content, at the `keep` share with the least objective. What is left of a `budget` goes
-    into further such rounds, with half the step in every other one; without a budget there is one.
+    The first sweep takes `steps` steps at every open placement, or at as many as leave enough of the `budget` for what
+    follows (at all, unless `touched_only`; further rounds go on where it stopped). Each of `rounds` further sweeps
+    takes twice as many as the one before, from new random content, at the `keep` share with the least objective. What
+    is left of a `budget` goes into further such rounds, with half the step in every other one; without a budget there
+    is one.
 
     `stride` > 1 goes from coarse to fine, for large images: the first sweep visits the placements at multiples of it,
     the last row and column included; each further one, besides what it keeps, the neighbours at half the stride before.
@@ -63,16 +65,32 @@ class ExhaustivePGD(Attack):
             return
         found = open_placements(search, self.rivals, batch=self.batch)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
+        tasks = [self._everywhere(search, each) for each in found]
+        after = [cycle(each) for each in tasks]
         for turn in count():
             before = search.evaluations.clone()
-            self._round(search, found, self.step if turn % 2 == 0 else self.step / 2)
+            most = self._most(search)
+            queues = [
+                each if own is None else list(islice(turns, min(own, len(each))))
+                for each, turns, own in zip(tasks, after, most, strict=True)
+            ]
+            self._round(search, queues, found, self.step if turn % 2 == 0 else self.step / 2)
             idle = bool((search.evaluations == before).all())
             if search.budget is None or idle or not bool(search.going().any()):
                 return
 
-    def _round(self, search: Search, found: list[OpenPlacements], step: float) -> None:
+    def _most(self, search: Search) -> list[int | None]:
+        """How many climbs of each image the first sweep may have, so that what is left pays for those after it; None
+        for all. Where a certificate is tested, all places are visited before any is again.
+        """
+        if search.budget is None or not self.touched_only:
+            return [None] * len(search.y)
+        passes = sum(self.keep**sweep * (2 * self.steps * 2**sweep + 1) for sweep in range(self.rounds + 1))
+        left = (search.budget - search.evaluations).clamp(min=0)
+        return [max(1, int(own / (passes * search.climb_cost))) for own in left.tolist()]
+
+    def _round(self, search: Search, queues: list[list[Task]], found: list[OpenPlacements], step: float) -> None:
         """All sweeps once, from the many short climbs to the few long ones."""
-        queues = [self._everywhere(search, each) for each in found]
         sizes = [len(queue) for queue in queues]
         stride = self.stride
         for sweep in range(self.rounds + 1):

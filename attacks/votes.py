@@ -19,6 +19,7 @@ from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 _UNIONS = 20_000
+_CELLS = 2**19  # margins worked on at once: what a CPU's cache holds
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,7 @@ def worst_votes(
     touched = [known[family] for family in families]
     clean = _clean(cast)
     prediction = first_argmax(clean.counts)
-    found = [_worst(clean.of(slice(i, i + 1)), prediction[i], touched) for i in range(len(cast))]
-    sets = torch.tensor([sets for sets, _ in found], device=cast.device, dtype=torch.long).reshape(
-        len(cast), threat.count
-    )
-    rival = torch.tensor([rival for _, rival in found], device=cast.device, dtype=torch.long)
+    sets, rival = _worst(clean, prediction, touched)
     member = torch.zeros(cast.shape[:2], dtype=torch.bool, device=cast.device)
     placement = torch.zeros_like(sets)
     for k, one in enumerate(touched if len(cast) else ()):
@@ -92,12 +89,24 @@ def _clean(cast: Tensor) -> Votes | Scored:
     return Votes(cast, torch.zeros_like(cast)) if cast.dtype == torch.bool else Scored(cast, 0)
 
 
-def _worst(votes: Votes | Scored, prediction: Tensor, touched: list[Touched]) -> tuple[list[int], int]:
-    """The sets, one of each patch, and the rival of least lead, of one image."""
+def _worst(
+    votes: Votes | Scored, prediction: Int[Tensor, " B"], touched: list[Touched]
+) -> tuple[Int[Tensor, "B count"], Int[Tensor, " B"]]:
+    """The sets, one of each patch, and the rival of least lead, of each image."""
     if len(touched) == 1:
-        margins = rival_margins(votes, prediction[None], touched[0])[0]
-        worst = int(margins.argmin())
-        return [worst // margins.shape[1]], worst % margins.shape[1]
+        one, classes = touched[0], votes.cast.shape[2]
+        rows = torch.arange(len(prediction)).split(max(1, _CELLS // (max(one.num_ablations, len(one.sizes)) * classes)))
+        margins = [rival_margins(votes.of(some), prediction[some], one).flatten(1) for some in rows if len(some)]
+        worst = torch.cat([prediction[:0], *(first_argmax(-each) for each in margins)])
+        return torch.div(worst, classes, rounding_mode="floor")[:, None], worst % classes
+    found = [_worst_union(votes.of(slice(i, i + 1)), c, touched) for i, c in enumerate(prediction)]
+    sets = torch.tensor([sets for sets, _ in found], device=prediction.device, dtype=torch.long)
+    rival = torch.tensor([rival for _, rival in found], device=prediction.device, dtype=torch.long)
+    return sets.reshape(len(found), len(touched)), rival
+
+
+def _worst_union(votes: Votes | Scored, prediction: Tensor, touched: list[Touched]) -> tuple[list[int], int]:
+    """The sets, one of each patch, and the rival of least lead, of one image."""
     cast = votes.cast[0]
     own = cast.gather(1, prediction.expand(len(cast), 1))
     damage = own.to(votes.counts.dtype) - cast.to(votes.counts.dtype) + votes.unit

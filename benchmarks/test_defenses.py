@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
+from evaluate.model.float32 import off_float32
 from robustpatch import PatchThreat, SmoothedClassifier, certify_votes
 from robustpatch.certificates.robust_masking import incidence
 from robustpatch.checkpoints import load_checkpoint
@@ -65,6 +68,25 @@ def test_patchcleanser_lazy_and_shared_against_naive(against, cleanser) -> None:
         lambda: naive(cleanser, x),
         rounds=3,
         target="at least 3",
+        inverse=True,
+    )
+
+
+@torch.no_grad()
+def test_patchcleanser_in_bfloat16_against_naive(against, cleanser) -> None:
+    """The same in bfloat16, whose guard is half a logit and whose logits are held against float32's."""
+    x, reduced = load_images("mnist-sample").batch(range(20))[0], deepcopy(cleanser).to(torch.bfloat16)
+    found, plain = reduced.certify(x, THREAT), cleanser.certify(x, THREAT)
+    off = off_float32(reduced, x)
+    assert off is not None
+    assert off <= reduced.guard
+    kept = f"{int(found.certified.sum())} of 20 certified, {int(plain.certified.sum())} in float32"
+    against(
+        f"PatchCleanser as printed / lazy and shared in bfloat16 (logits differ by {off:.2g}; {kept})",
+        lambda: reduced.certify(x, THREAT),
+        lambda: naive(cleanser, x),
+        rounds=3,
+        target="at least 4",
         inverse=True,
     )
 

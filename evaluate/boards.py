@@ -1,4 +1,4 @@
-"""python -m evaluate.boards RUN...: several boards on one page, to sort and filter."""
+"""python -m evaluate.boards BOARD...: several boards on one page, to sort and filter."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _rows(output: str, place: str) -> list[Listed]:
         title, rows = str(content["title"]), list(content["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
-            f"board {output} holds no leaderboard.json ({error!r}); name an --output of evaluate.leaderboard"
+            f"board {output} holds no leaderboard.json ({error!r}); name an --output of robustpatch leaderboard"
         ) from error
     return [_row(title, output, store, place, row) for row in rows]
 
@@ -96,7 +96,7 @@ def _seen_from(place: str, store: Store, name: str) -> str:
 @app.command(cls=Command)
 @takes
 def main(
-    runs: Annotated[list[str], typer.Argument(help="Outputs of evaluate.leaderboard, of any data sets.")],
+    boards: Annotated[list[str], typer.Argument(help="Outputs of robustpatch leaderboard, of any data sets.")],
     output: Annotated[str, typer.Option(help="The page, NAME.html.")] = "boards.html",
 ) -> int:
     """Put the rows of finished boards on one page, to sort and filter.
@@ -106,7 +106,7 @@ def main(
     if not output.endswith(".html"):
         raise InvalidInput(f"output is {output}; let it end in .html")
     with writing(folder_of(output)) as store:
-        rows = read_boards(runs, folder_of(output))
+        rows = read_boards(boards, folder_of(output))
         store.write(output.rpartition("/")[2], page(rows).encode())
     TextConsole().print(f"{len(rows)} rows in {output}", soft_wrap=True)
     return HELD

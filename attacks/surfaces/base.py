@@ -100,8 +100,8 @@ class Surface:
         enough: the lead over the strongest class beyond which an image counts as won in training a universal patch.
     """
 
-    guides: ClassVar[bool] = False
-    blind: ClassVar[bool] = True
+    guides: bool = False
+    blind: bool = True
     groups: ClassVar[bool] = False
     enough: float = 5.0  # logits
 

@@ -9,20 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+_EVALUATE = __name__.removesuffix(".cli.program")
 COMMANDS = {
-    "attack-vs-cert": "evaluate.attack_vs_cert",
-    "report": "evaluate.report.__main__",
-    "audit": "evaluate.audit.__main__",
-    "sweep": "evaluate.sweep.__main__",
-    "compare": "evaluate.compare",
-    "gate": "evaluate.gate.__main__",
-    "bundle": "evaluate.bundle.__main__",
-    "verify": "evaluate.verify",
-    "selftest": "evaluate.selftest.__main__",
-    "leaderboard": "evaluate.leaderboard.__main__",
-    "boards": "evaluate.boards",
-    "learning": "evaluate.learning",
-    "curve": "evaluate.curve",
+    "attack-vs-cert": f"{_EVALUATE}.attack_vs_cert",
+    "report": f"{_EVALUATE}.report.__main__",
+    "audit": f"{_EVALUATE}.audit.__main__",
+    "sweep": f"{_EVALUATE}.sweep.__main__",
+    "compare": f"{_EVALUATE}.compare",
+    "gate": f"{_EVALUATE}.gate.__main__",
+    "bundle": f"{_EVALUATE}.bundle.__main__",
+    "verify": f"{_EVALUATE}.verify",
+    "selftest": f"{_EVALUATE}.selftest.__main__",
+    "leaderboard": f"{_EVALUATE}.leaderboard.__main__",
+    "boards": f"{_EVALUATE}.boards",
+    "learning": f"{_EVALUATE}.learning",
+    "curve": f"{_EVALUATE}.curve",
     "train": "robustpatch.train",
     "recipe": "robustpatch.recipe",
 }
@@ -103,3 +104,7 @@ def _main(
     ] = False,
 ) -> None:
     pass
+
+
+if __name__ == "__main__":
+    app()

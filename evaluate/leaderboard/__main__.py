@@ -35,7 +35,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class LeaderboardOptions:
     """A board, and what the command line says instead of it."""
 
-    board: Annotated[str, typer.Argument(help="A TOML file, or one of the package: mnist, signs, stickers.")]
+    board: Annotated[
+        str, typer.Argument(help="A TOML file, or one of the package: mnist, cifar10, signs, imagenette, stickers.")
+    ]
     output: Annotated[
         str | None, typer.Option(help="Folder of records, table and picture; a killed run is resumed."), "runs/BOARD"
     ] = None

@@ -102,7 +102,7 @@ class Entry:
     @property
     def command(self) -> str:
         """The command that makes the row again; DIR stands for the folder of the images."""
-        words = ["python", "-m", "evaluate.leaderboard", self.board, "--only", self.name]
+        words = ["robustpatch", "leaderboard", self.board, "--only", self.name]
         words += ["--dataset", self.options.dataset]
         return shlex.join(words) + ("" if self.options.data_root is None else " --data-root DIR")
 
@@ -112,7 +112,7 @@ class Entry:
         if self.recipe is None:
             return self.train
         only = "" if self.run is None else f" --only {self.run}"
-        return f"python -m robustpatch.recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
+        return f"robustpatch recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Board:
 
 
 def _shipped() -> dict[str, Path]:
-    folder = Path(str(resources.files("evaluate.leaderboard")))
+    folder = Path(str(resources.files("robustpatch.evaluate.leaderboard")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 

@@ -35,6 +35,7 @@ from robustpatch.storage.store import Store
 from robustpatch.storage.toml import as_toml
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 GALLERY = 4  # images of each outcome that the report of a row shows
 _REPEATS = 3
@@ -126,7 +127,7 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
         for name, value in (("num_images", count), ("attacked_images", entry.attacked_images)):
             if value > len(images):
                 raise InvalidInput(f"{name} is {value}, but {images.name} has {len(images)} test images")
-        threat = parse_threat(options.patch, images.image_shape[1:])
+        threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, max(count, entry.attacked_images))
         attacks = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
         for attack in attacks:
             for one in threat.threats:

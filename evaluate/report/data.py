@@ -100,7 +100,7 @@ def read_report(run: str | Path | Store) -> Report:
     store = Store.of(run)
     configuration = _read(store, "run.json")
     if configuration is None:
-        raise InvalidInput(f"run is {store}, which holds no run.json; name an --output of evaluate.attack_vs_cert")
+        raise InvalidInput(f"run is {store}, which holds no run.json; name an --output of robustpatch attack-vs-cert")
     records = read_records(store)
     if not records:
         raise InvalidInput(f"run is {store}, where no batch is finished yet; repeat the run's command first")

@@ -94,6 +94,10 @@ def command_of(line: str | None) -> str | None:
     if line is None:
         return None
     program, *arguments = shlex.split(line) or [""]
-    *_, folder, name = ["", *program.replace("\\", "/").split("/")]
-    module = ["python", "-m", f"{folder}.{name.removesuffix('.py')}"] if name.endswith(".py") else [name]
-    return shlex.join([*module, *arguments])
+    *folders, name = program.replace("\\", "/").split("/")
+    if name.endswith(".py"):
+        names = [*folders, name.removesuffix(".py")]
+        names = names[:-1] if names[-1] == "__main__" else names
+        start = next((-n for n in (3, 2) if names[-n:][0] in ("robustpatch", "evaluate")), -2)
+        return shlex.join(["python", "-m", ".".join(names[start:]), *arguments])
+    return shlex.join([name, *arguments])

@@ -107,7 +107,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("evaluate.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("robustpatch.evaluate.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _covers(report: Report) -> str:

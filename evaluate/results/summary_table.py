@@ -218,6 +218,8 @@ def gap_text(gap: Gap) -> str:
         those = all_ if gap.refuted == gap.images else f"{gap.refuted} of them"
         text += f". No proof from the same votes could certify {those}: that takes another classifier"
     short = [votes for votes in sorted(gap.missing) for _ in range(gap.missing[votes])]
+    if not short:
+        return text
     least, median, most = short[0], short[(len(short) - 1) // 2], short[-1]
     if least == most:
         return f"{text}. The best patch found fell {counted(least, 'vote')} short{'' if one else ' on each'}"

@@ -88,7 +88,7 @@ def evaluate_batch(
     """
     classifier = as_classifier(model)
     fresh = fresh_copy(classifier) if attacks and classifier.certifies and not classifier.randomized else None
-    claims = claims_of(classifier, x, y, threat, settings.top_k)
+    claims = claims_of(classifier, x, y, threat, settings.top_k, tested=bool(attacks))
     fresh = fresh if claims.proof else None  # else nothing is proved that must hold for every question
     if fresh is not None and claims.exact is not None and settings.top_k == 1:
         check_clean(classifier, x, threat, claims.exact, first)
@@ -168,18 +168,24 @@ def _records(
         error = min(1.0, 1 - confidence + own + referee * (1 + judged))
     refuted = claims.refuted(threat, x)
     placeless = [threat.varies and threat.of_image(image) is None for image in x]
+    # As lists: an element of a tensor read by itself costs more than all else that is done for a record.
+    labels, predictions, consistent = y.tolist(), claims.prediction.tolist(), claims.consistent.tolist()
+    margins, paper_margins = claims.margins(), claims.margins(paper=True)
+    proved, close = ([], []) if exact is None else (exact.certified.tolist(), exact.close.tolist())
+    paper_proved = [] if paper is None else paper.certified.tolist()
+    largest = None if largest is None else largest.tolist()
     return [
         Record(
             index=first + i,
-            label=int(y[i]),
-            prediction=int(claims.prediction[i]),
-            consistent=None if exact is None else bool(claims.consistent[i]),
-            certified_exact=None if exact is None else bool(exact.certified[i]),
-            margin_exact=claims.margin(i),
-            certified_margin=None if paper is None else bool(paper.certified[i]),
-            margin_margin=claims.margin(i, paper=True),
-            largest_certified=None if largest is None else int(largest[i]),
-            close_votes=0 if exact is None else int(exact.close[i]),
+            label=labels[i],
+            prediction=predictions[i],
+            consistent=None if exact is None else consistent[i],
+            certified_exact=None if exact is None else proved[i],
+            margin_exact=margins[i],
+            certified_margin=None if paper is None else paper_proved[i],
+            margin_margin=paper_margins[i],
+            largest_certified=None if largest is None else largest[i],
+            close_votes=0 if exact is None else close[i],
             votes=votes,
             refuted=refuted[i],
             confidence=confidence,
@@ -187,7 +193,7 @@ def _records(
             predicted=None if answers is None else int(answers[0, i]),
             refereed=None if answers is None else int(answers[1, i]),
             placeless=placeless[i],
-            alerted=int(claims.prediction[i]) < 0 if classifier.alerts else None,
+            alerted=predictions[i] < 0 if classifier.alerts else None,
             attacks=tried[i],
         )
         for i in range(len(y))

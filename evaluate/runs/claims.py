@@ -19,6 +19,8 @@ from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
+SAMPLED = 64  # of so many images of a batch, one
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -27,7 +29,7 @@ class Claims:
     Attributes:
         exact, paper: the classifier's certificate (exact for ours), and the paper's beside it; None without one.
         certified: by either. prediction: the certificate's, of one with a confidence where it certifies the image.
-        criterion: what breaks them. consistent: `predict` does not contradict the certificate.
+        criterion: what breaks them. consistent: `predict`, where it was asked, does not contradict the certificate.
         answers: of certificates with a confidence, int [2,B] of `predict` and of the referee.
     """
 
@@ -44,10 +46,12 @@ class Claims:
         """The certificates hold without a confidence."""
         return self.exact is not None and self.exact.confidence is None
 
-    def margin(self, i: int, *, paper: bool = False) -> float | None:
-        """The worst-case margin of an image in whole votes."""
+    def margins(self, *, paper: bool = False) -> list[float | None]:
+        """The worst-case margins of the images in whole votes; None without."""
         found = self.paper if paper else self.exact
-        return None if found is None or found.margin is None else float(found.margin[i].double() / found.unit)
+        if found is None or found.margin is None:
+            return [None] * len(self.certified)
+        return (found.margin.double() / found.unit).tolist()
 
     def refuted(self, threat: Threat, x: Tensor) -> list[bool | None]:
         """Tell where the vote-level adversary changes the prediction of the images x by a patch of the threat; None
@@ -78,15 +82,25 @@ def criterion_of(classifier: Classifier, prediction: Tensor, top_k: int) -> Crit
 
 
 @torch.no_grad()
-def claims_of(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_k: int) -> Claims:
+def claims_of(
+    classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_k: int, *, tested: bool = True
+) -> Claims:
     """Ask the classifier about images [B,C,H,W] of labels y; `top_k` > 1: whether the label stays among so many.
 
-    Raises `InvalidInput` for claims that contradict each other.
+    `predict` is asked about every image beside the certificate; where no attack is to test it (not `tested`) and both
+    are of `SmoothedClassifier` itself, which score an image alike, about one image in `SAMPLED`. Raises `InvalidInput`
+    for claims that contradict each other.
     """
-    predicted = predict(classifier, x)
-    if top_k > 1:
+    if top_k == 1 and not tested and _scores_alike(classifier):
+        exact, paper = _certified(classifier, x, threat)
+        assert exact is not None
+        predicted = exact.prediction.clone()
+        predicted[::SAMPLED] = predict(classifier, x[::SAMPLED])
+    elif top_k > 1:
+        predicted = predict(classifier, x)
         exact, paper = _certified_top_k(classifier, x, y, predicted, threat, top_k), None
     else:
+        predicted = predict(classifier, x)
         exact, paper = _certified(classifier, x, threat)
     prediction = predicted if exact is None else exact.prediction
     certified = torch.zeros_like(y, dtype=torch.bool)
@@ -101,6 +115,16 @@ def claims_of(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, top_
     criterion = criterion_of(classifier, prediction, top_k)
     consistent = ~criterion.broken(predicted, counts_for(classifier, criterion, x))
     return Claims(exact, paper, certified, prediction, criterion, consistent)
+
+
+def _scores_alike(classifier: Classifier) -> bool:
+    """Tell whether `predict` and `certify` make their answers of the same scores in the package's own way."""
+    voting = voting_classifier(classifier)
+    return (
+        voting is not None
+        and voting is classifier
+        and not voting.overridden(SmoothedClassifier, "predict", "certify", "certifiable_scores", "finite_scores")
+    )
 
 
 def _refuted(of: Evidence, threat: Patches, x: Tensor) -> Tensor:

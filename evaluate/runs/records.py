@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,12 @@ class Record:
 
     Margins are worst cases, certified iff ≥ 0 (randomized: > 0); `largest_certified` is the side of a square, or the
     size of another family (`Settings.growing`). The paper's margin and the largest size are None for classifiers that
-    do not offer them; of one without certificates,
-    `consistent` and `certified_exact` are too. `close_votes` counts votes within the guard of turning over, of `votes`
-    cells in all. Attacks are those run: none on an image neither certified nor classified correctly, which needs none.
-    `consistent` says that `predict` returned the certified prediction. `refuted`: the vote-level adversary,
-    `attacks.worst_votes`, changes it; None where there are no votes. `placeless`: no patch of the threat has a place on
-    the image. `file`: CLASS/FILE of a photograph.
+    do not offer them; of one without certificates, `consistent` and `certified_exact` are too. `close_votes` counts
+    votes within the guard of turning over, of `votes` cells in all. Attacks are those run: none on an image neither
+    certified nor classified correctly, which needs none.
+    `consistent` says that `predict`, where it was asked, returned the certified prediction. `refuted`: the vote-level
+    adversary, `attacks.worst_votes`, changes it; None where there are no votes. `placeless`: no patch of the threat has
+    a place on the image. `file`: CLASS/FILE of a photograph.
 
     Of a randomized classifier, `confidence` is its certificates', and `error` what the chance of a violation of this
     image is at most, though all is right: 1 - `confidence`, and the errors of the predictions asked. The prediction is
@@ -166,8 +166,13 @@ def write_shard(
     probe, what the model answered a few patched images (`evaluate.model.probe`); worker, what the worker of a cluster
     that made them says of itself. Those that are None are left out.
     """
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+    table = pa.Table.from_pylist([_row(record) for record in records], schema=SCHEMA)
     write_table(output, name, table, run_of(output) if run is None else run, files, notes)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """The record's fields. (`asdict` copies each of them deeply, which takes as long as certifying.)"""
+    return {**vars(record), "attacks": [vars(attack) for attack in record.attacks]}
 
 
 def open_shard(output: str | Path | Store, name: str, run: str | None = None) -> SealedTable:

@@ -107,6 +107,14 @@ def test_no_real_patch_does_more():
     assert (after >= worst.lead).all()
 
 
+def test_few_images_at_once_are_as_many(monkeypatch):
+    """How many images are worked on together changes nothing."""
+    case = votes(Columns(2), (2, 9), 3, 0), Columns(2), P(1, 1), (2, 9)
+    together = worst_votes(*case)
+    monkeypatch.setattr("attacks.votes._CELLS", 1)
+    assert all(torch.equal(getattr(together, name), found) for name, found in vars(worst_votes(*case)).items())
+
+
 def test_no_images():
     """An empty batch is an empty answer."""
     worst = worst_votes(torch.zeros(0, 6, 3, dtype=torch.bool), Columns(1), P(1, 1), (2, 6))

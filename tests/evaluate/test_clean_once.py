@@ -45,17 +45,37 @@ FIRST, SECOND = PatchPGD(restarts=2, steps=2), SparseRS(queries=4)
 ATTACKS = [(), (FIRST,), (FIRST, SECOND), (Ensemble(members=(FIRST, SECOND), label="both"),)]
 
 
-@pytest.mark.parametrize("attacks", ATTACKS, ids=len)
+@pytest.mark.parametrize("attacks", ATTACKS[1:], ids=len)
 def test_attacks_on_what_is_not_certified_score_no_image_clean_again(attacks):
     """Twice in all: by `certify` and by `predict`, which must agree. Guided PGD took two more, Sparse-RS one."""
     assert scorings(*attacks)[0] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("attacks", ATTACKS, ids=len)
+@pytest.mark.parametrize("attacks", ATTACKS[1:], ids=len)
 def test_what_is_certified_is_scored_clean_once_by_the_certificate_and_once_by_each_attack(attacks):
     """And once by `predict`: an attack that tests a certificate takes no answer from elsewhere."""
     searches = sum(getattr(attack, "judged", 1) for attack in attacks)
     assert scorings(*attacks, dark=True)[0] == [2 + searches] * 3
+
+
+def test_without_attacks_predict_is_asked_about_a_sample_of_the_images():
+    """Both answers are made of the same scores; what is asked twice is asked to see that they are."""
+    assert scorings()[0] == [2, 1, 1]
+
+
+class Contradicting(SmoothedClassifier):
+    """Its `predict` is not what `certify` says, of the last image alone."""
+
+    def predict(self, x):
+        answer = super().predict(x)
+        answer[-1] = 1 - answer[-1]
+        return answer
+
+
+def test_a_predict_of_ones_own_is_asked_about_every_image():
+    model = Contradicting(Level(2), Columns(1), num_classes=2, voting=TopOne(0.0)).eval()
+    records = evaluate_batch(model, X / 4, torch.zeros(3, dtype=torch.long), 0, ONE, (), Settings(3, gallery=0)).records
+    assert [record.consistent for record in records] == [True, True, False]
 
 
 def test_by_itself_an_attack_asks_once_and_is_charged_the_same():

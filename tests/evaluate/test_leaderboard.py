@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_the_runs(finished):
     assert columns["published_certified"] == 52.83
     assert nothing["speed_certify"] is None
     text = (output / "leaderboard.md").read_text()
-    assert "python -m robustpatch.recipe recipes/columns2.toml --only mnist-columns2" in text
+    assert "robustpatch recipe recipes/columns2.toml --only mnist-columns2" in text
     assert "(8)" in text, "fewer images than elsewhere are said so"
     assert (output / "leaderboard.png").stat().st_size > 10_000
     assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]
@@ -233,7 +233,7 @@ def test_a_page_of_the_board(finished):
     assert 'href="./columns-of-width-2/attacked/report.html"' in rows
     assert "proof bundle" not in rows
     assert "data:image" in (finished / "columns-of-width-2" / "attacked" / "report.html").read_text()
-    command = f"python -m evaluate.leaderboard {finished.parent}/board.toml --only &#39;nothing at all&#39;"
+    command = f"robustpatch leaderboard {finished.parent}/board.toml --only &#39;nothing at all&#39;"
     assert f"<code>{command} --dataset mnist-sample</code>" in rows
     assert 'data-task="recovery"' in rows
     assert 'data-task="none"' in rows

@@ -89,12 +89,18 @@ def test_a_run_ends_with_its_report(finished):
         assert "confidence 100%" in text
         assert f"{summary['close_votes']} of {summary['votes']:,} votes" in text
     assert all(given["href"][1:] in {one.get("id") for _, one in seen.attributes} for given in seen.all("a"))
-    assert "python -m evaluate.compare" in seen.said("pre")[1]
+    assert "robustpatch compare RUN" in seen.said("pre")[1]
 
 
 def test_commands_are_as_they_are_typed():
     """A program by its name, a module of the package by python -m; what a shell would take apart is quoted."""
     assert command_of("/some/where/evaluate/attack_vs_cert.py --seed 1") == "python -m evaluate.attack_vs_cert --seed 1"
+    for path, module in (
+        ("/clone/evaluate/sweep/__main__.py", "evaluate.sweep"),
+        ("/site-packages/robustpatch/evaluate/attack_vs_cert.py", "robustpatch.evaluate.attack_vs_cert"),
+        ("/site-packages/robustpatch/train.py", "robustpatch.train"),
+    ):
+        assert command_of(path) == f"python -m {module}"
     assert command_of("/usr/bin/robustpatch attack-vs-cert --patch '2*5x5'") == (
         "robustpatch attack-vs-cert --patch '2*5x5'"
     )
