@@ -175,7 +175,9 @@ def part_text(report: Report, part: Part) -> str:
         text = "{are} right, but not proved: no attack was run."
         text = text if report.summary["certified_exact"] is not None else "{are} right: no attack was run."
     words = ("is", "was", "it") if one else ("are", "were", "them")
-    return text.format(**dict(zip(("are", "were", "them"), words, strict=True)))
+    text = text.format(**dict(zip(("are", "were", "them"), words, strict=True)))
+    more = (report.gap or "").partition(". ")[2] if part.kind == "standing" else ""
+    return f"{text} {more}." if more else text
 
 
 def gap_picture_text(report: Report) -> str:

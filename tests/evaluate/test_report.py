@@ -89,7 +89,7 @@ def test_a_run_ends_with_its_report(finished):
         assert "confidence 100%" in text
         assert f"{summary['close_votes']} of {summary['votes']:,} votes" in text
     assert all(given["href"][1:] in {one.get("id") for _, one in seen.attributes} for given in seen.all("a"))
-    assert "python -m evaluate.compare" in seen.said("pre")[1]
+    assert "robustpatch compare RUN" in seen.said("pre")[1]
 
 
 def test_commands_are_as_they_are_typed():
