@@ -8,7 +8,7 @@ intervals. It is no certificate of ours: its rounding is not bounded.
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -41,13 +41,14 @@ def most(first: nn.Linear, slope: Tensor, offset: float, x: Tensor, free: Tensor
     rows = np.block([[-wl, eye, none], [-wl, eye, -np.diag(lo)], [np.zeros((n, pixels)), eye, -np.diag(hi)]])
     bottom = np.concatenate([bl, np.full(2 * n, -np.inf)])  # relu(a) >= a, <= a - lo (1 - z), <= hi z
     top = np.concatenate([np.full(n, np.inf), bl - lo, np.zeros(n)])
+    sides: Any = (bottom, top)
     value = np.concatenate([c[on] @ w[on], c[loose], np.zeros(n)])
-    ends = Bounds(np.zeros(pixels + 2 * n), np.concatenate([np.ones(pixels), np.maximum(hi, 0), np.ones(n)]))
+    ends: Any = (np.zeros(pixels + 2 * n), np.concatenate([np.ones(pixels), np.maximum(hi, 0), np.ones(n)]))
     kinds = np.concatenate([np.zeros(pixels + n), np.full(n, int(whole))])
     found = milp(
         -value,
-        constraints=LinearConstraint(rows, bottom, top),
-        bounds=ends,
+        constraints=LinearConstraint(rows, *sides),
+        bounds=Bounds(*ends),
         integrality=kinds,
         options={"time_limit": seconds},
     )
