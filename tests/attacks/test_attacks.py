@@ -135,6 +135,7 @@ def test_a_budget_pays_for_every_sweep(monkeypatch):
     assert seen[:3] == [(2, 13), (4, 6), (8, 3)]
     assert 190 < spent < 200 + 17
     assert visited == 1.0  # by the looks
+    assert sweeps(replace(attack, budget=40), monkeypatch)[2] < 1.0  # looks take a quarter, at half of the places
     assert sweeps(replace(attack, budget=10_000), monkeypatch)[0][:3] == [(2, 20), (4, 10), (8, 5)]
 
 
