@@ -63,13 +63,15 @@ class ExhaustivePGD(Attack):
         if search.threat.count > 1:
             climb_in_turn(search, 2 * self.steps, self.step, self.batch)
             return
-        found = open_placements(search, self.rivals, batch=self.batch)
+        # Where a certificate is tested, all places are visited before any is again.
+        budget = search.budget if self.touched_only else None
+        found = open_placements(search, self.rivals, batch=self.batch, within=budget)
         search.open = torch.tensor([len(each) for each in found], device=search.x.device)
         tasks = [self._everywhere(search, each) for each in found]
         after = [cycle(each) for each in tasks]
         for turn in count():
             before = search.evaluations.clone()
-            most = self._most(search)
+            most = self._most(search, budget)
             queues = [
                 each if own is None else list(islice(turns, min(own, len(each))))
                 for each, turns, own in zip(tasks, after, most, strict=True)
@@ -79,14 +81,14 @@ class ExhaustivePGD(Attack):
             if search.budget is None or idle or not bool(search.going().any()):
                 return
 
-    def _most(self, search: Search) -> list[int | None]:
-        """How many climbs of each image the first sweep may have, so that what is left pays for those after it; None
-        for all. Where a certificate is tested, all places are visited before any is again.
+    def _most(self, search: Search, budget: int | None) -> list[int | None]:
+        """How many climbs of each image the first sweep may have, so that what is left of the budget pays for those
+        after it; None for all.
         """
-        if search.budget is None or not self.touched_only:
+        if budget is None:
             return [None] * len(search.y)
         passes = sum(self.keep**sweep * (2 * self.steps * 2**sweep + 1) for sweep in range(self.rounds + 1))
-        left = (search.budget - search.evaluations).clamp(min=0)
+        left = (budget - search.evaluations).clamp(min=0)
         return [max(1, int(own / (passes * search.climb_cost))) for own in left.tolist()]
 
     def _round(self, search: Search, queues: list[list[Task]], found: list[OpenPlacements], step: float) -> None:

@@ -12,21 +12,27 @@ from attacks.search import Search
 from attacks.surfaces.base import OpenPlacements, Site
 from robustpatch.threats.base import Placements
 
+_LOOKS = 4  # the share of the budget, 1 in so many, that looks at placements may take
 Content = Callable[[Search, list[int], Tensor], Tensor]  # for P images, by number, at sites [P,count]: [P,count,C,h,w]
 
 
-def open_placements(search: Search, rivals: int = 3, *, batch: int | None = None) -> list[OpenPlacements]:
+def open_placements(
+    search: Search, rivals: int = 3, *, batch: int | None = None, within: int | None = None
+) -> list[OpenPlacements]:
     """The open placements of each image, at most `rivals` rivals each; equals in random order, from the image's stream.
 
     With a `batch`, a classifier of which nothing is known is asked itself: one random patch is scored at each
-    placement, and where it brought success nearest comes first. Of one patch alone.
+    placement, or at as many as a quarter of the evaluations `within` pays for, and where it brought success nearest
+    comes first. Of one patch alone.
     """
     images, sites = len(search.y), len(search.families[0])
     shuffled = [torch.randperm(sites, generator=search.stream(i)).to(search.x.device) for i in range(images)]
     if batch is not None and search.surface.blind:
-        sites_of = torch.stack(shuffled) if shuffled else search.y.new_zeros(0, sites)
+        looked = sites if within is None else min(sites, within // (_LOOKS * search.surface.forward_cost))
+        sites_of = torch.stack(shuffled)[:, :looked] if shuffled else search.y.new_zeros(0, looked)
         values = try_everywhere(search, sites_of[..., None], lambda s, image, _: s.noise(image), batch)
-        shuffled = [order[value.argsort(stable=True)] for order, value in zip(shuffled, values, strict=True)]
+        orders = [value.argsort(stable=True) for value in values]
+        shuffled = [torch.cat([s[order], s[looked:]]) for s, order in zip(shuffled, orders, strict=True)]
     return search.surface.open_placements(shuffled, rivals)
 
 

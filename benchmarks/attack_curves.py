@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from attacks import judge, parse_attacks
 from robustpatch import PatchThreat
@@ -89,9 +90,10 @@ def report(
     """Print a table and draw the figure."""
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     boards = [board for board in BOARDS if any(line["case"][0] == board for line in lines)]
-    drawing = Figure(figsize=(3.1 * len(boards), 3.6), layout="constrained")
+    drawing = Figure(figsize=(9.5, 5.6), layout="constrained")
+    cells = drawing.subplots(2, 3, sharey=True).flat
     typer.echo("| classifier | attack | budget | evaluations | standing |\n| --- | --- | ---: | ---: | ---: |")
-    for axes, board in zip(drawing.subplots(1, len(boards), sharey=True, squeeze=False)[0], boards, strict=True):
+    for axes, board in zip(cells, boards, strict=False):
         for (attack, name), marker in zip(ATTACKS.items(), "osD^v", strict=True):
             own = sorted((one for one in lines if one["case"][:2] == [board, attack]), key=lambda one: one["case"][2])
             share = [100 * (one["right"] - one["broken"]) / one["case"][3] for one in own]
@@ -102,9 +104,14 @@ def report(
         some = next(line for line in lines if line["case"][0] == board)
         axes.axhline(100 * some["certified"] / some["case"][3], color="black", linestyle="--", label="certified")
         axes.set(title=BOARDS[board], xlabel="evaluations an image attacked", xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    drawing.axes[0].set_ylabel("right under attack, %")
-    drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    drawing.supylabel("right under attack, %")
+    for axes in drawing.axes[len(boards) :]:
+        axes.set_axis_off()
+    drawing.axes[-1].legend(*drawing.axes[0].get_legend_handles_labels(), loc="center")
     drawing.savefig(figure, dpi=110)
 
 

@@ -17,6 +17,7 @@ from evaluate.audit.art import ARTCertifier, art_factory
 from robustpatch import PatchThreat, SmoothedClassifier
 from robustpatch.data.images import load_images
 from robustpatch.networks import MnistCNN
+from robustpatch.voting.rules import Threshold
 
 THREAT, IMAGES = PatchThreat(5, 5), 32
 
@@ -40,13 +41,18 @@ class OneView(nn.Module):
         return self.model.logits(shown[:, :1], number)[:, 0]
 
 
+def theta(model: SmoothedClassifier) -> float:
+    assert isinstance(model.voting, Threshold)
+    return model.voting.theta
+
+
 @torch.no_grad()
 def the_papers_loop(model: SmoothedClassifier, base: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Levine & Feizi's Algorithms 1 and 2: the votes [B,K], and which images their margin certifies."""
     counts, ablation = torch.zeros(len(x), model.num_classes, dtype=torch.long), model.ablation
     for mask in ablation.masks(28, 28):
         shown = torch.cat([torch.where(mask, x, 0), torch.where(mask, 1 - x, 0)], dim=1)
-        counts += base(shown).softmax(dim=1) >= model.voting.theta
+        counts += base(shown).softmax(dim=1) >= theta(model)
     found, order = counts.sort(dim=1, descending=True, stable=True)
     lead, needed = found[:, 0] - found[:, 1], 2 * ablation.affected(THREAT, 28, 28)
     return counts, (lead > needed) | ((lead == needed) & (order[:, 0] < order[:, 1]))
@@ -54,7 +60,7 @@ def the_papers_loop(model: SmoothedClassifier, base: nn.Module, x: Tensor) -> tu
 
 def by_art(model: SmoothedClassifier, base: nn.Module) -> ARTCertifier:
     kind, _, size = str(model.ablation).partition(":")
-    options: dict[str, Any] = {"threshold": model.voting.theta}
+    options: dict[str, Any] = {"threshold": theta(model)}
     make = art_factory("levine2020", kind.removesuffix("s"), int(size), **options)
     made = make(base, 10, (1, 28, 28))
     assert isinstance(made, ARTCertifier)

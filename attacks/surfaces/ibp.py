@@ -7,6 +7,8 @@ from torch import Tensor
 from attacks.surfaces.base import Attacked, OpenPlacements, Surface, surface_of
 from robustpatch.defenses.ibp import BoundedClassifier
 
+_LIMIT = 50_000  # evaluations of an image, where the attack sets none: a few tries must not wait for many bounds
+
 
 class BoundedSurface(Surface):
     """Placements in the order of their bounds, the least first; those where no content changes the answer are closed.
@@ -19,7 +21,7 @@ class BoundedSurface(Surface):
         super().__init__(classifier, attacked)
         self.bounded, threat = classifier, attacked.threat
         cost = 2 * len(threat.family(*attacked.size)) if threat.count == 1 else 0
-        self.guides = cost > 0 and (attacked.budget is None or 2 * cost <= attacked.budget)
+        self.guides = 0 < 2 * cost <= (attacked.budget or _LIMIT)
         self.blind, self._cost = not self.guides, cost if self.guides else 0
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from attacks import ExhaustivePGD, LaVAN, Oracle, PatchPGD, judge
+from attacks import ExhaustivePGD, LaVAN, Oracle, PatchPGD, exhaustive, judge
 from robustpatch.ablations.kinds import Columns
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat
@@ -101,3 +103,42 @@ def test_the_oracle_tries_every_patch(count):
     assert torch.equal(broken, truth)
     sites = 6 if count == 1 else 21
     assert (proposal.evaluations[~broken] == sites * 4**count).all()
+
+
+class Unmoved(torch.nn.Module):
+    """Predicts class 0 whatever it is shown."""
+
+    def forward(self, x):
+        return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).mean(dim=1, keepdim=True)
+
+
+def sweeps(attack, monkeypatch):
+    """The steps and the number of the climbs of each sweep of one image of 4x5 pixels, and what all of it cost."""
+    seen, real = [], exhaustive.climb
+
+    def noting(search, queues, ascent, **more):
+        seen.append((ascent.steps, len(queues[0])))
+        return real(search, queues, ascent, **more)
+
+    monkeypatch.setattr(exhaustive, "climb", noting)
+    x, y = torch.rand(1, 1, 4, 5), torch.zeros(1, dtype=torch.long)
+    found = attack(Unmoved().eval(), x, y, PatchThreat(1, 1), generator=torch.Generator().manual_seed(0))
+    return seen, int(found.evaluations), float(found.visited)
+
+
+def test_a_budget_pays_for_every_sweep(monkeypatch):
+    """The first sweep leaves what the longer ones cost: 5 + 9/2 + 17/4 passes for each of its places; 21 are spent on
+    the clean image and on a look at each place.
+    """
+    attack = ExhaustivePGD(steps=2, rounds=2, keep=0.5, budget=200)
+    seen, spent, visited = sweeps(attack, monkeypatch)
+    assert seen[:3] == [(2, 13), (4, 6), (8, 3)]
+    assert 190 < spent < 200 + 17
+    assert visited == 1.0  # by the looks
+    assert sweeps(replace(attack, budget=40), monkeypatch)[2] < 1.0  # looks take a quarter, at half of the places
+    assert sweeps(replace(attack, budget=10_000), monkeypatch)[0][:3] == [(2, 20), (4, 10), (8, 5)]
+
+
+def test_tests_of_certificates_visit_all_places_before_any_again(monkeypatch):
+    attack = ExhaustivePGD(steps=2, rounds=2, keep=0.5, budget=200)
+    assert sweeps(attack.unpruned(200), monkeypatch)[0][0] == (2, 20)
