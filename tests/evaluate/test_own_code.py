@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from attacks import parse_attacks
 from evaluate import evaluate
 from robustpatch import InvalidInput
-from robustpatch.ablations.parse import READERS
+from robustpatch.ablations.parse import READERS, parse_ablation
 from robustpatch.checkpoints import load_checkpoint
+from robustpatch.cli.own_ablation import own_ablation
+from robustpatch.networks import usual_name
 from robustpatch.train import app as train
 from tests.evaluate.calls import call, refused
 from tests.evaluate.commands import draw_images
@@ -92,6 +94,19 @@ def test_what_is_no_attack_is_refused_and_code_is_named_on_the_command_line_alon
         parse_attacks("white.py:White")
 
 
+def test_an_ablation_s_text_is_read_once_it_was_named(mine, readers):
+    """And its usual network is one that sees any view."""
+    assert own_ablation("columns:2") == "columns:2"
+    with pytest.raises(InvalidInput, match="ablation is 'diagonals:5'; use"):
+        parse_ablation("diagonals:5")
+    assert own_ablation("cells.py:five") == "diagonals:5"
+    assert usual_name(parse_ablation("diagonals:5")) == "small-cnn"
+    assert parse_ablation("columns:2 + diagonals:5").count(*SIZE) == SIZE[1] + 5
+    with pytest.raises(InvalidInput, match="a int; name an object of a class derived from"):
+        own_ablation("cells.py:one")
+
+
+@pytest.mark.slow
 def test_an_ablation_of_one_s_own(mine, readers):
     """Trained, certified by its checkpoint where the option names it again, and not where it does not."""
     draw_images(Path("images"), train=4, validation=1, test=1)
