@@ -81,5 +81,5 @@ def __getattr__(name: str) -> object:
     """Names are imported when asked for, each with no more than it needs."""
     for module, names in _HOME.items():
         if name in names:
-            return getattr(import_module(f"attacks.{module}"), name)
-    raise AttributeError(f"module 'attacks' has no attribute {name!r}")
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

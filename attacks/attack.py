@@ -16,6 +16,7 @@ from attacks.gradient import NotDifferentiable
 from attacks.image_by_image import image_by_image
 from attacks.search import Search
 from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import as_patches
 
 A = TypeVar("A", bound="Attack")
 
@@ -58,14 +59,15 @@ class Attack(ABC):
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: Patches,
+        threat: Patches | str,
         *,
         generator: torch.Generator | None = None,
     ) -> Proposal:
-        """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. Chance is
-        the `generator`'s alone; None: one of seed 0. Raises `InvalidInput`.
+        """Search a patch for each image that meets the criterion; for labels y: that changes the prediction. The threat
+        may be a text, "5x5". Chance is the `generator`'s alone; None: one of seed 0. Raises `InvalidInput`.
         """
         generator = generator or torch.Generator().manual_seed(0)
+        threat = as_patches(threat, x.shape[2:])
         self.check(threat)
         if threat.varies:
             return image_by_image(self, model, x, y, threat, generator)

@@ -17,6 +17,7 @@ from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.isolation import predict
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import as_patches
 
 LEVEL = 1 / 510  # half a grey level of 8 bits: a change below it is no change of the picture
 
@@ -133,7 +134,7 @@ def judge(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"] | Criterion,
-    threat: Patches,
+    threat: Patches | str,
     proposal: Proposal,
     *,
     proof: bool = False,
@@ -144,7 +145,7 @@ def judge(
     saw must not be judged by them. `proof`: a certificate without a confidence is at stake. It is about the model's own
     `predict`, and no referee's.
     """
-    classifier, criterion = as_classifier(model), as_criterion(y)
+    classifier, criterion, threat = as_classifier(model), as_criterion(y), as_patches(threat, x.shape[2:])
     corners, x_adv = proposal.corners, proposal.x_adv
     if x_adv.shape != x.shape or corners.shape != (len(x), threat.count, 2):
         raise InvalidInput(

@@ -23,6 +23,7 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import as_patches
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ class Ensemble:
         model: torch.nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: Patches,
+        threat: Patches | str,
         *,
         generator: torch.Generator | None = None,
     ) -> Proposal:
         generator = generator or torch.Generator().manual_seed(0)
+        threat = as_patches(threat, x.shape[2:])
         able = self._able(threat)
         if threat.varies:
             return image_by_image(self, model, x, y, threat, generator)

@@ -16,6 +16,7 @@ from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import as_patches
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Undefended:
         model: nn.Module,
         x: Float[Tensor, "B C H W"],
         y: Int[Tensor, " B"] | Criterion,
-        threat: Patches,
+        threat: Patches | str,
         *,
         generator: torch.Generator | None = None,
     ) -> Proposal:
         generator = generator or torch.Generator().manual_seed(0)
+        threat = as_patches(threat, x.shape[2:])
         found = propose(self.attack, self.bare(model), x, y, threat, generator=generator)
         return replace(found, visited=torch.zeros_like(found.visited))

@@ -20,6 +20,7 @@ from attacks.surfaces import View
 from attacks.universal_patch import AS_IT_IS, Poses, Transfer, UniversalPatch, draw
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
+from robustpatch.threats.parse import as_patches
 
 __all__ = ["Poses", "Transfer", "Universal", "UniversalPatch", "train_and_transfer", "train_patch"]
 
@@ -177,7 +178,7 @@ def train_patch(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: Patches,
+    threat: Patches | str,
     *,
     target: int | None = None,
     steps: int = 200,
@@ -185,7 +186,7 @@ def train_patch(
     step: float = 0.05,
     poses: Poses = _POSES,
     touched_only: bool = True,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> UniversalPatch:
     """One patch of the threat's size for all the images: `steps` steps of Adam of length `step`, on the mean, over
     `rows` images each at a random placement and in a random pose, of how far the attack is from success.
@@ -194,8 +195,9 @@ def train_patch(
     other class less those of the target; no further than to a lead of a fifth of the ablations (of 5 logits, where
     there are no votes), so that images already won do not outweigh the rest. Content is rounded to 8 bits. With
     `touched_only`, a smoothed classifier has only those ablations scored that the patch touches. Costs 2·steps·rows
-    forward passes. Raises `InvalidInput`.
+    forward passes. Chance is the `generator`'s alone; None: one of seed 0. Raises `InvalidInput`.
     """
+    threat, generator = as_patches(threat, x.shape[2:]), generator or torch.Generator().manual_seed(0)
     attack = Universal(target=target, steps=steps, rows=rows, step=step, poses=poses)
     search = Search(model, x, y, threat, touched_only=touched_only, budget=None, generator=generator)
     require(len(x) > 0, "images", len(x), "at least 1 in number, to train a patch on")
@@ -206,16 +208,17 @@ def train_and_transfer(
     model: torch.nn.Module,
     x: Float[Tensor, "B C H W"],
     y: Int[Tensor, " B"],
-    threat: Patches,
+    threat: Patches | str,
     *,
     tries: int = 10,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     **training,
 ) -> tuple[UniversalPatch, Transfer, Transfer]:
     """Train a patch on the images at even positions, and try it on these and on the unseen ones at odd positions.
 
     `training` goes to `train_patch`.
     """
+    threat, generator = as_patches(threat, x.shape[2:]), generator or torch.Generator().manual_seed(0)
     patch = train_patch(model, x[::2], y[::2], threat, generator=generator, **training)
     seen, unseen = (
         patch.transfer(model, x[half::2], y[half::2], tries=tries, count=threat.count, generator=generator)

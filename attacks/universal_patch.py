@@ -135,9 +135,12 @@ class UniversalPatch:
         *,
         tries: int = 10,
         count: int = 1,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
     ) -> Transfer:
-        """Put the patch on these images at `tries` random placements and poses each, judged by `predict`."""
+        """Put the patch on these images at `tries` random placements and poses each, judged by `predict`.
+        Chance is the `generator`'s alone; None: one of seed 0.
+        """
+        generator = generator or torch.Generator().manual_seed(0)
         placements = PatchThreat(self.content.shape[1], self.content.shape[2], count).placements(*x.shape[2:])
         classifier = as_classifier(model)
         right = predict(classifier, x) == y

@@ -31,7 +31,11 @@ from robustpatch.intake import look_at, overridden
 from robustpatch.networks import SmallCNN
 from robustpatch.threats import parse_threat
 
-DEFENSES = ("patchcleanser:masks=4,patch=5x5", "lgs:window=3,overlap=2,threshold=0.7")
+DEFENSES = (
+    "patchcleanser:masks=4,patch=5x5",
+    "minority-reports:masks=4,patch=5x5,confidence=0.6",
+    "lgs:window=3,overlap=2,threshold=0.7",
+)
 SIZE, PATCH = (28, 28), "5x5"
 
 
@@ -176,7 +180,7 @@ def main() -> None:
                 found.append((prediction, certified))
             expected[id(network), text] = found[0]
             (prediction, certified), (theirs, claimed) = found
-            proved = "–" if "lgs" in text else f"{100 * float((claimed & (theirs == y)).float().mean()):.1f}"
+            proved = f"{100 * float((claimed & (theirs == y)).float().mean()):.1f}" if defended.certifies else "–"
             cells = [kind, f"`{text}`", f"{100 * float((theirs == y).float().mean()):.1f}", proved]
             cells += [
                 int((prediction != theirs).sum()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typer.cli import get_docs_for_click
 from evaluate.cli.program import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # MkDocs loads this file by itself
+
+from listed import all_boards  # noqa: E402
 
 # page -> what is public there: a package's own `__all__`, then single names of modules that have none
 REFERENCE: dict[str, tuple[str, ...]] = {
@@ -54,6 +58,7 @@ REFERENCE: dict[str, tuple[str, ...]] = {
         "evaluate.runs.records.Record",
         "evaluate.runs.records.AttackRecord",
     ),
+    "evaluate.plots": (),
     "evaluate.audit": (),
     "evaluate.report": (),
     "evaluate.sweep": (),
@@ -144,4 +149,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             made[f"tutorials/{path.stem}.ipynb"] = notebook(path)
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
+    files.append(File.generated(config, "all-boards.html", content=all_boards()))
     return files

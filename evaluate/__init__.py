@@ -25,5 +25,5 @@ __all__ = ["Evaluation", "Settings", "Summary", "evaluate", "summarise"]
 def __getattr__(name: str) -> object:
     """Names are imported when asked for, so that `robustpatch --help` and the shell's completion need no torch."""
     if name in _HOME:
-        return getattr(import_module(f"evaluate.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'evaluate' has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,7 @@ from robustpatch.precision import check_device
 from robustpatch.storage.toml import as_toml
 from robustpatch.threats.growing import growing_text
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,7 +79,7 @@ def carry_out(options: Options, errors: Console) -> int:
         options.top_k,
         growing_text(options.growing),
     )
-    threat = parse_threat(options.patch, images.image_shape[1:])
+    threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, count)
     chosen = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
     model, classifier = subject.model, as_classifier(subject.model)
     configuration = {**subject.note, "dtype": options.dtype, "budget": options.budget}

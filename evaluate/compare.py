@@ -78,7 +78,7 @@ PAIRS: tuple[Column[Paired], ...] = (
 def compare(runs: Sequence[CompletedRun]) -> Comparison:
     """Hold runs on the same images against each other. Raises `InvalidInput` where they are not, or fewer than two."""
     if len(runs) < 2:
-        raise InvalidInput(f"runs is {len(runs)} run; name at least two --outputs of evaluate.attack_vs_cert")
+        raise InvalidInput(f"runs is {len(runs)} run; name at least two --outputs of robustpatch attack-vs-cert")
     first = runs[0]
     for run in runs[1:]:
         for key in ("images_sha256", "num_images"):

@@ -72,7 +72,7 @@ def read_curve(runs: Sequence[str | Path]) -> Curve:
             spent = found.evaluations / len(records)
             points.append(Point(name, spent, found.accuracy, claim.get("budget")))
     if summary is None or run is None:
-        raise InvalidInput("runs is empty; name at least one --output of evaluate.attack_vs_cert")
+        raise InvalidInput("runs is empty; name at least one --output of robustpatch attack-vs-cert")
     points.sort(key=lambda point: (point.attack, point.evaluations))
     return Curve(points, summary.clean, summary.certified_exact, run.title)
 

@@ -45,7 +45,7 @@ def read_learning(name: str) -> Learning:
     rows = loaded.config.get("history")
     if not rows:
         raise InvalidInput(f"checkpoint {name} keeps no history; train it by robustpatch.train or robustpatch.recipe")
-    return Learning(loaded.path.stem, rows)
+    return Learning(loaded.name, rows)
 
 
 def draw(trainings: Sequence[Learning], path: str | Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import robustpatch.clone  # noqa: F401  robustpatch.attacks and robustpatch.evaluate can be imported from here on
+
 if TYPE_CHECKING:
     from robustpatch.ablations.base import Ablation
     from robustpatch.ablations.kinds import Blocks, Columns, GridBlocks, GridColumns, Rows
@@ -94,4 +96,6 @@ def __getattr__(name: str) -> object:
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"robustpatch.{module}"), name)
+    if name in ("attacks", "evaluate"):
+        return import_module(f"robustpatch.{name}")
     raise AttributeError(f"module 'robustpatch' has no attribute {name!r}")

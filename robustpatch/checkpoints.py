@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 from dataclasses import dataclass
 from importlib import resources
@@ -33,19 +34,25 @@ from robustpatch.storage.store import MOST_BYTES, replace_file
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.rules import Voting
 
+_PLAIN, _PACKED = ".safetensors", ".safetensors.xz"
 FORMAT, SEAL = 1, "seal"  # keys of a checkpoint's configuration are the writer's, but for these two
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained classifier in evaluation mode, smoothed, randomized (sparse ablation), otherwise defended or
-    undefended, what it was built from, the file's SHA-256.
+    undefended, what it was built from, the SHA-256 of the file (unpacked).
     """
 
     model: nn.Module
     config: dict[str, Any]
     path: Path
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.name.removesuffix(".xz").removesuffix(_PLAIN)
 
     @property
     def smoothed(self) -> SmoothedClassifier:
@@ -75,7 +82,9 @@ def names() -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(
-        entry.name.removesuffix(".safetensors") for entry in folder.iterdir() if entry.name.endswith(".safetensors")
+        name
+        for name, dot, ending in (entry.name.partition(".") for entry in folder.iterdir())
+        if dot + ending in (_PLAIN, _PACKED)
     )
 
 
@@ -124,8 +133,12 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     bits: int | None = None,
 ) -> None:
-    """Write the weights and their configuration; the file appears whole or not at all. See `checkpoint_bytes`."""
-    replace_file(path, checkpoint_bytes(model, config, dtype, bits))
+    """Write the weights and their configuration; the file appears whole or not at all. See `checkpoint_bytes`.
+
+    A path that ends in .safetensors.xz is packed: weights of four `bits` to a half.
+    """
+    content = checkpoint_bytes(model, config, dtype, bits)
+    replace_file(path, lzma.compress(content) if str(path).endswith(_PACKED) else content)
 
 
 def checkpoint_bytes(
@@ -135,7 +148,7 @@ def checkpoint_bytes(
 
     With `dtype` = float16 the weights are rounded to it, at half the size; what is loaded again computes in float32,
     with the weights as rounded. With `bits`, they are rounded to so many binary digits after the first before that:
-    no smaller a file, but one that compresses, with 4 by a third. Raises `InvalidInput` where a weight is too large.
+    no smaller a file, but one that packs better, with 4 to a half. Raises `InvalidInput` where a weight is too large.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network_of(model).state_dict().items()}
     for name, tensor in tensors.items():
@@ -164,18 +177,18 @@ def load_checkpoint(
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        content = path.read_bytes()
+        content = _unpacked(path.read_bytes()) if path.name.endswith(_PACKED) else path.read_bytes()
         tensors, config = read_tensors(content, "robustpatch")
         if isinstance(config, dict) and SEAL in config and not seal_holds(content):  # older ones have none
             raise ValueError("its checksum is wrong")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, lzma.LZMAError) as error:
         raise InvalidInput(
             f"checkpoint {path} is damaged or no safetensors file ({one_line(error, 200)}); fetch it again"
         ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InvalidInput(
             f"checkpoint {path} has no robustpatch configuration of format {FORMAT}; train it with "
-            "python -m robustpatch.train, or save it with robustpatch.checkpoints.save_checkpoint"
+            "robustpatch train, or save it with robustpatch.checkpoints.save_checkpoint"
         )
     undefended = "ablation" in config and config["ablation"] is None
     what = f"is of {config['defense']}" if config.get("defense") else "is undefended"
@@ -195,15 +208,25 @@ def load_checkpoint(
     except Exception as error:  # what constructors raise for values that they were not meant for is of any kind
         raise InvalidInput(
             f"checkpoint {path}: its configuration is incomplete or does not fit its weights "
-            f"({type(error).__name__}: {one_line(error, 300)}); train it again with python -m robustpatch.train"
+            f"({type(error).__name__}: {one_line(error, 300)}); train it again with robustpatch train"
         ) from error
     config.pop(SEAL, None)
     return Checkpoint(model.eval(), config, path, hashlib.sha256(content).hexdigest())
 
 
+def _unpacked(packed: bytes) -> bytes:
+    """What an .xz file holds. Raises `ValueError` where that is a hundred times as large, as no weights are."""
+    reader, most = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**27), 2**20 + 100 * len(packed)
+    content = reader.decompress(packed, most + 1)
+    if not reader.eof or reader.unused_data or len(content) > most:
+        raise ValueError(f"it is cut off, followed by something else, or holds more than {most:,} bytes")
+    return content
+
+
 def _find(name: str | Path) -> Path:
     if str(name) in names():
-        return Path(str(resources.files("robustpatch") / "weights" / f"{name}.safetensors"))
+        path = Path(str(resources.files("robustpatch") / "weights" / f"{name}{_PLAIN}"))
+        return path if path.exists() else path.with_name(f"{name}{_PACKED}")
     path = os.path.expanduser(name)
     if not os.path.isfile(path):  # nor for a text that no file can be called
         shown = one_line(repr(str(name)), 300)

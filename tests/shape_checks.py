@@ -15,6 +15,7 @@ from typing import Any
 
 import jaxtyping
 import numpy as np
+import torch
 from torch import Tensor
 
 check_every_call = jaxtyping.jaxtyped
@@ -51,8 +52,10 @@ def _check_once(made: Any = None, *, typechecker: Any) -> Any:
 def _checked_once(plain: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
     @wraps(plain)
     def call(*values: Any, **named: Any) -> Any:
+        if jaxtyping.config.jaxtyping_disable or torch.compiler.is_exporting():  # then sizes are no numbers
+            return plain(*values, **named)
         key = (plain, *map(_kind, values), *((name, _kind(value)) for name, value in named.items()))
-        if key in _seen or jaxtyping.config.jaxtyping_disable:
+        if key in _seen:
             return plain(*values, **named)
         if plain not in _checked:
             _checked[plain] = check_every_call(plain, typechecker=typechecker)

@@ -96,7 +96,7 @@ def main(options: AuditOptions, errors: Console) -> int:
     found; what was found by then is shown in any case, and what was not tested. --time-limit ends the same way, with
     status 0 where nothing was found.
 
-    --court tries the certifiers of evaluate.court, writes court.md, court.html and court.json, and ends with 1 where
+    --court tries those of robustpatch.evaluate.court, writes court.md, court.html and court.json, and ends with 1 where
     one is broken that has no known fault, or a repaired one.
     """
     if options.court or options.only is not None:

@@ -72,7 +72,7 @@ class AuditedCertifier(nn.Module):
         if voting is not None and voting is not target:
             raise InvalidInput(
                 "certifier is a RandomizedClassifier, whose certificates may be wrong now and then; "
-                "evaluate.attack_vs_cert counts how often and compares with what alpha allows: use that"
+                "robustpatch attack-vs-cert counts how often and compares with what alpha allows: use that"
             )
         self.numpy, self.num_classes, self.alerts = numpy, num_classes, alerts
         self.random = declared_randomized(target)

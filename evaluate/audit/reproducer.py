@@ -65,7 +65,7 @@ def again(path: Path, asked: dict[str, Any]) -> str:
     named = [asked["target"]] if asked.get("target") else []
     named += ["--factory", asked["factory"]] if asked.get("factory") else []
     start = f"cd {shlex.quote(asked['folder'])} && " if asked.get("folder") else ""
-    return f"{start}python -m evaluate.audit {shlex.join([*named, '--replay', str(path)])}"
+    return f"{start}robustpatch audit {shlex.join([*named, '--replay', str(path)])}"
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -28,7 +28,7 @@ _MOST_BYTES = 2**30
 @takes
 def main(
     errors: Console,
-    run: Annotated[str, typer.Argument(help="An --output of evaluate.attack_vs_cert.")],
+    run: Annotated[str, typer.Argument(help="An --output of robustpatch attack-vs-cert.")],
     output: Annotated[str, typer.Option(help="The archive, NAME.zip.")] = "bundle.zip",
     model: Annotated[shared.OwnModel | None, "none: the run's checkpoint"] = None,
     data_root: Annotated[DataRoot | None, "the run's"] = None,

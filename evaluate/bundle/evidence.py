@@ -30,6 +30,7 @@ from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.ibp import BoundedClassifier
+from robustpatch.defenses.masking import Boxes
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.errors import InvalidInput
@@ -69,14 +70,19 @@ def _(classifier: PatchCleanser, x: Tensor, threat: Threat) -> Evidence:
     named, lead = classifier.named_under_unions(x, found.certified)
     masks = classifier.defense.mask_set(*size)
     against, listed = _claimed_threats(threat, size)
-    geometry = {name: list(getattr(masks, name)) for name in ("rows", "columns")}
-    sides = {"height": masks.height, "width": masks.width, "count": masks.count}
     claim = {"image_size": list(size), "threats": against, "classes": classifier.num_classes, "guard": found.guard}
+    claim["count"], outlines = masks.count, dict[str, np.ndarray]()
+    if isinstance(masks, Boxes):
+        claim |= {"rows": list(masks.rows), "columns": list(masks.columns)}
+        claim |= {"height": masks.height, "width": masks.width}
+    else:
+        outlines["hidden"] = np.packbits(masks.hidden().flatten(1).numpy(), axis=1)
     arrays = {
         "named": named.cpu().numpy().astype("<i4"),
         "lead": lead.cpu().numpy().astype("<f4"),
         **_of_certificate(found),
-        "claim": _text({**claim, **geometry, **sides}),
+        "claim": _text(claim),
+        **outlines,
         **{name: array.astype("<i4") for name, array in (listed or {}).items()},
     }
     return "masks", packed(arrays)

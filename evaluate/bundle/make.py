@@ -22,6 +22,7 @@ from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 _SEALED = ("run.json", "summary.json", "report.html", "report.md", "report.json")
 _CIRCUMSTANCES = ("command", "python", "device_name", "threads", "seconds", "measured_deviation", "float32_deviation")
@@ -33,7 +34,7 @@ def bundle(run: CompletedRun, options: Options, on_progress: Callable[[int], Non
     `InvalidInput`.
     """
     model, images = loaded_again(f"run {run.output}", run.claim, options)
-    threat = parse_threat(options.patch, images.image_shape[1:])
+    threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, len(run.records))
     kinds, files, without, proved = set[str](), dict[str, bytes](), list[str](), np.zeros(len(run.records), bool)
     for first in range(0, len(run.records), _AT_ONCE):
         some = range(first, min(first + _AT_ONCE, len(run.records)))

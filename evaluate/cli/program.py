@@ -9,19 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+_EVALUATE = __name__.removesuffix(".cli.program")
 COMMANDS = {
-    "attack-vs-cert": "evaluate.attack_vs_cert",
-    "report": "evaluate.report.__main__",
-    "audit": "evaluate.audit.__main__",
-    "sweep": "evaluate.sweep.__main__",
-    "compare": "evaluate.compare",
-    "gate": "evaluate.gate.__main__",
-    "bundle": "evaluate.bundle.__main__",
-    "verify": "evaluate.verify",
-    "selftest": "evaluate.selftest.__main__",
-    "leaderboard": "evaluate.leaderboard.__main__",
-    "learning": "evaluate.learning",
-    "curve": "evaluate.curve",
+    "attack-vs-cert": f"{_EVALUATE}.attack_vs_cert",
+    "report": f"{_EVALUATE}.report.__main__",
+    "audit": f"{_EVALUATE}.audit.__main__",
+    "sweep": f"{_EVALUATE}.sweep.__main__",
+    "compare": f"{_EVALUATE}.compare",
+    "gate": f"{_EVALUATE}.gate.__main__",
+    "bundle": f"{_EVALUATE}.bundle.__main__",
+    "verify": f"{_EVALUATE}.verify",
+    "selftest": f"{_EVALUATE}.selftest.__main__",
+    "leaderboard": f"{_EVALUATE}.leaderboard.__main__",
+    "boards": f"{_EVALUATE}.boards",
+    "learning": f"{_EVALUATE}.learning",
+    "curve": f"{_EVALUATE}.curve",
     "train": "robustpatch.train",
     "recipe": "robustpatch.recipe",
 }
@@ -46,7 +48,8 @@ ABOUT = {  # what `--help` and the shell say of a command without importing it: 
     ),
     "verify": "Check that every claim of a safety case follows from its evidence.",
     "selftest": "Test votes, kernels, certifiers and speeds on this machine, in about a minute.",
-    "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.md, .parquet and .png.",
+    "leaderboard": "Certify, attack and time every defense of a board; write leaderboard.html, .md, .parquet and .png.",
+    "boards": "Put the rows of finished boards on one page, to sort and filter.",
     "learning": "Draw clean and certified accuracy on validation images against epochs.",
     "curve": "Draw accuracy under attack against the evaluations spent, of one run for each budget.",
     "train": "Train a base classifier on ablated images, or an undefended one (--ablation none) on whole images.",
@@ -101,3 +104,7 @@ def _main(
     ] = False,
 ) -> None:
     pass
+
+
+if __name__ == "__main__":
+    app()

@@ -49,7 +49,7 @@ ENTRY = Entry(
     "the tie.",
     repair="The lead over every class is compared, with one vote more over those of a lower number.",
     read="the installed package, adversarial-robustness-toolbox 1.20.1 (ablators/pytorch.py)",
-    adapted="Written anew around the votes of columns of width 2; evaluate.audit.art audits ART's own classes.",
+    adapted="Written anew around the votes of columns of width 2; the audit takes the classes of ART themselves.",
     printed=printed,
     repaired=repaired,
     sizes=sizes("1x1x4/1x1", "1x1x5/1x1", "1x1x7/1x1", "1x1x8/1x1", classes=(3, 4)),

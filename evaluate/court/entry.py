@@ -63,7 +63,7 @@ class Entry:
 
     def named(self, form: str) -> str:
         """The name of that form on the audit's command line."""
-        return f"evaluate.court.{self.module}:{form}"
+        return f"robustpatch.evaluate.court.{self.module}:{form}"
 
 
 def sizes(*shown: str, classes: tuple[int, ...] = (2, 3)) -> tuple[Size, ...]:

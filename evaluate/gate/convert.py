@@ -1,4 +1,4 @@
-"""The model of a run in another precision: which of the run's certificates it still gives."""
+"""The model of a run converted: which of the run's certificates it still gives."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.cli.options import Options
+from evaluate.gate.to_onnx import onnx
 from evaluate.runs.claims import claims_of
 from evaluate.runs.completed_run import CompletedRun
 from evaluate.runs.reloading import loaded_again
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
 _CALIBRATED = 64  # images by which the ranges of activations are found
 
@@ -47,7 +49,7 @@ def certify_again(
     """
     model, images = loaded_again(f"run {run.output}", run.claim, options)
     device, total = options.device, len(run.records)
-    threat = parse_threat(options.patch, images.image_shape[1:])
+    threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, total)
     converted = as_classifier(convert(model, images.batch(range(min(_CALIBRATED, total)))[0].to(device)))
     lost, gained, changed, after = [], [], [], 0
     for first in range(0, total, options.batch_size):
@@ -119,4 +121,4 @@ def _quantizer(low: float, high: float) -> Callable[[nn.Module, tuple[Tensor, ..
     return quantize
 
 
-CONVERSIONS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"bfloat16": bfloat16, "int8": int8}
+CONVERSIONS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"bfloat16": bfloat16, "int8": int8, "onnx": onnx}

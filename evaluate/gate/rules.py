@@ -59,7 +59,7 @@ class Conversion:
     """A conversion of the model after which every certificate is made again; `lost`: in percent of those that there
     were, how many may be lost."""
 
-    to: Literal["bfloat16", "int8"]
+    to: Literal["bfloat16", "int8", "onnx"]
     lost: _PERCENT = 0.0
 
 

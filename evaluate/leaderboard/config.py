@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -73,7 +74,7 @@ class Entry:
     `several`: True where the row of this name stands once for each of several patches. `attacked_images` of the first
     images are attacked, `timed_images` are timed. `recipe` and `run`: the file that trains it, and which of its runs.
     `published`: clean and certified accuracy in percent, from `source`; None where not given. `train`: the command that
-    trains it, of one without a recipe.
+    trains it, of one without a recipe. `board`: the name of its board.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Entry:
     published: tuple[float | None, float | None] | None = None
     source: str | None = None
     several: bool = False
+    board: str = ""
 
     @property
     def called(self) -> str:
@@ -98,12 +100,19 @@ class Entry:
         return slug(re.sub(r"[^a-z0-9]+", "-", self.called.lower()).strip("-"))
 
     @property
+    def command(self) -> str:
+        """The command that makes the row again; DIR stands for the folder of the images."""
+        words = ["robustpatch", "leaderboard", self.board, "--only", self.name]
+        words += ["--dataset", self.options.dataset]
+        return shlex.join(words) + ("" if self.options.data_root is None else " --data-root DIR")
+
+    @property
     def retrain(self) -> str | None:
         """The command that trains it again."""
         if self.recipe is None:
             return self.train
         only = "" if self.run is None else f" --only {self.run}"
-        return f"python -m robustpatch.recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
+        return f"robustpatch recipe {self.recipe}{only} --output runs/train --dataset {self.options.dataset}"
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,14 @@ class Board:
     images: DataOptions
 
 
+def _shipped() -> dict[str, Path]:
+    folder = Path(str(resources.files("robustpatch.evaluate.leaderboard")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
 def board_path(name: str) -> Path:
     """The file of that name, or the package's. Raises `InvalidInput`."""
-    folder = Path(str(resources.files("evaluate.leaderboard")))
-    shipped = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    shipped = _shipped()
     path = shipped.get(name, Path(os.path.expanduser(name)))
     if not os.path.isfile(path):
         raise InvalidInput(f"board is {name!r}, neither a file nor one of: {', '.join(shipped)}")
@@ -159,6 +172,7 @@ def _entries(path: str | Path, board: dict[str, Any], given: dict[str, Any]) -> 
     shared = {name: value for name, value in board.items() if name in names_of(_Row)}
     row = read(_Row, {**shared, **given}, where)
     of_images = {name: value for name, value in board.items() if name in names_of(DataOptions)}
+    name = next((stem for stem, own in _shipped().items() if own == Path(path)), str(path))
     of_row = {name: getattr(row, name) for name in (*names_of(ModelOptions), *names_of(AttackOptions))}
     published = None if row.published is None else read(_PUBLISHED, {"published": row.published}, where)["published"]
     return [
@@ -173,6 +187,7 @@ def _entries(path: str | Path, board: dict[str, Any], given: dict[str, Any]) -> 
             None if published is None else (published.get("clean"), published.get("certified")),
             row.source,
             several=len(row.patch) > 1,
+            board=name,
         )
         for patch in row.patch
     ]

@@ -32,9 +32,12 @@ from robustpatch.errors import InvalidInput
 from robustpatch.precision import check_device
 from robustpatch.storage.bounded_json import read_object
 from robustpatch.storage.store import Store
+from robustpatch.storage.toml import as_toml
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.within_masks import bound
 
+GALLERY = 4  # images of each outcome that the report of a row shows
 _REPEATS = 3
 _SECONDS = 10.0  # after so long no further repetition is begun
 
@@ -82,6 +85,16 @@ class Row:
         return self.whole.false_alerts is not None
 
     @property
+    def task(self) -> str:
+        """The kind of its certificates: "recovery", "detection", or "none"."""
+        return "detection" if self.alerts else "none" if self.certified is None else "recovery"
+
+    @property
+    def records(self) -> str:
+        """The folder, within the output, of the run that its report is of: that under attack, or that of all images."""
+        return f"{self.entry.folder}/{'all' if self.attacked is None else 'attacked'}"
+
+    @property
     def verdict(self) -> str:
         """The verdict on the attacked images; "broken" too where `predict` contradicts a certificate of any other."""
         if self.whole.verdict == "broken":
@@ -114,7 +127,7 @@ def plan(entry: Entry, images: ImageSet) -> Planned:
         for name, value in (("num_images", count), ("attacked_images", entry.attacked_images)):
             if value > len(images):
                 raise InvalidInput(f"{name} is {value}, but {images.name} has {len(images)} test images")
-        threat = parse_threat(options.patch, images.image_shape[1:])
+        threat = bound(parse_threat(options.patch, images.image_shape[1:]), images, max(count, entry.attacked_images))
         attacks = parse_attacks(options.attacks, steps=options.steps, budget=options.budget)
         for attack in attacks:
             for one in threat.threats:
@@ -155,20 +168,22 @@ def measure(
     store = Store.of(output).inside(entry.folder)
 
     def records(name: str, count: int, attacks: tuple[PatchAttack, ...], done: int) -> Summary:
-        some = replace(settings, num_images=count)
-        return summarise(
-            evaluate(
-                model,
-                images,
-                planned.threat,
-                attacks,
-                some,
-                store.inside(name),
-                configuration=note,
-                module=planned.subject.module,
-                on_progress=lambda finished, what: on_progress(done + finished, f"{entry.called}: {what}"),
-            )
+        some = replace(settings, num_images=count, gallery=GALLERY if attacks else 0)
+        own = store.inside(name)
+        found = evaluate(
+            model,
+            images,
+            planned.threat,
+            attacks,
+            some,
+            own,
+            configuration=note,
+            module=planned.subject.module,
+            on_progress=lambda finished, what: on_progress(done + finished, f"{entry.called}: {what}"),
         )
+        asked = replace(entry.options, num_images=count, attacks=entry.options.attacks if attacks else "none")
+        own.write("run.toml", as_toml({**replace(asked, gallery=some.gallery).given(), "output": str(own)}).encode())
+        return summarise(found)
 
     whole = records("all", settings.num_images, (), 0)
     attacked = None

@@ -77,6 +77,8 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
     name = Column[Row]("defense", lambda row: row.entry.name + " BROKEN" * row.broken, words=True)
     return (
         patch,
+        Column(field="dataset", value=lambda row: row.entry.options.dataset, kind=str),
+        Column(field="task", value=lambda row: row.task, kind=str),
         replace(name, field="name", value=lambda row: row.entry.name, kind=str),
         Column(field="model", value=lambda row: row.entry.options.model or row.entry.options.checkpoint, kind=str),
         Column(field="defense", value=lambda row: row.entry.options.defense, kind=str),
@@ -110,6 +112,8 @@ def _columns(ranked: Sequence[Row]) -> tuple[Column[Row], ...]:
         Column(field="published_certified", value=lambda row: published(row, 1)),
         Column(field="source", value=lambda row: row.entry.source, kind=str),
         Column(field="retrain", value=lambda row: row.entry.retrain, kind=str),
+        Column(field="command", value=lambda row: row.entry.command, kind=str),
+        Column(field="report", value=lambda row: f"{row.records}/report.html", kind=str),
     )
 
 

@@ -10,20 +10,17 @@ from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-import attacks
-import evaluate
-import robustpatch
-from evaluate.model.source_files import OURS, files_of, is_own
+from evaluate.model.source_files import files_of, is_own
 from evaluate.model.state_hash import NoFile, hash_state
 from robustpatch.classifiers.randomized import RandomizedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
+from robustpatch.clone import FOLDERS, OURS
 from robustpatch.defenses import Defended
 
 NOT_RESUMED = "not_resumed"
@@ -78,8 +75,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 def package_code() -> str:
     """Return a hash of every line of this package: under one version, in a working copy, it may change."""
     digest = sha256()
-    for package in (robustpatch, attacks, evaluate):
-        folder = Path(str(package.__file__)).parent
+    for folder in FOLDERS:
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from robustpatch.clone import FOLDERS, OURS
 from robustpatch.errors import InvalidInput
 
 _WEIGHTS = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors", ".onnx")
@@ -54,7 +55,7 @@ def module_of(text: str, option: str) -> Any:
             return _of_package(path)
         sys.path.insert(0, str(path.parent))  # for what it imports from beside itself
         spec = importlib.util.spec_from_file_location(
-            path.stem if path.stem not in sys.modules else f"_{path.stem}", path
+            path.stem if path.stem not in {*sys.modules, *OURS} else f"_{path.stem}", path
         )
         assert spec is not None
         assert spec.loader is not None
@@ -62,8 +63,14 @@ def module_of(text: str, option: str) -> Any:
         sys.modules[spec.name] = module  # as an import does: a worker process finds its classes by this name
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[spec.name]
+            hidden = path.parent / f"{getattr(error, 'name', None)}.py"  # ImportError says what has no such name
+            if hidden.stem in OURS and hidden.is_file():
+                raise InvalidInput(
+                    f"{option} is {text!r}, and imports {hidden.stem}, which is a package of robustpatch's clone "
+                    f"rather than {hidden}; rename that file, or pip install {FOLDERS[0].parent} without -e"
+                ) from error
             raise
         return module
     if not all(where.split(".")):

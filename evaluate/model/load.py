@@ -168,7 +168,7 @@ def with_defense(model: torch.nn.Module, text: str, num_classes: int, named: str
     if defense.encoding is not None:
         raise InvalidInput(
             f"defense is {text}, which shows hidden pixels to the network by the encoding {defense.encoding.name!r}, "
-            f"but {named} takes images as they are; train one that knows it: python -m robustpatch.train --ablation "
+            f"but {named} takes images as they are; train one that knows it: robustpatch train --ablation "
             f"none --defense {text}"
         )
     return defense.wrap(model, num_classes=num_classes).eval()

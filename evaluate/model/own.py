@@ -160,7 +160,7 @@ def own_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> torc
         raise InvalidInput(
             f"model is {name}, a {type(found).__name__}; name a torch.nn.Module, a function without arguments that "
             "returns one, or a function of NumPy images [B,C,H,W] that returns scores [B,K] (any other certifier: "
-            "python -m evaluate.audit)"
+            "robustpatch audit)"
         )
     return without_gradients(found.eval()).to(device, precision)
 

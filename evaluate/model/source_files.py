@@ -11,7 +11,8 @@ from hashlib import sha256
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
-OURS = ("robustpatch", "attacks", "evaluate")
+from robustpatch.clone import OURS
+
 _INSTALLED = {"site-packages", "dist-packages"}
 _PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 

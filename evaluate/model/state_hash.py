@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from evaluate.model.source_files import OURS, is_own
+from evaluate.model.source_files import is_own
 from robustpatch.classifiers.state_digest import BY_TEXT, READ, Parts, filled
+from robustpatch.clone import OURS
 
 _OF_MODULES = {*vars(nn.Module())}  # what every module has
 _NOT_OF_OURS = {"chunk", "passed", "_traced"}  # decide speed alone, or record what was tested before

@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command)
 @takes
 def main(
-    run: Annotated[str, typer.Argument(help="An --output of evaluate.attack_vs_cert, finished or not.")],
+    run: Annotated[str, typer.Argument(help="An --output of robustpatch attack-vs-cert, finished or not.")],
     output: Annotated[str | None, typer.Option(help="Folder of the report. Default: the run's.")] = None,
 ) -> int:
     """Write report.html, report.md and report.json from a run's records.

@@ -11,7 +11,7 @@ import numpy as np
 from evaluate.report.pictures import heat, marked, picture, threat_picture
 from evaluate.runs.gallery import SHOWN, Exhibit, ImageOutcome, exhibits_name, read_exhibits
 from evaluate.runs.records import Record, open_shard
-from evaluate.runs.threat_maps import NO_PLACE, PlacementMap
+from evaluate.runs.threat_maps import COVERED, NO_PLACE, PlacementMap
 from robustpatch.cli.text import one_line
 from robustpatch.storage.store import Store
 
@@ -89,10 +89,11 @@ class Card:
 
 @dataclass(frozen=True)
 class ThreatPicture:
-    """The alternatives of the threat, each on the image `index`."""
+    """The alternatives of the threat, each on the image `index`, and the share of the image that each covers."""
 
     index: int
     pictures: list[str]
+    shares: list[float]
 
 
 def read_cards(
@@ -120,7 +121,8 @@ def read_cards(
 
 def _threat(exhibit: Exhibit) -> ThreatPicture | None:
     pictures = [threat_picture(exhibit.image, drawn) for drawn in exhibit.drawn]
-    return ThreatPicture(exhibit.index, pictures) if pictures else None
+    shares = [round(float((drawn == COVERED).mean()), 4) for drawn in exhibit.drawn]
+    return ThreatPicture(exhibit.index, pictures, shares) if pictures else None
 
 
 def _card(exhibit: Exhibit, record: Record, names: list[str] | None, limit: int) -> Card:

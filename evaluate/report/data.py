@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluate.report.cards import Card, ThreatPicture, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
-from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, summarise
+from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, certified_by_size, summarise
 from evaluate.results.summary_table import ClassRow, Line, gap_text, survival_text
 from evaluate.results.summary_table import verdict as verdict_of
 from evaluate.runs.gallery import outcome
@@ -100,7 +100,7 @@ def read_report(run: str | Path | Store) -> Report:
     store = Store.of(run)
     configuration = _read(store, "run.json")
     if configuration is None:
-        raise InvalidInput(f"run is {store}, which holds no run.json; name an --output of evaluate.attack_vs_cert")
+        raise InvalidInput(f"run is {store}, which holds no run.json; name an --output of robustpatch attack-vs-cert")
     records = read_records(store)
     if not records:
         raise InvalidInput(f"run is {store}, where no batch is finished yet; repeat the run's command first")
@@ -129,7 +129,7 @@ def read_report(run: str | Path | Store) -> Report:
         gap=gap_text(summary.undecided) if summary.undecided is not None and summary.undecided.images else None,
         attacked=bool(summary.attacks),
         parts=_parts(records),
-        sides=_sides(records),
+        sides=certified_by_size(records),
         attacks=_attacks(summary, configuration),
         classes=_classes(records, configuration.get("class_names")),
         threat=threat,
@@ -157,15 +157,6 @@ def _parts(records: list[Record]) -> dict[str, int]:
         for kind, record in zip(kinds, records, strict=True)
     )
     return {kind: found[kind] for kind in ("certified", "standing", "broken", "wrong", "violated")}
-
-
-def _sides(records: list[Record]) -> dict[int, Share]:
-    """From side 1 to one more than the largest that is certified of any image."""
-    largest = [record.largest_certified for record in records]
-    if None in largest:
-        return {}
-    right = [side or 0 for record, side in zip(records, largest, strict=True) if record.correct]
-    return {m: Share(sum(side >= m for side in right), len(records)) for m in range(1, max(right, default=0) + 2)}
 
 
 def _attacks(summary: Summary, configuration: dict[str, Any]) -> list[AttackRow]:

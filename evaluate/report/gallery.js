@@ -9,7 +9,12 @@
 
   const show = (kind) => {
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.show === kind));
-    for (const card of cards) card.hidden = kind !== "all" && card.dataset.outcome !== kind;
+    const seen = {};
+    for (const card of cards) {
+      const { outcome } = card.dataset;
+      seen[outcome] = (seen[outcome] ?? 0) + 1;
+      card.hidden = kind === "few" ? seen[outcome] > 2 : kind !== "all" && outcome !== kind;
+    }
     status.textContent = `${shown().length} of ${cards.length} images shown`;
   };
   filter.addEventListener("click", (event) => {
@@ -30,5 +35,6 @@
     }
   });
   filter.hidden = false;
-  show("all");
+  const few = buttons.some((button) => button.dataset.show === "few") && matchMedia("(max-width: 44rem)").matches;
+  show(few ? "few" : "all"); // a long gallery is not unrolled on a phone
 })();

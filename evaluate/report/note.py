@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from evaluate.results.metrics import Summary
+from robustpatch.cli.text import counted
 
 _SCORE = "the score of an ablation which the patch does not touch"
 _LOGIT = "what the network says of an image in which the patch does not show"
@@ -14,7 +15,7 @@ _LOGIT = "what the network says of an image in which the patch does not show"
 
 def title_of(configuration: dict[str, Any], images: int) -> str:
     """Images, patch, and the classifier as far as the run names it."""
-    title = f"{images:,} {configuration['dataset']} test images, {configuration['threat']} patch"
+    title = f"{counted(images, configuration['dataset'] + ' test image')}, {configuration['threat']} patch"
     title += f", top {configuration['top_k']}" if configuration.get("top_k", 1) > 1 else ""
     model = configuration.get("checkpoint") or configuration.get("model")
     if model is None:
@@ -93,6 +94,10 @@ def command_of(line: str | None) -> str | None:
     if line is None:
         return None
     program, *arguments = shlex.split(line) or [""]
-    *_, folder, name = ["", *program.replace("\\", "/").split("/")]
-    module = ["python", "-m", f"{folder}.{name.removesuffix('.py')}"] if name.endswith(".py") else [name]
-    return shlex.join([*module, *arguments])
+    *folders, name = program.replace("\\", "/").split("/")
+    if name.endswith(".py"):
+        names = [*folders, name.removesuffix(".py")]
+        names = names[:-1] if names[-1] == "__main__" else names
+        start = next((-n for n in (3, 2) if names[-n:][0] in ("robustpatch", "evaluate")), -2)
+        return shlex.join(["python", "-m", ".".join(names[start:]), *arguments])
+    return shlex.join([name, *arguments])

@@ -14,8 +14,9 @@ from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
-from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, interval, percent
+from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, exactly, interval, percent
 from evaluate.results.table import Table
+from robustpatch.cli.text import counted
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.growing import parse_growing
 from robustpatch.threats.parse import parse_threat
@@ -25,6 +26,7 @@ OUTCOMES = {
     "certified": "certified",
     "broken": "broken",
     "standing": "standing, not certified",
+    "wrong": "wrong before any attack",
 }
 PARTS = {
     "certified": "right, certified",
@@ -33,17 +35,24 @@ PARTS = {
     "wrong": "wrong before any attack",
     "violated": "certified, yet changed",
 }
+_SAID = {  # what is known of the images of each part
+    "certified": "{are} proved safe: no such patch, anywhere and whatever is on it, changes the right answer.",
+    "standing": "{are} undecided: no attack tried broke {them}, and nothing proves that none can.",
+    "broken": "can be fooled: an attack found a patch that changes the right answer.",
+    "wrong": "{are} wrong before any attack.",
+    "violated": "{were} certified, and changed all the same: the proof is wrong, or what it assumes is.",
+}
 _WORK = (
-    "Accuracy under each attack, the images that it broke, and what it spent on an image. An evaluation is one "
-    "ablation scored forward; a backward pass counts one more. Open images are not certified; on certified ones no "
-    "placement is skipped and every ablation is scored again."
+    "Accuracy under each attack, the images that it broke, and what it spent. An evaluation is one ablation scored "
+    "forward; a backward pass counts one more. Open images are not certified, and “tried” is the share of their "
+    "places; on certified ones no place is skipped and every ablation is scored again."
 )
 _TONES = {"held": "good", "broken": "bad", "not tested": "doubt", "no certificate": "doubt"}
 
 
 def page(report: Report) -> str:
     """The HTML. Equal reports give equal pages; all that comes from names is escaped."""
-    js = _asset("gallery.js")
+    js, digest = script("gallery.js")
     word, _, sentence = report.verdict.partition(": ")
     present, sizes = [card.outcome for card in report.cards], Sizes.of(report.growing)
     return render(
@@ -54,7 +63,9 @@ def page(report: Report) -> str:
         sentence=sentence[:1].upper() + sentence[1:] + ".",
         tone=_tone(report),
         certified_name=certified_name(report),
-        parts=parts(report),
+        parts=[(part, part_text(report, part)) for part in parts(report)],
+        certifies=report.summary["certified_exact"] is not None,
+        covers=_covers(report),
         gap_text=gap_picture_text(report),
         sides_text=sides_text(report),
         chart=Markup(sides_chart(report.sides, tested_side(report), sizes.size)) if report.sides else "",
@@ -64,12 +75,18 @@ def page(report: Report) -> str:
         names=outcome_names(report),
         outcomes=[(kind, present.count(kind)) for kind in OUTCOMES if kind in present],
         sides=Table.of(sizes.columns, report.sides.items()).html(_by_size(sizes)),
-        attacks=attacks_table(report).html(_WORK),
+        attacks=attacks_table(report).html(_WORK, "numbers stacked"),
         classes=Table.of(CLASSES, report.classes).html("Accuracy by class, % of its images"),
         notes=notes_table(report).html("What decides the records, and where they were made", "plain"),
-        js=Markup(js),
-        script_hash=base64.b64encode(hashlib.sha256(js.encode()).digest()).decode(),
+        js=js,
+        script_hash=digest,
     )
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """A script of this package, and the hash by which a page's policy allows it alone."""
+    js = _asset(name)
+    return Markup(js), base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
 
 
 def render(template: str, **content: Any) -> str:
@@ -79,6 +96,8 @@ def render(template: str, **content: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": percent,
+        "counted": counted,
+        "exactly": exactly,
         "interval": interval,
         "facts": facts,
         "places": places,
@@ -88,7 +107,15 @@ def render(template: str, **content: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("evaluate.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("robustpatch.evaluate.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _covers(report: Report) -> str:
+    """The share of the image that the threat covers, in words; of several alternatives, from the least to the most."""
+    if report.threat is None:
+        return ""
+    least, most = (f"{100 * end(report.threat.shares):.2g}%" for end in (min, max))
+    return f"covers {least} of the image" if least == most else f"covers {least} to {most} of the image"
 
 
 def _tone(report: Report) -> str:
@@ -136,6 +163,19 @@ def parts(report: Report) -> list[Part]:
     attacked, found = report.attacked, report.parts
     named = {kind: name if attacked else name.replace("standing, ", "") for kind, name in PARTS.items()}
     return [Part(kind, name, found[kind], found[kind] / report.images) for kind, name in named.items() if found[kind]]
+
+
+def part_text(report: Report, part: Part) -> str:
+    """The images of a part in words that go on after how many they are."""
+    one = part.count == 1
+    text = _SAID[part.kind]
+    if part.kind == "standing" and report.summary["certified_exact"] is None:
+        text = "{are} still right: no attack tried broke {them}, and this classifier proves nothing."
+    if part.kind == "standing" and not report.attacked:
+        text = "{are} right, but not proved: no attack was run."
+        text = text if report.summary["certified_exact"] is not None else "{are} right: no attack was run."
+    words = ("is", "was", "it") if one else ("are", "were", "them")
+    return text.format(**dict(zip(("are", "were", "them"), words, strict=True)))
 
 
 def gap_picture_text(report: Report) -> str:

@@ -126,7 +126,7 @@ def sides_chart(sides: dict[int, Share], tested: int | None, size: str = "side")
         each = list(sides)
         axes.fill_between(each, [100 * v for v in low], [100 * v for v in high], color=_PROVED, alpha=0.2, linewidth=0)
         values = [100 * share.value for share in sides.values()]
-        axes.plot(each, values, color=_PROVED, marker="o", markersize=4, linewidth=1.6)
+        axes.plot(each, values, color=_PROVED, marker="o" if len(each) <= 24 else "", markersize=4, linewidth=1.6)
         if tested is not None:
             axes.axvline(tested, color=_MUTED, linewidth=1, linestyle="--")
             axes.annotate("tested", (tested, 100), (4, -2), textcoords="offset points", color=_MUTED, va="top")

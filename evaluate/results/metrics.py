@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
@@ -145,6 +146,17 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
         return as_json(self)
+
+
+def certified_by_size(records: Sequence[Record]) -> dict[int, Share]:
+    """Images classified right and certified against the square patch of each side, or the size of the run's growing
+    patches: from 1 to one more than the largest of any image. Empty where certificates are not of votes.
+    """
+    largest = [record.largest_certified for record in records]
+    if None in largest:
+        return {}
+    right = [side or 0 for record, side in zip(records, largest, strict=True) if record.correct]
+    return {m: Share(sum(side >= m for side in right), len(records)) for m in range(1, max(right, default=0) + 2)}
 
 
 def summarise(records: list[Record]) -> Summary:

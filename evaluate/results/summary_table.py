@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Group
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evaluate.results.metrics import Allowance, AttackSummary, Gap, Share, Summary
 from evaluate.results.table import NONE, Column, Meter, Table
-from robustpatch.cli.text import some_of
+from robustpatch.cli.text import counted, some_of
 
 _LITTLE = 0.01  # of the open places: attacks that tried no more have hardly begun
 
@@ -50,6 +50,11 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
+def exactly(share: Share) -> str:
+    """As a percentage, with as many digits as the number of images is worth."""
+    return f"{share.value:.2%}" if share.total >= 2000 else percent(share.value)
+
+
 def interval(share: Share | None) -> str:
     """The 95% interval."""
     return "" if share is None else "–".join(map(percent, share.interval))
@@ -82,12 +87,14 @@ ATTACKS: tuple[Column[Line], ...] = (
     _attack("broken", lambda one: f"{one.broken}"),
     _attack("open images", lambda one: f"{one.open_images}"),
     _attack("evaluations", lambda one: f"{one.evaluations:,}", brief=True),
-    _attack("each", lambda one: _each(one.evaluations, one.open_images)),
-    Column("budget", lambda line: "its own" if line.budget is None else f"{line.budget:,}"),
+    _attack("per open image", lambda one: _each(one.evaluations, one.open_images)),
+    Column("budget per open image", lambda line: "its own" if line.budget is None else f"{line.budget:,}"),
     _attack("tried", lambda one: NONE if one.visited is None else f"{one.visited:.0%}", brief=True),
     _attack("certified images", lambda one: f"{one.certified_images}"),
-    _attack("each of these", lambda one: _each(one.evaluations_certified, one.certified_images)),
-    Column("their budget", lambda line: f"{line.certified_budget:,}" if line.certified_budget else "no limit"),
+    _attack("per certified image", lambda one: _each(one.evaluations_certified, one.certified_images)),
+    Column(
+        "budget per certified image", lambda line: f"{line.certified_budget:,}" if line.certified_budget else "no limit"
+    ),
     _attack("left the threat", lambda one: f"{one.out_of_threat}"),
     _attack("time", lambda one: f"{one.seconds:,.1f} s", brief=True),
 )
@@ -179,7 +186,7 @@ def summary_table(
     notes = []
     if guard is not None:
         measured = "" if deviation is None else f", measured deviation {deviation:.1e}"
-        votes = f"{summary.close_votes} votes close"
+        votes = f"{counted(summary.close_votes, 'vote')} close"
         if summary.votes:
             votes = (
                 f"{summary.close_votes} of {summary.votes:,} votes close ({summary.close_votes / summary.votes:.2e})"
@@ -190,62 +197,58 @@ def summary_table(
         notes.append(Text(f"measured deviation {float32_deviation:.1e} from float32"))
     for name, attack in summary.attacks.items():
         if attack.out_of_threat:
-            notes.append(Text(f"{name}: {attack.out_of_threat} proposals left the threat model and do not count"))
+            left = counted(attack.out_of_threat, "proposal")
+            notes.append(Text(f"{name}: {left} outside the threat model, which do not count"))
     if summary.placeless:
-        notes.append(Text(f"no patch has a place on {summary.placeless} images, which nothing attacks"))
+        notes.append(Text(f"no patch has a place on {counted(summary.placeless, 'image')}, which nothing attacks"))
     if summary.undecided is not None and summary.undecided.images:
         notes.append(Text(gap_text(summary.undecided)))
     return Group(table.terminal(title, ends=ends), *notes, Text(survival_text(summary, top_k)), verdict(summary, top_k))
 
 
 def gap_text(gap: Gap) -> str:
-    """Take apart in words what neither proof nor attacks decide."""
-    text = f"neither proof nor attacks decide {_counted(gap.images, 'image')}"
-    if gap.refuted:
-        of_them = "it" if gap.images == 1 else f"{gap.refuted} of them"
-        text += f"; no proof from these votes could certify {of_them}, as the vote-level adversary shows"
-    missing = {_counted(votes, "vote"): images for votes, images in gap.missing.items()}
-    return (
-        f"{text}; the best patch on each turned {_counts(gap.turned)} of the ablations that it touched, and lacked "
-        f"{_counts(missing)}"
+    """Say in words what neither proof nor attacks decide, and how near to a decision it is."""
+    one = gap.images == 1
+    verb, all_ = ("is", "it") if one else ("are", "them")
+    text = (
+        f"{counted(gap.images, 'image')} {verb} undecided: nothing proves that no patch can change the answer on "
+        f"{all_}, and no attack tried found one that does"
     )
+    if gap.refuted:
+        those = all_ if gap.refuted == gap.images else f"{gap.refuted} of them"
+        text += f". No proof from the same votes could certify {those}: that takes another classifier"
+    short = [votes for votes in sorted(gap.missing) for _ in range(gap.missing[votes])]
+    if not short:
+        return text
+    least, median, most = short[0], short[(len(short) - 1) // 2], short[-1]
+    if least == most:
+        return f"{text}. The best patch found fell {counted(least, 'vote')} short{'' if one else ' on each'}"
+    half = f", on half of them at most {median}" if least < median < most else ""
+    return f"{text}. The best patches found fell {least} to {most} votes short{half}"
 
 
 def survival_text(summary: Summary, top_k: int = 1) -> str:
     """Say what an engineer asks first: how many images stood up to what was tried, and how many provably to
     everything.
     """
-    what = "images" if top_k == 1 else f"labels, as one of the first {top_k},"
-    text = f"{summary.under_all.hits} of {summary.images} {what} survive every attack tried"
+    total = counted(summary.images, "image" if top_k == 1 else "label")
+    what = total if top_k == 1 else f"{total}, as one of the first {top_k},"
+    stand, right = summary.under_all.hits, summary.clean.hits
+    text = f"{stand:,} of {what} survive{'s' * (stand == 1)} every attack tried"
     if not summary.attacks:
-        text = f"{summary.clean.hits} of {summary.images} {what} are right, and no attack was run"
+        text = f"{right:,} of {what} {'is' if right == 1 else 'are'} right, and no attack was run"
     tried = [one.visited for one in summary.attacks.values() if one.visited is not None]
     if tried and max(tried) < _LITTLE:
-        text += f", of which none tried more than {max(tried):.1%} of the places: that says little"
+        most = f"more than {max(tried):.1%}" if max(tried) >= 0.0005 else "as much as 0.1%"
+        text += f", of which none tried {most} of the places: that says little"
     if summary.certified_exact is None:
         return text
     sure = "" if summary.allowance is None else f", each with {100 * summary.allowance.confidence:g}% confidence"
-    all_ = "were certified to survive all, and not all did" if summary.verdict == "broken" else "provably survive all"
-    return f"{text}; {summary.certified_exact.hits} {all_}{sure}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _counts(images: Mapping[str, int]) -> str:
-    """The images of each value; of many values, the least, the median and the greatest."""
-    if len(images) <= 6:
-        return ", ".join(f"{value} on {_counted(count, 'image')}" for value, count in images.items())
-    in_order = sorted(images, key=_size)
-    all_values = [value for value in in_order for _ in range(images[value])]
-    return f"from {all_values[0]} to {all_values[-1]}, median {all_values[len(all_values) // 2]},"
-
-
-def _size(value: str) -> float:
-    """Of "5 of 6" the share, of "3 votes" the number."""
-    some, _, rest = value.partition(" ")
-    return int(some) / max(1, int(rest.removeprefix("of "))) if rest.startswith("of ") else int(some)
+    proved = summary.certified_exact.hits
+    all_ = f"provably survive{'s' * (proved == 1)} all"
+    if summary.verdict == "broken":
+        all_ = f"{'was' if proved == 1 else 'were'} certified to survive all, and not all did"
+    return f"{text}; {proved:,} {all_}{sure}"
 
 
 def certified_name(allowance: Allowance | None, top_k: int = 1, *, alerts: bool = False) -> str:
@@ -260,8 +263,9 @@ def certified_name(allowance: Allowance | None, top_k: int = 1, *, alerts: bool 
 def verdict(summary: Summary, top_k: int = 1) -> Text:
     """The run in one sentence, HELD, BROKEN, NOT TESTED or NO CERTIFICATE first."""
     attacked = (
-        f"{summary.certified_attacked} of {summary.certified_images} certified images attacked without pruning, "
-        f"{summary.certified_patches:,} patches judged, {summary.certified_evaluations:,} evaluations"
+        f"{summary.certified_attacked} of {counted(summary.certified_images, 'certified image')} attacked without "
+        f"pruning, {counted(summary.certified_patches, 'patch', 'patches')} judged, "
+        f"{counted(summary.certified_evaluations, 'evaluation')}"
     )
     found = _changed(summary, top_k)
     if summary.verdict == "broken":
@@ -281,11 +285,9 @@ def _changed(summary: Summary, top_k: int) -> str:
     """Count in words the certified predictions that were changed, and those that chance allows."""
     images = sorted({violation["index"] for violation in summary.violations})
     if top_k > 1:
-        found = (
-            f"{len(images)} certified labels were (images {some_of(images)})" if images else "no certified label was"
-        )
+        found = f"{_were(images, 'certified label')} (images {some_of(images)})" if images else "no certified label was"
         return f"{found} driven out of the top {top_k}"
-    text = f"{len(images)} certified predictions were changed (images {some_of(images)})"
+    text = f"{_were(images, 'certified prediction')} changed (images {some_of(images)})"
     random = summary.allowance
     if summary.false_alerts is not None:
         return f"{text} without an alert"
@@ -297,3 +299,7 @@ def _changed(summary: Summary, top_k: int) -> str:
     if not images:
         return f"no certified prediction was changed, {allowed}"
     return f"{text}, {allowed} (P ≤ {random.probability:.2g} for so many)"
+
+
+def _were(images: list[int], what: str) -> str:
+    return f"{counted(len(images), what)} {'was' if len(images) == 1 else 'were'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -15,7 +15,9 @@ from robustpatch.cli.text import markdown as plain
 from robustpatch.cli.text import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table as Shown
+    from rich.text import Text as RichText
 
 R = TypeVar("R")
 NONE = "–"  # for a value that does not exist
@@ -127,8 +129,10 @@ class Table:
         lines = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", rf"{head} \\", r"\midrule"]
         return "\n".join([*lines, *(rf"{row} \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
 
-    def terminal(self, title: str | None = None, *, ends: Iterable[int] = (), wrap: bool = False) -> Shown:
-        """A table of rich, with a line below the rows in `ends`. Long cells are wrapped where `wrap` says so."""
+    def terminal(self, title: str | None = None, *, ends: Iterable[int] = (), wrap: bool = False) -> OnTerminal:
+        """A table for rich, with a line below the rows in `ends`. Long cells are wrapped where `wrap` says so. Where a
+        terminal is too narrow for it, each row is a few lines, so that nothing is cut off.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as Shown
         from rich.text import Text
@@ -141,14 +145,21 @@ class Table:
         last = set(ends)
         for number, row in enumerate(self.rows):
             shown.add_row(*map(Text, row), end_section=number in last)
-        return shown
+        return OnTerminal(shown, Text("\n".join([*([title] if title else []), *self._lines()])), wrap)
+
+    def _lines(self) -> list[str]:
+        """A line for each row, the names of columns beside their cells; what is empty is left out."""
+        return [
+            f"{row[0]}: " + ", ".join(f"{name} {cell}".strip() for name, cell in _filled(self.names[1:], row[1:]))
+            for row in self.rows
+        ]
 
     def html(self, caption: str | None = None, kind: str = "numbers") -> Markup:
         """An HTML table of a class of the style; the first cell of a row is its name. All text is escaped."""
         head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in self.names)
         rows = Markup("\n").join(
             Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-                row[0], Markup("").join(map(_cell, row[1:], self.words[1:]))
+                row[0], Markup("").join(map(_cell, row[1:], self.words[1:], self.names[1:]))
             )
             for row in self.rows
         )
@@ -158,6 +169,20 @@ class Table:
         )
 
 
+@dataclass(frozen=True)
+class OnTerminal:
+    """A table for rich to print, or its rows as `lines` where it does not fit."""
+
+    table: Shown
+    lines: RichText
+    wraps: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        size = console.measure(self.table, options=options.update(width=10**4))
+        needed = size.minimum if self.wraps else size.maximum
+        yield self.table if needed <= options.max_width else self.lines
+
+
 _LATEX = {mark: f"\\{mark}" for mark in "&%$#_{}"}
 _LATEX |= {
     "\\": r"\textbackslash{}",
@@ -165,6 +190,7 @@ _LATEX |= {
     "^": r"\textasciicircum{}",
     "–": "--",
     "×": r"$\times$",
+    "†": r"\textdagger{}",
 }
 
 
@@ -179,11 +205,16 @@ def _marked(cell: str) -> str:
     return f"**{plain(cell)}**" if isinstance(cell, Strong) else plain(cell)
 
 
-def _cell(cell: str, words: bool) -> Markup:
+def _filled(names: Sequence[str], cells: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, cell) for name, cell in zip(names, cells, strict=True) if cell]
+
+
+def _cell(cell: str, words: bool, name: str) -> Markup:
     inside = escape(str(cell))
     if isinstance(cell, Strong):
         inside = Markup("<strong>{}</strong>").format(inside)
     if isinstance(cell, Meter):
         bar = '<span class="meter {}" style="--v:{}%"></span>{}'
         inside = Markup(bar).format(cell.kind, round(100 * cell.filled, 1), inside)
-    return Markup("<td>{}</td>" if words else '<td class="number">{}</td>').format(inside)
+    kind = Markup("") if words else Markup(' class="number"')
+    return Markup('<td{} data-label="{}">{}</td>').format(kind, name, inside)

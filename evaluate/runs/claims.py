@@ -119,9 +119,12 @@ def claims_of(
 
 def _scores_alike(classifier: Classifier) -> bool:
     """Tell whether `predict` and `certify` make their answers of the same scores in the package's own way."""
-    if not isinstance(classifier, SmoothedClassifier):
-        return False
-    return not classifier.overridden(SmoothedClassifier, "predict", "certify", "certifiable_scores", "finite_scores")
+    voting = voting_classifier(classifier)
+    return (
+        voting is not None
+        and voting is classifier
+        and not voting.overridden(SmoothedClassifier, "predict", "certify", "certifiable_scores", "finite_scores")
+    )
 
 
 def _refuted(of: Evidence, threat: Patches, x: Tensor) -> Tensor:

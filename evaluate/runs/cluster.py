@@ -23,6 +23,7 @@ from evaluate.runs.runner import Job, Progress
 from evaluate.runs.worker import Worker, conditions, takes_gpu
 from robustpatch import precision
 from robustpatch.cli.deferring import Deferred
+from robustpatch.clone import OURS
 from robustpatch.data.images import ImageSet
 from robustpatch.errors import InvalidInput
 
@@ -235,7 +236,7 @@ def _reach(address: str) -> None:
 
 def _take_along(ray: Any, model: torch.nn.Module) -> None:
     """Have classes sent with the model that no installed package provides: those of a file of the user's own."""
-    installed = {*packages_distributions(), "robustpatch", "attacks", "evaluate"}
+    installed = {*packages_distributions(), *OURS}
     for name in {type(part).__module__ for part in model.modules()}:
         if name.partition(".")[0] not in installed and name in sys.modules:
             ray.cloudpickle.register_pickle_by_value(sys.modules[name])

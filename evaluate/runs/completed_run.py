@@ -49,10 +49,10 @@ def read_run(output: str | Path) -> CompletedRun:
         missing = {"dataset", "threat", "images_sha256", "model_sha256"} - claim.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(
-            f"run {output} holds no run.json ({error!r}); name an --output of evaluate.attack_vs_cert"
+            f"run {output} holds no run.json ({error!r}); name an --output of robustpatch attack-vs-cert"
         ) from error
     if missing:
-        raise InvalidInput(f"run {output} is of another kind; name an --output of evaluate.attack_vs_cert")
+        raise InvalidInput(f"run {output} is of another kind; name an --output of robustpatch attack-vs-cert")
     records = read_records(store)
     if len(records) != total or [record.index for record in records] != list(range(total)):
         raise InvalidInput(f"run {output} has {len(records)} of {total} images; repeat its command first")

@@ -30,7 +30,7 @@ from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
 ImageOutcome = Literal["violated", "certified", "broken", "standing", "wrong"]
-SHOWN: tuple[ImageOutcome, ...] = ("violated", "certified", "broken", "standing")
+SHOWN: tuple[ImageOutcome, ...] = ("violated", "certified", "broken", "standing", "wrong")
 _MOST_BYTES = 2**30  # of all arrays of a file: a thousand images of three channels have a third of that
 _KINDS = {"|u1": ANY, "<i2": ANY, "<i4": ANY}
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile, zlib.error, EOFError)
@@ -124,7 +124,7 @@ def exhibit(
     furthest: Furthest,
     quota: int,
 ) -> list[Exhibit]:
-    """The first `quota` images of each outcome but "wrong", in the order of the images [B,C,H,W]."""
+    """The first `quota` images of each outcome, in the order of the images [B,C,H,W]."""
     outcomes: list[ImageOutcome] = [outcome(record) for record in records]
     rows = sorted(i for kind in SHOWN for i in [i for i, found in enumerate(outcomes) if found == kind][:quota])
     if not rows:

@@ -33,7 +33,7 @@ def replay_command(path: str, configuration: dict[str, Any]) -> str:
             named += [f"--{option.replace('_', '-')}", str(configuration[option])]
     if model is None and checkpoint in names():  # told by the file: what the package ships runs no code of others
         named = []
-    return f"python -m evaluate.attack_vs_cert {shlex.join([*named, '--replay', path])}"
+    return f"robustpatch attack-vs-cert {shlex.join([*named, '--replay', path])}"
 
 
 def show_again(path: str, options: Options, console: Console) -> int:
@@ -75,7 +75,7 @@ def _model(path: str, example: Counterexample, options: Options, say: Any) -> to
         return as_in_run(loaded, claim).to(device, precision)
     if "model" not in claim:
         raise InvalidInput(
-            f"replay is {path}, found with a model of Python's own; use evaluate.runs.counterexample.replay"
+            f"replay is {path}, found with a model of Python's own; use robustpatch.evaluate.runs.counterexample.replay"
         )
     if options.model is None:
         raise InvalidInput(

@@ -37,6 +37,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.storage.store import Store
 from robustpatch.threats.base import Threat
 from robustpatch.threats.parse import parse_threat, pixels_sha256
+from robustpatch.threats.within_masks import bound
 
 Progress = Callable[[int, str], None]  # images finished, what is being done
 
@@ -163,7 +164,9 @@ def evaluate(
     images = as_image_set(images)
     settings = Settings(len(images)) if settings is None else settings
     kept = None if output is None else Store.of(output)
+    total = min(settings.num_images, len(images))
     threat = parse_threat(threat, images.image_shape[1:]) if isinstance(threat, str) else threat
+    threat = bound(threat, images, total)
     attacks = parse_attacks(attacks) if isinstance(attacks, str) else attacks
     threat.check_fits(*images.image_shape[1:])
     for attack in attacks:
@@ -174,7 +177,6 @@ def evaluate(
         _check_name(attack)
     if len({attack.name for attack in attacks}) < len(attacks):
         raise InvalidInput(f"attacks are {', '.join(attack.name for attack in attacks)}: one name twice; drop one")
-    total = min(settings.num_images, len(images))
     own = {
         **{name: value for name, value in vars(settings).items() if (name, value) not in _UNSAID},
         **of_images(images, total),

@@ -154,7 +154,7 @@ def _load(options: SweepOptions, images: ImageSet) -> dict[str, Checkpoint]:
     loaded: dict[str, Checkpoint] = {}
     for text in paths:
         checkpoint = load_checkpoint(text)
-        name = text if text in names() else checkpoint.path.stem
+        name = text if text in names() else checkpoint.name
         if name == "checkpoint":  # as training names every one: its folder tells them apart
             name = checkpoint.path.resolve().parent.name or name
         check_fit(name, checkpoint, images, named=options.classes is not None)

@@ -48,7 +48,7 @@ def read_sweep(output: str | Path | Store) -> SweepRun:
         patches = [str(patch) for patch in configuration["patches"]]
         whole = schema(columns(patches, configuration.get("top_k", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of evaluate.sweep") from error
+        raise InvalidInput(f"{output} holds no sweep ({error!r}); name an --output of robustpatch sweep") from error
     run, found, seconds, deviations = run_of(store), {}, {}, {}
     for name in names:
         shards = [read_table(store, shard, whole, run) for shard in store.names(f"records/{name}", ".parquet")]

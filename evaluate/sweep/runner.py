@@ -86,7 +86,7 @@ def _check_link(model: SmoothedClassifier, voting: Voting) -> None:
     if voting.link != model.voting.link:
         raise InvalidInput(
             f"voting is {voting}, but the model is scored for {model.voting}, which makes other scores of its logits; "
-            "certify it by itself, with evaluate.attack_vs_cert --attacks none"
+            "certify it by itself, with robustpatch attack-vs-cert --attacks none"
         )
 
 

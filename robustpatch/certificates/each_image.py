@@ -1,4 +1,4 @@
-"""Certificates against threats that have other places on every image, as `WithinEach` has."""
+"""Certificates against threats that have other places on every image, as those in a region of each image's own have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustpatch.certificates.certificate import NO_PLACE, Certificate, Method
 from robustpatch.certificates.margins import exact_margins, paper_margins
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
-from robustpatch.threats.within_each import WithinEach
+from robustpatch.threats.within_each import InEach
 from robustpatch.voting.votes import Scored, Votes
 
 
@@ -55,7 +55,7 @@ def margins_of_each(
 
     Every placement of the patch has a margin of its own, so that of an image is the least over the places it allows.
     """
-    if not isinstance(threat, WithinEach) or x is None or len(x) != len(c):
+    if not isinstance(threat, InEach) or x is None or len(x) != len(c):
         raise InvalidInput(f"threat is {threat}, which depends on the images; pass the clean images [B,C,H,W] as x")
     alone = paper_margins(votes, c, 0)  # of images without a place
     size = (x.shape[2], x.shape[3])
@@ -85,7 +85,7 @@ def _of_unions(
     votes: Votes | Scored,
     c: Int[Tensor, " B"],
     ablation: Ablation,
-    threat: WithinEach,
+    threat: InEach,
     x: Float[Tensor, "B C H W"],
     method: Method,
     alone: Int[Tensor, " B"],

@@ -15,6 +15,7 @@ from robustpatch.certificates.largest import check_method, largest_certified
 from robustpatch.certificates.margins import check_votes, exact_margins, paper_margins
 from robustpatch.threats.base import Threat
 from robustpatch.threats.growing import Growing, squares
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 
@@ -37,7 +38,7 @@ class VoteEvidence(Evidence):
 def certify_votes(
     votes: Votes | Scored,
     ablation: Ablation,
-    threat: Threat,
+    threat: Threat | str,
     image_size: tuple[int, int],
     *,
     method: Method = "exact",
@@ -60,6 +61,7 @@ def certify_votes(
     the margin is the lead of c, close votes counted against it. Raises `InvalidInput` without them.
     """
     check_method(method)
+    threat = as_threat(threat, image_size)
     check_votes(votes, ablation, image_size, guard)
     prediction = first_argmax(votes.counts)
     margins, maps = [], []

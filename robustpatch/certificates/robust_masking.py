@@ -93,6 +93,29 @@ class Masking:
         loud = self._loudest_rival(upper, sets, windows, unit)
         return lead(self._least_own(least, most, sets, windows, unit), loud, prediction[:, None])
 
+    def unnoticed_margins(
+        self, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
+    ) -> Int[Tensor, "B S K"]:
+        """At least how far c stays ahead of each rival j that wins with no window above t·n_j, where nothing is masked;
+        for j = c itself a number beyond all others.
+
+        c keeps at least n_c without A. A rival of which a window that holds A contributes m ≤ t·n_j, and so all of it
+        at most R/(1 - t), with R, n_j without that window, at its least: as above.
+        """
+        sets = sets.to(prediction.device)
+        lower, upper = votes.lower.long(), votes.upper.long()
+        own = prediction[:, None, None].expand(-1, lower.shape[1], 1)
+        least = lower.gather(2, own)
+        free = least.sum(dim=1) - _sums(sets, least)[..., 0]
+        loud = self._loudest_rival(upper, sets, self.windows.to(prediction.device), votes.unit)
+        return lead(free, loud, prediction[:, None])
+
+    def suspicious(self, cast: Tensor, answer: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Tell where a window holds more than t of what the contributions `cast` [B,N,K] say for this class."""
+        own = cast.gather(2, answer[:, None, None].expand(-1, cast.shape[1], 1))
+        loudest = _sums(self.windows.to(cast.device), own)[..., 0].amax(dim=1)
+        return self._exceeds(loudest, own.sum(dim=(1, 2), dtype=torch.int64))
+
     def _least_own(
         self, least: Int[Tensor, "B N"], most: Int[Tensor, "B N"], sets: Tensor, windows: Tensor, unit: int
     ) -> Int[Tensor, "B S"]:

@@ -35,6 +35,7 @@ from robustpatch.certificates.lead import FAR, ranks
 from robustpatch.certificates.margins import check_votes, leads
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.votes import Scored, Votes
 
 
@@ -72,7 +73,7 @@ def certify_top_k(
     y: Int[Tensor, " B"],
     k: int,
     ablation: Ablation,
-    threat: Threat,
+    threat: Threat | str,
     image_size: tuple[int, int],
     *,
     capacity: int | None = None,
@@ -88,6 +89,7 @@ def certify_top_k(
 
     Raises `InvalidInput` for such a k, y or capacity as no votes of K classes have, and for votes beyond the capacity.
     """
+    threat = as_threat(threat, image_size)
     check_votes(votes, ablation, image_size, guard)
     classes = votes.cast.shape[2]
     check_asked(y, k, len(votes.cast), classes)

@@ -15,6 +15,7 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier, Classifier
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.rules import first_argmax
 
 
@@ -129,8 +130,8 @@ class ForeignModule(Classifier):
 class CertifyingModule(ForeignModule, CertifiedClassifier):
     """A foreign module with certificates of its own."""
 
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Any:
-        return self.module.certify(x, threat)  # type: ignore[operator]  # its own method
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Any:
+        return self.module.certify(x, as_threat(threat, x.shape[2:]))  # type: ignore[operator]  # its own method
 
     def in_words(self) -> str:
         return f"{type(self.module).__name__}, its own certificates"
@@ -167,7 +168,8 @@ class _PredictorOfArrays(nn.Module):
 class _CertifierOfArrays(_PredictorOfArrays):
     """One that certifies too."""
 
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
+        threat = as_threat(threat, x.shape[2:])
         found = self.target.certify(_array(x), threat)
         if isinstance(found, Certificate):
             return found

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.top_k import TopKCertificate
+from robustpatch.clone import OURS
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
 
-_OURS = ("robustpatch", "attacks", "evaluate")
 _RENAMED = {"evaluations": "cost", "predict_counted": "predict_with_cost"}
 
 
@@ -179,15 +179,17 @@ class CertifiedClassifier(Classifier):
     certifies: ClassVar[bool] = True
 
     @abstractmethod
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
-        """The claim for each image. Raises `InvalidInput` where nothing can be certified of such images."""
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
+        """The claim for each image; of a threat, or of its text. Raises `InvalidInput` where nothing can be certified
+        of such images.
+        """
 
     def certify_paper(self, x: Float[Tensor, "B C H W"], threat: Threat, exact: Certificate) -> Certificate | None:
         """The certificate of the paper's weaker method beside the `exact` one; None where there is only one method."""
         return None
 
     def certify_top_k(
-        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat | str, k: int
     ) -> TopKCertificate:
         """Prove that no patch drives class y out of the k with the highest counts. Raises `InvalidInput` where the
         classifier certifies its first class alone.
@@ -200,4 +202,4 @@ def _ours(model: nn.Module, method: str) -> bool:
     if method in vars(model):
         return False
     kind = next((kind for kind in type(model).__mro__ if method in vars(kind)), None)  # None: by `__getattr__`
-    return kind is not None and kind.__module__.partition(".")[0] in _OURS
+    return kind is not None and kind.__module__.partition(".")[0] in OURS

@@ -30,6 +30,7 @@ from robustpatch.classifiers.smoothed import SmoothedClassifier, voting_classifi
 from robustpatch.encoding import ComplementChannels, Encoding
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.rules import TopOne, Voting
 from robustpatch.voting.votes import Votes
 
@@ -193,13 +194,14 @@ class RandomizedClassifier(CertifiedClassifier):
         """
         return predict_draws(self._draw(x, finite=False), self.sampling)
 
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove with confidence 1 - alpha that no patch within `threat` changes the ideal prediction.
 
         See `certify_randomized`. The base is tested as `SmoothedClassifier.certify` tests it.
         """
         checks.image_values(x)
         height, width = x.shape[2:]
+        threat = as_threat(threat, (height, width))
         threat.check_fits(height, width)
         # A patch in a region of an image's own touches at most what it can anywhere.
         draw, chance = self._draw(x, finite=True), touched_chance(self.ablation, threat.everywhere, height, width)

@@ -24,6 +24,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
 from robustpatch.threats.growing import Growing, squares
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.rules import GUARD_FLOAT32, GUARD_REDUCED, Scored, Threshold, Votes, Voting, first_argmax
 from robustpatch.voting.silence import answered, has_score
 
@@ -225,7 +226,7 @@ class SmoothedClassifier(CertifiedClassifier):
         scores = self._scores(x)
         return answered(first_argmax(self.voting.votes(scores, self.guard_on(x.device)).counts), scores)
 
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat, method: Method = "exact") -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str, method: Method = "exact") -> Certificate:
         """Prove, for each image, that no patch within `threat` changes the prediction; see `Certificate`.
 
         Raises `InvalidInput` where a score of any ablation is no number: on clean images that is no patch's doing.
@@ -239,6 +240,7 @@ class SmoothedClassifier(CertifiedClassifier):
         has been tested after 64 calls for images of one size, and all of up to 256 after the first. These tests find
         gross violations; they do not prove that there are none.
         """
+        threat = as_threat(threat, x.shape[2:])
         votes, guard = self._certifiable(x, threat)
         size, images = (x.shape[2], x.shape[3]), x if threat.varies else None
         return certify_votes(votes, self.ablation, threat, size, method=method, guard=guard, x=images)
@@ -250,13 +252,14 @@ class SmoothedClassifier(CertifiedClassifier):
         return exact.by("margin")
 
     def certify_top_k(
-        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat, k: int
+        self, x: Float[Tensor, "B C H W"], y: Int[Tensor, " B"], threat: Threat | str, k: int
     ) -> TopKCertificate:
         """Prove, for each image, that no patch within `threat` drives class y out of the k most voted; 1 ≤ k < K.
 
         The assumptions are tested as `certify` tests them.
         """
         check_asked(y, k, len(x), self.num_classes)
+        threat = as_threat(threat, x.shape[2:])
         check_same_places(threat, "the top k")
         votes, guard = self._certifiable(x, threat)
         size, capacity = (x.shape[2], x.shape[3]), self.voting.capacity(self.num_classes)

@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "bfloat16")
 MODEL, IMAGES, ATTACK, MACHINE, OUTPUT = "Model", "Images", "Threat and attacks", "Machine", "Output"
 _PATCH = f"The patch of the attacker: {FORMS}"
 
-Runs = Annotated[list[str], typer.Argument(help="Outputs of evaluate.attack_vs_cert on the same images.")]
+Runs = Annotated[list[str], typer.Argument(help="Outputs of robustpatch attack-vs-cert on the same images.")]
 Only = Annotated[str, typer.Option(help="Rows of a board, or runs of a recipe, by name, comma-separated.")]
 
 OwnModel = Annotated[

@@ -51,6 +51,11 @@ def some_of(numbers: Sequence[int], most: int = 8) -> str:
     return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
 
 
+def counted(number: int, what: str, many: str | None = None) -> str:
+    """The number and what it counts: "1 image", "2,000 images". `many`: the plural, where "s" does not make it."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
+
+
 def code_block(lines: Iterable[str]) -> str:
     """The lines as a block of code in Markdown that none of them ends."""
     return "\n".join(["```", *(visible(line).replace("```", "'''") for line in lines), "```"])

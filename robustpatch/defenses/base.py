@@ -129,9 +129,13 @@ class Bare(Defended):
 
 def read_options(kind: type[Defense], text: str) -> Defense:
     """`kind` with the options of "option=value,option=value". Raises `InvalidInput`, naming what is wrong."""
-    parts = text.split(",") if text else []
-    for part in parts:
-        if "=" not in part:
+    given, name = dict[str, str](), ""
+    for part in text.split(",") if text else []:
+        if "=" not in part and name != "patch":  # whose own commas part angles and alternatives
             raise InvalidInput(f"defense {kind.name} has {one_line(repr(part), 80)}; write option=value,option=value")
-    given = {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
+        if "=" not in part:
+            given[name] += f",{part.strip()}"
+            continue
+        name, value = (word.strip() for word in part.split("=", 1))
+        given[name] = value
     return read_texts(kind, given, f"defense {kind.name}: ")

@@ -23,6 +23,7 @@ from robustpatch.defenses.regions import Regions
 from robustpatch.errors import InvalidInput
 from robustpatch.memory import chunk
 from robustpatch.threats.base import Patches, Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.rules import first_argmax
 
 
@@ -132,7 +133,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
             return x if parameter is None else x.to(parameter.dtype)
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes the prediction.
 
         `margin` is a lower bound of z_c - z_j over all placements, contents and rivals: certified iff ≥ 0, as it lies
@@ -141,6 +142,7 @@ class BoundedClassifier(Defended, CertifiedClassifier):
         choice of their placements. Raises `InvalidInput`.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         if threat.varies:
             return certify_each(self.certify, x, threat)
         x = self._check(x, threat)

@@ -19,6 +19,7 @@ from robustpatch.defenses.patchcleanser import DoubleMasking
 from robustpatch.defenses.soft_masking import worst_union
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Threat
+from robustpatch.threats.parse import as_threat
 from robustpatch.voting.rules import first_argmax
 
 
@@ -29,7 +30,7 @@ class MinorityReports(DoubleMasking):
     Args:
         confidence: the softmax that a class must exceed under a mask to be heard, in [0, 1). Higher, there are fewer
             alerts on clean images, and fewer certificates.
-        masks, patch, hidden, guard: as PatchCleanser's.
+        masks, patch, hidden, guard, tight: as PatchCleanser's.
         worst: of training, how many masks are tried to find the one that is worst for an image; 0: one is drawn.
     """
 
@@ -99,13 +100,14 @@ class AlertingClassifier(MaskedNetwork, CertifiedClassifier):
         return answers(self.view_logits(x), self.defense.heard_above)
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that under every patch within `threat` the answer stays or is an alert.
 
         `close` counts the masks under which a class is heard, or not, by no more than 2·guard. Raises `InvalidInput`
         where some placement lies inside no mask, and for a network whose logits differ alone and beside others.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         threat.check_fits(x.shape[2], x.shape[3])
         masks = self.defense.mask_set(*x.shape[2:])
         self.check_covered(masks, threat)

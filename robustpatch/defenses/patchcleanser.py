@@ -17,12 +17,12 @@ from robustpatch.classifiers import checks
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.defenses.double_masking import certify, infer, leads
 from robustpatch.defenses.masked_network import GUARD_REDUCED, MaskedNetwork, MaskingDefense
-from robustpatch.defenses.masking import MaskSet
+from robustpatch.defenses.masking import Boxes, MaskSet, Outlines
 from robustpatch.defenses.soft_masking import soft_inference, worst_unions
 from robustpatch.encoding import Encoding, Fill, encoding_named
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
-from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.parse import as_threat, parse_threat
 
 __all__ = ["GUARD_REDUCED", "DoubleMasking", "PatchCleanser"]
 
@@ -34,6 +34,8 @@ class DoubleMasking(MaskingDefense):
     Args:
         masks: how many along each axis, "6", or down and across, "6x4".
         patch: what the masks are made to hide, "5x5" or, for two patches, "2*5x5".
+        tight: whether masks have the outline of what `patch` covers, moved over the places that one mask is for,
+            without the corners of the rectangle around it (see `masking.Outlines`); `patch` may then be alternatives.
         hidden: what hidden pixels show: "mask" (0, and one more channel that says so), "complement" (0 in 2C
             channels), or a number in [0, 1] in every channel, for a network that takes images as they are.
         guard: the change of a logit by rounding that certificates allow for; 200 times the largest measured (5e-6, over
@@ -48,6 +50,7 @@ class DoubleMasking(MaskingDefense):
     hidden: str = "0.5"
     guard: float = 1e-3
     worst: int = 0
+    tight: bool = False
 
     def __post_init__(self) -> None:
         _ = self.per_axis, self.shown
@@ -81,18 +84,24 @@ class DoubleMasking(MaskingDefense):
 
     def mask_set(self, height: int, width: int) -> MaskSet:
         """The masks for images of that size. Raises `InvalidInput`."""
-        return _mask_set(self.patch, self.per_axis, (height, width))
+        return _mask_set(self.patch, self.tight, self.per_axis, (height, width))
 
     def wrap(self, network: nn.Module, *, num_classes: int) -> MaskedNetwork:
         return PatchCleanser(network, self, num_classes=num_classes)
 
 
 @lru_cache(maxsize=32)
-def _mask_set(patch: str, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
-    one, *others = parse_threat(patch, files=False).threats
+def _mask_set(patch: str, tight: bool, masks: tuple[int, int], image_size: tuple[int, int]) -> MaskSet:
+    threat = parse_threat(patch, image_size, files=False)
+    if tight:
+        return Outlines.for_threat(threat, masks, image_size)
+    one, *others = threat.threats
     if others:
-        raise InvalidInput(f"patch is {patch!r}, which are several; the masks are made for one, the largest of them")
-    return MaskSet.for_patch(one, masks, image_size)
+        raise InvalidInput(
+            f"patch is {patch!r}, which are several; the masks are made for one: name the largest of them, or say "
+            "tight=true for masks that hide each"
+        )
+    return Boxes.for_patch(one, masks, image_size)
 
 
 class PatchCleanser(MaskedNetwork, CertifiedClassifier):
@@ -154,13 +163,14 @@ class PatchCleanser(MaskedNetwork, CertifiedClassifier):
         return torch.cat(found), torch.cat(spent)
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes `predict`.
 
         `close` counts the unions that were seen to name the class by no more than 2·guard. Raises `InvalidInput` where
         some placement lies inside no mask, and for a network whose logits differ alone and beside others.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         threat.check_fits(x.shape[2], x.shape[3])
         if threat.varies:
             return certify_each(self.certify, x, threat)

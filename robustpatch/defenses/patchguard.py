@@ -21,7 +21,7 @@ from robustpatch.defenses.base import Defended, Defense
 from robustpatch.errors import InvalidInput
 from robustpatch.gradients import StraightThrough
 from robustpatch.threats.base import Threat
-from robustpatch.threats.parse import parse_threat
+from robustpatch.threats.parse import as_threat, parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.voting.parse import parse_voting
 from robustpatch.voting.silence import answered, has_score
@@ -54,12 +54,12 @@ class PatchGuard(Defense):
         if not 0 <= self.threshold <= 1:
             raise InvalidInput(f"threshold is {self.threshold}, a share of the evidence; it must lie in [0, 1]")
 
-    def wrap(self, network: nn.Module, *, num_classes: int) -> MaskedClassifier:
+    def wrap(self, network: nn.Module, *, num_classes: int) -> WindowClassifier:
         return MaskedClassifier(network, self, num_classes=num_classes)
 
 
-class MaskedClassifier(Defended, CertifiedClassifier):
-    """`network`, a smoothed classifier, by robust masking; trained as that one is.
+class WindowClassifier(Defended, CertifiedClassifier):
+    """`network`, a smoothed classifier, judged by what the windows of a detector hold; trained as that one is.
 
     `predict` and `certify` are of whole units (see `Masking`): exact, and sound as long as no score of an untouched
     ablation moves by more than the guard of the smoothed classifier.
@@ -81,11 +81,11 @@ class MaskedClassifier(Defended, CertifiedClassifier):
             self.network = SmoothedClassifier(inside.base, inside.ablation, voting=voting, **inside.options())
             self.network.train(network.training)
 
-    def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> MaskedClassifier:
+    def with_base(self, base: nn.Module, num_classes: int, image_shape: tuple[int, int, int]) -> WindowClassifier:
         """The same defense around another base, in evaluation mode."""
         options = {**self.network.options(), "num_classes": num_classes, "voting": self.network.voting}
         inner = SmoothedClassifier(base, self.network.ablation, **options)
-        return MaskedClassifier(inner, self.defense, num_classes=num_classes).eval()
+        return type(self)(inner, self.defense, num_classes=num_classes).eval()
 
     @property
     def guard(self) -> float:
@@ -99,6 +99,34 @@ class MaskedClassifier(Defended, CertifiedClassifier):
             raise InvalidInput(f"window is {self.defense.window}; the detector looks for one rectangle, such as 5x5")
         windows = incidence(self.network.ablation, window, (height, width))
         return Masking(windows, Fraction(self.defense.threshold).limit_denominator(2**16))
+
+    def sets_of(self, threat: Threat, height: int, width: int) -> list[Tensor]:
+        """For each part of the threat the sets of ablations that one patch can touch. Raises `InvalidInput` where no
+        window holds some set, and for several patches.
+        """
+        masking, sets = self.masking(height, width), []
+        for one in threat.threats:
+            one.check_fits(height, width)
+            if one.count > 1:
+                raise InvalidInput(f"threat is {one}, but robust masking masks one window; certify single patches")
+            sets.append(incidence(self.network.ablation, one, (height, width)))
+            if not masking.covers(sets[-1]):
+                heights, widths = zip(*(each.family(height, width).extent for each in threat.threats), strict=True)
+                large = PatchThreat(max(heights), max(widths))
+                raise InvalidInput(
+                    f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "
+                    f"{self.defense.name}:window={large}, or certify smaller patches"
+                )
+        return sets
+
+
+@guarded_classifier.register
+def _(classifier: WindowClassifier) -> SmoothedClassifier:
+    return classifier.network
+
+
+class MaskedClassifier(WindowClassifier):
+    """A smoothed classifier by robust masking: of each class the loudest window is not heard, if it is suspicious."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Returns what masking leaves of each class less what it leaves of the best, per ablation: 0 for the best,
@@ -139,37 +167,20 @@ class MaskedClassifier(Defended, CertifiedClassifier):
         return self.masking(*image_size).remainder(votes.cast)[1]
 
     @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat) -> Certificate:
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
         """Prove, for each image, that no patch within `threat` changes what robust masking predicts.
 
         Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
         together, and for several patches.
         """
         checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
         if threat.varies:
             return certify_each(self.certify, x, threat)
-        size = (x.shape[2], x.shape[3])
-        masking, model = self.masking(*size), self.network
-        sets = []
-        for one in threat.threats:
-            one.check_fits(*size)
-            if one.count > 1:
-                raise InvalidInput(f"threat is {one}, but robust masking masks one window; certify single patches")
-            sets.append(incidence(model.ablation, one, size))
-            if not masking.covers(sets[-1]):
-                heights, widths = zip(*(each.family(*size).extent for each in threat.threats), strict=True)
-                large = PatchThreat(max(heights), max(widths))
-                raise InvalidInput(
-                    f"threat is {one}, which can touch more than any window of {self.defense} masks; defend with "
-                    f"patchguard:window={large}, or certify smaller patches"
-                )
+        size, model = (x.shape[2], x.shape[3]), self.network
+        masking, sets = self.masking(*size), self.sets_of(threat, *size)
         votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
         return _certificate(votes, masking, sets, threat, model, size)
-
-
-@guarded_classifier.register
-def _(classifier: MaskedClassifier) -> SmoothedClassifier:
-    return classifier.network
 
 
 def _certificate(

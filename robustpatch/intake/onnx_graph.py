@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
@@ -39,6 +40,8 @@ class OnnxNetwork(nn.Module):
         self.converted = converted
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
+        if isinstance(x, FakeTensor):  # whoever records a network's layers, as IBP does, would record none
+            raise InvalidInput("an ONNX graph shows PyTorch no layers; take the network in PyTorch")
         session = _session(self.graph.cpu().numpy().tobytes(), torch.get_num_threads())
         given = session.get_inputs()[0]
         kind = np.float16 if given.type == "tensor(float16)" else np.float32

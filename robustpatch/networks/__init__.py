@@ -9,6 +9,7 @@ from robustpatch.networks.grid import GridNet
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.one_pass import OnePass
+from robustpatch.networks.pooled_cnn import PooledCNN
 from robustpatch.networks.registry import build, one_pass_name, usual_name
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
@@ -26,6 +27,7 @@ __all__ = [
     "GridNet",
     "MnistCNN",
     "OnePass",
+    "PooledCNN",
     "ResNet18",
     "ResidualStripNet",
     "SmallCNN",

@@ -23,6 +23,7 @@ from robustpatch.networks.library_options import check_permitted
 from robustpatch.networks.mlp import MLP
 from robustpatch.networks.mnist_cnn import MnistCNN
 from robustpatch.networks.one_pass import OnePass
+from robustpatch.networks.pooled_cnn import PooledCNN
 from robustpatch.networks.residual_strip import ResidualStripNet
 from robustpatch.networks.resnet import ResNet18
 from robustpatch.networks.small_cnn import SmallCNN
@@ -46,6 +47,7 @@ BY_ENUMERATION: dict[str, Callable[..., nn.Module]] = {
     "mnist-cnn": MnistCNN,
     "resnet18": ResNet18,
     "small-cnn": SmallCNN,
+    "pooled-cnn": PooledCNN,
     "mlp": MLP,
 }
 _GIVEN = ("ablation", "image_size", "num_classes", "in_channels")  # arguments of networks that are no options
@@ -78,8 +80,9 @@ def build(
     In one pass: "strip", "residual-strip", "band", "block", "conv-block", "grid", "window": `StripNet`,
     `ResidualStripNet`, `BandNet`, `BlockNet`, `ConvBlockNet`, `GridNet`, `WindowNet`; "union": `UnionNet` of such,
     whose option `parts` has a name and options for each part of the ablation, by default the usual ones. By
-    enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn"; and "mlp", for sparse ablation. The latter see
-    encoded images, or, but for the one on MNIST, images as they are where `ablation` and `encoding` are None.
+    enumeration: "mnist-cnn" and "resnet18", the paper's; "small-cnn" and "pooled-cnn"; and "mlp", for sparse ablation.
+    The latter see encoded images, or, but for the one on MNIST, images as they are where `ablation` and `encoding` are
+    None.
     "torchvision:NAME", "timm:NAME", or "vit" (timm's ViT-Tiny/16) and "resnet50" (torchvision's): see `library.adapt`;
     with options `mean` and `std`, and those of `library_options`, for `options` may come with a file. Raises
     `InvalidInput`.

@@ -1,10 +1,11 @@
 """Proofs of double masking (PatchCleanser): the class named under every union of two views, and by how much.
 
 The archive holds `named` [B,U], the class under each union, `lead` [B,U], by how much its logit exceeds every other's;
-`prediction`, `certified`; and `claim`, a JSON text: image_size, threats, classes, guard, and the masks: `rows` and
-`columns` of their upper left corners, `height` and `width`, and `count`, of which a view is made. Views are all choices
-of `count` masks in lexicographic order, unions these and all that two of them make, by size, then in that order. Shapes
-that are no rectangles are in `runs` and `places`, as in `robustpatch.proof.footprints`.
+`prediction`, `certified`; and `claim`, a JSON text: image_size, threats, classes, guard, `count`, the number of masks
+that make a view, and, where masks are rectangles, `rows` and `columns` of their upper left corners, `height` and
+`width`. Other masks are in the array `hidden` [n,ceil(H·W/8)]: the bits of each one's pixels, row by row. Views are all
+choices of `count` masks in lexicographic order, unions these and all that two of them make, by size, then in that
+order. Shapes that are no rectangles are in `runs` and `places`, as in `robustpatch.proof.footprints`.
 
 A class is proved where for every choice of places some view hides all patches, and with that view every second one
 leaves the class ahead by more than twice the guard: then double masking names it whatever the patches show (see
@@ -31,7 +32,9 @@ _ARRAYS: dict[str, Spec] = {
     "certified": {"|b1": 1},
     "claim": {"|u1": 1},
 }
-_FIELDS = {"image_size", "threats", "classes", "guard", "rows", "columns", "height", "width", "count"}
+_OUTLINES: dict[str, Spec] = {"hidden": {"|u1": 2}}
+_FIELDS = {"image_size", "threats", "classes", "guard", "count"}
+_BOXES = {"rows", "columns", "height", "width"}
 _MOST_VIEWS = 2**10
 _MOST_PIXELS = 2**26  # of all masks
 _MOST_CELLS = 2**28  # pixels of all views
@@ -54,10 +57,11 @@ class MaskedFile:
 
 def check(content: bytes) -> tuple[MaskedFile, list[str]]:
     """The claims of the file, and those that do not follow, a line each. Raises `ValueError` where it is no proof."""
-    arrays = read_arrays(content, _ARRAYS, LISTED)
+    arrays = read_arrays(content, _ARRAYS, LISTED, _OUTLINES)
     claim = strict_object(arrays["claim"].tobytes()[: 2**16])
-    if claim.keys() != _FIELDS or type(claim["classes"]) is not int or claim["classes"] < 2:
-        raise ValueError(f"the claim has the fields {brief(sorted(claim))}; {', '.join(sorted(_FIELDS))} are needed")
+    fields = _FIELDS if "hidden" in arrays else _FIELDS | _BOXES
+    if claim.keys() != fields or type(claim["classes"]) is not int or claim["classes"] < 2:
+        raise ValueError(f"the claim has the fields {brief(sorted(claim))}; {', '.join(sorted(fields))} are needed")
     guard = claim["guard"]
     if type(guard) not in (int, float) or not 0 <= guard < 2**20:
         raise ValueError(f"guard is {brief(guard)}; a number of at least 0 is needed")
@@ -65,7 +69,10 @@ def check(content: bytes) -> tuple[MaskedFile, list[str]]:
     image_size = size[0], size[1]
     families = listed(arrays["runs"], arrays["places"], image_size) if "runs" in arrays else []
     against = threats(claim["threats"], image_size, families)
-    hidden, count = _masks(claim, image_size), claim["count"]
+    hidden = _outlines(arrays["hidden"], image_size) if "hidden" in arrays else _boxes(claim, image_size)
+    (count,) = whole_numbers("count", [claim["count"]], 1, least=(1,))
+    if count > min(len(hidden), 8) or comb(len(hidden), count) > _MOST_VIEWS:
+        raise ValueError(f"views of {count} of {len(hidden)} masks are more than are checked")
     views, pair = _views(len(hidden), count)
     named, lead, prediction, certified = (arrays[name] for name in ("named", "lead", "prediction", "certified"))
     many, unions = len(prediction), int(pair.max()) + 1
@@ -88,27 +95,33 @@ def check(content: bytes) -> tuple[MaskedFile, list[str]]:
     return file, wrong
 
 
-def _masks(claim: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The pixels that each mask hides, [n,H,W]. Raises `ValueError`."""
+def _boxes(claim: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The pixels that each rectangle hides, [n,H,W]. Raises `ValueError`."""
     rows, columns = (
         whole_numbers(name, claim[name], len(claim[name]), least=(0,) * len(claim[name]))
         if isinstance(claim[name], list) and 0 < len(claim[name]) <= 2**10
         else ()
         for name in ("rows", "columns")
     )
-    height, width, count = whole_numbers(
-        "the masks", [claim[name] for name in ("height", "width", "count")], 3, least=(1, 1, 1)
-    )
+    height, width = whole_numbers("the masks", [claim["height"], claim["width"]], 2, least=(1, 1))
     inside = rows and columns and max(rows) + height <= size[0] and max(columns) + width <= size[1]
     number = len(rows) * len(columns)
-    if not inside or number * size[0] * size[1] > _MOST_PIXELS or count > min(number, 8):
+    if not inside or number * size[0] * size[1] > _MOST_PIXELS:
         raise ValueError("the masks lie outside of the image, or are more than are checked")
-    if comb(number, count) > _MOST_VIEWS:
-        raise ValueError(f"{comb(number, count)} views are more than are checked")
     hidden = np.zeros((number, *size), bool)
     for mask, (row, column) in zip(hidden, product(rows, columns), strict=True):
         mask[row : row + height, column : column + width] = True
     return hidden
+
+
+def _outlines(packed: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels that each mask hides, [n,H,W]. Raises `ValueError`."""
+    number, pixels = len(packed), size[0] * size[1]
+    if not number or number * pixels > _MOST_PIXELS or packed.shape[1] != -(-pixels // 8):
+        raise ValueError(
+            f"hidden is {list(packed.shape)}, of images of {pixels} pixels; [n, {-(-pixels // 8)}] is needed"
+        )
+    return np.unpackbits(packed, axis=1, count=pixels).view(bool).reshape(number, *size)
 
 
 def _views(masks: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -34,10 +34,10 @@ Spec = Mapping[str, int]  # the types that an array may have, as numpy writes th
 
 
 def read_arrays(
-    path: str | Path | bytes, wanted: Mapping[str, Spec], optional: Mapping[str, Spec] | None = None
+    path: str | Path | bytes, wanted: Mapping[str, Spec], *optional: Mapping[str, Spec]
 ) -> dict[str, np.ndarray]:
     """The arrays, in a file or its bytes, of exactly the names in `wanted`, each of a type and a number of dimensions
-    that it may have; and of those in `optional`, where all of them are there.
+    that it may have; and of each group in `optional`, of which all are there or none.
 
     Memory and time are bounded by `MOST_BYTES` an array, whatever the file claims to hold. Raises `ValueError`, or
     whatever `zipfile` and `zlib` raise, for any other file: one line that names the member.
@@ -47,8 +47,9 @@ def read_arrays(
         with zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
             names = sorted(member.filename for member in members)
-            more = {**wanted, **(optional or {})}
-            wanted = more if len(names) == len(more) else wanted
+            for group in optional:
+                if any(f"{name}.npy" in names for name in group):
+                    wanted = {**wanted, **group}
             if names != sorted(f"{name}.npy" for name in wanted):
                 raise ValueError(
                     f"it holds {', '.join(map(repr, names[:12])) or 'nothing'}; exactly {', '.join(wanted)} are needed"

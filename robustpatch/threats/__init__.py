@@ -10,6 +10,7 @@ from robustpatch.threats.several import Several
 from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, Stamp, rotated
 from robustpatch.threats.within import Within
 from robustpatch.threats.within_each import WithinEach
+from robustpatch.threats.within_masks import WithinMasks, bound
 
 __all__ = [
     "AnyOf",
@@ -30,6 +31,8 @@ __all__ = [
     "Threat",
     "Within",
     "WithinEach",
+    "WithinMasks",
+    "bound",
     "discs",
     "parse_growing",
     "parse_threat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,14 +24,17 @@ from robustpatch.threats.several import Several
 from robustpatch.threats.stamp import Cross, Disc, Mask, Polygon, rotated
 from robustpatch.threats.within import Within
 from robustpatch.threats.within_each import WithinEach
+from robustpatch.threats.within_masks import WithinMasks
 
 SHAPES: list[type[Patches]] = [PatchThreat, AreaShare, Disc, Cross, Polygon, Mask, Footprints]  # a new shape: here
 # or in a package of its own, by an entry point
 FORMS = (
     '"5x5" or "5" (height x width in pixels), "2%" (of the area), "disc:7", "cross:9/3", "polygon:0/0;0/7;7/7", '
     '"mask:sticker.png", "3x8@0,45" (turned), "2*5x5" (two), "disc:5 & 3x3" (both), "2x10,10x2" (either), '
-    '"5x5 in region.png" (only there), "5x5 in off:0.5" (only where the image is darker)'
+    '"5x5 in region.png" (only there), "5x5 in masks/" (a picture for each image), "5x5 in off:0.5" (only where the '
+    "image is darker)"
 )
+_NO_SHAPES = (Several.shape, Within.shape, WithinEach.shape, WithinMasks.shape)  # what no patch in a region is
 MOST_ALTERNATIVES = 1024
 _LONGEST = 2**14  # characters of a text that is out of a file
 _ANGLES = re.compile(r"@\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?(?=\s*(?:,|&|$|in\s)))*")
@@ -45,7 +49,8 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files:
     - Turned: "3x8@0,45,90", counterclockwise, by any one of these angles in degrees; plain numbers behind @ are angles.
     - Several at the same time: "2*5x5", "disc:5 & 3x3". Of a shape that may be turned, each is turned on its own.
     - Only where every pixel is allowed: "5x5 in region.png" (white pixels of a picture of the images' size), "5x5 in
-      off:0.5" (pixels of each image that are below that in every channel), "5x5 in on:0.5" (all others).
+      off:0.5" (pixels of each image that are below that in every channel), "5x5 in on:0.5" (all others), "5x5 in
+      masks/" (white pixels of masks/CLASS/NAME.png for the image CLASS/NAME.jpg; see `WithinMasks`).
 
     `str(threat)` is the inverse. With an `image_size`, the threat `on` images of that size. Without `files`, texts that
     name a file are refused: such a text may itself be out of a file. Raises `InvalidInput`.
@@ -62,6 +67,22 @@ def parse_threat(text: str, image_size: tuple[int, int] | None = None, *, files:
     return threat if image_size is None else threat.on(*image_size)
 
 
+def as_threat(threat: Threat | str, image_size: Sequence[int]) -> Threat:
+    """The threat that a text means on images of that height and width; any other value unchanged."""
+    return parse_threat(threat, (image_size[0], image_size[1])) if isinstance(threat, str) else threat
+
+
+def as_patches(threat: Threat | str, image_size: Sequence[int]) -> Patches:
+    """The same of what one attack searches. Raises `InvalidInput` for a choice of threats."""
+    found = as_threat(threat, image_size)
+    if not isinstance(found, Patches):
+        raise InvalidInput(
+            f"threat is {found}, of which an attacker picks one; attack one after the other, each of "
+            "parse_threat(text).threats"
+        )
+    return found
+
+
 def together(parts: Sequence[Patches]) -> Patches:
     """Returns all of these patches at the same time: equal shapes as one with a count, different ones as `Several`."""
     counted: Counter[Patches] = Counter()
@@ -75,6 +96,7 @@ def pixels_sha256(threat: Threat) -> str | None:
     """A hash of the pixels of a threat whose text may name files; None where the text alone says which pixels."""
     parts = [part for one in threat.everywhere.threats for part in _parts(one)]
     named = any(isinstance(part, Mask | Footprints | Within) for part in parts)
+    named |= any(isinstance(one, WithinMasks) for one in threat.threats)
     content = json.dumps(threat.to_dict(), sort_keys=True)
     return sha256(content.encode()).hexdigest() if named else None
 
@@ -96,14 +118,18 @@ def _one_from_dict(value: object, inside: bool = False) -> Patches:
     if shape == Several.shape and fields.keys() == {"parts"} and isinstance(fields["parts"], list) and not inside:
         return Several(_one_from_dict(part, inside=True) for part in fields["parts"])
     patch, region, name, rule = (fields.get(field) for field in ("patch", "region", "name", "rule"))
-    nested = isinstance(patch, dict) and patch.get("shape") in (Several.shape, Within.shape, WithinEach.shape)
+    nested = isinstance(patch, dict) and patch.get("shape") in _NO_SHAPES
     if shape == Within.shape and len(fields) == 3 and not nested and isinstance(region, str) and isinstance(name, str):
         return Within(_one_from_dict(patch, inside=True), region, name)
     if shape == WithinEach.shape and fields.keys() == {"patch", "rule"} and not nested and isinstance(rule, str):
         return WithinEach(_one_from_dict(patch, inside=True), rule)
+    if shape == WithinMasks.shape and fields.keys() == {"patch", "folder", "sha256"} and not nested:
+        kept = _one_from_dict(patch, inside=True), fields["folder"], fields["sha256"]
+        if isinstance(kept[1], str) and isinstance(kept[2], str):
+            return WithinMasks(*kept)
     kind = next((each for each in _shapes() if each.shape == shape), None)
     if kind is None:
-        every = [*SHAPES, Several, Within, WithinEach]
+        every = [*SHAPES, Several, Within, WithinEach, WithinMasks]
         known = ", ".join([*(each.shape for each in every), *plugin_names("shapes")])
         raise InvalidInput(
             f"threat is {one_line(value, 80)!r}; it must name its shape, one of {known}, with what belongs to it"
@@ -157,6 +183,9 @@ def _parse_one(text: str, files: bool) -> list[Patches]:
     if is_packed(region):
         return [together([Within(one, region) for one in _parts(each)]) for each in found]
     _check_file(region, files)
+    if region.endswith(("/", os.sep)) or os.path.isdir(region):
+        folder = region.rstrip("/" + os.sep) or region
+        return [together([WithinMasks(one, folder) for one in _parts(each)]) for each in found]
     allowed = black_and_white(region)
     return [together([Within.of(one, allowed, region) for one in _parts(each)]) for each in found]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,15 +18,64 @@ from robustpatch.threats.within import Confined, Within
 _RULE = re.compile(r"(off|on):(\d{1,9}(?:\.\d{1,30})?)", re.IGNORECASE)
 
 
+class InEach(Confined):
+    """A patch that lies wholly on pixels which differ from image to image.
+
+    So the places are different ones on each image, and on some there may be none: what is certified of such an image
+    holds because there is no patch. `of_image` gives the threat of one image, a `Within`, that everything takes;
+    `families` raises `InvalidInput`, so that whoever knows nothing of this refuses it.
+    """
+
+    patch: Patches
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The text of the region."""
+
+    @abstractmethod
+    def regions(self, x: Float[Tensor, "B C H W"]) -> Bool[Tensor, "B H W"]:
+        """The allowed pixels of each clean image."""
+
+    @property
+    def varies(self) -> bool:
+        return True
+
+    @property
+    def everywhere(self) -> Patches:
+        return self.patch
+
+    def times(self, count: int) -> Self:
+        return replace(self, patch=self.patch.times(count))  # type: ignore[type-var]  a dataclass
+
+    def on(self, height: int, width: int) -> Self:
+        return replace(self, patch=self.patch.on(height, width))  # type: ignore[type-var]  a dataclass
+
+    def places(self, x: Float[Tensor, "B C H W"]) -> Bool[Tensor, "B L"]:
+        """Those of the places of `patch`, in their order, that each image allows."""
+        return self.patch.family(x.shape[2], x.shape[3]).inside(self.regions(x)).T
+
+    def of_image(self, image: Float[Tensor, "C H W"]) -> Within | None:
+        if not bool(self.places(image[None]).any()):
+            return None
+        return Within.of(self.patch, self.regions(image[None])[0], self.where)
+
+    def families(self, height: int, width: int) -> tuple[Placements, ...]:
+        raise InvalidInput(
+            f"patch {self} has other places on every image, and what was asked is of all images alike; ask image by "
+            "image, about threat.of_image(image)"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.patch} in {self.where}"
+
+
 @dataclass(frozen=True)
-class WithinEach(Confined):
+class WithinEach(InEach):
     """A patch that lies wholly on those pixels of the clean image that a rule allows: a sticker beside the digit.
 
     `rule` is "off:0.5", the pixels of which every channel is below 0.5, or "on:0.5", all others. Text: "5x5 in
-    off:0.5". So the places are different ones on each image, and on some there may be none: what is certified of such
-    an image holds because there is no patch. `of_image` gives the threat of one image, a `Within`, that everything
-    takes; `families` raises `InvalidInput`, so that whoever knows nothing of this refuses it. Raises `InvalidInput` for
-    another rule, a threshold beyond 1, and more than one shape.
+    off:0.5". Raises `InvalidInput` for another rule, a threshold beyond 1, and more than one shape.
     """
 
     shape: ClassVar[str] = "within-each"
@@ -49,42 +99,13 @@ class WithinEach(Confined):
         return _RULE.fullmatch(text) is not None
 
     @property
-    def varies(self) -> bool:
-        return True
-
-    @property
-    def everywhere(self) -> Patches:
-        return self.patch
-
-    def times(self, count: int) -> WithinEach:
-        return WithinEach(self.patch.times(count), self.rule)
-
-    def on(self, height: int, width: int) -> WithinEach:
-        return WithinEach(self.patch.on(height, width), self.rule)
+    def where(self) -> str:
+        return self.rule
 
     def regions(self, x: Float[Tensor, "B C H W"]) -> Bool[Tensor, "B H W"]:
-        """The allowed pixels of each image."""
         kind, _, threshold = self.rule.lower().partition(":")
         dark = (x.double() < float(threshold)).all(dim=1)
         return dark if kind == "off" else ~dark
-
-    def places(self, x: Float[Tensor, "B C H W"]) -> Bool[Tensor, "B L"]:
-        """Those of the places of `patch`, in their order, that each image allows."""
-        return self.patch.family(x.shape[2], x.shape[3]).inside(self.regions(x)).T
-
-    def of_image(self, image: Float[Tensor, "C H W"]) -> Within | None:
-        if not bool(self.places(image[None]).any()):
-            return None
-        return Within.of(self.patch, self.regions(image[None])[0], self.rule)
-
-    def families(self, height: int, width: int) -> tuple[Placements, ...]:
-        raise InvalidInput(
-            f"patch {self} has other places on every image, and what was asked is of all images alike; ask image by "
-            "image, about threat.of_image(image)"
-        )
-
-    def __str__(self) -> str:
-        return f"{self.patch} in {self.rule}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"shape": self.shape, "patch": self.patch.to_dict(), "rule": self.rule}

@@ -67,8 +67,8 @@ class TrainingConfig:
             metavar="NAME",
             help="strip (bands), block (blocks) or grid (cells of a grid), which score all ablations in one pass; "
             "residual-strip, band and conv-block, deeper ones; window (a library's network on each band or block); mlp "
-            "(pixels at random), mnist-cnn and resnet18 (the paper's) or small-cnn (a usual one); vit, resnet50, "
-            "torchvision:NAME, timm:NAME. Default: the ablation's own.",
+            "(pixels at random), mnist-cnn and resnet18 (the paper's), small-cnn or pooled-cnn (usual ones); vit, "
+            "resnet50, torchvision:NAME, timm:NAME. Default: the ablation's own.",
         ),
     ] = None
     voting: shared.Voting = _THRESHOLD

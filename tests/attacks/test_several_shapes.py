@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import ExhaustivePGD, Oracle, PatchPGD, SparseRS, judge, worst_votes
+from attacks import ROA, ExhaustivePGD, Oracle, PatchAttack, PatchPGD, SparseRS, judge, worst_votes
 from attacks.surfaces.together import sites_together
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.certificates.exact import certify_votes
@@ -18,7 +18,7 @@ from robustpatch.defenses.patchcleanser import DoubleMasking, PatchCleanser
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import Disc, Mask, Patches, PatchThreat, Several, parse_threat
 from robustpatch.voting.votes import Votes, first_argmax
-from tests.attacks.toys import Lookup, smoothed
+from tests.attacks.toys import Lookup, Plain, smoothed
 from tests.attacks.toys import images as bright_or_dark
 
 CORNER = Mask.of(torch.tensor([[True, False], [True, True]]))
@@ -177,3 +177,21 @@ def test_places_chosen_together_leave_least():
         found.append(min(least.values()))
         assert least[first, second, rival] == found[-1], seed
     assert min(found) < 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_patches_within_a_small_budget_break_no_fewer_images_than_one(seed):
+    """Nor than both put down one after the other for twice the evaluations: a small budget is climbed with, at places
+    that the votes choose together, and not spent on grey patches.
+    """
+    model = smoothed(Plain(2 * 64, 3, seed), Blocks(3), 3)
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    y, one, two = model.predict(x), PatchThreat(2, 2), PatchThreat(2, 2, 2)
+
+    def broken(attack: PatchAttack, threat: PatchThreat) -> int:
+        proposal = attack(model, x, y, threat, generator=torch.Generator().manual_seed(0))
+        return int(judge(model, x, y, threat, proposal).broken.sum())
+
+    jointly = broken(ExhaustivePGD(budget=200), two)
+    assert jointly > broken(ExhaustivePGD(budget=200), one)
+    assert jointly >= broken(ROA(search="gradient", stride=3, budget=400), two)

@@ -168,7 +168,7 @@ def test_a_finding_is_shown_again_from_any_folder_and_names_no_code_to_run(tmp_p
     assert f"{tmp_path}/own.py:bad" in line
     assert line.split(": ", 1)[1] in (tmp_path / "out" / "report.md").read_text()
     monkeypatch.chdir("/")
-    again = call(*line.split("evaluate.audit ")[1].split())
+    again = call(*line.split("robustpatch audit ")[1].split())
     assert again.exit_code == 1, again.output
     assert "the finding is confirmed" in again.output
     path = next((tmp_path / "out").glob("00-*.safetensors"))

@@ -134,7 +134,7 @@ class NotNumbers(Bright):
         (SimpleNamespace(predict=len, certify=len), {}, "num_classes is None"),
         (Bright(), {"budget": 0}, "budget is 0"),
         (SimpleNamespace(predict=lambda x: 1 / 0, certify=len), {"num_classes": 2}, "does not predict images"),
-        (RandomizedClassifier.of(smoothed(Level(2), Columns(2), 2)), {}, "attack_vs_cert"),
+        (RandomizedClassifier.of(smoothed(Level(2), Columns(2), 2)), {}, "robustpatch attack-vs-cert"),
         (Bright(), {"image_shape": (1, 1, 9), "threat": PatchThreat(2, 2)}, "larger than the image"),
         (NotNumbers(), {}, "predict returned scores of which none is the largest"),
     ],

@@ -12,14 +12,13 @@ import torch
 from evaluate.model.identity import weights_sha256
 from evaluate.model.load import as_in_run, load_model
 from evaluate.runs.completed_run import read_run
-from robustpatch import defenses
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.exact import Certificate
 from robustpatch.checkpoints import load_checkpoint, save_checkpoint
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import CertifiedClassifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
-from robustpatch.defenses import Defended, Defense
+from robustpatch.defenses import Defended, Defense, registry
 from robustpatch.encoding import Fill, MaskChannel
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import Disc
@@ -59,7 +58,7 @@ class Sure(Dark, CertifiedClassifier):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(defenses._HOME, "darker", f"{__name__}:Darker")
+    monkeypatch.setitem(registry.KNOWN, "darker", f"{__name__}:Darker")
 
 
 def test_a_run_with_a_defense_around_a_checkpoint(undefended, tmp_path):
@@ -174,7 +173,7 @@ def test_a_defense_that_does_not_fit_is_refused(undefended, checkpoint, sparse, 
         (undefended, "brighter", "defense is 'brighter'; known are"),
         (undefended, "darker:by=much", "defense darker: by is 'much'"),
         (undefended, "darker:hides=True", "which shows hidden pixels to the network by the encoding 'mask', but check"),
-        (checkpoint, "darker:hides=True", "takes images as they are; train one that knows it: python -m robustpatch"),
+        (checkpoint, "darker:hides=True", "takes images as they are; train one that knows it: robustpatch train"),
         (sparse, "darker", "are samples; drop --defense, or name one without chance"),
     ):
         refused(call("--checkpoint", path, "--defense", text, *shared), said)

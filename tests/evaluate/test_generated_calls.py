@@ -85,6 +85,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "verify": ("case.zip",),
     "selftest": (),
     "leaderboard": ("board.toml",),
+    "boards": ("board",),
     "learning": ("toy.safetensors",),
     "curve": ("run",),
     "train": (*FOLDER, "--ablation", "none", "--epochs", "1", "--batch-size", "2", "--no-bfloat16"),
@@ -193,6 +194,8 @@ def place(tmp_path_factory):
         done = call("attack-vs-cert", [*ASKED["attack-vs-cert"], "--output", "run"])
         assert done.exit_code == 0, done.output
         done = call("bundle", [*ASKED["bundle"], "--output", "case.zip"])
+        assert done.exit_code == 0, done.output
+        done = call("leaderboard", [*ASKED["leaderboard"], "--output", "board"])
         assert done.exit_code == 0, done.output
         yield folder
     finally:

@@ -73,7 +73,7 @@ def test_the_command_that_is_told_is_one_word_each(tmp_path):
         "--model 'x.py:n; rm -r ~' --replay 'out/a b'"
     )
     assert replay_command("f", {"checkpoint": "mine.safetensors"}).endswith("--checkpoint mine.safetensors --replay f")
-    assert replay_command("f", {"checkpoint": "mnist-rows2"}).endswith("attack_vs_cert --replay f")
+    assert replay_command("f", {"checkpoint": "mnist-rows2"}).endswith("attack-vs-cert --replay f")
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any]]] = {

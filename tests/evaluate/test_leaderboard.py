@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from shutil import copytree
 
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from evaluate.leaderboard import read_board
+from evaluate.boards import app as boards
+from evaluate.bundle.__main__ import app as bundle
+from evaluate.leaderboard import plan, read_board
 from evaluate.leaderboard.__main__ import app
 from evaluate.results.metrics import summarise
 from evaluate.runs.completed_run import read_run
@@ -94,7 +97,7 @@ def test_the_numbers_are_those_of_the_runs(finished):
     assert columns["published_certified"] == 52.83
     assert nothing["speed_certify"] is None
     text = (output / "leaderboard.md").read_text()
-    assert "python -m robustpatch.recipe recipes/columns2.toml --only mnist-columns2" in text
+    assert "robustpatch recipe recipes/columns2.toml --only mnist-columns2" in text
     assert "(8)" in text, "fewer images than elsewhere are said so"
     assert (output / "leaderboard.png").stat().st_size > 10_000
     assert json.loads((output / "leaderboard.json").read_text())["rows"] == [columns, nothing]
@@ -220,3 +223,67 @@ def test_a_row_that_is_not_on_the_board_is_refused(board, tmp_path):
     result = run(board, "--output", tmp_path / "out", "--only", "nothing")
     assert result.exit_code == 2
     assert "the board has columns of width 2, nothing at all" in " ".join(result.output.split())
+
+
+def test_a_page_of_the_board(finished):
+    """Each row with its report, which shows images, and its command; what names hold is text."""
+    html = (finished / "leaderboard.html").read_text()
+    (rows,) = [part.partition("</tbody>")[0] for part in html.split("<tbody>")[1:]]
+    assert rows.count("<tr ") == 2
+    assert 'href="./columns-of-width-2/attacked/report.html"' in rows
+    assert "proof bundle" not in rows
+    assert "data:image" in (finished / "columns-of-width-2" / "attacked" / "report.html").read_text()
+    command = f"robustpatch leaderboard {finished.parent}/board.toml --only &#39;nothing at all&#39;"
+    assert f"<code>{command} --dataset mnist-sample</code>" in rows
+    assert 'data-task="recovery"' in rows
+    assert 'data-task="none"' in rows
+    assert "://" not in html, "nothing is fetched"
+
+
+def test_the_bundle_of_a_row(output):
+    """Made of the row's run by the usual command; the page then links it."""
+    attacked = output / "columns-of-width-2" / "attacked"
+    made = CliRunner().invoke(bundle, [str(attacked), "--output", str(attacked / "bundle.zip")])
+    assert made.exit_code == 0, made.output
+    page = output.parent / "pages" / "all.html"
+    result = CliRunner().invoke(boards, [str(output), str(output), "--output", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "4 rows" in result.output
+    link = "../out/columns-of-width-2/attacked/bundle.zip"
+    assert page.read_text().count(f'<a href="./{link}">proof bundle</a>') == 2
+    assert (page.parent / link).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["rows"][0].update(task="magic"), "known task"),
+        (lambda content: content["rows"][0].pop("report"), "a row has no report; repeat the board's command"),
+        (lambda content: content["rows"].append(3), "a row has no name"),
+        (lambda content: content["rows"][0].update(clean="all"), "clean is 'all'"),
+        (lambda content: content.pop("rows"), "holds no leaderboard.json"),
+    ],
+)
+def test_a_page_of_what_is_no_board(output, change, said):
+    content = json.loads((output / "leaderboard.json").read_text())
+    change(content)
+    (output / "leaderboard.json").write_text(json.dumps(content))
+    result = CliRunner().invoke(boards, [str(output), "--output", str(output.parent / "all.html")])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert not (output.parent / "all.html").exists()
+
+
+def test_names_on_the_page_are_text(output):
+    content = json.loads((output / "leaderboard.json").read_text())
+    content["rows"][0] |= {"name": '"><script>alert(1)</script>', "patch": "'<b>"}
+    (output / "leaderboard.json").write_text(json.dumps(content))
+    page = output.parent / "all.html"
+    assert CliRunner().invoke(boards, [str(output), "--output", str(page)]).exit_code == 0
+    assert "<script>alert" not in page.read_text()
+    assert "<b>" not in page.read_text()
+
+
+def test_the_template_of_a_submission():
+    read = read_board(Path(__file__).parents[2] / "examples" / "submission.toml")
+    assert [plan(entry, read.images.load()).settings.num_images for entry in read.entries] == [50]

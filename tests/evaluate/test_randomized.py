@@ -137,7 +137,7 @@ def test_what_the_confidence_allows_is_held_and_counted(tmp_path):
     assert certified
     shown = " ".join(text(summary).split())
     assert "certified at 99%" in shown
-    assert "HELD: 1 certified predictions were changed (images 0), where an error of at most 1.100% an image" in shown
+    assert "HELD: 1 certified prediction was changed (images 0), where an error of at most 1.100% an image" in shown
     assert f"allows {allowed.most} of 20 (P ≤ 0.2 for so many)" in shown
     out = json.loads(json.dumps(summary.as_dict()))["allowance"]
     assert out["changed"] == 1
@@ -247,7 +247,7 @@ def test_untested_and_changed():
     pruned = replace(with_confidence(1, 1, 0.05)[0], index=9, attacks=[attack(unpruned=False)])
     summary = summarise([*with_confidence(1, 9, 0.05), pruned])
     assert summary.verdict == "not tested"
-    assert "NOT TESTED: 1 certified predictions were changed" in " ".join(text(summary).split())
+    assert "NOT TESTED: 1 certified prediction was changed" in " ".join(text(summary).split())
 
 
 QUICK = ["--attacks", "pgd:1", "--steps", "1", "--certified-budget", "600", "--num-images", "6"]

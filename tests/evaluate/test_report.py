@@ -19,8 +19,9 @@ from evaluate import attack_vs_cert as command
 from evaluate.report import Report, page, read_report, write_report
 from evaluate.report.__main__ import app
 from evaluate.report.note import budgets, command_of
-from evaluate.results.metrics import as_json
+from evaluate.results.metrics import Gap, as_json
 from evaluate.results.summary_table import ATTACKS as ATTACK_COLUMNS
+from evaluate.results.summary_table import gap_text
 from evaluate.runs.gallery import Attacked, Exhibit, exhibits_name, outcome, write_exhibits
 from evaluate.runs.records import read_records, shard_name, write_shard
 from evaluate.runs.run_identity import claim
@@ -73,8 +74,11 @@ def test_a_run_ends_with_its_report(finished):
     for name in ("clean", "certified_margin", "certified_exact", "under_all"):
         low, high = summary[name]["interval95"]
         tiles[name] = f"{summary[name]['value']:.1%} {low:.1%}–{high:.1%}"
-    assert seen.said("dd") == list(tiles.values())
-    assert seen.said("dt") == ["clean", "certified (margin)", "certified (exact)", "under all attacks"]
+    assert seen.said("dd") == [tiles[name] for name in ("clean", "under_all", "certified_exact")]
+    means = ("right when nobody attacks", "still right after every attack tried", "right, and proved to stay so")
+    names = ("clean", "under all attacks", "certified (exact)")
+    assert seen.said("dt") == [name + mean for name, mean in zip(names, means, strict=True)]
+    assert tiles["certified_margin"] in rendered(folder).replace('</td>\n<td style="text-align:right">', " ")
     assert seen.said(".verdict") == ["HELD " + "N" + stored["verdict"].removeprefix("HELD: n") + "."]
     assert stored["verdict"] in " ".join(result.stdout.split())
     for value in tiles.values():
@@ -84,11 +88,19 @@ def test_a_run_ends_with_its_report(finished):
         assert "the guard, 0.0001, between two evaluations (largest deviation measured:" in text
         assert "confidence 100%" in text
         assert f"{summary['close_votes']} of {summary['votes']:,} votes" in text
+    assert all(given["href"][1:] in {one.get("id") for _, one in seen.attributes} for given in seen.all("a"))
+    assert "python -m evaluate.compare" in seen.said("pre")[1]
 
 
 def test_commands_are_as_they_are_typed():
     """A program by its name, a module of the package by python -m; what a shell would take apart is quoted."""
     assert command_of("/some/where/evaluate/attack_vs_cert.py --seed 1") == "python -m evaluate.attack_vs_cert --seed 1"
+    for path, module in (
+        ("/clone/evaluate/sweep/__main__.py", "evaluate.sweep"),
+        ("/site-packages/robustpatch/evaluate/attack_vs_cert.py", "robustpatch.evaluate.attack_vs_cert"),
+        ("/site-packages/robustpatch/train.py", "robustpatch.train"),
+    ):
+        assert command_of(path) == f"python -m {module}"
     assert command_of("/usr/bin/robustpatch attack-vs-cert --patch '2*5x5'") == (
         "robustpatch attack-vs-cert --patch '2*5x5'"
     )
@@ -150,7 +162,7 @@ def test_tables_and_gallery_are_of_the_records(small):
     for part in ("clean", "certified", "under_all"):
         whole = {"certified": "certified_exact"}.get(part, part)
         assert sum(getattr(row, part).hits for row in report.classes) == getattr(summary, whole).hits
-    assert {card.index for card in report.cards} == {r.index for r in records if outcome(r) != "wrong"}
+    assert {card.index for card in report.cards} == {r.index for r in records}, "those that were wrong before, too"
     for card in report.cards:
         assert card.outcome == outcome(records[card.index])
         assert card.maps[0].worst == card.margin == records[card.index].margin_exact
@@ -220,7 +232,7 @@ def test_without_a_certificate(tmp_path):
     evaluate(model, image_set(x, model(x).argmax(dim=1), 3), THREAT, ATTACKS, Settings(8), tmp_path)
     seen = Page.of(html_of(tmp_path))
     assert seen.said(".verdict")[0].startswith("NO CERTIFICATE ")
-    assert [text[:1] for text in seen.said("dd")][1:3] == ["–", "–"]
+    assert seen.said("dd")[2] == "– no certificate"
     assert "what these attacks left" in seen.said("main")[0]
     assert "patch size" not in seen.said("main")[0]
     assert "not certified:" not in " ".join(seen.said("h3"))
@@ -248,7 +260,7 @@ def test_without_attacks(tmp_path):
     write_report(tmp_path)
     seen = Page.of(html_of(tmp_path))
     assert seen.said(".verdict")[0].startswith("NOT TESTED ")
-    assert seen.said("dd")[3] == "– no attack was run"
+    assert seen.said("dd")[1] == "– no attack was run"
     assert "No attack was run." in seen.said("main")[0]
     assert "standing" not in seen.said("main")[0]
     assert "standing" not in rendered(tmp_path)
@@ -415,3 +427,42 @@ def test_contrast(scheme):
             assert contrast(colour[part], colour[ground]) >= 3, (part, ground)
     assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
     assert contrast(torch.tensor([0.5] * 3).tolist(), (1, 1, 1)) == pytest.approx(3.98, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("images", "missing", "refuted", "said"),
+    [
+        (1, {2: 1}, 1, "1 image is undecided"),
+        (1, {1: 1}, 0, "found one that does. The best patch found fell 1 vote short"),
+        (2, {2: 1, 4: 1}, 2, "certify them: that takes another classifier. The best patches found fell 2 to 4 votes"),
+        (2, {3: 2}, 0, "The best patch found fell 3 votes short on each"),
+        (9, {1: 2, 2: 4, 30: 3}, 4, "certify 4 of them: that takes another classifier"),
+        (9, {1: 2, 2: 4, 30: 3}, 0, "The best patches found fell 1 to 30 votes short, on half of them at most 2"),
+    ],
+)
+def test_the_gap_in_words(images, missing, refuted, said):
+    """Sentences, whatever the numbers: no lists, and one image is one."""
+    text = gap_text(Gap(images, refuted, {"5 of 6": images}, missing))
+    assert said in text
+    assert "5 of 6" not in text
+    assert ("1 images" in text, "1 votes" in text) == (False, False)
+
+
+def test_one_image_is_one(tmp_path):
+    """In the title, the verdict and the sentence that leads."""
+    records = [record(0, exact=True, attacks=[replace(attack(), patches=1)])]
+    report = read_report(folder_of(tmp_path, records, []))
+    assert report.title.startswith("1 toy test image, ")
+    assert report.survival == "1 of 1 image survives every attack tried; 1 provably survives all"
+    assert "1 certified image attacked without pruning, 1 patch judged" in report.verdict
+
+
+def test_images_that_were_wrong_before(tmp_path):
+    """They are in the gallery, with no patch to blame."""
+    x = np.zeros((1, 8, 8), np.uint8)
+    shown = Exhibit(0, "wrong", (8, 8), x, None, False, None, None, None, [], None)
+    records = [record(0, correct=False), record(1, attacks=[attack(broken=True)])]
+    seen = Page.of(html_of(folder_of(tmp_path, records, [shown], threat="3x3")))
+    assert seen.said("h3") == ["Image 0: wrong before any attack"]
+    assert "1 is wrong before any attack." in seen.said("li")[1]
+    assert "1 can be fooled" in seen.said("li")[0]

@@ -99,7 +99,7 @@ def test_the_gallery_draws_what_the_footprints_say(threat, tmp_path):
     report = read_report(tmp_path)
     assert report.threat is not None
     assert len(report.threat.pictures) == len(threat.threats)
-    assert "<h2>The threat</h2>" in page(report)
+    assert '<h2 id="threat">' in page(report)
     open_places = [(card.maps[0].open, card.maps[0].placements) for card in report.cards if len(card.maps) == 1]
     assert all(number == len(threat.threats[0].family(4, 8)) for _, number in open_places)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def test_round_trip(saved):
     assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
     assert torch.equal(SmoothedClassifier.from_pretrained(path).predict(toys.images()), model.predict(toys.images()))
     assert load_checkpoint(str(path), voting=TopOne()).model.voting == TopOne()
+
+
+def test_a_packed_one_is_the_same(saved, tmp_path):
+    """The same name and SHA-256, which are of what is packed; one that is cut off, padded or a bomb is refused."""
+    model, path = saved
+    packed = tmp_path / "model.safetensors.xz"
+    save_checkpoint(packed, model, CONFIG)
+    one, other = load_checkpoint(path), load_checkpoint(packed)
+    assert (one.name, one.sha256) == (other.name, other.sha256)
+    assert torch.equal(one.model.scores(toys.images()), other.model.scores(toys.images()))
+    whole = packed.read_bytes()
+    bomb = lzma.compress(bytes(2**21), preset=0)
+    cases = {"cut off": whole[:-10], "followed": whole + b"more", "more than": bomb, "Input format": b"no xz file" * 9}
+    for message, data in cases.items():
+        packed.write_bytes(data)
+        with pytest.raises(InvalidInput, match=rf"damaged or no safetensors file .*({message})"):
+            load_checkpoint(packed)
 
 
 def test_another_ablation_is_refused(saved):

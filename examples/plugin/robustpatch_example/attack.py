@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-
-from attacks.base import Proposal
+from robustpatch.attacks.base import Proposal
 
 
 @dataclass(frozen=True)

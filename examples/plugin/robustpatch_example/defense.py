@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attacks.surfaces import WholeView, whole_view_class
+from robustpatch.attacks.surfaces import WholeView, whole_view_class
+
 from robustpatch.defenses import Defended, Defense
 
 

@@ -155,7 +155,7 @@ def test_a_broken_certificate_ends_with_status_1(checkpoint, tmp_path, monkeypat
     assert call(*given).exit_code == 1
     monkeypatch.setattr(replaying, "load_checkpoint", lambda name: planted(checkpoint))
     for file in files:
-        assert f"attack_vs_cert --checkpoint {checkpoint} --replay {file}" in result.stdout
+        assert f"robustpatch attack-vs-cert --checkpoint {checkpoint} --replay {file}" in result.stdout
         again = call("--checkpoint", checkpoint, "--replay", file)
         assert again.exit_code == 1, again.output
         assert "the counterexample stands" in again.stdout

@@ -159,7 +159,7 @@ def test_the_command(place):
         ("[[floor]]\nleast = 1\nmeasure = 'x'", 2, "measure is 'x'; use 'clean', 'certified'"),
         ("[[floor]]\nleast = 1\nside = 2\nthreat = '1x1'", 2, "leave measure and threat out"),
         ("[[floor]]\nleast = 1\nsides = 2", 2, "sides is no option here"),
-        ("[[convert]]\nto = 'int4'", 2, "to is 'int4'; use 'bfloat16' or 'int8'"),
+        ("[[convert]]\nto = 'int4'", 2, "to is 'int4'; use 'bfloat16', 'int8' or 'onnx'"),
         ("floor = 3", 2, "floor is 3; give a list"),
         ("[run]\nbudget = 0\n[[floor]]\nleast = 1", 2, "[run]: budget is 0"),
         ("title = 'x'", 2, "it has no rule"),

@@ -208,7 +208,7 @@ def test_the_table_ends_with_the_verdict(records, word):
     group = summary_table(summarise(records), title="t", guard=1e-4, deviation=1e-8, seconds=1.0)
     verdict = str(group.renderables[-1])
     assert verdict.startswith(word + ":")
-    assert "certified images attacked without pruning" in verdict
+    assert "attacked without pruning" in verdict
 
 
 LITTLE = attack(visited=0.004)
@@ -218,12 +218,12 @@ LITTLE = attack(visited=0.004)
     ("records", "said"),
     [
         (RECORDS, "3 of 7 images survive every attack tried; 2 provably survive all"),
-        (UNDEFENDED, "1 of 2 images survive every attack tried"),
-        ([record(0)], "1 of 1 images are right, and no attack was run; 0 provably survive all"),
+        (UNDEFENDED, "1 of 2 images survives every attack tried"),
+        ([record(0)], "1 of 1 image is right, and no attack was run; 0 provably survive all"),
         ([record(0, exact=None, attacks=[LITTLE])], "none tried more than 0.4% of the places: that says little"),
         (
             [record(0, exact=True, attacks=[attack(unpruned=True, broken=True)])],
-            "0 of 1 images survive every attack tried; 1 were certified to survive all, and not all did",
+            "0 of 1 image survive every attack tried; 1 was certified to survive all, and not all did",
         ),
     ],
 )

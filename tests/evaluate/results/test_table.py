@@ -46,7 +46,7 @@ def test_one_entry_adds_a_column_everywhere(tmp_path, monkeypatch):
         monkeypatch.setattr(import_module(module), "ATTACKS", (*columns.ATTACKS, more))
     report = read_report(tmp_path)
     name = report.attacks[0].name
-    assert f"<td>*{name}* lost</td>" in page(report)
+    assert f'<td data-label="words">*{name}* lost</td>' in page(report)
     assert rf"\*{name}\* lost" in markdown(report)
     console = Console(width=300)
     with console.capture() as shown:
@@ -67,7 +67,9 @@ def test_cells_are_text_in_every_form(form):
     elif form == "html":
         html = str(table.html("c<"))
         assert "<caption>c&lt;</caption>" in html
-        assert '<th scope="row">&lt;b&gt;|[red]*x*</th><td class="number">&lt;b&gt;|[red]*x*</td>' in html
+        assert (
+            '<th scope="row">&lt;b&gt;|[red]*x*</th><td class="number" data-label="n">&lt;b&gt;|[red]*x*</td>' in html
+        )
         assert '<span class="meter certified" style="--v:50.0%"></span>50.0%' in html
     else:
         console = Console(width=100)
@@ -75,3 +77,18 @@ def test_cells_are_text_in_every_form(form):
             console.print(table.terminal("[red]"))
         assert "<b>|[red]*x*" in shown.get()
         assert "[red]" in shown.get().splitlines()[0]
+
+
+def test_nothing_is_cut_off_where_the_terminal_is_narrow():
+    """A table that does not fit is a line or two for each row, with the names of its columns."""
+    rows = ["short", "a name that is long"]
+    table = Table.of((Column[str]("", str, words=True), Column[str]("a long heading", lambda row: row)), rows)
+    wide, narrow = Console(width=80), Console(width=30)
+    with wide.capture() as shown:
+        wide.print(table.terminal("t"))
+    assert "──" in shown.get()
+    with narrow.capture() as shown:
+        narrow.print(table.terminal("t"))
+    assert " ".join(shown.get().split()) == (
+        "t short: a long heading short a name that is long: a long heading a name that is long"
+    )

@@ -66,7 +66,7 @@ def test_exhibits_are_what_happened():
     model = classifier()
     x, found = of_scene(model)
     shown = {e.index: e for e in found.exhibits}
-    assert sorted(shown) == [r.index for r in found.records if outcome(r) != "wrong"]
+    assert {r.index for r in found.records if outcome(r) != "wrong"} <= set(shown)
     assert {e.outcome for e in found.exhibits} >= {"certified", "broken"}
     votes, certificate = model.votes(x), model.certify(x, THREAT)
     for i, e in shown.items():
@@ -78,6 +78,8 @@ def test_exhibits_are_what_happened():
         (only,) = e.maps
         assert (only.threat, only.shape, only.step) == ((2, 2), (3, 9), 1)
         assert only.margins.flatten().tolist() == certificate.placement_margin[i].tolist()
+        if e.outcome == "wrong":
+            continue  # it was not attacked
         own = found.records[i].attacks
         a = e.attacked
         if e.outcome == "broken":

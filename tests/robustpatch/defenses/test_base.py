@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from evaluate.model.identity import weights_sha256
-from robustpatch import defenses
 from robustpatch.checkpoints import load_checkpoint, network_of
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.data.images import ImageSet
-from robustpatch.defenses import Defended, Defense, parse_defense
+from robustpatch.defenses import Defended, Defense, parse_defense, registry
 from robustpatch.errors import InvalidInput
 from robustpatch.training.config import TrainingConfig
 from tests import helpers, toys
@@ -46,7 +45,7 @@ class Lit(Defended):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(defenses._HOME, "brighter", f"{__name__}:Brighter")
+    monkeypatch.setitem(registry.KNOWN, "brighter", f"{__name__}:Brighter")
 
 
 SETTINGS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustpatch.defenses.double_masking import MaskedPredictions, certify, closed, infer, leads, steady
-from robustpatch.defenses.masking import MaskSet
+from robustpatch.defenses.masking import Boxes, MaskSet
 from robustpatch.threats.parse import parse_threat
 from robustpatch.threats.rectangle import PatchThreat
 
@@ -31,7 +31,7 @@ def mask_set(text: str) -> MaskSet:
     """Of images of 4×6: "2x3" masks for a patch of 1×2, or for "2*" so many."""
     count, _, masks = text.rpartition("*")
     down, across = map(int, masks.split("x"))
-    return MaskSet.for_patch(PatchThreat(1, 2, int(count or 1)), (down, across), (4, 6))
+    return Boxes.for_patch(PatchThreat(1, 2, int(count or 1)), (down, across), (4, 6))
 
 
 def hiding(masks: MaskSet) -> list[torch.Tensor]:
@@ -97,7 +97,7 @@ def test_no_adversary_changes_a_closed_placement_and_one_changes_every_other(mad
 
     And the certificate says that all placements are closed, no less and no more.
     """
-    sets, threat = MaskSet.for_patch(parse_threat(made_for, size), masks, size), PatchThreat(1, 1)
+    sets, threat = Boxes.for_patch(parse_threat(made_for, size), masks, size), PatchThreat(1, 1)
     tables, hides = all_tables(len(sets.unions), classes), sets.hiding_at(threat)
     looks = looks_at(sets, tables, classes)
     looks.ask(*torch.broadcast_tensors(torch.arange(len(tables))[:, None], torch.arange(len(sets.unions))))
@@ -171,7 +171,7 @@ def test_a_gap_of_twice_the_guard_is_not_enough():
 
 
 def test_nothing_is_asked_twice_and_no_more_than_it_takes():
-    masks = MaskSet.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
+    masks = Boxes.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
     sure = torch.zeros(1, 666, dtype=torch.long)
     pair = sure.clone()
     pair[0, masks.pair[3, 4]] = 1
@@ -191,7 +191,7 @@ def test_nothing_is_asked_twice_and_no_more_than_it_takes():
 
 def test_unsure_views_are_paired_first():
     """A failing pair of the two least sure views is the first asked."""
-    masks = MaskSet.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
+    masks = Boxes.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
     gaps = torch.full((666,), GAP)
     gaps[[8, 20]] = 1.0
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustpatch.defenses.masking import MaskSet
+from robustpatch.defenses.masking import Boxes, MaskSet
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.parse import parse_threat
@@ -34,7 +34,7 @@ def is_hidden(masks: MaskSet, threat: PatchThreat) -> bool:
 @given(SIDES, SIDES, SIDES, PER_AXIS)
 def test_every_placement_lies_inside_some_mask(size, share, other, per_axis):
     patch = fitting(size, share)
-    masks = MaskSet.for_patch(patch, per_axis, size)
+    masks = Boxes.for_patch(patch, per_axis, size)
     assert is_hidden(masks, patch)
     assert masks.covers(patch)
     assert masks.covers(fitting(size, other)) == is_hidden(masks, fitting(size, other))
@@ -42,7 +42,7 @@ def test_every_placement_lies_inside_some_mask(size, share, other, per_axis):
 
 @given(SIDES, SIDES, PER_AXIS)
 def test_masks_are_inside_the_image_distinct_and_of_one_size(size, share, per_axis):
-    masks = MaskSet.for_patch(fitting(size, share), per_axis, size)
+    masks = Boxes.for_patch(fitting(size, share), per_axis, size)
     hidden = masks.hidden()
     assert hidden.shape == (len(masks), *size)
     assert len(masks.rows) <= per_axis[0]
@@ -62,12 +62,12 @@ def test_masks_are_inside_the_image_distinct_and_of_one_size(size, share, per_ax
 )
 def test_masks_of_the_paper(size, patch, masks, rows, side):
     """Section 3.1: stride ceil((n - m + 1) / k), side m + stride - 1."""
-    found = MaskSet.for_patch(parse_threat(patch, size), masks, size)
+    found = Boxes.for_patch(parse_threat(patch, size), masks, size)
     assert (found.rows, found.height) == (rows, side)
 
 
 def test_unions_are_single_masks_and_pairs():
-    masks = MaskSet.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
+    masks = Boxes.for_patch(PatchThreat(5, 5), (6, 6), (28, 28))
     assert (len(masks.views), len(masks.unions)) == (36, 666)
     hidden = masks.hidden()
     for s, t in product((0, 7, 35), (0, 1, 35)):
@@ -76,7 +76,7 @@ def test_unions_are_single_masks_and_pairs():
 
 @pytest.mark.parametrize(("masks", "unions"), [((1, 1), 1), ((1, 2), 1), ((1, 3), 4), ((2, 2), 11), ((3, 3), 246)])
 def test_two_patches_are_hidden_by_views_of_two_masks(masks, unions):
-    found = MaskSet.for_patch(PatchThreat(2, 2, 2), masks, (6, 7))
+    found = Boxes.for_patch(PatchThreat(2, 2, 2), masks, (6, 7))
     assert len(found.unions) == unions
     hidden = found.hidden()
     views = hidden[found.views].any(dim=1)
@@ -91,7 +91,7 @@ def test_two_patches_are_hidden_by_views_of_two_masks(masks, unions):
 @given(SIDES, SIDES, SIDES, PER_AXIS)
 def test_views_that_hide_each_placement(size, share, other, per_axis):
     """Against pixels, for the patch that the masks are made for and any other."""
-    masks = MaskSet.for_patch(fitting(size, share), per_axis, size)
+    masks = Boxes.for_patch(fitting(size, share), per_axis, size)
     for patch in (fitting(size, share), fitting(size, other)):
         footprints = patch.footprint(patch.placements(*size)[:, None], *size)
         expected = (~footprints[:, None] | masks.hidden()).flatten(2).all(dim=2)
@@ -102,7 +102,7 @@ def test_views_that_hide_each_placement(size, share, other, per_axis):
 @pytest.mark.parametrize("patch", [PatchThreat(2, 2, 2), PatchThreat(1, 2, 2), PatchThreat(2, 1)])
 def test_views_that_hide_all_patches_at_once(patch):
     """Two of them, or fewer than the masks are made for: every choice of placements, from pixels."""
-    masks = MaskSet.for_patch(PatchThreat(2, 2, 2), (2, 2), (5, 6))
+    masks = Boxes.for_patch(PatchThreat(2, 2, 2), (2, 2), (5, 6))
     views = masks.hidden()[masks.views].any(dim=1)
     footprints = patch.footprint(patch.placements(5, 6)[:, None], 5, 6)
     expected = set()
@@ -116,15 +116,15 @@ def test_views_that_hide_all_patches_at_once(patch):
 
 
 def test_threats_that_are_covered_and_not():
-    masks = MaskSet.for_patch(PatchThreat(4, 2), (3, 3), (10, 9))
+    masks = Boxes.for_patch(PatchThreat(4, 2), (3, 3), (10, 9))
     assert masks.covers(AnyOf([PatchThreat(4, 1), PatchThreat(1, 2)]))
     assert not masks.covers(AnyOf([PatchThreat(4, 1), PatchThreat(2, 4)]))
     assert not masks.covers(PatchThreat(1, 1, 2))
-    assert MaskSet.for_patch(PatchThreat(4, 2, 2), (3, 3), (10, 9)).covers(PatchThreat(4, 2))
+    assert Boxes.for_patch(PatchThreat(4, 2, 2), (3, 3), (10, 9)).covers(PatchThreat(4, 2))
 
 
 def test_wrong_numbers_are_refused():
     with pytest.raises(InvalidInput, match="masks is 0x3"):
-        MaskSet.for_patch(PatchThreat(2, 2), (0, 3), (6, 6))
+        Boxes.for_patch(PatchThreat(2, 2), (0, 3), (6, 6))
     with pytest.raises(InvalidInput, match="larger than the image"):
-        MaskSet.for_patch(PatchThreat(7, 2), (2, 3), (6, 6))
+        Boxes.for_patch(PatchThreat(7, 2), (2, 3), (6, 6))

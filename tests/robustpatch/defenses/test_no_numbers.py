@@ -16,6 +16,7 @@ from tests import toys
 
 ONE = PatchThreat(1, 1)
 OPTIONS = {"patchcleanser": ":masks=2,patch=1x1", "patchguard": ":window=1x1"}
+OPTIONS["patchguard-alerts"] = ":window=1x1,threshold=1"
 
 
 def spoiled(value: float, classes: slice, channels: int = 1) -> nn.Module:
@@ -41,12 +42,12 @@ def defended(name: str, value: float, classes: slice) -> nn.Module:
     if name == "smoothed":
         return smoothed
     defense = parse_defense(name + OPTIONS.get(name, ""))
-    network = smoothed if name == "patchguard" else spoiled(value, classes)
+    network = smoothed if name.startswith("patchguard") else spoiled(value, classes)
     return defense.wrap(network, num_classes=toys.CLASSES).eval()
 
 
 NAMES = ["undefended", "smoothed", *known_defenses()]
-MANY_VIEWS = ("smoothed", "patchcleanser", "patchguard", "minority-reports")
+MANY_VIEWS = ("smoothed", "patchcleanser", "patchguard", "patchguard-alerts", "minority-reports")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,6 +16,7 @@ from robustpatch.networks import (
     ConvBlockNet,
     GridNet,
     MnistCNN,
+    PooledCNN,
     ResidualStripNet,
     ResNet18,
     SmallCNN,
@@ -233,3 +234,24 @@ def test_the_usual_network():
     for options in ({"widths": []}, {"image_size": (28, 3)}, {"widths": [2] * 5}):
         with pytest.raises(InvalidInput, match=r"widths is .* than the image can be halved"):
             SmallCNN(**options)
+
+
+def test_the_network_for_small_photographs():
+    """About two million parameters; any size that can be halved; one pixel reaches the logits from any corner."""
+    net = toys.seeded(PooledCNN)
+    assert sum(tensor.numel() for tensor in net.parameters()) == 1_977_514
+    x = toys.images(3, 4, (13, 9))
+    other = toys.seeded(lambda: PooledCNN(image_size=(13, 9), in_channels=4, num_classes=5, widths=[3, 6, 4], first=2))
+    assert other(x).shape == (3, 5)
+    assert other.to(torch.bfloat16)(x).dtype == torch.bfloat16
+    built = build(
+        "pooled-cnn", image_shape=(3, 9, 9), num_classes=5, options={"widths": [4]}, ablation=None, encoding=None
+    )
+    x = toys.images(1, 3, (9, 9))
+    for row, column in ((0, 0), (8, 8)):
+        changed = x.clone()
+        changed[..., row, column] += 9
+        assert (built.eval()(changed) != built.eval()(x)).any()
+    for options in ({"widths": []}, {"image_size": (32, 8)}, {"widths": [2, 0]}, {"first": 0}):
+        with pytest.raises(InvalidInput, match=r"widths is .* than the image can be halved"):
+            PooledCNN(**options)

@@ -230,6 +230,7 @@ def test_every_footprint_and_every_vote(first, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3_600)  # a thousand cases: half a minute of a core, minutes of a busy one
 @pytest.mark.parametrize("first", range(1000, 13_000, 1000))
 def test_every_footprint_and_every_vote_ten_thousand_times(first, tmp_path):
     """The same, 12,000 cases, of which 10,000 and more are none that are left out."""

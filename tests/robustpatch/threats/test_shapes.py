@@ -14,7 +14,7 @@ from robustpatch.ablations.parse import parse_ablation
 from robustpatch.ablations.sparse import SparseAblation
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.top_k import certify_top_k
-from robustpatch.defenses.masking import MaskSet
+from robustpatch.defenses.masking import Boxes
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import AnyOf, AreaShare, PatchThreat, Rectangles, parse, parse_threat, threat_from_dict
 from robustpatch.voting.votes import Votes
@@ -87,10 +87,10 @@ def test_containment_by_footprint():
 
 def test_masks_and_chances_by_footprint():
     """Masks that hide the corner everywhere; the pixels that count for the chance are the three covered."""
-    masks = MaskSet.for_patch(Corner(), (2, 2), (5, 6))
+    masks = Boxes.for_patch(Corner(), (2, 2), (5, 6))
     assert masks.covers(Corner())
     assert torch.equal(masks.hiding_at(Corner()), Corner().families(5, 6)[0].inside(masks.hidden()))
-    assert not MaskSet((0, 3), (0, 3), 2, 3, (5, 6)).covers(Corner())
+    assert not Boxes((0, 3), (0, 3), 2, 3, (5, 6)).covers(Corner())
     sparse = SparseAblation(2)
     assert sparse.touched_chance(Corner(), 4, 4) == sparse.touched_chance(PatchThreat(1, 3), 4, 4)
     assert sparse.touched_chance(Corner(2), 4, 4) == sparse.touched_chance(PatchThreat(2, 3), 4, 4)

@@ -101,6 +101,7 @@ def test_every_allowed_footprint_and_every_vote(first, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3_600)  # a thousand cases: half a minute of a core, minutes of a busy one
 @pytest.mark.parametrize("first", range(1000, 6000, 1000))
 def test_every_allowed_footprint_and_every_vote_thousands_of_times(first, tmp_path):
     torch.manual_seed(first)
