@@ -18,7 +18,8 @@ from evaluate.model.load import subject_of
 from evaluate.model.own import images_of, source_of
 from evaluate.report import write_report
 from evaluate.results.metrics import summarise
-from evaluate.results.summary_table import summary_table, verdict
+from evaluate.results.report_columns import summary_table
+from evaluate.results.sentences import verdict
 from evaluate.runs.batch import Settings
 from evaluate.runs.cluster import Cluster
 from evaluate.runs.estimate import Estimate, at_most, estimate

@@ -11,8 +11,9 @@ from typing import Any
 from evaluate.report.cards import Card, ThreatPicture, read_cards
 from evaluate.report.note import assumption, budgets, command_of, title_of
 from evaluate.results.metrics import AttackSummary, Share, Summary, as_json, certified_by_size, summarise
-from evaluate.results.summary_table import ClassRow, Line, gap_text, survival_text
-from evaluate.results.summary_table import verdict as verdict_of
+from evaluate.results.report_columns import ClassRow, Line
+from evaluate.results.sentences import gap_text, survival_text
+from evaluate.results.sentences import verdict as verdict_of
 from evaluate.runs.gallery import outcome
 from evaluate.runs.records import Record, read_deviation, read_records
 from evaluate.runs.replay import replay_command

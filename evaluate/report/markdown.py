@@ -5,7 +5,7 @@ from __future__ import annotations
 from evaluate.report.cards import Card
 from evaluate.report.data import Report
 from evaluate.report.page import attacks_table, certified_name, facts, headline, notes_table, outcome_names, parts
-from evaluate.results.summary_table import CLASSES, PARTS, SHARES, Line, Sizes
+from evaluate.results.report_columns import CLASSES, PARTS, SHARES, Line, Sizes
 from evaluate.results.table import Column, Table
 from robustpatch.cli.text import code_block
 from robustpatch.cli.text import markdown as plain

@@ -14,7 +14,7 @@ from evaluate.report.cards import AttackedPicture, Card, MapPicture
 from evaluate.report.data import Report
 from evaluate.report.pictures import ramp, sides_chart
 from evaluate.results.metrics import Share
-from evaluate.results.summary_table import ATTACKS, CLASSES, Part, Sizes, exactly, interval, percent
+from evaluate.results.report_columns import ATTACKS, CLASSES, Part, Sizes, exactly, interval, percent
 from evaluate.results.table import Table
 from robustpatch.cli.text import counted
 from robustpatch.errors import InvalidInput

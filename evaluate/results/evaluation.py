@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from evaluate.results.drawing import load_matplotlib
 from evaluate.results.metrics import Summary, summarise
-from evaluate.results.summary_table import ATTACKS, Line, headline, verdict
+from evaluate.results.report_columns import ATTACKS, Line, headline
+from evaluate.results.sentences import verdict
 from evaluate.results.table import Table, schema_of
 from evaluate.runs.records import AttackRecord, Record
 from robustpatch.cli.text import visible

@@ -19,7 +19,7 @@ from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches, Threat
 from robustpatch.voting.votes import Scored, Votes
 
-SAMPLED = 64  # of so many images of a batch, one
+SAMPLED = 16  # of so many images of a batch, one
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from attacks import Ensemble, SparseRS
 from evaluate import summarise
 from evaluate.results.metrics import LEVEL
-from evaluate.results.summary_table import verdict
+from evaluate.results.sentences import verdict
 from evaluate.runs.records import read_records
 from robustpatch.ablations.kinds import Columns
 from robustpatch.certificates.randomized import Sampling

@@ -11,7 +11,7 @@ from torch import nn
 from attacks import PatchPGD
 from attacks.base import judge
 from evaluate import Settings, evaluate, summarise
-from evaluate.results.summary_table import verdict
+from evaluate.results.sentences import verdict
 from robustpatch.certificates.exact import Certificate
 from robustpatch.classifiers.isolation import checked
 from robustpatch.errors import InvalidInput

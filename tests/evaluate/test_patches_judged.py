@@ -15,7 +15,7 @@ from attacks import Control, Ensemble, ExhaustivePGD, FromART, LaVAN, Oracle, Pa
 from attacks.base import LEVEL, judge, visible
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import summarise
-from evaluate.results.summary_table import verdict
+from evaluate.results.sentences import verdict
 from evaluate.runs.records import AttackRecord, Record, read_records
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.rectangle import PatchThreat

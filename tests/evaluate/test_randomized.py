@@ -14,7 +14,7 @@ from rich.console import Console
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate, summarise
 from evaluate.results.metrics import LEVEL
-from evaluate.results.summary_table import summary_table
+from evaluate.results.report_columns import summary_table
 from evaluate.runs.counterexample import load_counterexample, replay
 from evaluate.runs.records import read_records
 from robustpatch.ablations.kinds import Columns

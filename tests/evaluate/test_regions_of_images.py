@@ -10,7 +10,7 @@ import torch
 from evaluate import Settings, evaluate
 from evaluate.report.write import write_report
 from evaluate.results.metrics import summarise
-from evaluate.results.summary_table import verdict
+from evaluate.results.sentences import verdict
 from evaluate.runs.counterexample import load_counterexample, replay
 from evaluate.runs.gallery import exhibits_name, read_exhibits
 from robustpatch.ablations.kinds import Columns

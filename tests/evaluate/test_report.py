@@ -20,8 +20,8 @@ from evaluate.report import Report, page, read_report, write_report
 from evaluate.report.__main__ import app
 from evaluate.report.note import budgets, command_of
 from evaluate.results.metrics import Gap, as_json
-from evaluate.results.summary_table import ATTACKS as ATTACK_COLUMNS
-from evaluate.results.summary_table import gap_text
+from evaluate.results.report_columns import ATTACKS as ATTACK_COLUMNS
+from evaluate.results.sentences import gap_text
 from evaluate.runs.gallery import Attacked, Exhibit, exhibits_name, outcome, write_exhibits
 from evaluate.runs.records import read_records, shard_name, write_shard
 from evaluate.runs.run_identity import claim

@@ -11,7 +11,8 @@ from scipy.stats import beta
 
 from attacks.occlusion import CONTROLS
 from evaluate.results.metrics import Share, summarise
-from evaluate.results.summary_table import summary_table, survival_text
+from evaluate.results.report_columns import summary_table
+from evaluate.results.sentences import survival_text
 from evaluate.runs.records import AttackRecord, Record
 
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from evaluate.report.data import read_report
 from evaluate.report.markdown import markdown
 from evaluate.report.page import page
-from evaluate.results import summary_table as columns
+from evaluate.results import report_columns as columns
 from evaluate.results.metrics import summarise
-from evaluate.results.summary_table import summary_table
+from evaluate.results.report_columns import summary_table
 from evaluate.results.table import Code, Column, Meter, Strong, Table, schema_of
 from evaluate.runs.records import SCHEMA, AttackRecord, Record
 from tests.evaluate.runs.test_runner import run
@@ -42,7 +42,7 @@ def test_one_entry_adds_a_column_everywhere(tmp_path, monkeypatch):
     """The page, the Markdown and, since it is brief, the terminal show it."""
     records = run(tmp_path)
     more = Column[columns.Line]("words", lambda line: f"*{line.name}* lost", words=True, brief=True)
-    for module in ("evaluate.report.page", "evaluate.results.summary_table"):
+    for module in ("evaluate.report.page", "evaluate.results.report_columns"):
         monkeypatch.setattr(import_module(module), "ATTACKS", (*columns.ATTACKS, more))
     report = read_report(tmp_path)
     name = report.attacks[0].name

@@ -13,7 +13,8 @@ from rich.console import Console
 from attacks import Ensemble, ExhaustivePGD, PatchPGD
 from evaluate import Settings, evaluate
 from evaluate.results.metrics import Gap, summarise
-from evaluate.results.summary_table import gap_text, summary_table
+from evaluate.results.report_columns import summary_table
+from evaluate.results.sentences import gap_text
 from evaluate.runs.attacking import damage
 from robustpatch.ablations.kinds import Blocks, Columns, Rows
 from robustpatch.threats.any_of import AnyOf
