@@ -123,7 +123,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def time_left(done: int, left: int, seconds: float) -> str:
-    """How long the rest may take, by what was done in so many seconds; nothing where that says little."""
+    """Tell how long the rest may take, by what was done in so many seconds; nothing where that says little."""
     if done < 1 or left < 1 or seconds < LINE_EVERY:
         return ""
     rest = seconds * left / done

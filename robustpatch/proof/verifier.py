@@ -188,7 +188,7 @@ def _assumed(file: ProofFile) -> str:
 def refuse(path: str, error: Exception) -> None:
     """Say on stderr, in one line, why the file is no proof."""
     reason = " ".join(f"{error or type(error).__name__}".split())
-    print(f"{path!r} cannot be verified: {reason[:500]}", file=sys.stderr)
+    print(f"error: {path!r} cannot be verified: {reason[:500]}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:
