@@ -59,6 +59,6 @@ def test_the_image():
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {"robustpatch", "attacks", "evaluate"}
     project = about["project"]
-    assert {"pyproject.toml", "setup.py", project["readme"], *project["license-files"], *packages} <= set(copied)
+    assert {"pyproject.toml", "setup.py", "README.md", *project["license-files"], *packages} <= set(copied)
     assert steps[-1] == ["ENTRYPOINT", '["robustpatch"]']
     assert "robustpatch" in project["scripts"]

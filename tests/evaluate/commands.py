@@ -134,6 +134,7 @@ def commands(place: Path) -> dict[str, Command]:
         "compare": Command("evaluate.compare", (run, other, *out)),
         "gate": Command("evaluate.gate.__main__", (f"{place}/gate.toml", run, *out)),
         "bundle": Command("evaluate.bundle.__main__", (run, "--output", "out/case.zip")),
+        "boards": Command("evaluate.boards", (str(place / "board" / "out"), "--output", "out/boards.html")),
         "curve": Command("evaluate.curve", (run, "--output", "out/curve.png")),
         "learning": Command(
             "evaluate.learning", (f"{place}/trained/out/checkpoint.safetensors", "--output", "out/learning.png")
@@ -156,6 +157,7 @@ def read_before(place: Path) -> dict[str, Callable[[], None]]:
         "compare": lambda: (run("evaluator", "run"), run("evaluator", "other")),
         "gate": lambda: run("evaluator", "run"),
         "bundle": lambda: run("evaluator", "run"),
+        "boards": lambda: run("leaderboard", "board"),
         "curve": lambda: run("evaluator", "run"),
         "learning": lambda: run("train", "trained"),
     }
