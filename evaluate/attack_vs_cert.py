@@ -171,7 +171,7 @@ def carry_out(options: Options, errors: Console) -> int:
 
 def _long(seconds: float, options: Options) -> list[str]:
     """What is said before a run that may take long."""
-    if seconds < 300:
+    if seconds < 900:
         return []
     shorter = "--dry-run estimates more closely; --attacks quick, --budget or --num-images make it shorter"
     shorter = shorter.replace("--attacks quick, ", "") if options.attacks != "standard" else shorter

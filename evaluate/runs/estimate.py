@@ -13,7 +13,7 @@ from attacks.base import PatchAttack
 from evaluate.runs.batch import Settings, evaluate_batch
 from robustpatch.classifiers.as_classifier import as_classifier
 from robustpatch.classifiers.base import Classifier
-from robustpatch.classifiers.isolation import predict
+from robustpatch.classifiers.isolation import predict_with_cost
 from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.data.images import ImageSet
 from robustpatch.threats.base import Threat
@@ -26,6 +26,7 @@ _PASSES = 2  # over all ablations of an image: of certify and of predict
 _GRADIENT = 2  # times the seconds of scoring an ablation, with its gradient
 _BUDGET = 5_000  # evaluations of an attack that says of no limit
 _FEW = 8  # ablations that are timed
+_TOGETHER = 64  # images that are timed at once
 _SHORT = 1_000_000  # evaluations, of which nobody needs to be told beforehand
 
 Progress = Callable[[int, str], None]
@@ -56,7 +57,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Cost:
-    """The cost of scoring: `seconds` of an ablation, or of a prediction where there are none; `ablations` an image."""
+    """The cost of scoring: `seconds` of an ablation, or of a pass of the network where there are none; `ablations`, or
+    passes, an image.
+    """
 
     seconds: float
     ablations: int
@@ -133,13 +136,16 @@ def estimate(
 
 
 def at_most(model: torch.nn.Module, images: ImageSet, attacks: Sequence[PatchAttack], settings: Settings) -> float:
-    """Seconds of a run whose attacks use up their budgets on every image, from a look at one of them; real runs take
+    """Seconds of a run whose attacks use up their budgets on every image, from a look at some of them; real runs take
     less, as most images are broken earlier or need no attack. 0 of a run of few evaluations, for which none is timed.
     """
     total, budget = min(settings.num_images, len(images)), _budget(attacks, settings)
     if total * budget < _SHORT:
         return 0.0
-    cost = _cost(as_classifier(model), images.batch(range(1))[0].to(settings.device))
+    classifier, several = as_classifier(model), min(_TOGETHER, total)
+    cost = _cost(classifier, images.batch(range(1))[0].to(settings.device))
+    if cost.seconds * cost.ablations * several < CHEAP / 10:  # one by one such images cost many times as much
+        cost = _cost(classifier, images.batch(range(several))[0].to(settings.device))
     return total * (cost.certifying + cost.attacking(budget))
 
 
@@ -150,15 +156,19 @@ def _budget(attacks: Sequence[PatchAttack], settings: Settings) -> int:
 
 @torch.no_grad()
 def _cost(model: Classifier, x: Tensor) -> _Cost:
-    """The faster of two measurements on one image: the first may pay for what is done once."""
+    """The faster of two measurements on images [B,C,H,W]: the first may pay for what is done once."""
     smoothed = guarded_classifier(model)
-    ablations = 1 if smoothed is None else smoothed.ablation.count(*x.shape[2:])
+    ablations = 0 if smoothed is None else smoothed.ablation.count(*x.shape[2:])
     few = torch.arange(min(_FEW, ablations), device=x.device)
     scored = ablations if smoothed is None or smoothed.one_pass else len(few)
     taken = []
     for _ in range(2):
         started = time.monotonic()
-        done = predict(model, x) if smoothed is None else smoothed.logits(x.clone(), None if smoothed.one_pass else few)
+        if smoothed is None:
+            done, spent = predict_with_cost(model, x)
+            ablations = scored = max(1, int(spent.max()))  # as many passes of the network, which are its evaluations
+        else:
+            done = smoothed.logits(x.clone(), None if smoothed.one_pass else few)
         done.sum().item()  # waits for the device
-        taken.append((time.monotonic() - started) / scored)
+        taken.append((time.monotonic() - started) / (scored * len(x)))
     return _Cost(min(taken), ablations)

@@ -29,7 +29,7 @@ def test_a_long_run_says_so_before_it_begins(monkeypatch):
         (line,) = _long(seconds, SimpleNamespace(attacks=attacks))
         assert line.startswith("this may take up to about 33 minutes: --dry-run estimates more closely")
         assert remedy in line
-    assert _long(200.0, SimpleNamespace(attacks="standard")) == []
+    assert _long(800.0, SimpleNamespace(attacks="standard")) == []
 
 
 def test_lines_of_a_log_say_how_long_the_rest_may_take(monkeypatch):
