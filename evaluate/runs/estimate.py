@@ -142,9 +142,10 @@ def at_most(model: torch.nn.Module, images: ImageSet, attacks: Sequence[PatchAtt
     total, budget = min(settings.num_images, len(images)), _budget(attacks, settings)
     if total * budget < _SHORT:
         return 0.0
-    classifier, several = as_classifier(model), min(_TOGETHER, total)
+    classifier = as_classifier(model)
     cost = _cost(classifier, images.batch(range(1))[0].to(settings.device))
-    if cost.seconds * cost.ablations * several < CHEAP / 10:  # one by one such images cost many times as much
+    several = min(_TOGETHER, total, int(CHEAP / 2 / (cost.seconds * cost.ablations)))
+    if several > 1:  # one by one small images cost many times as much
         cost = _cost(classifier, images.batch(range(several))[0].to(settings.device))
     return total * (cost.certifying + cost.attacking(budget))
 
@@ -163,12 +164,15 @@ def _cost(model: Classifier, x: Tensor) -> _Cost:
     scored = ablations if smoothed is None or smoothed.one_pass else len(few)
     taken = []
     for _ in range(2):
-        started = time.monotonic()
+        started = time.monotonic(), time.process_time()
         if smoothed is None:
             done, spent = predict_with_cost(model, x)
             ablations = scored = max(1, int(spent.max()))  # as many passes of the network, which are its evaluations
         else:
             done = smoothed.logits(x.clone(), None if smoothed.one_pass else few)
         done.sum().item()  # waits for the device
-        taken.append((time.monotonic() - started) / (scored * len(x)))
-    return _Cost(min(taken), ablations)
+        passed, busy = time.monotonic() - started[0], time.process_time() - started[1]
+        taken.append(
+            min(passed, busy) / (scored * len(x))
+        )  # on a busy machine threads wait for each other, at times long
+    return _Cost(max(min(taken), 1e-9), ablations)
