@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from attacks.surfaces.smoothed import TouchedSurface
 from attacks.surfaces.touched import OfTouched, soft_votes
 from attacks.surfaces.views import View
 from robustpatch.certificates.robust_masking import Masking, incidence
-from robustpatch.defenses.patchguard import MaskedClassifier
+from robustpatch.defenses.patchguard import MaskedClassifier, WindowClassifier
 from robustpatch.threats.base import Patches
 from robustpatch.voting.votes import Scored, Votes
 
@@ -33,17 +34,24 @@ def rival_margins(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchGuardView(OfTouched):
-    """Robust masking of which only the touched ablations are scored again; the rest contribute what they did.
+class WindowView(OfTouched):
+    """A classifier judged by windows, of which only the touched ablations are scored again; the rest contribute what
+    they did. `cast`: the clean votes, or units.
+    """
+
+    classifier: WindowClassifier
+    masking: Masking
+    cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchGuardView(WindowView):
+    """Robust masking.
 
     The objective is what masking leaves of y less what it leaves of the rival, in whole contributions; its gradient
     that of what is heard. (On MNIST as many images broke with the masked windows weighed softly, or with no masking in
-    the objective at all.) `cast` [P,N,K]: the clean votes, or units.
+    the objective at all.)
     """
-
-    classifier: MaskedClassifier
-    masking: Masking
-    cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"]
 
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network = self.classifier.network
@@ -65,17 +73,14 @@ class WholePatchGuardSurface(Surface):
         self.enough = self.forward_cost / 5  # votes
 
 
-class PatchGuardSurface(TouchedSurface):
-    """Robust masking of which the touched ablations alone are scored again."""
+class WindowSurface(TouchedSurface):
+    """A classifier judged by windows of ablations, of which the touched ones alone are scored again."""
 
-    home = MaskedClassifier
+    certifier: WindowClassifier
+    view_class: ClassVar[type[WindowView]]
 
-    def __init__(self, classifier: MaskedClassifier, attacked: Attacked) -> None:
-        self.masked = classifier
+    def __init__(self, classifier: WindowClassifier, attacked: Attacked) -> None:
         super().__init__(classifier, classifier.network, attacked)
-
-    def _counts(self) -> Int[Tensor, "B K"]:
-        return self.masked.left(self.votes, self.attacked.size)
 
     @property
     def asking_cost(self) -> int:
@@ -83,17 +88,28 @@ class PatchGuardSurface(TouchedSurface):
 
     def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
         rows = OfTouched.rows(y, self.touched, placement, cast.shape[2], rival, reach)
-        masking = self.masked.masking(*self.attacked.size)
-        return PatchGuardView(**rows, rank=self.attacked.rank, classifier=self.masked, masking=masking, cast=cast)
-
-    def _rival_margins(self) -> list[Int[Tensor, "S K"]] | None:
-        if self.masked.overridden(MaskedClassifier, "certify"):
-            return None
-        patch = self.attacked.threat
-        return list(rival_margins(self.masked, self.votes, self.attacked.y, patch, self.attacked.size))
+        masking = self.certifier.masking(*self.attacked.size)
+        return self.view_class(**rows, rank=self.attacked.rank, classifier=self.certifier, masking=masking, cast=cast)
 
     def _placement_margin(self) -> None:
         return None
+
+
+class PatchGuardSurface(WindowSurface):
+    """Robust masking."""
+
+    home = MaskedClassifier
+    certifier: MaskedClassifier  # type: ignore[assignment]  # narrower, and set by __init__ alone
+    view_class = PatchGuardView
+
+    def _counts(self) -> Int[Tensor, "B K"]:
+        return self.certifier.left(self.votes, self.attacked.size)
+
+    def _rival_margins(self) -> list[Int[Tensor, "S K"]] | None:
+        if self.certifier.overridden(MaskedClassifier, "certify"):
+            return None
+        patch = self.attacked.threat
+        return list(rival_margins(self.certifier, self.votes, self.attacked.y, patch, self.attacked.size))
 
 
 @surface_of.register

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from attacks.surfaces.base import Attacked, Surface, surface_of
-from attacks.surfaces.smoothed import TouchedSurface
-from attacks.surfaces.touched import OfTouched, soft_votes
-from attacks.surfaces.views import View, WholeView, whole_view_class
+from attacks.surfaces.patchguard import WindowSurface, WindowView
+from attacks.surfaces.touched import soft_votes
+from attacks.surfaces.views import WholeView, whole_view_class
 from robustpatch.certificates.robust_masking import Masking
-from robustpatch.defenses.patchguard_alerts import AlarmedClassifier, answers
+from robustpatch.defenses.patchguard_alerts import AlarmedClassifier
 from robustpatch.voting.votes import first_argmax
 
 
@@ -44,7 +44,7 @@ class WholeAlarmView(WholeView):
     def __call__(self, x_adv: Float[Tensor, "P C H W"]) -> tuple[Float[Tensor, " P"], Int[Tensor, " P"]]:
         network, masking = self.classifier.network, self.classifier.masking(*x_adv.shape[2:])
         soft, votes, known = soft_votes(network, network.logits(x_adv.clone()))
-        answer = answers(masking, votes.cast)
+        answer = masking.answer_or_alert(votes.cast)
         value = unnoticed(torch.where(known, soft, 0), masking, self.rival, self.y)
         return value, torch.where(answer < 0, self.y, answer)
 
@@ -55,12 +55,8 @@ def _(classifier: AlarmedClassifier) -> type[WholeView]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlarmView(OfTouched):
-    """The same of votes of which only the touched ablations are cast again; `cast`: those of the clean images."""
-
-    classifier: AlarmedClassifier
-    masking: Masking
-    cast: Bool[Tensor, "P N K"] | Int[Tensor, "P N K"]
+class AlarmView(WindowView):
+    """The same of votes of which only the touched ablations are cast again."""
 
     def towards(self, target: int | Int[Tensor, " P"]) -> AlarmView:
         return replace(self, rival=torch.zeros_like(self.y) + target)
@@ -70,30 +66,18 @@ class AlarmView(OfTouched):
         soft, votes, known = soft_votes(network, network.logits(x_adv.clone(), self.index.clone()))
         row, place = self.valid.nonzero(as_tuple=True)
         where = row, self.index[row, place]
-        answer = answers(self.masking, self.cast.index_put(where, votes.cast[row, place]))
+        answer = self.masking.answer_or_alert(self.cast.index_put(where, votes.cast[row, place]))
         said = (self.cast.float() / votes.unit).index_put(where, torch.where(known, soft, 0)[row, place])
         return unnoticed(said, self.masking, self.rival, self.y), torch.where(answer < 0, self.y, answer)
 
 
-class AlarmSurface(TouchedSurface):
+class AlarmSurface(WindowSurface):
     """The alarm, of which the touched ablations alone are scored again."""
 
     home = AlarmedClassifier
-    certifier: AlarmedClassifier
-
-    def __init__(self, classifier: AlarmedClassifier, attacked: Attacked) -> None:
-        super().__init__(classifier, classifier.network, attacked)
+    view_class = AlarmView
 
     _clean = Surface._clean  # the most voted class may be an alert
-
-    @property
-    def asking_cost(self) -> int:
-        return 0  # the votes that are known say what is open
-
-    def _view(self, y: Tensor, cast: Tensor, placement: Tensor, rival: Tensor | None, reach: Tensor | None) -> View:
-        rows = OfTouched.rows(y, self.touched, placement, cast.shape[2], rival, reach)
-        masking = self.certifier.masking(*self.attacked.size)
-        return AlarmView(**rows, rank=self.attacked.rank, classifier=self.certifier, masking=masking, cast=cast)
 
     def _rival_margins(self) -> list[Int[Tensor, "S K"]] | None:
         if self.certifier.overridden(AlarmedClassifier, "certify"):
@@ -101,9 +85,6 @@ class AlarmSurface(TouchedSurface):
         (sets,) = self.certifier.sets_of(self.attacked.threat, *self.attacked.size)
         masking = self.certifier.masking(*self.attacked.size)
         return list(masking.unnoticed_margins(self.votes, self.attacked.y, sets))
-
-    def _placement_margin(self) -> None:
-        return None
 
 
 @surface_of.register

@@ -18,7 +18,7 @@ from robustpatch.ablations.base import Ablation
 from robustpatch.certificates.lead import lead
 from robustpatch.errors import InvalidInput
 from robustpatch.threats.base import Patches
-from robustpatch.voting.votes import Scored, Votes
+from robustpatch.voting.votes import Scored, Votes, first_argmax
 
 _LARGEST = 2**27  # cells of the matrix of windows and ablations
 _CELLS = 2**22  # of windows times sets that are worked on at once
@@ -110,11 +110,14 @@ class Masking:
         loud = self._loudest_rival(upper, sets, self.windows.to(prediction.device), votes.unit)
         return lead(free, loud, prediction[:, None])
 
-    def suspicious(self, cast: Tensor, answer: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Tell where a window holds more than t of what the contributions `cast` [B,N,K] say for this class."""
+    def answer_or_alert(self, cast: Tensor) -> Int[Tensor, " B"]:
+        """The class to which the contributions `cast` [B,N,K] add up most, the lowest of equals; -1, an alert, where a
+        window holds more than t of that.
+        """
+        answer = first_argmax(cast.sum(dim=1, dtype=torch.int64))
         own = cast.gather(2, answer[:, None, None].expand(-1, cast.shape[1], 1))
         loudest = _sums(self.windows.to(cast.device), own)[..., 0].amax(dim=1)
-        return self._exceeds(loudest, own.sum(dim=(1, 2), dtype=torch.int64))
+        return torch.where(self._exceeds(loudest, own.sum(dim=(1, 2), dtype=torch.int64)), -1, answer)
 
     def _least_own(
         self, least: Int[Tensor, "B N"], most: Int[Tensor, "B N"], sets: Tensor, windows: Tensor, unit: int

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from robustpatch.certificates.certificate import Certificate, Outcome
 from robustpatch.certificates.each_image import certify_each
-from robustpatch.certificates.exact import Certificate
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.classifiers import checks
 from robustpatch.classifiers.as_classifier import as_classifier
@@ -67,6 +68,7 @@ class WindowClassifier(Defended, CertifiedClassifier):
 
     network: SmoothedClassifier
     defense: PatchGuard
+    outcome: ClassVar[Outcome] = "recovers"
 
     def __init__(self, network: nn.Module, defense: PatchGuard, *, num_classes: int) -> None:
         super().__init__(network, defense, num_classes=num_classes)
@@ -119,6 +121,62 @@ class WindowClassifier(Defended, CertifiedClassifier):
                 )
         return sets
 
+    @abstractmethod
+    def answer_of(self, masking: Masking, cast: Tensor) -> Int[Tensor, " B"]:
+        """The answer to images whose ablations contribute `cast` [B,N,K]."""
+
+    @abstractmethod
+    def margins_of(
+        self, masking: Masking, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
+    ) -> Int[Tensor, "B S"]:
+        """The least lead of each clean answer over what a patch that touches each set can make of it, in units."""
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
+        """The answer to each image; -1 where not one of its ablations has a score. Raises `InvalidInput`.
+
+        An ablation with a score that is no number contributes nothing, which `margins_of` allows a patch on those that
+        it touches.
+        """
+        checks.inputs(self, x)
+        scores, model = self.network.scores(x), self.network
+        votes = model.voting.votes(scores, model.guard_on(x.device))
+        return answered(self.answer_of(self.masking(*x.shape[2:]), votes.cast), scores)
+
+    @torch.no_grad()
+    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
+        """Prove, for each image, that no patch within `threat` changes `predict`, or, of a classifier that alerts, that
+        under each the answer stays or is an alert.
+
+        Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
+        together, and for several patches.
+        """
+        checks.inputs(self, x)
+        threat = as_threat(threat, x.shape[2:])
+        if threat.varies:
+            return certify_each(self.certify, x, threat)
+        size, model = (x.shape[2], x.shape[3]), self.network
+        masking, sets = self.masking(*size), self.sets_of(threat, *size)
+        votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
+        prediction, maps = self.answer_of(masking, votes.cast), []
+        for one, touched in zip(threat.threats, sets, strict=True):
+            of_placement = model.ablation.touched(one, *size).set_of_placement.to(prediction.device)
+            maps.append(self.margins_of(masking, votes, prediction, touched)[:, of_placement])
+        placement_margin = torch.cat(maps, dim=1)
+        margin = placement_margin.amin(dim=1)
+        return Certificate(
+            prediction=prediction,
+            certified=margin >= 0,
+            margin=margin,
+            placement_margin=placement_margin,
+            threat=threat,
+            method="exact",
+            guard=model.guard_on(prediction.device),
+            close=votes.close.sum(dim=(1, 2)),
+            unit=votes.unit,
+            outcome=self.outcome,
+        )
+
 
 @guarded_classifier.register
 def _(classifier: WindowClassifier) -> SmoothedClassifier:
@@ -146,19 +204,6 @@ class MaskedClassifier(WindowClassifier):
         soft = torch.where(known & heard, voting.soft(torch.where(known, logits, 0)), 0).sum(dim=1) / heard.shape[1]
         return StraightThrough.apply(soft, hard)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The class with most left after masking, the lowest index among equals. Raises `InvalidInput`.
-
-        An ablation with a score that is no number contributes nothing, which `Masking.margins` allows a patch on those
-        that it touches. -1 where not one ablation of the image has a score: a patch that can touch all of them is never
-        certified.
-        """
-        checks.inputs(self, x)
-        scores, model = self.network.scores(x), self.network
-        left = self.left(model.voting.votes(scores, model.guard_on(x.device)), (x.shape[2], x.shape[3]))
-        return answered(first_argmax(left), scores)
-
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
         return self.left(self.network.votes(x.clone()), (x.shape[2], x.shape[3]))
 
@@ -166,49 +211,13 @@ class MaskedClassifier(WindowClassifier):
         """Returns what masking leaves of each class, of the contributions of the ablations of such images."""
         return self.masking(*image_size).remainder(votes.cast)[1]
 
-    @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
-        """Prove, for each image, that no patch within `threat` changes what robust masking predicts.
+    def answer_of(self, masking: Masking, cast: Tensor) -> Int[Tensor, " B"]:
+        """The class with most left after masking, the lowest index among equals."""
+        return first_argmax(masking.remainder(cast)[1])
 
-        Raises `InvalidInput` where some patch of the threat can touch ablations that no window of the detector holds
-        together, and for several patches.
-        """
-        checks.inputs(self, x)
-        threat = as_threat(threat, x.shape[2:])
-        if threat.varies:
-            return certify_each(self.certify, x, threat)
-        size, model = (x.shape[2], x.shape[3]), self.network
-        masking, sets = self.masking(*size), self.sets_of(threat, *size)
-        votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
-        return _certificate(votes, masking, sets, threat, model, size)
-
-
-def _certificate(
-    votes: Votes | Scored,
-    masking: Masking,
-    sets: list[Tensor],
-    threat: Threat,
-    model: SmoothedClassifier,
-    size: tuple[int, int],
-) -> Certificate:
-    prediction = first_argmax(masking.remainder(votes.cast)[1])
-    maps = []
-    for one, touched in zip(threat.threats, sets, strict=True):
-        of_placement = model.ablation.touched(one, *size).set_of_placement.to(prediction.device)
-        found = masking.margins(votes, prediction, touched)
+    def margins_of(
+        self, masking: Masking, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
+    ) -> Int[Tensor, "B S"]:
+        found = masking.margins(votes, prediction, sets)
         # A patch that touches all ablations can silence them all: `predict` is -1, of which no margin knows.
-        found = torch.where(touched.all(dim=1).to(found.device), found.clamp(max=-1), found)
-        maps.append(found[:, of_placement])
-    placement_margin = torch.cat(maps, dim=1)
-    margin = placement_margin.amin(dim=1)
-    return Certificate(
-        prediction=prediction,
-        certified=margin >= 0,
-        margin=margin,
-        placement_margin=placement_margin,
-        threat=threat,
-        method="exact",
-        guard=model.guard_on(prediction.device),
-        close=votes.close.sum(dim=(1, 2)),
-        unit=votes.unit,
-    )
+        return torch.where(sets.all(dim=1).to(found.device), found.clamp(max=-1), found)

@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustpatch.certificates.each_image import certify_each
-from robustpatch.certificates.exact import Certificate
+from robustpatch.certificates.certificate import Outcome
 from robustpatch.certificates.robust_masking import Masking
-from robustpatch.classifiers import checks
 from robustpatch.defenses.patchguard import PatchGuard, WindowClassifier
-from robustpatch.threats.base import Threat
-from robustpatch.threats.parse import as_threat
-from robustpatch.voting.silence import answered
-from robustpatch.voting.votes import first_argmax
+from robustpatch.voting.votes import Scored, Votes
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,12 @@ class AlarmedClassifier(WindowClassifier):
     Proof. Let a patch touch the ablations A, which some window W holds, and let class j be answered without an alert.
     W holds at most t·n_j of j's votes n_j, and the others, n_j - W's, are no more than they were on the clean image,
     R_j. So n_j ≤ R_j/(1 - t). The certified class c keeps what it has outside A. If that is more for every j, only c
-    is answered. (Printed certificates of masking at a threshold need more: votes for c itself may get a window masked.
-    Here they get an alert.)
+    is answered; where not one ablation has a score, there is an alert. (Printed certificates of masking at a threshold
+    need more: votes for c itself may get a window masked. Here they get an alert.)
     """
 
     alerts = True
+    outcome: ClassVar[Outcome] = "recovers or alerts"
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "alerts": True}
@@ -55,55 +51,17 @@ class AlarmedClassifier(WindowClassifier):
         """The shares of votes, whose argmax is `predict` where there is no alert; its gradient the soft votes'."""
         return self.network(x)
 
-    @torch.no_grad()
-    def predict(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The class of each image, -1 for an alert: also where not one ablation has a score."""
-        checks.inputs(self, x)
-        scores, model = self.network.scores(x), self.network
-        votes = model.voting.votes(scores, model.guard_on(x.device))
-        return answered(answers(self.masking(*x.shape[2:]), votes.cast), scores)
-
     def counts(self, x: Float[Tensor, "B C H W"]) -> Int[Tensor, "B K"]:
         return self.network.counts(x)
 
-    @torch.no_grad()
-    def certify(self, x: Float[Tensor, "B C H W"], threat: Threat | str) -> Certificate:
-        """Prove, for each image, that under every patch within `threat` the answer stays or is an alert.
+    def answer_of(self, masking: Masking, cast: Tensor) -> Int[Tensor, " B"]:
+        return masking.answer_or_alert(cast)
 
-        The margins are votes by which the class stays ahead of whatever is answered besides; at most -1 where the clean
-        image gets an alert. Raises `InvalidInput` as PatchGuard's does.
+    def margins_of(
+        self, masking: Masking, votes: Votes | Scored, prediction: Int[Tensor, " B"], sets: Bool[Tensor, "S N"]
+    ) -> Int[Tensor, "B S"]:
+        """Votes by which the class stays ahead of whatever is answered besides; at most -1 where the clean image gets
+        an alert.
         """
-        checks.inputs(self, x)
-        threat = as_threat(threat, x.shape[2:])
-        if threat.varies:
-            return certify_each(self.certify, x, threat)
-        size, model = (x.shape[2], x.shape[3]), self.network
-        masking, sets = self.masking(*size), self.sets_of(threat, *size)
-        votes = model.voting.votes(model.certifiable_scores(x), model.guard_on(x.device))
-        prediction, maps = answers(masking, votes.cast), []
-        for one, touched in zip(threat.threats, sets, strict=True):
-            of_placement = model.ablation.touched(one, *size).set_of_placement.to(prediction.device)
-            found = masking.unnoticed_margins(votes, prediction.clamp(min=0), touched).amin(dim=2)
-            maps.append(torch.where(prediction[:, None] < 0, found.clamp(max=-1), found)[:, of_placement])
-        placement_margin = torch.cat(maps, dim=1)
-        margin = placement_margin.amin(dim=1)
-        return Certificate(
-            prediction=prediction,
-            certified=margin >= 0,
-            margin=margin,
-            placement_margin=placement_margin,
-            threat=threat,
-            method="exact",
-            guard=model.guard_on(prediction.device),
-            close=votes.close.sum(dim=(1, 2)),
-            unit=votes.unit,
-            outcome="recovers or alerts",
-        )
-
-
-def answers(masking: Masking, cast: Tensor) -> Int[Tensor, " B"]:
-    """The class to which `cast` [B,N,K] adds up most, the lowest of equals; -1, an alert, where a window holds too much
-    of that.
-    """
-    answer = first_argmax(cast.sum(dim=1, dtype=torch.int64))
-    return torch.where(masking.suspicious(cast, answer), -1, answer)
+        found = masking.unnoticed_margins(votes, prediction.clamp(min=0), sets).amin(dim=2)
+        return torch.where(prediction[:, None] < 0, found.clamp(max=-1), found)

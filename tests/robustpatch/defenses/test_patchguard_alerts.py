@@ -14,7 +14,7 @@ from torch import Tensor
 from robustpatch.ablations.kinds import Blocks, Columns
 from robustpatch.certificates.robust_masking import Masking, incidence
 from robustpatch.defenses import parse_defense
-from robustpatch.defenses.patchguard_alerts import AlarmedClassifier, PatchGuardAlerts, answers
+from robustpatch.defenses.patchguard_alerts import AlarmedClassifier, PatchGuardAlerts
 from robustpatch.errors import InvalidInput
 from robustpatch.threats import parse_threat
 from robustpatch.threats.rectangle import PatchThreat
@@ -57,7 +57,7 @@ def test_no_content_within_reach_is_answered_unnoticed(boolean):
         windows = sorted(set(oracles.touched(text, window, size)), key=sorted)
         columns = [votes.cast[0, :, k].long().tolist() for k in range(votes.cast.shape[2])]
         answer = answer_of(columns, windows, threshold)
-        assert int(answers(masking, votes.cast)) == answer
+        assert int(masking.answer_or_alert(votes.cast)) == answer
         if answer < 0:
             return
         margins = masking.unnoticed_margins(votes, torch.tensor([answer]), sets)[0]
@@ -131,7 +131,7 @@ def test_a_share_exactly_reached_is_no_alert():
     cast = torch.zeros(1, 8, 2, dtype=torch.bool)
     cast[0, [0, 1, 4, 6], 1] = True
     windows = incidence(Columns(1), PatchThreat(1, 2), (1, 8))
-    assert [int(answers(Masking(windows, t), cast)) for t in (Fraction(1, 2), Fraction(49, 100))] == [1, -1]
+    assert [int(Masking(windows, t).answer_or_alert(cast)) for t in (Fraction(1, 2), Fraction(49, 100))] == [1, -1]
 
 
 def test_ablations_without_a_score():
@@ -162,7 +162,7 @@ def test_the_type_of_votes_is_no_matter():
     masking, sets = (incidence(Columns(1), PatchThreat(1, 1), (1, 6)) for _ in range(2))
     masking = Masking(masking, Fraction(1, 3))
     votes, units = Votes(cast, torch.zeros_like(cast)), Scored(cast.int() * Scored.unit, 0)
-    answer = answers(masking, cast).clamp(min=0)
-    assert torch.equal(answers(masking, units.cast).clamp(min=0), answer)
+    answer = masking.answer_or_alert(cast).clamp(min=0)
+    assert torch.equal(masking.answer_or_alert(units.cast).clamp(min=0), answer)
     ours, theirs = (masking.unnoticed_margins(some, answer, sets) >= 0 for some in (votes, units))
     assert not (theirs & ~ours).any()
