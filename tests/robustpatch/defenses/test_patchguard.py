@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.audit import audit
+from robustpatch.ablations.kinds import Columns
 from robustpatch.ablations.parse import parse_ablation
 from robustpatch.certificates.exact import certify_votes
 from robustpatch.certificates.robust_masking import Masking, incidence
@@ -23,9 +24,11 @@ from robustpatch.threats.any_of import AnyOf
 from robustpatch.threats.rectangle import PatchThreat
 from robustpatch.training.config import TrainingConfig
 from robustpatch.training.loop import train
+from robustpatch.voting.rules import TopOne
 from robustpatch.voting.scored import ClippedLogits, SummedScores
 from robustpatch.voting.votes import UNITS, Scored, Votes, first_argmax
 from tests import helpers, oracles, toys
+from tests.attacks.toys import Lookup, smoothed
 
 GEOMETRIES = [  # ablation, window of the detector, patch, image
     ("columns:1", (1, 1), (1, 1), (1, 4)),
@@ -200,6 +203,30 @@ def test_predict_certify_and_forward_agree(voting, threshold):
     assert torch.equal(certificate.placement_margin.amin(dim=1), certificate.margin)
     (gradient,) = torch.autograd.grad(out[:, 0].sum(), x)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+@pytest.mark.parametrize("voting", [TopOne(1e-6), SummedScores(1e-6)], ids=str)
+@pytest.mark.parametrize("ablation", [Columns(1), Columns(2)], ids=str)
+def test_every_content_of_every_place(ablation, voting, threshold):
+    """End to end, all black and white images of 1x8 pixels, each with every pixel black and white: what is certified
+    stays, and others do not. The classifier is an arbitrary function of what each ablation shows.
+    """
+    x = torch.tensor(list(product((0.0, 1.0), repeat=8))).view(-1, 1, 1, 8)
+    certified = changed = 0
+    for seed in range(4):
+        inner = smoothed(Lookup(seed, 2 * 8, 3, 1.0), ablation, 3, voting)
+        made = PatchGuard(window="1x1", threshold=threshold).wrap(inner, num_classes=3).eval()
+        found = made.certify(x, PatchThreat(1, 1))
+        assert torch.equal(found.prediction, made.predict(x))
+        number = {tuple(image): i for i, image in enumerate(x.flatten(1).tolist())}
+        for i, image in enumerate(x.flatten(1).tolist()):
+            attacked = [number[(*image[:k], 1 - image[k], *image[k + 1 :])] for k in range(8)]
+            moved = bool((found.prediction[attacked] != found.prediction[i]).any())
+            assert not (moved and found.certified[i])
+            certified, changed = certified + int(found.certified[i]), changed + moved
+    assert certified > 0
+    assert changed > 0
 
 
 def test_blocks_with_clipped_logits_are_a_bagnet():
