@@ -30,7 +30,6 @@ from robustpatch.classifiers.base import Classifier
 from robustpatch.classifiers.randomized import RandomizedClassifier, image_keys
 from robustpatch.classifiers.smoothed import SmoothedClassifier
 from robustpatch.defenses.ibp import BoundedClassifier
-from robustpatch.defenses.masking import Boxes
 from robustpatch.defenses.patchcleanser import PatchCleanser
 from robustpatch.defenses.patchguard import MaskedClassifier
 from robustpatch.errors import InvalidInput
@@ -71,12 +70,8 @@ def _(classifier: PatchCleanser, x: Tensor, threat: Threat) -> Evidence:
     masks = classifier.defense.mask_set(*size)
     against, listed = _claimed_threats(threat, size)
     claim = {"image_size": list(size), "threats": against, "classes": classifier.num_classes, "guard": found.guard}
-    claim["count"], outlines = masks.count, dict[str, np.ndarray]()
-    if isinstance(masks, Boxes):
-        claim |= {"rows": list(masks.rows), "columns": list(masks.columns)}
-        claim |= {"height": masks.height, "width": masks.width}
-    else:
-        outlines["hidden"] = np.packbits(masks.hidden().flatten(1).numpy(), axis=1)
+    claim |= {"count": masks.count, **(masks.rectangles or {})}
+    outlines = {} if masks.rectangles else {"hidden": np.packbits(masks.hidden().flatten(1).numpy(), axis=1)}
     arrays = {
         "named": named.cpu().numpy().astype("<i4"),
         "lead": lead.cpu().numpy().astype("<f4"),

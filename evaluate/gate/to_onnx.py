@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustpatch.classifiers.as_classifier import as_classifier
+from robustpatch.classifiers.smoothed import guarded_classifier
 from robustpatch.cli.text import one_line
 from robustpatch.errors import InvalidInput
 from robustpatch.intake.onnx_graph import load
@@ -54,8 +55,8 @@ def onnx(model: nn.Module, x: Tensor) -> nn.Module:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise InvalidInput(f"to is onnx, but {package} is not installed; pip install 'robustpatch[onnx]'")
-    base = as_classifier(model).weights_module()
-    one_pass = hasattr(base, "score_all")
+    base, voting = as_classifier(model).weights_module(), guarded_classifier(as_classifier(model))
+    one_pass = voting is not None and voting.one_pass
     example = x[:2] if one_pass else _seen(model, base, x[:2])
     graph = _through_a_file(_Every(base) if one_pass else base, example)
     exported = OnnxBase(graph, base.ablation).eval() if one_pass else graph

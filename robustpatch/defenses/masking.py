@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -32,6 +33,11 @@ class MaskSet(ABC):
     @abstractmethod
     def hidden(self) -> Bool[Tensor, "n H W"]:
         """The pixels that each mask hides; row-major order."""
+
+    @property
+    def rectangles(self) -> dict[str, Any] | None:
+        """The corners and sides of masks that are all rectangles of one size; None of others."""
+        return None
 
     def covers(self, threat: Threat) -> bool:
         """Tells whether each placement of each patch lies inside some mask, and there are masks for all patches."""
@@ -113,6 +119,11 @@ class Boxes(MaskSet):
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
+
+    @property
+    def rectangles(self) -> dict[str, Any]:
+        corners = {"rows": list(self.rows), "columns": list(self.columns)}
+        return {**corners, "height": self.height, "width": self.width}
 
     def hidden(self) -> Bool[Tensor, "n H W"]:
         down = _within(self.rows, self.height, self.image_size[0])
