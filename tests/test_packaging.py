@@ -230,8 +230,8 @@ def test_a_wheel_beside_hugging_face_s_evaluate(installed, tmp_path):
     for call in calls:
         done = python("-m", "robustpatch", *call, cwd=folder, program=program)
         assert done.returncode == 0, (call, done.stdout, done.stderr)
-    script = program.parent / "robustpatch"
-    assert subprocess.run([script, "attack-vs-cert", *map(str, run)], cwd=folder).returncode == 0  # said once more
+    done = python(program.parent / "robustpatch", "attack-vs-cert", *run, cwd=folder, program=program)  # said once more
+    assert done.returncode == 0, done.stderr
     code = (
         "import multiprocessing, pickle\nfrom robustpatch.attacks import quick\n"
         "if __name__ == '__main__':\n    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
